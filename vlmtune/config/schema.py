@@ -1,0 +1,175 @@
+"""Every knob of vlmtune, once. YAML keys, JSON schema, the README's table and error texts come from these fields.
+
+A field's docstring is its documentation. `None` means "decided by the plan" and the plan says what it chose and why.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A strict, frozen group of keys: an unknown key is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True)
+
+
+class ModelSection(Section):
+    """Which model is tuned."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """Hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) or the path of a folder with the model."""
+    type: str | None = None
+    """Model family, such as `llava` or `qwen2_vl`. Read from the model's config.json when absent; give it to be warned when they differ."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+
+
+class DataSection(Section):
+    """What the model learns from."""
+
+    train_path: Annotated[str, Field(min_length=1)]
+    """Training rows: a `.jsonl`, `.json` or `.parquet` file. Relative to the config file."""
+    val_path: str | None = None
+    """Rows held out for evaluation, same formats."""
+    image_dir: str | None = None
+    """Folder that relative image paths start from. Default: the folder of the data file."""
+    max_length: Annotated[int, Field(ge=16)] = 1024
+    """Longest allowed text in tokens. Image tokens come on top and are never cut."""
+    image_size: Annotated[int, Field(ge=28)] | None = None
+    """Longest image side in pixels; larger images are shrunk. Models with a fixed input say that it has no effect."""
+    truncation: Literal["error", "cut"] = "error"
+    """Text over `max_length`: `error` names the rows; `cut` shortens the last answer from its end and reports how many."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be used: `error` lists them all and stops before the model loads; `skip` drops them and says how many."""
+    allow_urls: bool = False
+    """Fetch images given as http(s) addresses. Off: such a row is a bad row."""
+
+
+class LoraSection(Section):
+    """The low-rank adapters (methods `qlora` and `lora`)."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank r of every adapter."""
+    alpha: Annotated[int, Field(ge=1)] = 32
+    """Scale: adapters act with alpha / rank."""
+    dropout: Fraction = 0.0
+    """Dropout before the adapters."""
+    vision_tower: bool = False
+    """Also put adapters on the vision tower. Off: language model only, which is also what most servers can load."""
+
+
+class QuantizationSection(Section):
+    """How the frozen base is stored (method `qlora`)."""
+
+    load_in_4bit: bool = True
+    """Quantise the frozen base to 4 bits with bitsandbytes."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """4-bit number format."""
+    bnb_4bit_use_double_quant: bool = True
+    """Quantise the quantisation constants too: 0.43 bit less per weight."""
+    quantize_vision_tower: bool = True
+    """Quantise the vision tower as well. Off: the tower stays 16-bit."""
+
+
+class TrainingSection(Section):
+    """How the model learns."""
+
+    method: Literal["qlora", "lora", "full"] = "qlora"
+    """`qlora`: adapters over a 4-bit base. `lora`: adapters over a 16-bit base. `full`: every weight of the language model."""
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 2e-4
+    """Peak learning rate."""
+    batch_size: Count = 1
+    """Rows per forward pass."""
+    gradient_accumulation_steps: Count = 8
+    """Forward passes per optimizer step; rows per step = batch_size × this."""
+    num_epochs: Annotated[float, Field(gt=0.0)] = 1.0
+    """Passes over the training rows."""
+    max_steps: Count | None = None
+    """Stop after this many optimizer steps, whatever `num_epochs` says."""
+    warmup_ratio: Fraction = 0.03
+    """Share of the steps over which the learning rate rises from zero."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] | None = None
+    """Optimizer. Default: `paged_adamw_8bit` on a GPU for adapters and full tuning alike, `adamw` (fused) on a CPU."""
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    """Gradients are scaled down to this norm."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Seed of adapters, dropout and row order."""
+    logging_steps: Count = 1
+    """Optimizer steps between two lines of `log.jsonl`."""
+    eval_steps: Count | None = None
+    """Optimizer steps between two evaluations of the loss on `data.val_path`. Default: at the end only."""
+    save_steps: Count = 100
+    """Optimizer steps between two checkpoints."""
+    save_total_limit: Count = 2
+    """Checkpoints kept."""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Also log to these services."""
+    freeze_vision_tower: bool = True
+    """Method `full`: keep the vision tower as it is."""
+    freeze_projector: bool = True
+    """Method `full`: keep the projector between tower and language model as it is."""
+    lora: LoraSection = LoraSection()
+    """Adapter settings."""
+    quantization: QuantizationSection = QuantizationSection()
+    """4-bit settings."""
+
+
+class HardwareSection(Section):
+    """How the machine is used."""
+
+    mixed_precision: Literal["auto", "bf16", "fp16", "no"] = "auto"
+    """Number format of the computation. `auto`: bf16 where the card has it, else fp16 with loss scaling, else fp32 on a CPU."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass instead of keeping them: much less memory, about a third more time."""
+    num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
+
+
+class TrainingConfig(Section):
+    """One training run, as written in YAML."""
+
+    experiment_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "run"
+    """Name of the run folder inside `output_dir`: letters, digits, `.`, `_`, `-`."""
+    output_dir: Annotated[str, Field(min_length=1)] = "runs"
+    """Folder that holds the run folders. Relative to the current folder."""
+    preset: str | None = None
+    """Preset whose values come before those of this file: see `vlmtune presets list`."""
+    model: ModelSection
+    data: DataSection
+    training: TrainingSection = TrainingSection()
+    hardware: HardwareSection = HardwareSection()
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> "TrainingConfig":
+        """Raise on keys that cannot hold together; each message starts with the key it is about."""
+        training, lora = self.training, self.training.lora
+        if training.method == "qlora" and not training.quantization.load_in_4bit:
+            raise ValueError(
+                "training.quantization.load_in_4bit: false contradicts training.method: qlora; use method: lora"
+            )
+        if training.method == "full" and lora.vision_tower:
+            raise ValueError(
+                "training.lora.vision_tower: method full has no adapters; set training.freeze_vision_tower: false"
+            )
+        if training.method != "full" and not (training.freeze_vision_tower and training.freeze_projector):
+            raise ValueError(
+                f"training.freeze_vision_tower: method {training.method} keeps tower and projector frozen; "
+                "use training.lora.vision_tower: true or method: full"
+            )
+        if training.eval_steps and not self.data.val_path:
+            raise ValueError("training.eval_steps: there is nothing to evaluate without data.val_path")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder: `output_dir/experiment_name`."""
+        return Path(self.output_dir) / self.experiment_name
