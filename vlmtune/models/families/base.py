@@ -1,0 +1,77 @@
+"""What vlmtune needs to know of an architecture, as data and two small functions. Pure Python: planning imports no torch.
+
+A model that needs more than this is a reason to extend `Family` in review, not to subclass it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How a family's image processor is set for a `data.image_size`."""
+
+    overrides: dict[str, Any]
+    """Attributes to set on the image processor; saved with the adapter, so that inference sees the same pixels."""
+    note: str | None = None
+    """What the user must be told, such as "image_size has no effect"."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. Every prefix is a full module path inside the `ForConditionalGeneration` model."""
+
+    name: str
+    model_types: tuple[str, ...]
+    """Values of `model_type` in config.json."""
+    text: str
+    """The language model without its head."""
+    vision: str
+    """The vision tower."""
+    projector: tuple[str, ...]
+    """The modules between tower and language model; may lie inside `vision`."""
+    text_linears: tuple[str, ...]
+    """Leaf names of the language model's linear layers."""
+    vision_linears: tuple[str, ...]
+    """Leaf names of the vision tower's linear layers."""
+    image_tokens: Callable[[Json, Json, int, int], int]
+    """(config, preprocessor config, width_px, height_px) -> tokens that one image takes, its markers included."""
+    image_settings: Callable[[Json, Json, int | None], ImageSettings]
+    """(config, preprocessor config, data.image_size) -> how to set the image processor."""
+    head: str = "lm_head"
+    chat_template: str | None = None
+    """Used when the checkpoint has no template, or one that never ends the assistant's turn."""
+    prefix_lm: bool = False
+    """Prompt seen with full attention, answer with causal attention: one question and one answer a row, no roles."""
+    needs_image: bool = False
+    """A row without an image cannot be processed."""
+
+    def part_of(self, module_path: str) -> str:
+        """The part a module or parameter belongs to: `projector`, `vision`, `head` or `text`.
+
+        Raises:
+            ValueError: the path lies outside the declared parts, so the declaration is wrong.
+        """
+        for part, prefixes in (
+            ("projector", self.projector),
+            ("vision", (self.vision,)),
+            ("head", (self.head,)),
+            ("text", (self.text,)),
+        ):
+            if any(module_path == prefix or module_path.startswith(prefix + ".") for prefix in prefixes):
+                return part
+        raise ValueError(f"{self.name}: {module_path} belongs to none of the declared parts")
+
+
+LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CLIP_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
+def fixed_input(side_px: int, image_size: int | None) -> ImageSettings:
+    """Settings of a family whose every image becomes `side_px` × `side_px`."""
+    if image_size is None or image_size == side_px:
+        return ImageSettings({})
+    return ImageSettings({}, f"data.image_size: {image_size} has no effect: every image becomes {side_px}×{side_px} px")
