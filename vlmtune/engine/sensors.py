@@ -1,0 +1,122 @@
+"""What the NVIDIA driver says about a card, through NVML: works without torch, and when torch cannot use the card."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GpuProcess:
+    """One process that holds memory of the card; bytes are None where the driver does not tell."""
+
+    pid: int
+    name: str
+    used_bytes: int | None
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """One look at one card; fields that its driver does not report are None."""
+
+    name: str
+    total_bytes: int
+    used_bytes: int
+    temperature_c: int | None
+    slowdown_c: int | None
+    """Temperature at which the card slows itself down."""
+    driver: str
+    cuda_version: str
+    """Newest CUDA version that the driver runs, such as `12.8`."""
+    processes: tuple[GpuProcess, ...]
+
+
+def read_gpu(index: int = 0) -> GpuReading | None:
+    """Return a reading of the card that CUDA calls `index`, or None where there is no NVML or no such card.
+
+    `CUDA_VISIBLE_DEVICES` is followed. Without it, NVML's order (by bus address) can differ from CUDA's
+    (fastest first) on machines with different cards; `CUDA_DEVICE_ORDER=PCI_BUS_ID` makes them equal.
+    """
+    nvml = _nvml()
+    if nvml is None:
+        return None
+    try:
+        nvml.nvmlInit()  # never shut down: the second and later calls are free, starting again is not
+        handle = _handle(nvml, index)
+        return None if handle is None else _reading(nvml, handle)
+    except nvml.NVMLError:
+        return None
+
+
+def _nvml() -> ModuleType | None:
+    """Return the module of nvidia-ml-py, or None when it is not installed."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    return pynvml
+
+
+def _handle(nvml: Any, index: int) -> Any | None:
+    """Return NVML's handle of CUDA device `index`, or None when CUDA is told to see no such device."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return nvml.nvmlDeviceGetHandleByIndex(index)
+    names = [name.strip() for name in visible.split(",")]
+    if index >= len(names) or names[index] in ("", "-1"):
+        return None
+    if names[index].isdecimal():
+        return nvml.nvmlDeviceGetHandleByIndex(int(names[index]))
+    return _handle_by_uuid(nvml, names[index])
+
+
+def _handle_by_uuid(nvml: Any, uuid: str) -> Any | None:
+    """Return the handle of the card whose UUID starts with `uuid`: CUDA accepts shortened ones, NVML does not."""
+    if uuid.startswith("MIG-"):
+        return nvml.nvmlDeviceGetHandleByUUID(uuid)
+    for position in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(position)
+        if _text(nvml.nvmlDeviceGetUUID(handle)).startswith(uuid):
+            return handle
+    return None
+
+
+def _reading(nvml: Any, handle: Any) -> GpuReading:
+    """Return all that NVML tells about the card; name and memory must be there, the rest may be missing."""
+
+    def optional(read: Callable[..., Any], *arguments: Any) -> Any | None:
+        try:
+            return read(*arguments)
+        except nvml.NVMLError:
+            return None
+
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    cuda = optional(nvml.nvmlSystemGetCudaDriverVersion) or 0
+    running = [
+        *(optional(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()),
+        *(optional(nvml.nvmlDeviceGetGraphicsRunningProcesses, handle) or ()),
+    ]
+    by_pid = {process.pid: process for process in running}
+    return GpuReading(
+        name=_text(nvml.nvmlDeviceGetName(handle)),
+        total_bytes=memory.total,
+        used_bytes=memory.used,
+        temperature_c=optional(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+        slowdown_c=optional(nvml.nvmlDeviceGetTemperatureThreshold, handle, nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
+        driver=_text(optional(nvml.nvmlSystemGetDriverVersion) or "unknown"),
+        cuda_version=f"{cuda // 1000}.{cuda % 1000 // 10}",
+        processes=tuple(
+            GpuProcess(
+                pid=pid,
+                name=os.path.basename(_text(optional(nvml.nvmlSystemGetProcessName, pid) or "unknown")),
+                used_bytes=process.usedGpuMemory,
+            )
+            for pid, process in sorted(by_pid.items())
+        ),
+    )
+
+
+def _text(value: str | bytes) -> str:
+    """Return NVML's text as str: older nvidia-ml-py returns bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
