@@ -1,0 +1,118 @@
+"""What one row of a data set is, whatever file and shape it came from. Imports nothing heavy."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Where one picture comes from; exactly one field is set."""
+
+    path: str | None = None
+    """Absolute path of an image file."""
+    data: bytes | None = field(default=None, repr=False)
+    """The encoded image itself, embedded in the row (base64 in JSON, binary in Parquet)."""
+    url: str | None = None
+    """http(s) address; only with `data.allow_urls`."""
+
+    @property
+    def name(self) -> str:
+        """How messages call this picture."""
+        if self.data is not None:
+            return f"embedded image ({len(self.data):,} bytes)"
+        return self.path or self.url or "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation: texts and images in order."""
+
+    role: Role
+    parts: tuple[str | ImageRef, ...]
+
+    @property
+    def text(self) -> str:
+        """The texts of this turn, joined."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One conversation that ends with an assistant turn, and where it was read."""
+
+    turns: tuple[Turn, ...]
+    where: str
+    """`train.jsonl:12` (file and line), or `train.parquet row 12` (counted from 1) where lines mean nothing."""
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All pictures, in the order in which the model meets them."""
+        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef))
+
+    @property
+    def prompt(self) -> "Sample":
+        """This sample without its last assistant turn."""
+        return Sample(self.turns[:-1], self.where)
+
+    @property
+    def answer(self) -> str:
+        """Text of the last assistant turn."""
+        return self.turns[-1].text
+
+    def messages(self) -> list[dict]:
+        """The conversation in transformers' chat format; images are bare placeholders."""
+        return [
+            {
+                "role": turn.role,
+                "content": [
+                    {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                    for part in turn.parts
+                ],
+            }
+            for turn in self.turns
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used, why, and what a right one looks like."""
+
+    where: str
+    problem: str
+    hint: str | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One data file, read: usable rows, unusable rows, and what was decided on the user's behalf."""
+
+    samples: list[Sample]
+    bad_rows: list[BadRow]
+    notes: tuple[str, ...]
+
+
+class RowProblem(Exception):
+    """Why one row cannot be used; `read_samples` turns it into a `BadRow`."""
+
+    def __init__(self, problem: str, hint: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.hint = hint
+
+
+def kind_of(value: object) -> str:
+    """The JSON name of a value's type, for messages: `a string`, `a list`, ..."""
+    names = {bool: "true/false", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
+
+
+def shortened(text: str, max_chars: int = 80) -> str:
+    """`text` quoted for a message, cut when long."""
+    return repr(text if len(text) <= max_chars else text[: max_chars - 3] + "...")
+
+
+def count(number: int, what: str) -> str:
+    """`1 row`, `1,200 rows`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
