@@ -1,0 +1,51 @@
+"""Rows → one batch. Shapes: B rows, T tokens of the longest row; image tensors are joined along their first dimension."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlmtune.data.encode import IGNORED, Encoded, is_token_tensor
+
+WHERE = "where"
+"""Key under which a batch carries the names of its rows, for messages; never given to a model."""
+
+
+def collate(rows: list[Encoded], pad_token_id: int) -> dict[str, Tensor | list[str]]:
+    """Return the batch: token tensors padded on the right to [B, T], `labels` [B, T], images joined, row names.
+
+    Rows without images may stand among rows with images: models place image features by their tokens' positions.
+    """
+    longest = max(row.labels.shape[1] for row in rows)
+    pads = {"input_ids": pad_token_id}
+    batch: dict[str, Tensor | list[str]] = {
+        "labels": torch.cat([_padded(row.labels, longest, IGNORED) for row in rows]),
+        WHERE: [row.where for row in rows],
+    }
+    for key in {key: None for row in rows for key in row.tensors}:
+        with_key = [row for row in rows if key in row.tensors]
+        if all(is_token_tensor(row.tensors[key], row.labels.shape[1]) for row in with_key):
+            batch[key] = torch.cat(
+                [_padded(_token_tensor(row, key), longest, pads.get(key, 0)) for row in rows]
+            )
+        else:
+            batch[key] = _joined([row.tensors[key] for row in with_key])
+    return batch
+
+
+def _token_tensor(row: Encoded, key: str) -> Tensor:
+    """A text-only row lacks the marks of image tokens: it has none."""
+    return row.tensors[key] if key in row.tensors else torch.zeros_like(row.labels)
+
+
+def _padded(tensor_1T: Tensor, length: int, value: int) -> Tensor:
+    return F.pad(tensor_1T, (0, length - tensor_1T.shape[1]), value=value)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """Join along dimension 0; rows with fewer tiles in dimension 1 are filled with empty ones, which models skip."""
+    if tensors[0].ndim >= 4 and len({tensor.shape[1] for tensor in tensors}) > 1:
+        most = max(tensor.shape[1] for tensor in tensors)
+        tensors = [
+            F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, most - tensor.shape[1])) for tensor in tensors
+        ]
+    return torch.cat(tensors)

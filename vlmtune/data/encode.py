@@ -1,0 +1,181 @@
+"""Sample → tensors of one row: rendered by the chat template, tokenised by the processor, labels on the answers only.
+
+Where an answer begins and ends is read from the template itself (render up to a turn, render with it), then carried to
+tokens by the tokenizer's character offsets. Nothing is searched for in the text.
+
+Shapes: T tokens of this row.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from vlmtune.data.types import Sample
+from vlmtune.errors import VlmtuneError
+from vlmtune.models.families.base import Family
+from vlmtune.models.processor import special_token_ids
+
+IGNORED = -100
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row, ready to be put into a batch."""
+
+    tensors: dict[str, Tensor]
+    """What the model takes. Token tensors have shape [1, T]; image tensors are as the processor made them."""
+    labels: Tensor
+    """[1, T]: the token id where it is learned, -100 elsewhere."""
+    is_image: Tensor
+    """[T]: True at tokens that stand for an image, its markers included."""
+    where: str
+    num_cut_tokens: int = 0
+
+    @property
+    def num_text_tokens(self) -> int:
+        """Tokens that are not images."""
+        return int((~self.is_image).sum())
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens that stand for images, their markers included."""
+        return int(self.is_image.sum())
+
+
+def encode(sample: Sample, images: list[Image], processor: ProcessorMixin, family: Family) -> Encoded:
+    """Return the row's tensors and labels.
+
+    Raises:
+        VlmtuneError: the row and the model's template or processor do not go together.
+    """
+    if family.prefix_lm:
+        return _encode_prefix_lm(sample, images, processor)
+    text, answers = render(sample, processor)
+    try:
+        output = _call_processor(processor, text, images, offsets=True)
+    except ValueError as error:
+        raise VlmtuneError(f"{sample.where}: the processor refuses this row: {error}") from None
+    replaced = (output.pop("text_replacement_offsets", None) or [[]])[0]
+    if len(replaced) != len(images):
+        raise VlmtuneError(
+            f"{sample.where}: the text holds {len(replaced)} image tokens for {len(images)} images",
+            f"remove the model's own image token {processor.image_token!r} from the texts",
+        )
+    offsets = output.pop("offset_mapping")[0]
+    offsets = offsets.tolist() if isinstance(offsets, Tensor) else offsets
+    is_image = torch.tensor([any(s <= a < e for s, e in (r["new_span"] for r in replaced)) for a, _ in offsets])
+    labels = _labels(output["input_ids"][0], offsets, [_expanded(a, replaced) for a in answers], processor, sample.where)
+    return Encoded(dict(output), labels.unsqueeze(0), is_image, sample.where)
+
+
+def encode_prompt(sample: Sample, images: list[Image], processor: ProcessorMixin, family: Family) -> dict[str, Tensor]:
+    """Return the tensors of everything before the last answer, as the model sees it when it is asked."""
+    if family.prefix_lm:
+        return dict(_call_processor(processor, _prefix(sample, processor), images))
+    text = processor.apply_chat_template(sample.prompt.messages(), tokenize=False, add_generation_prompt=True)
+    return dict(_call_processor(processor, text, images))
+
+
+def render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[Span]]:
+    """Return the row's text and the character span of each answer, what the template puts after it included."""
+    messages = sample.messages()
+    full = processor.apply_chat_template(messages, tokenize=False)
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = processor.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
+        upto = processor.apply_chat_template(messages[: index + 1], tokenize=False)
+        if not (full.startswith(before) and full.startswith(upto)):
+            raise VlmtuneError(
+                f"{sample.where}: the chat template rewrites earlier turns, so turn {index + 1} cannot be trained",
+                "split the conversation into rows with one answer each",
+            )
+        spans.append((len(before), len(upto)))
+    return full, spans
+
+
+def cut(row: Encoded, max_text_tokens: int) -> Encoded:
+    """Return the row with at most `max_text_tokens` text tokens, cut from the end of the last answer.
+
+    Raises:
+        VlmtuneError: that would leave nothing to learn, or take image tokens.
+    """
+    excess = row.num_text_tokens - max_text_tokens
+    if excess <= 0:
+        return row
+    kept = row.labels.shape[1] - excess
+    if bool(row.is_image[kept:].any()) or not bool((row.labels[0, :kept] != IGNORED).any()):
+        raise VlmtuneError(
+            f"{row.where}: {row.num_text_tokens} text tokens, and cutting to {max_text_tokens} leaves no answer",
+            "raise data.max_length or shorten the question",
+        )
+    total = row.labels.shape[1]
+    tensors = {key: value[:, :kept] if is_token_tensor(value, total) else value for key, value in row.tensors.items()}
+    return Encoded(tensors, row.labels[:, :kept], row.is_image[:kept], row.where, num_cut_tokens=excess)
+
+
+def is_token_tensor(value: Any, num_tokens: int) -> bool:
+    """Return whether this tensor holds one value a token."""
+    return isinstance(value, Tensor) and value.shape == (1, num_tokens)
+
+
+def _call_processor(processor: ProcessorMixin, text: str, images: list[Image], offsets: bool = False) -> dict[str, Any]:
+    bos = processor.tokenizer.bos_token
+    wanted = {"return_offsets_mapping": True, "return_text_replacement_offsets": True} if offsets else {}
+    return processor(
+        text=[text],
+        images=images or None,
+        return_tensors="pt",
+        add_special_tokens=not (bos and text.startswith(bos)),
+        **wanted,
+    )
+
+
+def _expanded(span: Span, replaced: list[dict]) -> Span:
+    """Return the span's place after image placeholders were replaced by longer texts."""
+
+    def shift(position: int) -> int:
+        grown = [r["new_span"][1] - r["span"][1] for r in replaced if r["span"][1] <= position]
+        return position + (grown[-1] if grown else 0)
+
+    return shift(span[0]), shift(span[1])
+
+
+def _labels(ids_T: Tensor, offsets: list[Span], answers: list[Span], processor: ProcessorMixin, where: str) -> Tensor:
+    """Return labels [T]: each answer's tokens up to and including its end token."""
+    labels_T = torch.full_like(ids_T, IGNORED)
+    special = special_token_ids(processor)
+    for start, end in answers:
+        inside = [t for t, (a, b) in enumerate(offsets) if start <= a < end and b > a]
+        ends = [t for t in inside if int(ids_T[t]) in special]
+        if not ends:
+            raise VlmtuneError(f"{where}: the chat template ends this answer without an end token")
+        learned = [t for t in inside if t <= ends[-1]]
+        labels_T[learned] = ids_T[learned]
+    return labels_T
+
+
+def _encode_prefix_lm(sample: Sample, images: list[Image], processor: ProcessorMixin) -> Encoded:
+    """Prompt as prefix, answer as suffix: the processor itself marks the suffix, and the attention follows the marks."""
+    if len(sample.turns) != 2 or sample.turns[0].role != "user":
+        raise VlmtuneError(
+            f"{sample.where}: this model takes one question and one answer a row, no system turn",
+            "split the conversation into rows with one question and one answer each",
+        )
+    if not images:
+        raise VlmtuneError(f"{sample.where}: this model needs an image in every row", "remove the text-only rows")
+    output = dict(
+        processor(text=[_prefix(sample, processor)], suffix=[sample.answer], images=images, return_tensors="pt")
+    )
+    labels = output.pop("labels")
+    return Encoded(output, labels, output["input_ids"][0] == processor.image_token_id, sample.where)
+
+
+def _prefix(sample: Sample, processor: ProcessorMixin) -> str:
+    return processor.image_token * len(sample.images) + sample.turns[0].text.strip()

@@ -1,0 +1,1 @@
+"""Runs a plan: step, optimizer, trainer, checkpoints, evaluation."""

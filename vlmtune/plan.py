@@ -1,0 +1,273 @@
+"""TrainingConfig + model config + device → RunPlan: every "auto" decided once, each decision with its reason. No torch here.
+
+Estimate and train take a RunPlan and nothing else: neither sees YAML, a preset or a flag.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmtune.config.schema import TrainingConfig
+from vlmtune.errors import VlmtuneError
+from vlmtune.models.families import find_family
+from vlmtune.models.families.base import Family
+from vlmtune.models.source import ModelSource
+
+LOSS_CHUNK_BYTES = 256 * 2**20
+BYTES_PER_LOGIT = 10  # 16-bit logit, fp32 copy, fp32 log-softmax
+
+
+@dataclass(frozen=True)
+class Device:
+    """The processor a plan is made for."""
+
+    kind: str
+    """`cuda` or `cpu`."""
+    name: str
+    bf16: bool
+    total_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value that the plan decided or changed, and why."""
+
+    key: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything a run needs, decided. JSON-able; the only thing that the model builder and the engine read."""
+
+    experiment_name: str
+    model: str
+    """Hub id, or a local folder."""
+    revision: str | None
+    family: str
+    device: str
+    method: str
+    # number formats: "bf16", "fp16" or "fp32"
+    base_dtype: str
+    autocast_dtype: str | None
+    adapter_dtype: str | None
+    loss_scaling: bool
+    # 4-bit base
+    quant_type: str | None
+    double_quant: bool
+    unquantized: tuple[str, ...]
+    """Full module paths that stay in `base_dtype`."""
+    # what learns
+    lora_targets: str | None
+    """Regular expression over full module paths."""
+    lora_rank: int
+    lora_alpha: int
+    lora_dropout: float
+    trainable_parts: tuple[str, ...]
+    """Method full: the parts whose weights are trained."""
+    # data
+    max_length: int
+    image_size: int | None
+    image_overrides: dict[str, Any]
+    truncation: str
+    allow_urls: bool
+    num_workers: int
+    # steps
+    batch_size: int
+    gradient_accumulation_steps: int
+    num_epochs: float
+    max_steps: int | None
+    learning_rate: float
+    warmup_ratio: float
+    lr_scheduler_type: str
+    optimizer: str
+    weight_decay: float
+    max_grad_norm: float
+    gradient_checkpointing: bool
+    loss_chunk_tokens: int
+    seed: int
+    logging_steps: int
+    eval_steps: int | None
+    save_steps: int
+    save_total_limit: int
+    report_to: tuple[str, ...]
+    choices: tuple[Choice, ...] = field(default=())
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunPlan":
+        """Return the plan that `to_json` wrote; raise when another version of vlmtune wrote it differently."""
+        values = json.loads(text)
+        names = {item.name for item in dataclasses.fields(cls)}
+        if set(values) != names:
+            changed = ", ".join(sorted(set(values) ^ names))
+            raise VlmtuneError(
+                f"plan.json was written by another version of vlmtune: keys that differ: {changed}",
+                "use the version named in versions.json, or train again",
+            )
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        values["choices"] = tuple(Choice(**choice) for choice in values["choices"])
+        return cls(**values)
+
+
+def make_plan(config: TrainingConfig, source: ModelSource, device: Device) -> RunPlan:
+    """Decide every open value of `config` for this model and device.
+
+    Raises:
+        VlmtuneError: the model belongs to no family, or a wish cannot be granted on this device.
+    """
+    family = find_family(source.config.get("model_type", ""), config.model.name)
+    choices: list[Choice] = []
+    training = config.training
+    return RunPlan(
+        experiment_name=config.experiment_name,
+        model=source.location,
+        revision=config.model.revision,
+        family=_checked_family(family, config, choices).name,
+        device=device.kind,
+        method=training.method,
+        **_number_formats(config, device, choices),
+        **_quantization(config, family),
+        **_trainable(config, family),
+        **_data(config, family, source, device, choices),
+        batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        num_epochs=training.num_epochs,
+        max_steps=training.max_steps,
+        learning_rate=training.learning_rate,
+        warmup_ratio=training.warmup_ratio,
+        lr_scheduler_type=training.lr_scheduler_type,
+        optimizer=_optimizer(config, device, choices),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        gradient_checkpointing=config.hardware.gradient_checkpointing,
+        loss_chunk_tokens=_loss_chunk_tokens(source),
+        seed=training.seed,
+        logging_steps=training.logging_steps,
+        eval_steps=training.eval_steps,
+        save_steps=training.save_steps,
+        save_total_limit=training.save_total_limit,
+        report_to=training.report_to,
+        choices=tuple(choices),
+    )
+
+
+def _checked_family(family: Family, config: TrainingConfig, choices: list[Choice]) -> Family:
+    wanted = config.model.type
+    if wanted and wanted != family.name and wanted not in family.model_types:
+        reason = f"the model's config.json says so; model.type: {wanted} is not used"
+        choices.append(Choice("model.type", family.name, reason))
+    return family
+
+
+def _number_formats(config: TrainingConfig, device: Device, choices: list[Choice]) -> dict[str, Any]:
+    """Which formats weights, computation and adapters have.
+
+    Adapters only: the frozen base computes in its own format, so no autocast and no copies of weights.
+    Full tuning: fp32 weights, because steps of 1e-5 vanish in bf16, computed under autocast.
+    """
+    wish = config.hardware.mixed_precision
+    if wish == "auto":
+        dtype = ("bf16" if device.bf16 else "fp16") if device.kind == "cuda" else "fp32"
+        reason = {
+            "bf16": f"{device.name} computes bf16",
+            "fp16": f"{device.name} has no bf16: fp16 with loss scaling",
+            "fp32": "training runs on the CPU",
+        }[dtype]
+        choices.append(Choice("hardware.mixed_precision", dtype, reason))
+    else:
+        dtype = {"bf16": "bf16", "fp16": "fp16", "no": "fp32"}[wish]
+    if dtype == "fp16" and device.kind == "cpu":
+        raise VlmtuneError(
+            "hardware.mixed_precision: fp16 needs a GPU, and none was found", "use auto, which takes fp32 on a CPU"
+        )
+    if dtype == "bf16" and device.kind == "cuda" and not device.bf16:
+        raise VlmtuneError(
+            f"hardware.mixed_precision: bf16 is not computed by {device.name}", "use auto, which takes fp16 here"
+        )
+    full = config.training.method == "full"
+    return {
+        "base_dtype": "fp32" if full else dtype,
+        "autocast_dtype": dtype if full and dtype != "fp32" else None,
+        "adapter_dtype": None if full else "fp32",
+        "loss_scaling": dtype == "fp16",
+    }
+
+
+def _quantization(config: TrainingConfig, family: Family) -> dict[str, Any]:
+    """Full module paths to leave alone: any list replaces the library's own, which protects the head."""
+    quantization = config.training.quantization
+    if config.training.method != "qlora":
+        return {"quant_type": None, "double_quant": False, "unquantized": ()}
+    tower = () if quantization.quantize_vision_tower else (family.vision, *family.projector)
+    return {
+        "quant_type": quantization.bnb_4bit_quant_type,
+        "double_quant": quantization.bnb_4bit_use_double_quant,
+        "unquantized": (family.head, *tower),
+    }
+
+
+def _trainable(config: TrainingConfig, family: Family) -> dict[str, Any]:
+    training = config.training
+    full = training.method == "full"
+    parts = ["text", "head"]
+    parts += ["vision"] * (not training.freeze_vision_tower) + ["projector"] * (not training.freeze_projector)
+    return {
+        "lora_targets": None if full else lora_targets(family, training.lora.vision_tower),
+        "lora_rank": training.lora.rank,
+        "lora_alpha": training.lora.alpha,
+        "lora_dropout": training.lora.dropout,
+        "trainable_parts": tuple(parts) if full else (),
+    }
+
+
+def lora_targets(family: Family, with_vision: bool) -> str:
+    """Return the regular expression of the modules that get an adapter, anchored at full paths."""
+    text = rf"{family.text}\..*\.({'|'.join(family.text_linears)})"
+    if not with_vision:
+        return text
+    inside = [path.removeprefix(family.vision + ".") for path in family.projector if path.startswith(family.vision)]
+    not_projector = f"(?!({'|'.join(inside)})\\.)" if inside else ""
+    return rf"{text}|{family.vision}\.{not_projector}.*\.({'|'.join(family.vision_linears)})"
+
+
+def _data(
+    config: TrainingConfig, family: Family, source: ModelSource, device: Device, choices: list[Choice]
+) -> dict[str, Any]:
+    settings = family.image_settings(source.config, source.preprocessor, config.data.image_size)
+    if settings.note:
+        choices.append(Choice("data.image_size", str(config.data.image_size), settings.note))
+    workers = config.hardware.num_workers
+    return {
+        "max_length": config.data.max_length,
+        "image_size": config.data.image_size,
+        "image_overrides": settings.overrides,
+        "truncation": config.data.truncation,
+        "allow_urls": config.data.allow_urls,
+        "num_workers": workers if workers is not None else (2 if device.kind == "cuda" else 0),
+    }
+
+
+def _optimizer(config: TrainingConfig, device: Device, choices: list[Choice]) -> str:
+    wish = config.training.optim
+    if wish is None:
+        wish = "paged_adamw_8bit" if device.kind == "cuda" else "adamw"
+        reason = "8-bit states: a quarter of the memory" if device.kind == "cuda" else "training runs on the CPU"
+        choices.append(Choice("training.optim", wish, reason))
+    if wish != "adamw" and device.kind == "cpu":
+        raise VlmtuneError(
+            f"training.optim: {wish} needs a GPU, and none was found", "leave training.optim out, or use adamw"
+        )
+    return wish
+
+
+def _loss_chunk_tokens(source: ModelSource) -> int:
+    """Labelled tokens whose logits exist at one time, so that they take about LOSS_CHUNK_BYTES."""
+    text = source.config.get("text_config") or source.config
+    vocabulary = text.get("vocab_size") or source.config.get("vocab_size") or 32_000
+    return max(32, LOSS_CHUNK_BYTES // (vocabulary * BYTES_PER_LOGIT) // 32 * 32)
