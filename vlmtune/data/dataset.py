@@ -60,7 +60,7 @@ def measure_rows(
         texts = [_plain_text(sample, processor, family) for sample in some]
         lengths = [len(ids) for ids in processor.tokenizer(texts)["input_ids"]]
         for sample, length in zip(some, lengths, strict=True):
-            sizes = [shrunk_size_px(*image_size_px(ref), plan.image_size) for ref in sample.images]
+            sizes = [shrunk_size_px(image_size_px(ref), plan.image_size) for ref in sample.images]
             image = sum(family.image_tokens(source.config, preprocessor, *size) for size in sizes)
             rows.append(RowTokens(sample.where, length - len(sizes) * (not family.prefix_lm), image))
     return rows
