@@ -9,13 +9,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Section(BaseModel):
     """A strict, frozen group of keys: an unknown key is an error, never ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+    )
 
 
 class ModelSection(Section):
@@ -24,7 +26,7 @@ class ModelSection(Section):
     name: Annotated[str, Field(min_length=1)]
     """Hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) or the path of a folder with the model."""
     type: str | None = None
-    """Model family, such as `llava` or `qwen2_vl`. Read from the model's config.json when absent; give it to be warned when they differ."""
+    """Model family, such as `llava` or `qwen2_vl`. Default: what the model's config.json says; checked against it."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
 
@@ -38,14 +40,14 @@ class DataSection(Section):
     """Rows held out for evaluation, same formats."""
     image_dir: str | None = None
     """Folder that relative image paths start from. Default: the folder of the data file."""
-    max_length: Annotated[int, Field(ge=16)] = 1024
+    max_length: Annotated[int, Field(ge=16, le=1_000_000)] = 1024
     """Longest allowed text in tokens. Image tokens come on top and are never cut."""
-    image_size: Annotated[int, Field(ge=28)] | None = None
+    image_size: Annotated[int, Field(ge=28, le=16_384)] | None = None
     """Longest image side in pixels; larger images are shrunk. Models with a fixed input say that it has no effect."""
     truncation: Literal["error", "cut"] = "error"
-    """Text over `max_length`: `error` names the rows; `cut` shortens the last answer from its end and reports how many."""
+    """Text over `max_length`: `error` names the rows; `cut` shortens the last answer from its end and counts them."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """A row that cannot be used: `error` lists them all and stops before the model loads; `skip` drops them and says how many."""
+    """An unusable row: `error` lists them all and stops before the model loads; `skip` drops and counts them."""
     allow_urls: bool = False
     """Fetch images given as http(s) addresses. Off: such a row is a bad row."""
 
@@ -55,7 +57,7 @@ class LoraSection(Section):
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank r of every adapter."""
-    alpha: Annotated[int, Field(ge=1)] = 32
+    alpha: Annotated[int, Field(ge=1, le=10_000)] = 32
     """Scale: adapters act with alpha / rank."""
     dropout: Fraction = 0.0
     """Dropout before the adapters."""
@@ -80,14 +82,14 @@ class TrainingSection(Section):
     """How the model learns."""
 
     method: Literal["qlora", "lora", "full"] = "qlora"
-    """`qlora`: adapters over a 4-bit base. `lora`: adapters over a 16-bit base. `full`: every weight of the language model."""
+    """`qlora`: adapters, 4-bit base. `lora`: adapters, 16-bit base. `full`: every weight of the language model."""
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 2e-4
     """Peak learning rate."""
     batch_size: Count = 1
     """Rows per forward pass."""
     gradient_accumulation_steps: Count = 8
     """Forward passes per optimizer step; rows per step = batch_size × this."""
-    num_epochs: Annotated[float, Field(gt=0.0)] = 1.0
+    num_epochs: Annotated[float, Field(gt=0.0, le=10_000.0)] = 1.0
     """Passes over the training rows."""
     max_steps: Count | None = None
     """Stop after this many optimizer steps, whatever `num_epochs` says."""
@@ -127,7 +129,7 @@ class HardwareSection(Section):
     """How the machine is used."""
 
     mixed_precision: Literal["auto", "bf16", "fp16", "no"] = "auto"
-    """Number format of the computation. `auto`: bf16 where the card has it, else fp16 with loss scaling, else fp32 on a CPU."""
+    """Number format of the computation. `auto`: bf16 where the card has it, else fp16 with scaling; fp32 on a CPU."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them: much less memory, about a third more time."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
@@ -150,23 +152,27 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "TrainingConfig":
-        """Raise on keys that cannot hold together; each message starts with the key it is about."""
+        """Raise on keys that cannot hold together: one line each, which starts with the key it is about."""
         training, lora = self.training, self.training.lora
+        found = []
         if training.method == "qlora" and not training.quantization.load_in_4bit:
-            raise ValueError(
+            found.append(
                 "training.quantization.load_in_4bit: false contradicts training.method: qlora; use method: lora"
             )
         if training.method == "full" and lora.vision_tower:
-            raise ValueError(
+            found.append(
                 "training.lora.vision_tower: method full has no adapters; set training.freeze_vision_tower: false"
             )
         if training.method != "full" and not (training.freeze_vision_tower and training.freeze_projector):
-            raise ValueError(
-                f"training.freeze_vision_tower: method {training.method} keeps tower and projector frozen; "
+            frozen = "freeze_projector" if training.freeze_vision_tower else "freeze_vision_tower"
+            found.append(
+                f"training.{frozen}: method {training.method} keeps tower and projector frozen; "
                 "use training.lora.vision_tower: true or method: full"
             )
         if training.eval_steps and not self.data.val_path:
-            raise ValueError("training.eval_steps: there is nothing to evaluate without data.val_path")
+            found.append("training.eval_steps: there is nothing to evaluate without data.val_path")
+        if found:
+            raise ValueError("\n".join(found))
         return self
 
     @property
