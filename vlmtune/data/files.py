@@ -9,6 +9,7 @@ from vlmtune.data.types import RowProblem
 from vlmtune.errors import VlmtuneError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+_BEYOND_LIMITS = "not usable JSON: nested too deeply, or a number of thousands of digits"  # Python's own limits
 _PARQUET_BATCH_ROWS = 64  # embedded images make rows of megabytes
 
 
@@ -60,8 +61,8 @@ def _parsed(text: str) -> object:
         return json.loads(text)
     except json.JSONDecodeError as error:
         return RowProblem(f"not valid JSON: {error.msg} at column {error.colno}", "every line is one JSON object")
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a list 10,000 deep
-        return RowProblem(f"not usable JSON: {error}", "every line is one JSON object")
+    except (ValueError, RecursionError):
+        return RowProblem(_BEYOND_LIMITS, "every line is one JSON object")
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
@@ -71,8 +72,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
         is_jsonl = error.msg == "Extra data" and error.lineno > 1
         hint = "one object a line is JSONL: rename the file to .jsonl" if is_jsonl else None
         raise VlmtuneError(f"{path.name}:{error.lineno}: not valid JSON: {error.msg}", hint) from None
-    except (ValueError, RecursionError) as error:
-        raise VlmtuneError(f"{path.name}: not usable JSON: {error}") from None
+    except (ValueError, RecursionError):
+        raise VlmtuneError(f"{path.name}: {_BEYOND_LIMITS}") from None
     if isinstance(content, dict):
         content = content.get("data")
     if not isinstance(content, list):

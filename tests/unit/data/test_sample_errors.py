@@ -1,0 +1,200 @@
+"""What users read when a row or a file cannot be used, word for word."""
+
+import json
+
+import pytest
+
+from vlmtune.data.formats import parse_row
+from vlmtune.data.image_refs import ImageRules
+from vlmtune.data.samples import read_samples
+from vlmtune.data.types import RowProblem
+from vlmtune.errors import VlmtuneError
+
+SIMPLE = 'a right row: {"image": "photos/1.jpg", "question": "What is this?", "answer": "A cat."}'
+MESSAGES = (
+    'a right row: {"images": ["photos/1.jpg"], "messages": [{"role": "user", "content": "<image>What is this?"}, '
+    '{"role": "assistant", "content": "A cat."}]}'
+)
+PARTS = 'a right part: {"type": "text", "text": "What is this?"} or {"type": "image", "image": "photos/1.jpg"}'
+PATH = 'write a path, such as "image": "photos/1.jpg"'
+ORDER = "turns alternate: system (optional), user, assistant, user, assistant, ..."
+ANSWER = "write the answer, or remove the row"
+LIMITS = "not usable JSON: nested too deeply, or a number of thousands of digits"
+COUNTS = "write one <image> for every image, or none to place the images first"
+
+
+def chat(*turns: tuple, **columns: object) -> dict:
+    return {"messages": [{"role": role, "content": content} for role, content in turns], **columns}
+
+
+def asking(content: object, **columns: object) -> dict:
+    return chat(("user", content), ("assistant", "a"), **columns)
+
+
+def with_image(value: object) -> dict:
+    return {"image": value, "question": "q", "answer": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "problem", "hint"),
+    [
+        (7, "the row is a number where an object is expected", SIMPLE),
+        (["a"], "the row is a list where an object is expected", SIMPLE),
+        ({}, "the row has no columns", SIMPLE),
+        ({"id": 1, "meta": "x"}, "no known columns; found 'id', 'meta'", SIMPLE),
+        ({"Question": "q", "Answer": "a"}, "no known columns; found 'Question', 'Answer'",
+         "did you mean question instead of 'Question'?"),
+        ({"image": "a.jpg", "question": "q", "anwser": "a"}, "question has no answer beside it",
+         "did you mean answer instead of 'anwser'?"),
+        ({"image": "a.jpg", "caption": "A cat."}, "caption has no question beside it", SIMPLE),
+        ({"question": "q", "prompt": "p", "answer": "a"}, "question and prompt could both be the question",
+         "keep one of them, or write messages"),
+        ({"question": "q", "answer": "a", "label": 1}, "answer and label could both be the answer",
+         "keep one of them, or write messages"),
+        ({"question": "q", "answer": " \n"}, "turn 2 (assistant) is an empty answer", ANSWER),
+        ({"question": "", "answer": "a"}, "turn 1 (user) is empty", "write its text, or remove the turn"),
+        ({"question": "q", "answer": ["a", "b"]}, "answer is a list where a string is expected", SIMPLE),
+        ({"question": "q", "answer": True}, "answer is true/false where a string is expected", SIMPLE),
+        ({"question": "q", "answer": float("nan")}, "answer is nan where a string is expected", SIMPLE),
+        ({"question": 3, "answer": "a"}, "question is a number where a string is expected", SIMPLE),
+        ({"messages": "[]"}, "messages is a string where a list of turns is expected", MESSAGES),
+        ({"messages": []}, "messages is an empty list", MESSAGES),
+        ({"messages": ["hello"]}, "turn 1 is a string where an object is expected", MESSAGES),
+        ({"conversations": [{"value": "q"}]}, "turn 1 has no role", MESSAGES),
+        ({"prompt": [{"role": "user", "content": "q"}], "completion": "a"},
+         "completion is a string where a list of turns is expected", MESSAGES),
+        ({"prompt": [{"role": "user", "content": "q"}]},
+         "completion is null where a list of turns is expected", MESSAGES),
+        (chat(("user", "q"), ("tool", "t")), "turn 2 has the role 'tool'",
+         "known roles: system, user, human, assistant, gpt"),
+        (chat((3, "q")), "turn 1 has the role a number", "known roles: system, user, human, assistant, gpt"),
+        (chat(("assistant", "a")), "turn 1 is assistant where user is expected", ORDER),
+        (chat(("user", "q"), ("user", "q")), "turn 2 is user where assistant is expected", ORDER),
+        (chat(("user", "q"), ("assistant", "a"), ("system", "s")), "turn 3 is system where user is expected", ORDER),
+        (chat(("user", "q")), "the last turn is user: there is no answer to learn",
+         "end every row with an assistant turn"),
+        (chat(("user", "q"), ("assistant", None)), "turn 2 (assistant) is an empty answer", ANSWER),
+        (chat(("user", "q"), ("assistant", ""), ("user", "q"), ("assistant", "a")),
+         "turn 2 (assistant) is an empty answer", ANSWER),
+        (chat(("user", "q"), ("assistant", "a <image>"), image="a.jpg"), "turn 2 (assistant) holds an image",
+         "move it to a user turn"),
+        (asking(7), "turn 1 (user) is a number where a string or a list of parts is expected", MESSAGES),
+        (asking(["q"]), "turn 1 (user), part 1 is a string where an object is expected", PARTS),
+        (asking([{"type": "text", "text": 3}]),
+         "turn 1 (user), part 1: text is a number where a string is expected", PARTS),
+        (asking([{"type": "video", "video": "a.mp4"}]), "turn 1 (user), part 1 has the type 'video'", PARTS),
+        (asking([{"content": "q"}]), "turn 1 (user), part 1 has no type", PARTS),
+        (asking("\ud800"), "turn 1 (user) holds a broken character (half of a surrogate pair)",
+         "write the text as UTF-8"),
+        (asking("<image>", images=["a.jpg", "b.jpg"]), "2 images but 1 <image> placeholder", COUNTS),
+        (asking("<image> <image>", image="a.jpg"), "1 image but 2 <image> placeholders", COUNTS),
+        (asking("<image>"), "0 images but 1 <image> placeholder", COUNTS),
+        (asking([{"type": "image", "image": "a.jpg"}], images=["b.jpg"]),
+         "1 image in the image column beside 1 in the messages",
+         "keep one of the two, or write <image> where the others belong"),
+        (with_image(5), "image 1 is a number where a path is expected", PATH),
+        (with_image(["a.jpg", None]), "image 2 is null where a path is expected", PATH),
+        (with_image(""), "image 1 is an empty string", "leave the column out, or null, in a row without images"),
+        (with_image(b""), "image 1 is empty where a path is expected", PATH),
+        (with_image({"file": "a.jpg"}),
+         "image 1 is an object without bytes, base64, image, image_url, path or url", PATH),
+        (with_image("a\0.jpg"), "image 1 holds a broken character: 'a\\x00.jpg'", PATH),
+        (with_image("file:///a.jpg"), "image 1 is a file:// address: 'file:///a.jpg'", PATH),
+        (with_image("data:image/png,abc"), "image 1 is a data: address without base64",
+         "write data:image/png;base64,..."),
+        (with_image("data:image/png;base64,a*"), "image 1 is not valid base64",
+         "encode the whole image file, with its = padding"),
+        (with_image("https://example.org/a.jpg"),
+         "image 1 is an address, and nothing is fetched: 'https://example.org/a.jpg'",
+         "download the image and write its path, or set data.allow_urls: true"),
+    ],
+)  # fmt: skip
+def test_problem_of_a_row(row, problem, hint):
+    with pytest.raises(RowProblem) as raised:
+        parse_row(row, "rows.jsonl:1", ImageRules("/data", allow_urls=False))
+    assert (raised.value.problem, raised.value.hint) == (problem, hint)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"question": "q",}', "not valid JSON: Expecting property name enclosed in double quotes at column 18"),
+        ("1" * 5000, LIMITS),
+        ("[" * 100_000, LIMITS),
+    ],
+)
+def test_a_line_that_is_not_json_does_not_stop_the_file(tmp_path, line, problem):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{line}\n" + json.dumps({"question": "q", "answer": "a"}))
+    rows = read_samples(path)
+    assert [sample.where for sample in rows.samples] == ["rows.jsonl:2"]
+    assert rows.bad_rows[0].where == "rows.jsonl:1"
+    assert rows.bad_rows[0].problem == problem
+    assert rows.bad_rows[0].hint == "every line is one JSON object"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", b"", "data file {path} is empty"),
+        ("rows.jsonl", b" \n\n", "data file {path} holds no rows"),
+        ("rows.json", b"[]", "data file {path} holds no rows"),
+        ("rows.csv", b"a", "data file {path} is none of .jsonl, .json or .parquet\n"
+         "hint: convert it, or give it its right ending"),
+        ("rows.jsonl", b"[\n{}\n]", "rows.jsonl:1: a row is spread over several lines\n"
+         "hint: write each row on one line, or rename a JSON array to .json"),
+        ("rows.jsonl", b'{"question": "caf\xe9"}',
+         "rows.jsonl:1: not UTF-8: byte 0xe9 at position 18\nhint: save it as UTF-8"),
+        ("rows.jsonl", '{"a": 1}'.encode("utf-16"),
+         "rows.jsonl:1: the file is UTF-16, not UTF-8\nhint: save it as UTF-8"),
+        ("rows.json", b"\xff", "rows.json: not UTF-8: byte 0xff at position 1\nhint: save it as UTF-8"),
+        ("rows.json", b'[{"a": 1},\n{"b": }]', "rows.json:2: not valid JSON: Expecting value"),
+        ("rows.json", b'{"a": 1}\n{"a": 2}', "rows.json:2: not valid JSON: Extra data\n"
+         "hint: one object a line is JSONL: rename the file to .jsonl"),
+        ("rows.json", b"[" * 100_000, f"rows.json: {LIMITS}"),
+        ("rows.json", b'{"rows": []}', 'rows.json: no list of rows\n'
+         'hint: write [{{...}}, {{...}}] or {{"data": [{{...}}, {{...}}]}}'),
+    ],
+)  # fmt: skip
+def test_problem_of_a_file(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(VlmtuneError) as raised:
+        read_samples(path)
+    assert str(raised.value) == message.format(path=path)
+
+
+def test_a_broken_parquet_file(tmp_path):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"PAR1 and nothing more PAR1")
+    with pytest.raises(VlmtuneError, match=r"^rows\.parquet: Parquet file cannot be read after row 0: "):
+        read_samples(path)
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(VlmtuneError) as raised:
+        read_samples(tmp_path / "trian.jsonl")
+    assert str(raised.value) == f"data file {tmp_path}/trian.jsonl does not exist\nhint: did you mean train.jsonl?"
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(VlmtuneError) as raised:
+        read_samples(tmp_path / "data" / "train.jsonl")
+    assert raised.value.hint == f"the folder {tmp_path}/data does not exist"
+
+
+def test_a_folder_is_not_a_file(tmp_path):
+    with pytest.raises(VlmtuneError) as raised:
+        read_samples(tmp_path)
+    assert (
+        str(raised.value) == f"data file {tmp_path} is a folder\nhint: name the .jsonl, .json or .parquet file itself"
+    )
+
+
+def test_a_missing_image_folder(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}")
+    with pytest.raises(VlmtuneError) as raised:
+        read_samples(path, image_dir=tmp_path / "photos")
+    assert str(raised.value) == f"image folder {tmp_path}/photos does not exist\nhint: correct data.image_dir"

@@ -1,0 +1,235 @@
+"""Opening and checking pictures. Pillow is imported on use; every problem with a picture names it.
+
+Only the formats below are tried: Pillow's full list starts Ghostscript for EPS files, among others.
+"""
+
+import io
+import os
+import stat
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
+
+from vlmtune.data.types import BadRow, ImageRef, RowProblem, Rows, Sample
+from vlmtune.errors import VlmtuneError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+_CHUNK_IMAGES = 64  # one future per image would cost more than many of the checks
+_ORIENTATION_TAG = 0x0112
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+)
+"""What Pillow's readers raise on damaged files."""
+
+
+def image_size_px(ref: ImageRef) -> tuple[int, int]:
+    """Width and height as shown, EXIF rotation applied; read from the header, nothing is decoded."""
+    with _usable(ref) as image:
+        width_px, height_px = image.size
+        return (height_px, width_px) if _orientation(image) >= 5 else (width_px, height_px)
+
+
+def shrunk_size_px(size_px: tuple[int, int], max_side_px: int | None) -> tuple[int, int]:
+    """The size that `open_image` gives a picture of `size_px`: longer side at most `max_side_px`, never enlarged."""
+    longer_px = max(size_px)
+    if max_side_px is None or longer_px <= max_side_px:
+        return size_px
+    width_px, height_px = (max(1, round(side_px * max_side_px / longer_px)) for side_px in size_px)
+    return width_px, height_px
+
+
+def open_image(ref: ImageRef, max_side_px: int | None) -> "Image":
+    """The picture as RGB: upright, transparency on white, longer side shrunk to `max_side_px`."""
+    from PIL.Image import Resampling
+
+    with _usable(ref) as image:
+        orientation = _orientation(image)
+        width_px, height_px = shrunk_size_px(image.size, max_side_px)
+        if (width_px, height_px) != image.size:
+            # JPEGs decode at a half, quarter or eighth for a fraction of the time; twice the target keeps the quality.
+            image.draft(None, (2 * width_px, 2 * height_px))
+        rgb = _to_rgb(image)
+        if rgb.size != (width_px, height_px):
+            rgb = rgb.resize((width_px, height_px), Resampling.BICUBIC)
+        return _upright(rgb, orientation)
+
+
+def check_images(samples: Sequence[Sample], *, num_threads: int | None = None) -> list[BadRow]:
+    """One `BadRow` for every row and picture in it that cannot be used; each picture is looked at once."""
+    refs = list(dict.fromkeys(ref for sample in samples for ref in sample.images))
+    chunks = [refs[start : start + _CHUNK_IMAGES] for start in range(0, len(refs), _CHUNK_IMAGES)]
+    problems: dict[ImageRef, RowProblem] = {}
+    # Warnings filters belong to the process, not to a thread: set once, around all of them.
+    with _without_warnings(), ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
+        for chunk_problems in pool.map(_problems_of, chunks):
+            problems |= chunk_problems
+    if not problems:
+        return []
+    return [
+        BadRow(sample.where, problems[ref].problem, problems[ref].hint)
+        for sample in samples
+        for ref in dict.fromkeys(sample.images)
+        if ref in problems
+    ]
+
+
+def with_images_checked(rows: Rows, *, num_threads: int | None = None) -> Rows:
+    """`rows` with every sample whose pictures cannot be used moved to the bad rows, in the file's order."""
+    bad_rows = check_images(rows.samples, num_threads=num_threads)
+    bad_places = {bad.where for bad in bad_rows}
+    samples = [sample for sample in rows.samples if sample.where not in bad_places]
+    return Rows(samples, sorted(rows.bad_rows + bad_rows, key=_row_number), rows.notes)
+
+
+def _row_number(bad: BadRow) -> int:
+    return int(bad.where.replace(":", " ").rpartition(" ")[2])
+
+
+def _problems_of(refs: list[ImageRef]) -> dict[ImageRef, RowProblem]:
+    problems = {}
+    for ref in refs:
+        try:
+            with _opened(ref) as (image, stream):
+                _check(image, stream)
+        except RowProblem as problem:
+            problems[ref] = problem
+    return problems
+
+
+def _check(image: "Image", stream: BinaryIO) -> None:
+    """Find damage without decoding where the format allows it: decoding 100,000 photos takes hours, this seconds.
+
+    A PNG carries a checksum in every chunk. A JPEG carries none; its usual damage is a missing end (a download that
+    stopped, a full disk), so the end-of-image marker is looked for, and the decoder asked only where it is not last.
+    Damage inside a complete JPEG passes: it shows as wrong colours, or as an error of `open_image`. Others are decoded.
+    """
+    if image.format == "PNG":
+        image.verify()
+        return
+    if image.format in ("JPEG", "MPO"):
+        stream.seek(-2, os.SEEK_END)
+        if stream.read(2) == b"\xff\xd9":
+            return
+    image.load()
+
+
+@contextmanager
+def _usable(ref: ImageRef) -> "Iterator[Image]":
+    """The opened picture; what is wrong with it is a `VlmtuneError` here."""
+    try:
+        with _without_warnings(), _opened(ref) as (image, _):
+            yield image
+    except RowProblem as problem:
+        raise VlmtuneError(problem.problem, problem.hint) from None
+
+
+@contextmanager
+def _opened(ref: ImageRef) -> "Iterator[tuple[Image, BinaryIO]]":
+    """The picture with its header read, and its stream; Pillow's errors become a `RowProblem`, in the body too."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with _stream(ref) as stream, Image.open(stream, formats=FORMATS) as image:
+            if image.mode in ("I", "F"):
+                raise RowProblem(
+                    f"{_label(ref)} holds 32-bit grey levels without a fixed white", "convert it to 8 bits"
+                )
+            yield image, stream
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise RowProblem(f"{_label(ref)} has more than {limit:,} pixels: a decompression bomb", "shrink it") from None
+    except UnidentifiedImageError:
+        raise RowProblem(f"{_label(ref)} is not an image", f"known formats: {', '.join(FORMATS)}") from None
+    except _DAMAGE as error:
+        raise RowProblem(f"{_label(ref)} is damaged: {error}", "replace the file") from None
+
+
+def _stream(ref: ImageRef) -> BinaryIO:
+    if ref.data is not None:
+        return io.BytesIO(ref.data)
+    if ref.url is not None:
+        from vlmtune.data.fetch import fetch
+
+        return io.BytesIO(fetch(ref.url))
+    assert ref.path is not None
+    try:
+        status = os.stat(ref.path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
+            raise RowProblem(f"{_label(ref)} is not a regular file")
+        if status.st_size == 0:
+            raise RowProblem(f"{_label(ref)} is an empty file", "replace the file")
+        return open(ref.path, "rb")
+    except FileNotFoundError:
+        hint = "relative paths start from data.image_dir, or from the folder of the data file"
+        raise RowProblem(f"{_label(ref)} does not exist", hint) from None
+    except OSError as error:
+        raise RowProblem(f"{_label(ref)} cannot be read: {error.strerror}") from None
+
+
+def _label(ref: ImageRef) -> str:
+    return ref.name if ref.data is not None else f"image {ref.name}"
+
+
+def _orientation(image: "Image") -> int:
+    """The EXIF orientation, 1 to 8, that is still to be applied; 1 where the header has none that can be read."""
+    if image.format == "TIFF":  # Pillow turns these itself
+        return 1
+    if image.format == "PNG" and "exif" not in image.info:  # asking would decode the picture
+        return 1
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _DAMAGE:
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _upright(image: "Image", orientation: int) -> "Image":
+    from PIL.Image import Transpose
+
+    steps = (
+        None,
+        Transpose.FLIP_LEFT_RIGHT,
+        Transpose.ROTATE_180,
+        Transpose.FLIP_TOP_BOTTOM,
+        Transpose.TRANSPOSE,
+        Transpose.ROTATE_270,
+        Transpose.TRANSVERSE,
+        Transpose.ROTATE_90,
+    )
+    step = steps[orientation - 1]
+    return image if step is None else image.transpose(step)
+
+
+def _to_rgb(image: "Image") -> "Image":
+    """A decoded copy in RGB; transparent pixels become white."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return image.point(lambda value: value / 256, "L").convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns about large pictures and sloppy files; what matters is an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
