@@ -38,7 +38,7 @@ def missing_key(path: KeyPath, where: str) -> VlmtuneError:
 def _right_key(path: KeyPath) -> str:
     word, group = path[-1], path[:-1]
     names = [key.name for key in all_keys()] + [dotted(section) for section in section_docs()]
-    if word in names:
+    if "." in word and word in names:
         return f"write it in its group, or on the command line as --set {word}=…"
     by_leaf: dict[str, list[str]] = {}
     for name in names:
@@ -70,15 +70,15 @@ def _described(value: object) -> str:
 
 
 def _but(key: Key, value: object) -> str:
-    if value is None:
+    if value is None or value == "":
         return "but it is empty"
     if key.choices and isinstance(value, str):
-        return f"not {shown(value, bare=True) or 'empty text'}"
+        return f"not {shown(value, bare=True)}"
     return f"not {_described(value)}"
 
 
 def _right_value(key: Key, value: object) -> str:
-    if value is None:
+    if value is None and key.default is not REQUIRED:
         return f"give a value, or remove the line: the default is {shown(key.default, bare=True)}"
     if key.json_type == "string" and isinstance(value, bool | int | float) and not key.choices:
         return f'put it in quotes: {key.path[-1]}: "{shown(value)}"'

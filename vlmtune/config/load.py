@@ -167,10 +167,12 @@ def _override(text: str) -> Document:
 
 def _as_one_error(problems: list[tuple[int, VlmtuneError]], name: str) -> VlmtuneError:
     ordered = [error for _, error in sorted(problems, key=lambda problem: problem[0])]
-    count = f"{len(ordered)} problems" if len(ordered) > 1 else "1 problem"
+    if len(ordered) == 1:
+        return VlmtuneError(ordered[0].message, ordered[0].hint, problems=tuple(ordered))
+    count = str(len(ordered))
     if len(ordered) > MAX_PROBLEMS:
-        ordered, count = ordered[:MAX_PROBLEMS], f"more than {MAX_PROBLEMS} problems"
-    return VlmtuneError(f"{count} in {name}", problems=tuple(ordered))
+        ordered, count = ordered[:MAX_PROBLEMS], f"more than {MAX_PROBLEMS}"
+    return VlmtuneError(f"{count} problems in {name}", problems=tuple(ordered))
 
 
 def _at(tree: dict, path: KeyPath) -> object:

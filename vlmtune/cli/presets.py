@@ -1,0 +1,100 @@
+"""`vlmtune presets`: list, show and copy the presets."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlmtune.cli.options import JsonOption
+from vlmtune.errors import VlmtuneError
+
+app = typer.Typer(
+    help="Settings that suit a card: list them, read one, start a config from one.",
+    no_args_is_help=True,
+    epilog="Example: [bold]vlmtune presets copy 8gb my-run.yaml[/bold]",
+)
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name of `vlmtune presets list`.")]
+HEADERS = ("preset", "card", "method", "rank", "batch", "max\nlength", "image\nsize", "suits")
+NUMBERS = ("rank", "max\nlength", "image\nsize")
+
+
+@app.command("list", epilog="Example: [bold]vlmtune presets list[/bold]")
+def list_presets(as_json: JsonOption = False) -> None:
+    """List the presets, smallest card first."""
+    from vlmtune.cli import render
+    from vlmtune.config.presets import ALIASES, find, names
+
+    found = [find(name) for name in names()]
+    if as_json:
+        render.print_json([_facts(preset) for preset in found])
+        return
+    table = render.table(*HEADERS, right=NUMBERS)
+    for facts in map(_facts, found):
+        batch = f"{facts['batch_size']} x {facts['gradient_accumulation_steps']}"
+        sizes = (str(facts["max_length"]), str(facts["image_size"]))
+        card = facts["card"].split(" (")[0]
+        table.add_row(facts["preset"], card, facts["method"], str(facts["rank"]), batch, *sizes, facts["suits"])
+    out = render.console()
+    out.print(table)
+    out.print()
+    out.print("batch: rows at a time x accumulation    max length: text tokens    image size: px")
+    for alias, name in ALIASES.items():
+        out.print(f"{alias} is another name of {name}.")
+    out.print("Next: vlmtune presets copy NAME my-run.yaml")
+
+
+@app.command("show", epilog="Example: [bold]vlmtune presets show 8gb[/bold]")
+def show_preset(name: NameArgument, as_json: JsonOption = False) -> None:
+    """Print a preset's file with its comments."""
+    from vlmtune.config.presets import find
+
+    preset = find(name)
+    if as_json:
+        from vlmtune.cli import render
+
+        render.print_json({"preset": preset.name, "card": preset.card, "suits": preset.model, "values": preset.values})
+    elif sys.stdout.isatty():
+        from rich.syntax import Syntax
+
+        from vlmtune.cli import render
+
+        render.console().print(Syntax(preset.text, "yaml", background_color="default", word_wrap=True))
+    else:
+        typer.echo(preset.text, nl=False)
+
+
+@app.command("copy", epilog="Example: [bold]vlmtune presets copy 8gb my-run.yaml[/bold]")
+def copy_preset(
+    name: NameArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The config to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+) -> None:
+    """Write a complete config with a preset's values, to fill in with your data."""
+    from vlmtune.config.presets import starting_config
+
+    text = starting_config(name)
+    try:
+        with file.open("w" if force else "x", encoding="utf-8") as out:
+            out.write(text)
+    except FileExistsError:
+        raise VlmtuneError(f"{file} exists already", "give another name, or overwrite it with --force") from None
+    except OSError as error:
+        raise VlmtuneError(f"{file} cannot be written: {error.strerror}", "check the folder") from None
+    typer.echo(f"wrote {file}: change the lines marked <--, then run: vlmtune validate {file}")
+
+
+def _facts(preset) -> dict[str, object]:
+    training, data = preset.values["training"], preset.values["data"]
+    return {
+        "preset": preset.name,
+        "card": preset.card,
+        "method": training["method"],
+        "rank": training["lora"]["rank"],
+        "batch_size": training["batch_size"],
+        "gradient_accumulation_steps": training["gradient_accumulation_steps"],
+        "max_length": data["max_length"],
+        "image_size": data["image_size"],
+        "suits": preset.model,
+    }

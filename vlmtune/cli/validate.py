@@ -1,0 +1,133 @@
+"""`vlmtune validate`: what a run would use and where each value came from, and whether its data can be used."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmtune.cli.options import JsonOption, SetOption
+from vlmtune.errors import VlmtuneError
+
+if TYPE_CHECKING:
+    from vlmtune.config.load import LoadedConfig
+    from vlmtune.data.types import Rows
+
+EXAMPLE = "Example: [bold]vlmtune validate configs/8gb.yaml --set training.lora.rank=16[/bold]"
+
+
+def validate(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="The YAML file of the run.", show_default=False)
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of configs instead.")] = False,
+) -> None:
+    """Check a config and its data without loading a model; show every value and where it came from."""
+    if schema:
+        from vlmtune.config.docs import schema_json
+
+        typer.echo(schema_json(), nl=False)
+        return
+    if config is None:
+        raise typer.BadParameter("give the config to check", param_hint="CONFIG")
+    from vlmtune.config.load import load_config
+
+    loaded = load_config(config, overrides or ())
+    if not as_json:
+        print_config(loaded)
+    data, errors = _check_data(loaded)
+    if as_json:
+        _print_json(loaded, data)
+    else:
+        _print_data(data)
+    if errors:
+        raise _as_one_error(errors)
+
+
+def print_config(loaded: "LoadedConfig") -> None:
+    """Print every value of a config with its source, in the groups of the YAML."""
+    from rich.text import Text
+
+    from vlmtune.cli import render
+
+    table = render.table("key", "value", "from")
+    group: tuple[str, ...] = ()
+    for name, value in loaded.values().items():
+        *parents, leaf = name.split(".")
+        for depth, parent in enumerate(parents):
+            if group[: depth + 1] != tuple(parents[: depth + 1]):
+                table.add_row(Text(f"{'  ' * depth}{parent}:", style="bold"))
+                group = tuple(parents[: depth + 1])
+        source = loaded.sources[name]
+        style = "dim" if source == "default" else ""
+        cells = ("  " * len(parents) + leaf, _shown(value), source)
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    render.console().print(table)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    return "-" if value is None else str(value)
+
+
+def _check_data(loaded: "LoadedConfig") -> tuple[dict[str, "Rows"], list[VlmtuneError]]:
+    """The rows of each data file that could be read, pictures looked at, and what stands in the way of training."""
+    from vlmtune.data.images import with_images_checked
+    from vlmtune.data.samples import read_samples, require_good
+
+    data = loaded.config.data
+    image_dir = loaded.resolve_path(data.image_dir) if data.image_dir else None
+    found, errors = {}, []
+    for key in ("train_path", "val_path"):
+        value = getattr(data, key)
+        if value is None:
+            continue
+        try:
+            rows = read_samples(loaded.resolve_path(value), image_dir=image_dir, allow_urls=data.allow_urls)
+            found[key] = with_images_checked(rows)
+            require_good(found[key], data.on_bad_row)
+        except VlmtuneError as error:
+            errors.append(VlmtuneError(f"data.{key}: {error.message}", error.hint, problems=error.problems))
+    return found, errors
+
+
+def _print_data(data: dict[str, "Rows"]) -> None:
+    from vlmtune.cli import render
+
+    table = render.table("data", "rows", "images", "bad rows", right=("rows", "images", "bad rows"))
+    for key, rows in data.items():
+        table.add_row(f"data.{key}", *(f"{number:,}" for number in _counts(rows)))
+    out = render.console()
+    if data:
+        out.print()
+        out.print(table)
+    for key, rows in data.items():
+        for note in rows.notes:
+            out.print(f"data.{key}: {note}", soft_wrap=True)
+
+
+def _counts(rows: "Rows") -> tuple[int, int, int]:
+    """Usable rows, pictures in them, rows that cannot be used."""
+    return len(rows.samples), sum(len(s.images) for s in rows.samples), len({bad.where for bad in rows.bad_rows})
+
+
+def _print_json(loaded: "LoadedConfig", data: dict[str, "Rows"]) -> None:
+    from vlmtune.cli import render
+
+    report = {}
+    for key, rows in data.items():
+        num_rows, num_images, _ = _counts(rows)
+        bad = [{"where": bad.where, "problem": bad.problem, "hint": bad.hint} for bad in rows.bad_rows]
+        report[key] = {"rows": num_rows, "images": num_images, "bad_rows": bad, "notes": list(rows.notes)}
+    render.print_json({"config": loaded.config.model_dump(mode="json"), "sources": loaded.sources, "data": report})
+
+
+def _as_one_error(errors: list[VlmtuneError]) -> VlmtuneError:
+    if len(errors) == 1:
+        return errors[0]
+    problems = [part for error in errors for part in (VlmtuneError(error.message, error.hint), *error.problems)]
+    return VlmtuneError("neither data file can be used", problems=tuple(problems))
