@@ -39,7 +39,7 @@ def list_presets(as_json: JsonOption = False) -> None:
     out = render.console()
     out.print(table)
     out.print()
-    out.print("batch: rows at a time x accumulation    max length: text tokens    image size: px")
+    out.print("batch: rows at a time x accumulation; max length: text tokens; image size: px")
     for alias, name in ALIASES.items():
         out.print(f"{alias} is another name of {name}.")
     out.print("Next: vlmtune presets copy NAME my-run.yaml")

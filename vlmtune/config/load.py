@@ -11,6 +11,7 @@ from vlmtune.config import explain, presets
 from vlmtune.config.keys import Key, all_keys, key_at, section_at
 from vlmtune.config.reader import Document, KeyPath, Refused, read_file, read_scalar
 from vlmtune.config.schema import TrainingConfig
+from vlmtune.config.text import shown
 from vlmtune.errors import ExitCode, VlmtuneError
 
 MAX_PROBLEMS = 100
@@ -27,7 +28,7 @@ class LoadedConfig:
 
     def resolve_path(self, value: str) -> Path:
         """A path of the `data` section as the file system sees it: relative ones start at the config file."""
-        return self.base_dir / os.path.expanduser(value)
+        return Path(os.path.normpath(self.base_dir / os.path.expanduser(value)))
 
     def values(self) -> dict[str, object]:
         """Every key with its value, dotted, in the order of the schema."""
@@ -154,15 +155,28 @@ def _override(text: str) -> Document:
     path = tuple(name.strip().split("."))
     if not equals or not all(path):
         raise VlmtuneError(
-            f"--set {text} is not KEY=VALUE", "write it as --set training.lora.rank=16", code=ExitCode.USAGE
+            f"--set {shown(text, bare=True)} is not KEY=VALUE",
+            "write it as --set training.lora.rank=16",
+            code=ExitCode.USAGE,
         )
-    value = read_scalar(raw, f"--set {name}")
+    value = _override_value(text, raw)
     key = next((key for key in all_keys() if key.path == path), None)
     if key and key.json_type == "string" and isinstance(value, bool | int | float):
         value = raw.strip()
     for part in reversed(path):
         value = {part: value}
     return Document("--set", value)
+
+
+def _override_value(text: str, raw: str) -> object:
+    try:
+        return read_scalar(raw)
+    except VlmtuneError:
+        raise VlmtuneError(
+            f"--set {shown(text, bare=True)} has a value that is not plain YAML",
+            "put quotes around text that holds special characters: --set 'model.revision=\"[old]\"'",
+            code=ExitCode.USAGE,
+        ) from None
 
 
 def _as_one_error(problems: list[tuple[int, VlmtuneError]], name: str) -> VlmtuneError:

@@ -106,19 +106,19 @@ def read_text(text: str, name: str) -> Document:
     return document
 
 
-def read_scalar(text: str, name: str) -> object:
-    """The value of a `--set` argument, read as YAML."""
-    document = Document(name)
+def read_scalar(text: str) -> object:
+    """The value of a `--set` argument, read as YAML; raises on anything that a file may not hold either."""
+    document = Document("the value")
     value = _read_value(text, document, mapping_only=False)
     if document.problems:
-        raise VlmtuneError(document.problems[0][1].message, document.problems[0][1].hint)
+        raise document.problems[0][1]
     return value
 
 
 def _read_value(text: str, document: Document, mapping_only: bool) -> object:
     builder = _Builder(document)
     events = _events(text, document.name)
-    value: object = {}
+    value: object = {} if mapping_only else None
     for event in events:
         if isinstance(event, DocumentStartEvent):
             first = next(events)
