@@ -1,0 +1,58 @@
+"""Rows and plans for the tiny models."""
+
+from pathlib import Path
+
+from PIL import Image
+from tiny import save_tiny
+from vlmtune.config.schema import TrainingConfig
+from vlmtune.data.types import ImageRef, Sample, Turn
+from vlmtune.models.families import find_family
+from vlmtune.models.processor import load_processor
+from vlmtune.models.source import open_model
+from vlmtune.plan import Device, RunPlan, make_plan
+
+CPU = Device("cpu", "CPU", bf16=False)
+
+
+def picture(folder: Path, name: str, size_px: tuple[int, int], colour: str) -> ImageRef:
+    """Save a plain picture and return where it is."""
+    path = folder / f"{name}.png"
+    Image.new("RGB", size_px, colour).save(path)
+    return ImageRef(path=str(path))
+
+
+def sample(question: str, answer: str, *images: ImageRef, where: str = "rows.jsonl:1") -> Sample:
+    """Return one question with its images first, and one answer."""
+    return Sample((Turn("user", (*images, question)), Turn("assistant", (answer,))), where)
+
+
+def colour_rows(folder: Path, count: int = 4) -> list[Sample]:
+    """Return rows that ask for the colour of a picture; sizes and lengths differ."""
+    colours = ("red", "lime", "blue", "black")
+    rows = []
+    for index in range(count):
+        colour = colours[index % len(colours)]
+        image = picture(folder, f"{colour}{index}", (40 + 30 * index, 60), colour)
+        question = "What colour" + " is this" * (1 + index % 3) + "?"
+        rows.append(sample(question, f"it is {colour}", image, where=f"rows.jsonl:{index + 1}"))
+    return rows
+
+
+def tiny_plan(folder: Path, **sections: dict) -> RunPlan:
+    """Return the CPU plan for the checkpoint in `folder`; `sections` are config sections."""
+    config = TrainingConfig.model_validate(
+        {"model": {"name": str(folder)}, "data": {"train_path": "rows.jsonl"}, **sections}
+    )
+    return make_plan(config, open_model(str(folder), None, Path("/")), CPU)
+
+
+class TinyModel:
+    """A saved tiny checkpoint with all that a test asks of it."""
+
+    def __init__(self, model_type: str, folder: Path) -> None:
+        self.model_type = model_type
+        self.folder = save_tiny(model_type, folder / model_type)
+        self.source = open_model(str(self.folder), None, Path("/"))
+        self.family = find_family(model_type, model_type)
+        self.plan = tiny_plan(self.folder)
+        self.processor = load_processor(self.plan)
