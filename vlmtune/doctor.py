@@ -34,9 +34,7 @@ def check_machine(machine: Machine) -> list[Check]:
     return [
         _version("python", machine.python, machine.windows.get("python")),
         *(_version(name, machine.versions[name], machine.windows.get(name)) for name in LIBRARIES),
-        _torch(machine),
-        _torchvision(machine),
-        _bitsandbytes(machine),
+        *_loading(machine),
         *_gpu(machine),
         *_disk(machine),
         *_memory(machine),
@@ -58,6 +56,17 @@ def _version(name: str, found: str, window: str | None) -> Check:
         return Check(name, "ok", f"{found} ({window})" if window else found)
     remedy = f"use Python {window}" if name == "python" else f'pip install "{wanted}"'
     return Check(name, "problem", f"{found}, supported is {window}", remedy)
+
+
+def _loading(machine: Machine) -> list[Check]:
+    """Return whether the installed libraries load; without torch the others cannot, and say nothing new."""
+    installed = [name for name in ("torch", "torchvision", "bitsandbytes") if machine.versions[name] != "not installed"]
+    if "torch" not in installed:
+        return []
+    if "error" in machine.probe["torch"]:
+        return [_torch(machine)]
+    look = {"torch": _torch, "torchvision": _torchvision, "bitsandbytes": _bitsandbytes}
+    return [look[name](machine) for name in installed]
 
 
 def _torch(machine: Machine) -> Check:
@@ -92,10 +101,7 @@ def _torchvision(machine: Machine) -> Check:
     found = machine.probe["torchvision"]
     if "error" not in found:
         return Check("torchvision loads", "ok", "yes")
-    if "error" in machine.probe["torch"]:
-        return Check("torchvision loads", "problem", "torch does not load", "see torch")
-    builds = {name: "+cpu" in machine.versions[name] for name in ("torch", "torchvision")}
-    if builds["torch"] != builds["torchvision"]:
+    if ("+cpu" in machine.probe["torch"]["version"]) != ("+cpu" in machine.versions["torchvision"]):
         remedy = f"{REINSTALL_TORCH} (the default builds run on a CPU too)"
         return Check("torchvision loads", "problem", "one of torch and torchvision is a CPU-only build", remedy)
     return Check("torchvision loads", "problem", found["error"], REINSTALL_TORCH)
@@ -107,8 +113,6 @@ def _bitsandbytes(machine: Machine) -> Check:
     if "error" not in found:
         device = "the card" if found["device"] == "cuda" else "the CPU"
         return Check("bitsandbytes works", "ok", f"quantises to 4 bits on {device}")
-    if "error" in machine.probe["torch"]:
-        return Check("bitsandbytes works", "problem", "torch does not load", "see torch")
     remedy = "pip install --force-reinstall --no-deps bitsandbytes; details: python -m bitsandbytes"
     return Check("bitsandbytes works", "problem", found["error"], remedy)
 

@@ -36,7 +36,8 @@ class LiveView:
         self._console = console or Console()
         self._slowdown_c = slowdown_c
         self._records: list[StepRecord] = []
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        can_redraw = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = Live(console=self._console, auto_refresh=False) if can_redraw else None
 
     def __enter__(self) -> Self:
         """Start the view."""
