@@ -53,8 +53,10 @@ def test_exif_rotation_counts_in_size_and_picture(image_format, orientation):
     assert opened.tobytes() == expected.tobytes()
 
 
-def test_broken_exif_is_no_rotation():
-    ref = encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*\0\0U", b"Exif\0\0not a TIFF header"])
+def test_broken_exif_is_no_rotation(image_format, exif):
+    ref = encoded(picture(), image_format, exif=exif)
     assert image_size_px(ref) == open_image(ref, None).size == (60, 40)
 
 
@@ -75,10 +77,11 @@ def test_pictures_shrink_and_never_grow(size_px, max_side_px, expected):
 
 
 def test_a_large_jpeg_shrinks_to_the_same_picture_as_by_full_decoding():
-    ref = encoded(picture(1200, 900), "JPEG", quality=95)
+    grain = Image.blend(picture(1200, 900), Image.effect_noise((1200, 900), 100).convert("RGB"), 0.3)
+    ref = encoded(grain, "JPEG", quality=95)
     full = Image.open(io.BytesIO(ref.data)).resize((100, 75), Image.Resampling.BICUBIC)
     pairs = zip(open_image(ref, 100).tobytes(), full.tobytes(), strict=True)
-    assert max(abs(a - b) for a, b in pairs) <= 4
+    assert max(abs(a - b) for a, b in pairs) <= 3
 
 
 def test_transparency_becomes_white():

@@ -183,6 +183,7 @@ def test_parquet_with_embedded_pictures_and_lists_of_structs(tmp_path):
     assert [sample.where for sample in rows.samples] == ["rows.parquet row 1", "rows.parquet row 2"]
     assert rows.samples[0].images == (ImageRef(data=PIXELS),)
     assert rows.samples[1].answer == "4"
+    assert "PNG" not in repr(rows.samples[0])  # messages and logs stay readable
     assert rows.notes[1] == "1 image embedded in the rows, held in memory: 0.0 MiB"
 
 
