@@ -79,6 +79,8 @@ class _Merge:
     def add(self, document: Document) -> None:
         """Put a document's values over those that are there."""
         self.problems += document.problems
+        if document.problems and not document.values:
+            self.refused.add(())
         self._add_group(document, document.values, ())
 
     def _add_group(self, document: Document, group: dict[str, object], path: KeyPath) -> None:

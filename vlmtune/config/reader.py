@@ -160,8 +160,14 @@ class _Builder:
         if event.anchor is not None:
             anchor = shown(event.anchor, bare=True)
             self.document.add(line, f"the anchor &{anchor} is not allowed", "write the value where it is needed")
-        if event.tag is not None:
-            self.document.add(line, f"the tag {shown(event.tag, bare=True)} is not allowed", "write the plain value")
+        value = self._value(event, events, path)
+        if event.tag is None:
+            return value
+        tag = shown(event.tag.replace("tag:yaml.org,2002:", "!!"), bare=True)
+        self.document.add(line, f"the tag {tag} is not allowed", "write the plain value")
+        return Refused
+
+    def _value(self, event: Event, events: Iterator[Event], path: KeyPath) -> object:
         if isinstance(event, MappingStartEvent):
             return self._mapping(events, path)
         if isinstance(event, SequenceStartEvent):
@@ -224,19 +230,15 @@ def _events(text: str, name: str) -> Iterator[Event]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        message = f"{name} is not YAML: {_plain_words(error)}  ({name}:{line})"
+        message = f"{name} is not YAML: {shown(error.problem or error.context, bare=True)}  ({name}:{line})"
         raise VlmtuneError(message, _syntax_hint(text, line)) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        message = f"{name} holds the character {ord(error.character):#x}, which YAML does not allow  ({name}:{line})"
+        message = f"{name} holds the character {error.character:#x}, which YAML does not allow  ({name}:{line})"
         raise VlmtuneError(message, "remove it") from None
     except (ValueError, OverflowError):
         # PyYAML passes "\UFFFFFFFF" to chr() unchecked.
         raise VlmtuneError(f"{name} holds an escape that is no character", "look for a \\U in quotes") from None
-
-
-def _plain_words(error: yaml.MarkedYAMLError) -> str:
-    return shown(", ".join(part for part in (error.problem, error.context) if part).replace("\n", " "), bare=True)
 
 
 def _syntax_hint(text: str, line: int) -> str:
