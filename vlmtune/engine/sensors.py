@@ -64,7 +64,7 @@ def _handle(nvml: Any, index: int) -> Any | None:
     if visible is None:
         return nvml.nvmlDeviceGetHandleByIndex(index)
     names = [name.strip() for name in visible.split(",")]
-    if index >= len(names) or names[index] in ("", "-1"):
+    if index >= len(names) or not names[index]:
         return None
     if names[index].isdecimal():
         return nvml.nvmlDeviceGetHandleByIndex(int(names[index]))

@@ -87,6 +87,11 @@ def test_no_line_of_the_panel_is_longer_than_the_terminal(width):
         assert wanted in text
 
 
+def test_a_narrow_panel_shows_the_newest_losses():
+    records = [RECORD] * 59 + [dataclasses.replace(RECORD, loss=9.0)]
+    assert "▁▁█ │" in panel(*records, width=60)
+
+
 def test_panel_warns_about_heat_and_waiting():
     calm = panel(RECORD, slowdown_c=72)
     assert "slows down" not in calm and "num_workers" not in calm
