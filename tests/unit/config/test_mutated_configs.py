@@ -14,7 +14,8 @@ TEXTS = [file.read_text(encoding="utf-8") for file in sorted((REPOSITORY / "conf
 TEXTS += [starting_config(name) for name in names()]
 
 VALUES = """
-~ true yes 0 -1 1e400 .nan -.inf 0x10 1_0 3.5 {} [] [[]] !!python/name:os.system !!int !x &a *a << | >- % @ ` { [ ] "open 'open
+~ true yes 0 -1 1e400 .nan -.inf 0x10 1_0 3.5 {} [] [[]] 
+!!python/name:os.system !!int !x &a *a << | >- % @ ` { [ ] "open 'open
 "\\0" "\\uD800" "\\UFFFFFFFF" é 日本 🐢 💥:
 """.split()
 VALUES += ["", "{a: 1}", "[1, two, ~]", "? a", "- - -", "a: b: c", "# gone", "\t1", "9" * 5000, "x" * 5000, "[" * 200]
