@@ -8,6 +8,7 @@ import pytest
 
 # Set before any test module is imported: rich and transformers read these once.
 os.environ.update(
+    OMP_NUM_THREADS="1",  # tiny models: threads that wait for each other cost a hundred times more than they gain
     COLUMNS="80",
     NO_COLOR="1",
     TERM="dumb",

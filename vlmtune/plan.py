@@ -5,7 +5,9 @@ Estimate and train take a RunPlan and nothing else: neither sees YAML, a preset 
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vlmtune.config.schema import TrainingConfig
@@ -15,6 +17,15 @@ from vlmtune.models.families.base import Family
 from vlmtune.models.source import ModelSource
 
 LOSS_CHUNK_BYTES = 256 * 2**20
+FREE_ON_RESUME = {
+    "choices",
+    "num_workers",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+}
 BYTES_PER_LOGIT = 10  # 16-bit logit, fp32 copy, fp32 log-softmax
 
 
@@ -43,9 +54,13 @@ class RunPlan:
     """Everything a run needs, decided. JSON-able; the only thing that the model builder and the engine read."""
 
     experiment_name: str
+    model_name: str
+    """As the user wrote it."""
     model: str
-    """Hub id, or a local folder."""
+    """Hub id, or an absolute folder."""
     revision: str | None
+    data_sha256: str
+    """Of the training rows: a resumed run must see the same ones."""
     family: str
     device: str
     method: str
@@ -95,14 +110,17 @@ class RunPlan:
     report_to: tuple[str, ...]
     choices: tuple[Choice, ...] = field(default=())
 
-    def to_json(self) -> str:
-        """Return the plan as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON; a model folder is written relative to the file, so that the run folder can be shared."""
+        values = dataclasses.asdict(self)
+        if Path(self.model).is_dir():
+            values["model"] = os.path.relpath(self.model, path.parent.resolve())
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_json(cls, text: str) -> "RunPlan":
-        """Return the plan that `to_json` wrote; raise when another version of vlmtune wrote it differently."""
-        values = json.loads(text)
+    def load(cls, path: Path) -> "RunPlan":
+        """Return the plan that `save` wrote; raise when another version of vlmtune wrote it differently."""
+        values = json.loads(path.read_text(encoding="utf-8"))
         names = {item.name for item in dataclasses.fields(cls)}
         if set(values) != names:
             changed = ", ".join(sorted(set(values) ^ names))
@@ -112,11 +130,20 @@ class RunPlan:
             )
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         values["choices"] = tuple(Choice(**choice) for choice in values["choices"])
-        return cls(**values)
+        folder = (path.parent / values["model"]).resolve()
+        return cls(**{**values, "model": str(folder) if folder.is_dir() else values["model"]})
+
+    def differences(self, other: "RunPlan") -> list[str]:
+        """Return the values that decide the result and differ from `other`: `key: other -> own`."""
+        return [
+            f"{item.name}: {getattr(other, item.name)} -> {getattr(self, item.name)}"
+            for item in dataclasses.fields(self)
+            if item.name not in FREE_ON_RESUME and getattr(self, item.name) != getattr(other, item.name)
+        ]
 
 
-def make_plan(config: TrainingConfig, source: ModelSource, device: Device) -> RunPlan:
-    """Decide every open value of `config` for this model and device.
+def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_sha256: str = "") -> RunPlan:
+    """Decide every open value of `config` for this model, device and data file.
 
     Raises:
         VlmtuneError: the model belongs to no family, or a wish cannot be granted on this device.
@@ -126,8 +153,10 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device) -> Ru
     training = config.training
     return RunPlan(
         experiment_name=config.experiment_name,
+        model_name=config.model.name,
         model=source.location,
         revision=config.model.revision,
+        data_sha256=data_sha256,
         family=_checked_family(family, config, choices).name,
         device=device.kind,
         method=training.method,

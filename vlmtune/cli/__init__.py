@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vlmtune import __version__
-from vlmtune.cli import doctor, presets, validate
+from vlmtune.cli import doctor, presets, train, validate
 from vlmtune.errors import ExitCode, VlmtuneError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command(epilog=train.EXAMPLE)(train.train)
 app.command(epilog=validate.EXAMPLE)(validate.validate)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 app.add_typer(presets.app, name="presets")
@@ -48,27 +49,27 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        app(args, prog_name="vlmtune", standalone_mode=True)
+        code = _run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output is gone; without this, Python complains about the rest when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.ERROR
+    sys.exit(code)
+
+
+def _run(args: Sequence[str] | None) -> int:
+    """The exit code of a command line, its errors printed."""
+    try:
+        app(args, prog_name="vlmtune")
+    except SystemExit as done:
+        return done.code or ExitCode.OK
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
     except VlmtuneError as error:
         from vlmtune.cli.render import print_error
 
         sys.stdout.flush()
         print_error(error)
-        sys.exit(error.code)
-    except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        _leave_quietly()
-    except SystemExit:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _leave_quietly()
-        raise
+        return error.code
     raise AssertionError("Typer exits by itself in standalone mode")
-
-
-def _leave_quietly() -> NoReturn:
-    """Exit after the reader of our output is gone, without Python's complaint about the unflushed rest."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(ExitCode.ERROR)

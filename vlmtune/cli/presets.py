@@ -60,7 +60,7 @@ def show_preset(name: NameArgument, as_json: JsonOption = False) -> None:
 
         from vlmtune.cli import render
 
-        render.console().print(Syntax(preset.text, "yaml", background_color="default", word_wrap=True))
+        render.console().print(Syntax(preset.text, "yaml", theme="ansi_dark", word_wrap=True))
     else:
         typer.echo(preset.text, nl=False)
 

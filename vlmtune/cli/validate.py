@@ -76,19 +76,17 @@ def _shown(value: object) -> str:
 
 def _check_data(loaded: "LoadedConfig") -> tuple[dict[str, "Rows"], list[VlmtuneError]]:
     """The rows of each data file that could be read, pictures looked at, and what stands in the way of training."""
-    from vlmtune.data.images import with_images_checked
-    from vlmtune.data.samples import read_samples, require_good
+    from vlmtune.cli.rows import read_rows
+    from vlmtune.data.samples import require_good
 
     data = loaded.config.data
-    image_dir = loaded.resolve_path(data.image_dir) if data.image_dir else None
     found, errors = {}, []
     for key in ("train_path", "val_path"):
         value = getattr(data, key)
         if value is None:
             continue
         try:
-            rows = read_samples(loaded.resolve_path(value), image_dir=image_dir, allow_urls=data.allow_urls)
-            found[key] = with_images_checked(rows)
+            found[key] = read_rows(loaded, loaded.resolve_path(value))
             require_good(found[key], data.on_bad_row)
         except VlmtuneError as error:
             errors.append(VlmtuneError(f"data.{key}: {error.message}", error.hint, problems=error.problems))

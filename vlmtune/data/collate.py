@@ -24,9 +24,7 @@ def collate(rows: list[Encoded], pad_token_id: int) -> dict[str, Tensor | list[s
     for key in {key: None for row in rows for key in row.tensors}:
         with_key = [row for row in rows if key in row.tensors]
         if all(is_token_tensor(row.tensors[key], row.labels.shape[1]) for row in with_key):
-            batch[key] = torch.cat(
-                [_padded(_token_tensor(row, key), longest, pads.get(key, 0)) for row in rows]
-            )
+            batch[key] = torch.cat([_padded(_token_tensor(row, key), longest, pads.get(key, 0)) for row in rows])
         else:
             batch[key] = _joined([row.tensors[key] for row in with_key])
     return batch
@@ -45,7 +43,5 @@ def _joined(tensors: list[Tensor]) -> Tensor:
     """Join along dimension 0; rows with fewer tiles in dimension 1 are filled with empty ones, which models skip."""
     if tensors[0].ndim >= 4 and len({tensor.shape[1] for tensor in tensors}) > 1:
         most = max(tensor.shape[1] for tensor in tensors)
-        tensors = [
-            F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, most - tensor.shape[1])) for tensor in tensors
-        ]
+        tensors = [F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, most - tensor.shape[1])) for tensor in tensors]
     return torch.cat(tensors)

@@ -69,7 +69,9 @@ def encode(sample: Sample, images: list[Image], processor: ProcessorMixin, famil
     offsets = output.pop("offset_mapping")[0]
     offsets = offsets.tolist() if isinstance(offsets, Tensor) else offsets
     is_image = torch.tensor([any(s <= a < e for s, e in (r["new_span"] for r in replaced)) for a, _ in offsets])
-    labels = _labels(output["input_ids"][0], offsets, [_expanded(a, replaced) for a in answers], processor, sample.where)
+    labels = _labels(
+        output["input_ids"][0], offsets, [_expanded(a, replaced) for a in answers], processor, sample.where
+    )
     return Encoded(dict(output), labels.unsqueeze(0), is_image, sample.where)
 
 

@@ -14,7 +14,9 @@ from vlmtune.plan import RunPlan
 IGNORED = -100
 
 
-def forward_loss(model: nn.Module, batch: dict[str, Tensor], plan: RunPlan, num_items: Tensor | int | None = None) -> Tensor:
+def forward_loss(
+    model: nn.Module, batch: dict[str, Tensor], plan: RunPlan, num_items: Tensor | int | None = None
+) -> Tensor:
     """Return the scalar cross-entropy of the labelled tokens: their sum / `num_items`, or their mean.
 
     Logits exist at labelled positions only, `plan.loss_chunk_tokens` at a time, never [B, T, V]. Equal to the

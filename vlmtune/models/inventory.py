@@ -36,7 +36,9 @@ def inventory(model: nn.Module, family: Family) -> list[InventoryRow]:
         counts[key] += state.shape.numel() if state is not None else parameter.numel()
         sizes[key] += parameter.numel() * parameter.element_size() + _constants_bytes(state)
     rows = [InventoryRow(*key, counts[key], sizes[key]) for key in sorted(counts)]
-    stored = sum(p.numel() * p.element_size() + _constants_bytes(getattr(p, "quant_state", None)) for p in model.parameters())
+    stored = sum(
+        p.numel() * p.element_size() + _constants_bytes(getattr(p, "quant_state", None)) for p in model.parameters()
+    )
     total = sum(row.stored_bytes for row in rows)
     assert total == stored, f"inventory of {total} bytes, model of {stored}"
     return rows

@@ -29,9 +29,9 @@ def load_processor(plan: RunPlan) -> ProcessorMixin:
         setattr(processor.image_processor, name, value)
     family = family_of(plan)
     if not family.prefix_lm:
-        if not _ends_turns(processor) and family.chat_template:
+        if turn_end_id(processor) is None and family.chat_template:
             processor.chat_template = family.chat_template
-        if not _ends_turns(processor):
+        if turn_end_id(processor) is None:
             raise VlmtuneError(
                 f"the chat template of {plan.model} puts no end token after an answer: a tuned model would never stop",
                 "use the instruction-tuned version of the model, or add the end token to its chat_template.jinja",
@@ -46,9 +46,11 @@ def special_token_ids(processor: ProcessorMixin) -> set[int]:
     return added | set(tokenizer.all_special_ids)
 
 
-def _ends_turns(processor: ProcessorMixin) -> bool:
+def turn_end_id(processor: ProcessorMixin) -> int | None:
+    """Return the special token that the chat template puts after an answer, or None when it puts none."""
     if not processor.chat_template:
-        return False
+        return None
     tail = processor.apply_chat_template(PROBE, tokenize=False).rpartition("answer")[2]
-    ids = processor.tokenizer(tail, add_special_tokens=False)["input_ids"]
-    return bool(special_token_ids(processor) & set(ids))
+    special = special_token_ids(processor)
+    ends = [token for token in processor.tokenizer(tail, add_special_tokens=False)["input_ids"] if token in special]
+    return ends[0] if ends else None

@@ -33,9 +33,12 @@ def open_model(name: str, revision: str | None, base_dir: Path) -> ModelSource:
         )
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise VlmtuneError(
-            f"model.name: there is no folder {folder}", "give a folder with a config.json, or a hub id such as org/model"
+            f"model.name: there is no folder {folder}",
+            "give a folder with a config.json, or a hub id such as org/model",
         )
-    return ModelSource(name, _read_json(_hub_file(name, revision, "config.json")), _preprocessor(_hub(name, revision), name))
+    return ModelSource(
+        name, _read_json(_hub_file(name, revision, "config.json")), _preprocessor(_hub(name, revision), name)
+    )
 
 
 def _folder_file(folder: Path, name: str):

@@ -54,7 +54,9 @@ def image_settings(config: Json, preprocessor: Json, image_size: int | None) -> 
         return ImageSettings({})
     tile_px = _tile_px(preprocessor)
     if image_size < 2 * tile_px:
-        note = f"data.image_size: {image_size} is below two tiles of {tile_px} px: one {tile_px}×{tile_px} view per image"
+        note = (
+            f"data.image_size: {image_size} is below two tiles of {tile_px} px: one {tile_px}×{tile_px} view per image"
+        )
         return ImageSettings({"do_image_splitting": False, "size": {"longest_edge": tile_px}}, note)
     longest_px = min(image_size // tile_px * tile_px, _longest_px(preprocessor))
     return ImageSettings({"size": {"longest_edge": longest_px}})

@@ -1,0 +1,18 @@
+"""The rows that a config names, read and looked at: shared by `validate`, `train` and `evaluate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlmtune.config.load import LoadedConfig
+    from vlmtune.data.types import Rows
+
+
+def read_rows(loaded: "LoadedConfig", path: Path) -> "Rows":
+    """Return the rows of `path` by the config's data settings, unusable pictures among the bad rows."""
+    from vlmtune.data.images import with_images_checked
+    from vlmtune.data.samples import read_samples
+
+    data = loaded.config.data
+    image_dir = loaded.resolve_path(data.image_dir) if data.image_dir else None
+    return with_images_checked(read_samples(path, image_dir=image_dir, allow_urls=data.allow_urls))

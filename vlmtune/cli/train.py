@@ -1,0 +1,154 @@
+"""`vlmtune train`: everything that can be wrong is found before a model loads."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
+from vlmtune.errors import ExitCode, VlmtuneError
+
+if TYPE_CHECKING:
+    from vlmtune.config.load import LoadedConfig
+    from vlmtune.data.run_data import RunData
+    from vlmtune.plan import RunPlan
+    from vlmtune.report import RunFolder, TrainReport
+
+EXAMPLE = "Example: [bold]vlmtune train configs/8gb.yaml --set training.learning_rate=1e-4[/bold]"
+
+
+def train(
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint of this run.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train as the config says; the run folder holds adapter, log and report afterwards."""
+    from vlmtune.config.load import load_config
+
+    loaded = load_config(config, overrides or ())
+    data = _read_data(loaded)
+    plan, source = _plan(loaded)
+    if dry_run:
+        _print_plan(plan, as_json)
+        return
+    folder = _open_folder(loaded, plan, resume)
+    from rich.console import Console
+
+    from vlmtune.engine.monitor import LiveView
+    from vlmtune.engine.run import train as run
+    from vlmtune.engine.runtime import quiet_libraries
+
+    quiet_libraries()
+    console = Console(stderr=as_json, highlight=False)
+    with LiveView(_title(plan), console, slowdown_c=_slowdown_c(plan)) as view:
+        report = run(plan, source, data, folder, view, resume=resume)
+    _print_report(report, folder, as_json)
+    if report.status == "interrupted":
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _read_data(loaded: "LoadedConfig") -> "RunData":
+    """Read and check the rows; raise one error that names every bad one."""
+    from vlmtune.cli.rows import read_rows
+    from vlmtune.data.run_data import RunData
+    from vlmtune.data.samples import require_good
+
+    data = loaded.config.data
+    rows = read_rows(loaded, loaded.resolve_path(data.train_path))
+    train_rows = require_good(rows, data.on_bad_row)
+    val_rows = []
+    if data.val_path:
+        val_rows = require_good(read_rows(loaded, loaded.resolve_path(data.val_path)), data.on_bad_row)
+    skipped = tuple(f"{bad.where}: {bad.problem}" for bad in rows.bad_rows)
+    if skipped:
+        typer.echo(f"{len(skipped)} rows are skipped (data.on_bad_row: skip); report.json names them", err=True)
+    return RunData(train_rows, val_rows, skipped, rows.notes)
+
+
+def _plan(loaded: "LoadedConfig"):
+    """Return the plan for this machine and the model's source; imports torch to look at the device."""
+    import hashlib
+
+    from vlmtune.engine.runtime import prepare_environment
+    from vlmtune.models.families import find_family
+    from vlmtune.models.source import open_model
+    from vlmtune.plan import make_plan
+
+    prepare_environment()
+    config = loaded.config
+    source = open_model(config.model.name, config.model.revision, loaded.base_dir)
+    find_family(source.config.get("model_type", ""), config.model.name)
+    with loaded.resolve_path(config.data.train_path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    from vlmtune.engine.runtime import probe_device
+
+    return make_plan(config, source, probe_device(), digest), source
+
+
+def _open_folder(loaded: "LoadedConfig", plan: "RunPlan", resume: bool) -> "RunFolder":
+    """Return the run folder: a new one with config and plan in it, or the one to go on with."""
+    from vlmtune.config.dump import write_config
+    from vlmtune.plan import RunPlan
+    from vlmtune.report import RunFolder, library_versions, strict_json
+
+    path = loaded.config.run_dir
+    if resume:
+        folder = RunFolder.open_existing(path)
+        differences = plan.differences(RunPlan.load(folder.plan))
+        if differences:
+            raise VlmtuneError(
+                f"{path} was started differently and cannot be continued: {'; '.join(differences)}",
+                "undo the change, or start a new run under another experiment_name",
+            )
+        return folder
+    folder = RunFolder.create(path)
+    write_config(loaded, folder.config)
+    plan.save(folder.plan)
+    folder.versions.write_text(strict_json(library_versions(), indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def _title(plan: "RunPlan") -> str:
+    return f"{plan.experiment_name}: {plan.method} of {Path(plan.model_name).name} on {plan.device}"
+
+
+def _slowdown_c(plan: "RunPlan") -> int | None:
+    from vlmtune.engine.sensors import read_gpu
+
+    reading = read_gpu() if plan.device == "cuda" else None
+    return reading.slowdown_c if reading else None
+
+
+def _print_plan(plan: "RunPlan", as_json: bool) -> None:
+    import dataclasses
+
+    from vlmtune.cli import render
+
+    if as_json:
+        render.print_json(dataclasses.asdict(plan))
+        return
+    table = render.table("plan", "value")
+    for name, value in dataclasses.asdict(plan).items():
+        if name != "choices":
+            table.add_row(name, "-" if value is None else str(value))
+    out = render.console()
+    out.print(table)
+    for choice in plan.choices:
+        out.print(f"{choice.key}: {choice.value} ({choice.reason})", soft_wrap=True)
+
+
+def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> None:
+    if as_json:
+        typer.echo(report.to_json(), nl=False)
+        return
+    loss = "-" if report.train_loss_last is None else f"{report.train_loss_last:.4f}"
+    held_out = "" if report.eval_loss is None else f", held-out loss {report.eval_loss:.4f}"
+    typer.echo(f"{report.status}: {report.steps} steps in {report.seconds:.0f} s, loss {loss}{held_out}")
+    if report.num_cut_rows:
+        typer.echo(f"{report.num_cut_rows} rows were cut by {report.num_cut_tokens} tokens in all")
+    if report.status == "interrupted":
+        typer.echo(f"checkpoint in {folder.checkpoints}; continue with --resume")
+    else:
+        typer.echo(f"adapter, log and report.html in {folder.path}")

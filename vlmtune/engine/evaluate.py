@@ -1,0 +1,94 @@
+"""How good a model is: mean loss, and exact match of what it writes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import ProcessorMixin
+
+from vlmtune.data.collate import WHERE
+from vlmtune.data.encode import IGNORED, encode_prompt
+from vlmtune.data.images import open_image
+from vlmtune.data.types import Sample
+from vlmtune.engine.step import forward_loss
+from vlmtune.models.build import base_of, family_of
+from vlmtune.models.processor import turn_end_id
+from vlmtune.plan import RunPlan
+
+MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One held-out row and what the model made of it."""
+
+    where: str
+    question: str
+    expected: str
+    answer: str
+    loss: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether the answers agree, but for blanks at their ends."""
+        return self.answer.strip() == self.expected.strip()
+
+
+def mean_loss(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan) -> float:
+    """Return the mean cross-entropy a labelled token over all rows."""
+    losses = row_losses(model, rows, collator, plan)
+    return sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses))
+
+
+def row_losses(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan) -> list[tuple[float, int]]:
+    """Return (summed loss, labelled tokens) of each row, one row at a time: needs less memory than any training step."""
+    was_training = model.training
+    model.eval()
+    losses = []
+    with torch.no_grad():
+        for index in range(len(rows)):
+            batch = collator([rows[index]])
+            batch = {key: value.to(plan.device) for key, value in batch.items() if key != WHERE}
+            tokens = int((batch["labels"] != IGNORED).sum())
+            losses.append((forward_loss(model, batch, plan, num_items=1).item(), tokens))
+    model.train(was_training)
+    return losses
+
+
+def generate(
+    model: nn.Module,
+    processor: ProcessorMixin,
+    samples: Sequence[Sample],
+    plan: RunPlan,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    on_answer: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Return what the model writes (greedily) in place of each sample's last answer."""
+    family, answers = family_of(plan), []
+    ends = end_token_ids(base_of(model), processor)
+    for sample in samples:
+        images = [open_image(ref, plan.image_size) for ref in sample.images]
+        prompt = {key: value.to(plan.device) for key, value in encode_prompt(sample, images, processor, family).items()}
+        with torch.no_grad():
+            ids = model.generate(
+                **prompt,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=ends,
+                pad_token_id=processor.tokenizer.pad_token_id,
+            )
+        new_ids = ids[0, prompt["input_ids"].shape[1] :]
+        answers.append(processor.tokenizer.decode(new_ids, skip_special_tokens=True).strip())
+        on_answer()
+    return answers
+
+
+def end_token_ids(base: nn.Module, processor: ProcessorMixin) -> list[int]:
+    """Return the ids that end an answer: the model's own, and the one that the chat template puts after an answer."""
+    own = base.generation_config.eos_token_id
+    ids = {*(own if isinstance(own, list) else [own]), processor.tokenizer.eos_token_id}
+    if processor.chat_template:
+        ids.add(turn_end_id(processor))
+    return sorted(token_id for token_id in ids if token_id is not None)

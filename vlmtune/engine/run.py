@@ -1,0 +1,174 @@
+"""A plan and its rows → a trained adapter, a log and a report."""
+
+import shutil
+
+import torch
+from transformers import ProcessorMixin
+
+from vlmtune.data.collate import collate
+from vlmtune.data.dataset import RowTokens, TuneDataset, measure_rows, refuse_too_long
+from vlmtune.data.run_data import RunData
+from vlmtune.engine.callbacks import FirstStepCheck, Recorder, StopOnInterrupt
+from vlmtune.engine.checkpoints import drop_incomplete
+from vlmtune.engine.evaluate import mean_loss
+from vlmtune.engine.monitor import LiveView
+from vlmtune.engine.trainer import TuneTrainer
+from vlmtune.errors import VlmtuneError
+from vlmtune.models.build import build_model, family_of
+from vlmtune.models.inventory import InventoryRow, inventory
+from vlmtune.models.processor import load_processor
+from vlmtune.models.source import ModelSource
+from vlmtune.plan import RunPlan
+from vlmtune.report import LongestRow, RunFolder, TrainReport, library_versions, write_report
+
+
+def train(
+    plan: RunPlan, source: ModelSource, data: RunData, folder: RunFolder, view: LiveView, *, resume: bool = False
+) -> TrainReport:
+    """Train and return the report; adapter, log and report are in `folder` afterwards."""
+    family = family_of(plan)
+    processor = load_processor(plan)
+    measured = measure_rows(data.train, processor, family, plan, source)
+    refuse_too_long(measured, plan)
+    rows = TuneDataset(data.train, processor, family, plan)
+    val_rows = TuneDataset(data.val, processor, family, plan)
+    _check_longest(rows, measured, plan)
+
+    model = build_model(plan)
+    parts = inventory(model, family)
+    collator = Collator(processor)
+    trainer = TuneTrainer(
+        plan, model, folder, rows, [row.total for row in measured], data_collator=collator, eval_dataset=val_rows
+    )
+    interrupt = StopOnInterrupt(view)
+    recorder = Recorder(folder, view, trainer.work, on_gpu=plan.device == "cuda")
+    for callback in (recorder, FirstStepCheck(model, family), interrupt, *_services(plan, folder)):
+        trainer.add_callback(callback)
+    _silence_printer(trainer)
+    try:
+        trainer.train(resume_from_checkpoint=_checkpoint(folder, resume))
+        if val_rows and not interrupt.stopped and not _evaluated_last(recorder, trainer):
+            trainer.log({"eval_loss": mean_loss(model, val_rows, collator, plan)})
+    finally:
+        interrupt.restore()
+    if not interrupt.stopped:
+        save_tuned(trainer.model, processor, plan, folder)
+    report = _report(plan, data, measured, parts, trainer, recorder, interrupt.stopped)
+    write_report(folder, report, recorder.records)
+    return report
+
+
+class Collator:
+    """`collate` with the processor's padding token; a class, because workers need to pickle it."""
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        tokenizer = processor.tokenizer
+        self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def __call__(self, rows: list) -> dict:
+        return collate(rows, self.pad_token_id)
+
+
+def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan, folder: RunFolder) -> None:
+    """Write the adapter (or the whole model) with the processor as it was used; all of it or nothing."""
+    target = folder.model if plan.method == "full" else folder.adapter
+    partial = target.with_name(target.name + ".partial")
+    if plan.method != "full":
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = plan.model_name
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    (partial / "README.md").unlink(missing_ok=True)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+
+
+def _checkpoint(folder: RunFolder, resume: bool) -> str | None:
+    """Return the checkpoint to go on from, with the log cut back to it."""
+    drop_incomplete(folder)
+    checkpoint = folder.latest_checkpoint() if resume else None
+    folder.truncate_log(int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0)
+    return str(checkpoint) if checkpoint else None
+
+
+def _check_longest(rows: TuneDataset, measured: list[RowTokens], plan: RunPlan) -> None:
+    """Encode the longest row: the processor must make as many image tokens as were counted."""
+    index = max(range(len(measured)), key=lambda i: measured[i].total)
+    row = rows[index]
+    if row.num_image_tokens != measured[index].image:
+        raise VlmtuneError(
+            f"{row.where}: the processor of {plan.model_name} makes {row.num_image_tokens} image tokens, "
+            f"{measured[index].image} were expected",
+            "preprocessor_config.json and config.json of the model do not fit together: download both again",
+        )
+
+
+def _evaluated_last(recorder: Recorder, trainer: TuneTrainer) -> bool:
+    return any(r.step == trainer.state.global_step and r.eval_loss is not None for r in recorder.records)
+
+
+def _services(plan: RunPlan, folder: RunFolder) -> list:
+    if "tensorboard" not in plan.report_to:
+        return []
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise VlmtuneError("training.report_to: tensorboard is not installed", "pip install tensorboard") from None
+    from transformers.integrations import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(str(folder.tensorboard)))]
+
+
+def _silence_printer(trainer: TuneTrainer) -> None:
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _report(
+    plan: RunPlan,
+    data: RunData,
+    measured: list[RowTokens],
+    parts: list[InventoryRow],
+    trainer: TuneTrainer,
+    recorder: Recorder,
+    interrupted: bool,
+) -> TrainReport:
+    longest = max(measured, key=lambda row: row.total)
+    losses = [record.loss for record in recorder.records]
+    evals = [record.eval_loss for record in recorder.records if record.eval_loss is not None]
+    over = [row.text - plan.max_length for row in measured if row.text > plan.max_length]
+    on_gpu = plan.device == "cuda"
+    seconds = max(recorder.seconds, 1e-9)
+    return TrainReport(
+        experiment_name=plan.experiment_name,
+        model=plan.model_name,
+        method=plan.method,
+        status="interrupted" if interrupted else "finished",
+        steps=trainer.state.global_step,
+        train_loss_first=losses[0] if losses else None,
+        train_loss_last=losses[-1] if losses else None,
+        eval_loss=evals[-1] if evals else None,
+        num_rows=len(data.train),
+        num_skipped_rows=len(data.skipped),
+        skipped=list(data.skipped),
+        num_cut_rows=len(over),
+        num_cut_tokens=sum(over),
+        text_tokens=sum(row.text for row in measured),
+        image_tokens=sum(row.image for row in measured),
+        trained_tokens=recorder.totals.trained_tokens,
+        longest_row=LongestRow(longest.where, longest.total),
+        trainable_parameters=sum(row.parameters for row in parts if row.trainable),
+        total_parameters=sum(row.parameters for row in parts),
+        seconds=recorder.seconds,
+        samples_per_s=recorder.totals.rows / seconds,
+        tokens_per_s=recorder.totals.tokens / seconds,
+        data_wait_share=min(1.0, recorder.totals.waited_s / seconds),
+        peak_allocated_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
+        peak_reserved_bytes=torch.cuda.max_memory_reserved() if on_gpu else None,
+        gpu=torch.cuda.get_device_name(0) if on_gpu else None,
+        precision=plan.autocast_dtype or plan.base_dtype,
+        versions=library_versions(),
+        notes=[*data.notes, *(f"{choice.key} = {choice.value}: {choice.reason}" for choice in plan.choices)],
+    )

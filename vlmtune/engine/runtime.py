@@ -1,0 +1,43 @@
+"""The machine a run finds itself on: device, allocator settings, quiet libraries."""
+
+import logging
+import os
+import sys
+
+from vlmtune.plan import Device
+
+
+def prepare_environment() -> None:
+    """Set what torch and transformers read when they are imported; call it before that.
+
+    Expandable segments keep reserved memory near allocated memory; the driver supports them on Linux only.
+    What the user has set stays.
+    """
+    if sys.platform == "linux":
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # It speaks at import about an optional kernel package for CPUs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def quiet_libraries() -> None:
+    """Silence progress bars and notices of libraries: the live view is the only voice of a run."""
+    import warnings
+
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|accelerate")
+
+
+def probe_device() -> Device:
+    """Return the GPU that torch will use, or the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Device("cpu", "CPU", bf16=False)
+    properties = torch.cuda.get_device_properties(0)
+    # Older cards emulate bf16 slowly; from Ampere on it is computed.
+    return Device("cuda", properties.name, bf16=properties.major >= 8, total_bytes=properties.total_memory)

@@ -1,0 +1,170 @@
+"""transformers' Trainer with vlmtune's step, optimizer, row order, checks and checkpoints put in their places."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from vlmtune.data.collate import WHERE
+from vlmtune.data.dataset import TuneDataset
+from vlmtune.engine.checkpoints import disk_full, finish_checkpoint
+from vlmtune.engine.evaluate import mean_loss
+from vlmtune.engine.oom import out_of_memory
+from vlmtune.engine.optim import build_optimizer
+from vlmtune.engine.step import forward_loss
+from vlmtune.errors import VlmtuneError
+from vlmtune.plan import RunPlan
+from vlmtune.report import RunFolder
+
+
+class LengthGroupedOrder(Sampler[int]):
+    """Row numbers in batches of similar length, the longest row first, another order each epoch.
+
+    Longest first: if anything runs out of memory, it does so in the first minute.
+    The order depends on seed and epoch alone, so a resumed run sees the same one.
+    """
+
+    def __init__(self, lengths: list[int], rows_per_step: int, seed: int) -> None:
+        self.lengths = lengths
+        self.rows_per_step = rows_per_step
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.rows_per_step, generator=generator))
+
+
+class Work:
+    """What a run has done since it was last asked: counted here, shown by the recorder."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.rows = 0
+        self.waited_s = 0.0
+        self.trained_tokens = 0
+
+
+class TuneTrainer(Trainer):
+    """Trainer that runs a RunPlan."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        model: torch.nn.Module,
+        folder: RunFolder,
+        rows: TuneDataset,
+        lengths: list[int],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model=model, args=training_arguments(plan, folder), train_dataset=rows, **kwargs)
+        # The loss is divided by the labelled tokens of the whole step, so Trainer must not average again.
+        self.model_accepts_loss_kwargs = True
+        self.plan = plan
+        self.work = Work()
+        rows_per_step = plan.batch_size * plan.gradient_accumulation_steps
+        self.order = LengthGroupedOrder(lengths, rows_per_step, plan.seed)
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
+        return self.order
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Build the plan's optimizer."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.model, self.plan)
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
+        """Return vlmtune's loss."""
+        return forward_loss(model, inputs, self.plan, num_items_in_batch)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Fetch the batches of one step, and note how long that took and what they hold."""
+        started = time.perf_counter()
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.work.waited_s += time.perf_counter() - started
+        for batch in batches:
+            self.work.tokens += int(batch["attention_mask"].sum())
+            self.work.rows += len(batch[WHERE])
+        self.work.trained_tokens += int(num_items or 0)
+        return batches, num_items
+
+    def training_step(self, model, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
+        """Run forward and backward; a loss that is no number, or no memory, stops the run and names the rows."""
+        where = inputs.pop(WHERE)
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(error, self.plan, where, inputs) from None
+        if not torch.isfinite(loss):
+            raise VlmtuneError(
+                f"the loss became {loss.item()} at step {self.state.global_step + 1}, rows {', '.join(where)}",
+                "lower training.learning_rate; with fp16, try hardware.mixed_precision: bf16 if the card has it",
+            )
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the mean loss a labelled token on the held-out rows."""
+        metrics = {"eval_loss": mean_loss(self.model, self.eval_dataset, self.data_collator, self.plan)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model, trial) -> None:
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            finish_checkpoint(checkpoint, keep=self.plan.save_total_limit)
+        except Exception as error:
+            problem = disk_full(error, checkpoint)
+            if problem is None:
+                raise
+            raise problem from None
+
+    def floating_point_ops(self, inputs) -> int:
+        """Return 0: counting parameters at each step costs time, and nobody reads the sum."""
+        return 0
+
+
+def training_arguments(plan: RunPlan, folder: RunFolder) -> TrainingArguments:
+    """Return the plan in transformers' words. Checkpointing, loss and optimizer are vlmtune's own and stay off here."""
+    return TrainingArguments(
+        output_dir=str(folder.checkpoints),
+        run_name=plan.experiment_name,
+        per_device_train_batch_size=plan.batch_size,
+        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        num_train_epochs=plan.num_epochs,
+        max_steps=plan.max_steps or -1,
+        learning_rate=plan.learning_rate,
+        warmup_steps=plan.warmup_ratio,
+        lr_scheduler_type=plan.lr_scheduler_type,
+        max_grad_norm=plan.max_grad_norm,
+        seed=plan.seed,
+        logging_steps=plan.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=plan.save_steps,
+        eval_strategy="steps" if plan.eval_steps else "no",
+        eval_steps=plan.eval_steps,
+        report_to=[name for name in plan.report_to if name == "wandb"],
+        remove_unused_columns=False,
+        dataloader_num_workers=plan.num_workers,
+        dataloader_persistent_workers=plan.num_workers > 0,
+        dataloader_pin_memory=plan.device == "cuda",
+        disable_tqdm=True,
+        use_cpu=plan.device == "cpu",
+        fp16=plan.loss_scaling,
+        bf16=False,
+    )
