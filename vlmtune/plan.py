@@ -1,4 +1,4 @@
-"""TrainingConfig + model config + device → RunPlan: every "auto" decided once, each decision with its reason. No torch here.
+"""TrainingConfig + model config + device → RunPlan: every "auto" decided once, with its reason. No torch here.
 
 Estimate and train take a RunPlan and nothing else: neither sees YAML, a preset or a flag.
 """
@@ -111,7 +111,7 @@ class RunPlan:
     choices: tuple[Choice, ...] = field(default=())
 
     def save(self, path: Path) -> None:
-        """Write the plan as JSON; a model folder is written relative to the file, so that the run folder can be shared."""
+        """Write the plan as JSON; a model folder is written relative to it: the run folder can be shared."""
         values = dataclasses.asdict(self)
         if Path(self.model).is_dir():
             values["model"] = os.path.relpath(self.model, path.parent.resolve())

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from tiny import TINY
 from tiny.rows import TinyModel, colour_rows, picture, sample, tiny_plan
+
 from vlmtune.data.collate import WHERE, collate
 from vlmtune.data.dataset import TuneDataset, measure_rows
 from vlmtune.data.encode import IGNORED, encode
@@ -72,7 +73,9 @@ def test_every_answer_of_a_conversation_is_learned_and_nothing_else(tiny, tmp_pa
 @pytest.mark.parametrize("size_px", IMAGE_SIZES_PX)
 def test_image_tokens_are_those_of_the_processor(tiny, size_px):
     image = Image.new("RGB", size_px, "red")
-    text_and_image = Sample((Turn("user", (ImageRef(path="in memory"), "q")), Turn("assistant", ("a",))), "rows.jsonl:1")
+    text_and_image = Sample(
+        (Turn("user", (ImageRef(path="in memory"), "q")), Turn("assistant", ("a",))), "rows.jsonl:1"
+    )
     row = encode(text_and_image, [image], tiny.processor, tiny.family)
     assert tiny.family.image_tokens(tiny.source.config, tiny.source.preprocessor, *size_px) == row.num_image_tokens
 

@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for p in m['content'] %}{% if p['type'] == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ p['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ p['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SMOL = (
     "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}"
@@ -54,7 +54,9 @@ SIGLIP = {
 QWEN_ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 
 
-def tokenizer(special: list[str], *, bos: str | None = None, eos: str, pad: str, **named: str) -> hf.PreTrainedTokenizerFast:
+def tokenizer(
+    special: list[str], *, bos: str | None = None, eos: str, pad: str, **named: str
+) -> hf.PreTrainedTokenizerFast:
     """Return a byte-level tokenizer with these special tokens; a blank line is one token, as in real vocabularies."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*alphabet, "ĊĊ"])}
@@ -109,7 +111,14 @@ def _qwen_processor(kind: type, tok: hf.PreTrainedTokenizerFast, video: type, pa
 def qwen2_vl() -> tuple:
     tok = _qwen_tokenizer()
     config = hf.Qwen2VLConfig(
-        vision_config={"depth": 2, "embed_dim": 64, "hidden_size": 64, "num_heads": 4, "mlp_ratio": 2, "patch_size": 14},
+        vision_config={
+            "depth": 2,
+            "embed_dim": 64,
+            "hidden_size": 64,
+            "num_heads": 4,
+            "mlp_ratio": 2,
+            "patch_size": 14,
+        },
         text_config={**TEXT, "vocab_size": len(tok), "rope_parameters": QWEN_ROPE, "tie_word_embeddings": True},
         tie_word_embeddings=True,
         **_qwen_ids(tok),

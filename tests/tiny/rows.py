@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from PIL import Image
+
 from tiny import save_tiny
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.data.types import ImageRef, Sample, Turn

@@ -9,7 +9,7 @@ from vlmtune.config.load import LoadedConfig
 
 
 def write_config(loaded: LoadedConfig, path: Path) -> None:
-    """Write every value, the preset dissolved; data paths become relative to `path`, so that the folder can be shared."""
+    """Write every value, the preset dissolved; local paths become relative to `path`: the folder can be shared."""
     values = loaded.config.model_dump(mode="json")
     values["preset"] = None
     for key in ("train_path", "val_path", "image_dir"):

@@ -1,4 +1,4 @@
-"""Rows → one batch. Shapes: B rows, T tokens of the longest row; image tensors are joined along their first dimension."""
+"""Rows → one batch. Shapes: B rows, T tokens of the longest row; image tensors are joined along dimension 0."""
 
 import torch
 import torch.nn.functional as F

@@ -69,9 +69,8 @@ def encode(sample: Sample, images: list[Image], processor: ProcessorMixin, famil
     offsets = output.pop("offset_mapping")[0]
     offsets = offsets.tolist() if isinstance(offsets, Tensor) else offsets
     is_image = torch.tensor([any(s <= a < e for s, e in (r["new_span"] for r in replaced)) for a, _ in offsets])
-    labels = _labels(
-        output["input_ids"][0], offsets, [_expanded(a, replaced) for a in answers], processor, sample.where
-    )
+    spans = [_expanded(answer, replaced) for answer in answers]
+    labels = _labels(output["input_ids"][0], offsets, spans, processor, sample.where)
     return Encoded(dict(output), labels.unsqueeze(0), is_image, sample.where)
 
 
@@ -164,7 +163,7 @@ def _labels(ids_T: Tensor, offsets: list[Span], answers: list[Span], processor: 
 
 
 def _encode_prefix_lm(sample: Sample, images: list[Image], processor: ProcessorMixin) -> Encoded:
-    """Prompt as prefix, answer as suffix: the processor itself marks the suffix, and the attention follows the marks."""
+    """Prompt as prefix, answer as suffix: the processor marks the suffix, and the attention follows the marks."""
     if len(sample.turns) != 2 or sample.turns[0].role != "user":
         raise VlmtuneError(
             f"{sample.where}: this model takes one question and one answer a row, no system turn",

@@ -41,13 +41,8 @@ class Chats:
         self._processor = processor
         num_image_tokens = (IMAGE_PIXELS // processor.patch_size) ** 2
         self._image_text = "<image>" * num_image_tokens
-        self.names = [
-            [self._encode(q, d.name) for q in QUESTIONS[d.kind]] for d in drawings
-        ]
-        self.strokes = [
-            [self._encode(q, NUMBER_WORDS[len(d.strokes)]) for q in QUESTIONS["strokes"]]
-            for d in drawings
-        ]
+        self.names = [[self._encode(q, d.name) for q in QUESTIONS[d.kind]] for d in drawings]
+        self.strokes = [[self._encode(q, NUMBER_WORDS[len(d.strokes)]) for q in QUESTIONS["strokes"]] for d in drawings]
         self.order = [
             self._encode(q.format(word), following)
             for word, following in itertools.pairwise(NUMBER_WORDS)

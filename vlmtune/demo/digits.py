@@ -40,9 +40,7 @@ def write_digits(out_dir: Path) -> dict:
         name = f"images/{index:04d}.png"
         _picture(scan).save(out_dir / name)
         rows.append({"image": name, "question": rng.choice(QUESTIONS), "answer": WORDS[label]})
-    train, heldout = train_test_split(
-        rows, test_size=HELDOUT_FRACTION, random_state=SEED, stratify=digits.target
-    )
+    train, heldout = train_test_split(rows, test_size=HELDOUT_FRACTION, random_state=SEED, stratify=digits.target)
     _write_rows(out_dir / "train.jsonl", train)
     _write_rows(out_dir / "heldout.jsonl", heldout)
     return {

@@ -71,9 +71,7 @@ def symbol_drawings(names: list[str], generator: torch.Generator) -> list[Drawin
     return [Drawing(name, "symbol", _random_strokes(generator)) for name in names]
 
 
-def scan(
-    drawings: list[Drawing], class_ids: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
+def scan(drawings: list[Drawing], class_ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Returns a noisy 8x8 scan of each named class, ink 0 to 16, as uint8 [B, 8, 8]."""
     control, mixing = _tables(drawings)
     scans = []
@@ -155,9 +153,7 @@ def _bend(points: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     y = y + 0.05 * torch.sin(6 * x + spread(3.14))
     x = x * torch.exp(spread(0.4) - 0.2)
     angle = spread(0.25)
-    return torch.stack(
-        (x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()), dim=-1
-    )
+    return torch.stack((x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()), dim=-1)
 
 
 def _place(points: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -106,9 +106,7 @@ def _pixels(scans: torch.Tensor) -> torch.Tensor:
     """Returns pixel values [B, 3, 32, 32] in -1..1, as the processor makes them from a PNG."""
     paper = (1 - scans.float() / 16).unsqueeze(1)
     # antialias selects the bicubic kernel that Pillow uses
-    large = torch.nn.functional.interpolate(
-        paper, size=IMAGE_PIXELS, mode="bicubic", antialias=True
-    )
+    large = torch.nn.functional.interpolate(paper, size=IMAGE_PIXELS, mode="bicubic", antialias=True)
     return (large.clamp(0, 1) * 2 - 1).expand(-1, 3, -1, -1)
 
 

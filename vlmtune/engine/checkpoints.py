@@ -1,4 +1,4 @@
-"""Checkpoints that a kill or a full disk cannot half-write: a marker file is written last, and old ones go after that."""
+"""Checkpoints that a kill or a full disk cannot half-write: a marker is written last, old ones go after that."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from vlmtune.report import COMPLETE, RunFolder
 
 
 def finish_checkpoint(checkpoint: Path, keep: int) -> None:
-    """Mark `checkpoint` complete once its files are on the disk, then delete all complete ones but the newest `keep`."""
+    """Mark `checkpoint` complete once its files are on the disk, then delete all but the newest `keep`."""
     for file in checkpoint.iterdir():
         _sync(file)
     (checkpoint / COMPLETE).touch()
@@ -30,7 +30,7 @@ def drop_incomplete(folder: RunFolder) -> None:
 
 
 def disk_full(error: Exception, checkpoint: Path) -> VlmtuneError | None:
-    """Return the user's error when writing `checkpoint` failed for lack of space, after removing its pieces; else None."""
+    """Remove what was written and return the user's error, if `error` is for lack of space; else None."""
     # safetensors reports the system's error as text only.
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     if not full:

@@ -43,7 +43,7 @@ def mean_loss(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan
 
 
 def row_losses(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan) -> list[tuple[float, int]]:
-    """Return (summed loss, labelled tokens) of each row, one row at a time: needs less memory than any training step."""
+    """Return (summed loss, labelled tokens) of each row; one at a time needs less memory than any training step."""
     was_training = model.training
     model.eval()
     losses = []

@@ -37,8 +37,9 @@ def train(
     model = build_model(plan)
     parts = inventory(model, family)
     collator = Collator(processor)
+    lengths = [row.total for row in measured]
     trainer = TuneTrainer(
-        plan, model, folder, rows, [row.total for row in measured], data_collator=collator, eval_dataset=val_rows
+        plan, model, folder, lengths, train_dataset=rows, eval_dataset=val_rows, data_collator=collator
     )
     interrupt = StopOnInterrupt(view)
     recorder = Recorder(folder, view, trainer.work, on_gpu=plan.device == "cuda")
@@ -53,7 +54,15 @@ def train(
         interrupt.restore()
     if not interrupt.stopped:
         save_tuned(trainer.model, processor, plan, folder)
-    report = _report(plan, data, measured, parts, trainer, recorder, interrupt.stopped)
+    report = TrainReport(
+        status="interrupted" if interrupt.stopped else "finished",
+        steps=trainer.state.global_step,
+        **_facts_of_plan(plan),
+        **_facts_of_data(data, measured, plan),
+        **_facts_of_model(parts),
+        **_facts_of_training(recorder),
+        **_facts_of_gpu(plan),
+    )
     write_report(folder, report, recorder.records)
     return report
 
@@ -126,49 +135,59 @@ def _silence_printer(trainer: TuneTrainer) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-def _report(
-    plan: RunPlan,
-    data: RunData,
-    measured: list[RowTokens],
-    parts: list[InventoryRow],
-    trainer: TuneTrainer,
-    recorder: Recorder,
-    interrupted: bool,
-) -> TrainReport:
+def _facts_of_plan(plan: RunPlan) -> dict:
+    return {
+        "experiment_name": plan.experiment_name,
+        "model": plan.model_name,
+        "method": plan.method,
+        "precision": plan.autocast_dtype or plan.base_dtype,
+        "versions": library_versions(),
+    }
+
+
+def _facts_of_data(data: RunData, measured: list[RowTokens], plan: RunPlan) -> dict:
     longest = max(measured, key=lambda row: row.total)
+    over = [row.text - plan.max_length for row in measured if row.text > plan.max_length]
+    return {
+        "num_rows": len(data.train),
+        "num_skipped_rows": len(data.skipped),
+        "skipped": list(data.skipped),
+        "num_cut_rows": len(over),
+        "num_cut_tokens": sum(over),
+        "text_tokens": sum(row.text for row in measured),
+        "image_tokens": sum(row.image for row in measured),
+        "longest_row": LongestRow(longest.where, longest.total),
+        "notes": [*data.notes, *(f"{choice.key} = {choice.value}: {choice.reason}" for choice in plan.choices)],
+    }
+
+
+def _facts_of_model(parts: list[InventoryRow]) -> dict:
+    return {
+        "trainable_parameters": sum(row.parameters for row in parts if row.trainable),
+        "total_parameters": sum(row.parameters for row in parts),
+    }
+
+
+def _facts_of_training(recorder: Recorder) -> dict:
     losses = [record.loss for record in recorder.records]
     evals = [record.eval_loss for record in recorder.records if record.eval_loss is not None]
-    over = [row.text - plan.max_length for row in measured if row.text > plan.max_length]
+    work, seconds = recorder.totals, max(recorder.seconds, 1e-9)
+    return {
+        "train_loss_first": losses[0] if losses else None,
+        "train_loss_last": losses[-1] if losses else None,
+        "eval_loss": evals[-1] if evals else None,
+        "trained_tokens": work.trained_tokens,
+        "seconds": recorder.seconds,
+        "samples_per_s": work.rows / seconds,
+        "tokens_per_s": work.tokens / seconds,
+        "data_wait_share": min(1.0, work.waited_s / seconds),
+    }
+
+
+def _facts_of_gpu(plan: RunPlan) -> dict:
     on_gpu = plan.device == "cuda"
-    seconds = max(recorder.seconds, 1e-9)
-    return TrainReport(
-        experiment_name=plan.experiment_name,
-        model=plan.model_name,
-        method=plan.method,
-        status="interrupted" if interrupted else "finished",
-        steps=trainer.state.global_step,
-        train_loss_first=losses[0] if losses else None,
-        train_loss_last=losses[-1] if losses else None,
-        eval_loss=evals[-1] if evals else None,
-        num_rows=len(data.train),
-        num_skipped_rows=len(data.skipped),
-        skipped=list(data.skipped),
-        num_cut_rows=len(over),
-        num_cut_tokens=sum(over),
-        text_tokens=sum(row.text for row in measured),
-        image_tokens=sum(row.image for row in measured),
-        trained_tokens=recorder.totals.trained_tokens,
-        longest_row=LongestRow(longest.where, longest.total),
-        trainable_parameters=sum(row.parameters for row in parts if row.trainable),
-        total_parameters=sum(row.parameters for row in parts),
-        seconds=recorder.seconds,
-        samples_per_s=recorder.totals.rows / seconds,
-        tokens_per_s=recorder.totals.tokens / seconds,
-        data_wait_share=min(1.0, recorder.totals.waited_s / seconds),
-        peak_allocated_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
-        peak_reserved_bytes=torch.cuda.max_memory_reserved() if on_gpu else None,
-        gpu=torch.cuda.get_device_name(0) if on_gpu else None,
-        precision=plan.autocast_dtype or plan.base_dtype,
-        versions=library_versions(),
-        notes=[*data.notes, *(f"{choice.key} = {choice.value}: {choice.reason}" for choice in plan.choices)],
-    )
+    return {
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+        "gpu": torch.cuda.get_device_name(0) if on_gpu else None,
+    }

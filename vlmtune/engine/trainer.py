@@ -11,7 +11,6 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from vlmtune.data.collate import WHERE
-from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.checkpoints import disk_full, finish_checkpoint
 from vlmtune.engine.evaluate import mean_loss
 from vlmtune.engine.oom import out_of_memory
@@ -61,15 +60,10 @@ class TuneTrainer(Trainer):
     """Trainer that runs a RunPlan."""
 
     def __init__(
-        self,
-        plan: RunPlan,
-        model: torch.nn.Module,
-        folder: RunFolder,
-        rows: TuneDataset,
-        lengths: list[int],
-        **kwargs: Any,
+        self, plan: RunPlan, model: torch.nn.Module, folder: RunFolder, lengths: list[int], **kwargs: Any
     ) -> None:
-        super().__init__(model=model, args=training_arguments(plan, folder), train_dataset=rows, **kwargs)
+        """`lengths` are the tokens of each row; `kwargs` are Trainer's data sets and collator."""
+        super().__init__(model=model, args=training_arguments(plan, folder), **kwargs)
         # The loss is divided by the labelled tokens of the whole step, so Trainer must not average again.
         self.model_accepts_loss_kwargs = True
         self.plan = plan

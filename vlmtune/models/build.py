@@ -1,4 +1,4 @@
-"""RunPlan → model ready to train: load → quantise → freeze → adapt. The only caller of from_pretrained, bitsandbytes and peft."""
+"""RunPlan → model ready to train: load → quantise → freeze → adapt. No other file loads models or attaches adapters."""
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -21,7 +21,7 @@ def family_of(plan: RunPlan) -> Family:
 def build_model(plan: RunPlan) -> PreTrainedModel | PeftModel:
     """Return the model on the plan's device with what is to be trained, and nothing else, requiring gradients.
 
-    Never `prepare_model_for_kbit_training`: it copies embeddings, head and norms to fp32 (0.5 to 2.3 GiB on 3-9 B models).
+    Never `prepare_model_for_kbit_training`: it copies embeddings, head and norms to fp32 (0.5 to 2.3 GiB).
     """
     torch.manual_seed(plan.seed)
     model = load_base(plan)

@@ -34,14 +34,16 @@ def inventory(model: nn.Module, family: Family) -> list[InventoryRow]:
         dtype = state.quant_type if state is not None else str(parameter.dtype).removeprefix("torch.")
         key = (part, dtype, parameter.requires_grad)
         counts[key] += state.shape.numel() if state is not None else parameter.numel()
-        sizes[key] += parameter.numel() * parameter.element_size() + _constants_bytes(state)
+        sizes[key] += _stored_bytes(parameter)
     rows = [InventoryRow(*key, counts[key], sizes[key]) for key in sorted(counts)]
-    stored = sum(
-        p.numel() * p.element_size() + _constants_bytes(getattr(p, "quant_state", None)) for p in model.parameters()
-    )
+    stored = sum(_stored_bytes(parameter) for parameter in model.parameters())
     total = sum(row.stored_bytes for row in rows)
     assert total == stored, f"inventory of {total} bytes, model of {stored}"
     return rows
+
+
+def _stored_bytes(parameter: nn.Parameter) -> int:
+    return parameter.numel() * parameter.element_size() + _constants_bytes(getattr(parameter, "quant_state", None))
 
 
 def _constants_bytes(state) -> int:

@@ -1,6 +1,7 @@
 """Where a model is and what its small JSON files say, read before anything large. No torch here."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,20 @@ def open_model(name: str, revision: str | None, base_dir: Path) -> ModelSource:
     """
     folder = (base_dir / Path(name).expanduser()).resolve()
     if folder.is_dir():
-        return ModelSource(
-            str(folder), _read_json(folder / "config.json"), _preprocessor(_folder_file(folder, name), name)
-        )
+        return ModelSource(str(folder), _read_json(folder / "config.json"), _preprocessor(_in_folder(folder)))
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise VlmtuneError(
             f"model.name: there is no folder {folder}",
             "give a folder with a config.json, or a hub id such as org/model",
         )
-    return ModelSource(
-        name, _read_json(_hub_file(name, revision, "config.json")), _preprocessor(_hub(name, revision), name)
-    )
+    config = _read_json(_hub_file(name, revision, "config.json"))
+    return ModelSource(name, config, _preprocessor(_on_hub(name, revision)))
 
 
-def _folder_file(folder: Path, name: str):
+Finder = Callable[[str], Path | None]
+
+
+def _in_folder(folder: Path) -> Finder:
     def find(file_name: str) -> Path | None:
         path = folder / file_name
         return path if path.is_file() else None
@@ -49,14 +50,14 @@ def _folder_file(folder: Path, name: str):
     return find
 
 
-def _hub(name: str, revision: str | None):
+def _on_hub(name: str, revision: str | None) -> Finder:
     def find(file_name: str) -> Path | None:
         return _hub_file(name, revision, file_name, required=False)
 
     return find
 
 
-def _preprocessor(find, name: str) -> dict[str, Any]:
+def _preprocessor(find: Finder) -> dict[str, Any]:
     """The image processor's settings; transformers 5 writes them into processor_config.json."""
     if path := find("preprocessor_config.json"):
         return _read_json(path)

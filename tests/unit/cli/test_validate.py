@@ -1,6 +1,8 @@
 """`vlmtune validate` as a user meets it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,9 @@ def test_a_bug_keeps_its_traceback(folder, run_cli, monkeypatch):
     monkeypatch.setattr("vlmtune.config.load.load_config", broken)
     with pytest.raises(ZeroDivisionError):
         run_cli("validate", "run.yaml")
+
+
+def test_a_reader_that_leaves_early_gets_no_complaint():
+    command = f"{sys.executable} -m vlmtune validate --schema | true; {sys.executable} -m vlmtune presets list | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""

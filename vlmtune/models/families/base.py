@@ -1,4 +1,4 @@
-"""What vlmtune needs to know of an architecture, as data and two small functions. Pure Python: planning imports no torch.
+"""What vlmtune needs to know of an architecture: data and two small functions. No torch: planning stays light.
 
 A model that needs more than this is a reason to extend `Family` in review, not to subclass it.
 """
@@ -74,4 +74,4 @@ def fixed_input(side_px: int, image_size: int | None) -> ImageSettings:
     """Settings of a family whose every image becomes `side_px` × `side_px`."""
     if image_size is None or image_size == side_px:
         return ImageSettings({})
-    return ImageSettings({}, f"data.image_size: {image_size} has no effect: every image becomes {side_px}×{side_px} px")
+    return ImageSettings({}, f"{image_size} has no effect: every image becomes {side_px}×{side_px} px")

@@ -1,4 +1,4 @@
-"""LLaVA 1.5: CLIP tower, two-layer projector, Llama-type language model. Facts: transformers LlavaForConditionalGeneration."""
+"""LLaVA 1.5: CLIP tower, two-layer projector, Llama-type language model."""
 
 from vlmtune.models.families.base import CLIP_LINEARS, LLAMA_LINEARS, Family, ImageSettings, Json, fixed_input
 

@@ -1,4 +1,4 @@
-"""SmolVLM, SmolVLM2 and Idefics3: the image is cut into square tiles plus one overview, each a fixed number of tokens."""
+"""SmolVLM, SmolVLM2 and Idefics3: square tiles of the image plus one overview, each a fixed number of tokens."""
 
 import math
 
@@ -54,9 +54,7 @@ def image_settings(config: Json, preprocessor: Json, image_size: int | None) -> 
         return ImageSettings({})
     tile_px = _tile_px(preprocessor)
     if image_size < 2 * tile_px:
-        note = (
-            f"data.image_size: {image_size} is below two tiles of {tile_px} px: one {tile_px}×{tile_px} view per image"
-        )
+        note = f"{image_size} is less than two tiles of {tile_px} px: one {tile_px}×{tile_px} view per image"
         return ImageSettings({"do_image_splitting": False, "size": {"longest_edge": tile_px}}, note)
     longest_px = min(image_size // tile_px * tile_px, _longest_px(preprocessor))
     return ImageSettings({"size": {"longest_edge": longest_px}})
