@@ -11,6 +11,7 @@ from vlmtune.errors import ExitCode, VlmtuneError
 if TYPE_CHECKING:
     from vlmtune.config.load import LoadedConfig
     from vlmtune.data.run_data import RunData
+    from vlmtune.models.source import ModelSource
     from vlmtune.plan import RunPlan
     from vlmtune.report import RunFolder, TrainReport
 
@@ -29,7 +30,7 @@ def train(
 
     loaded = load_config(config, overrides or ())
     data = _read_data(loaded)
-    plan, source = _plan(loaded)
+    plan, source = make_run_plan(loaded)
     if dry_run:
         _print_plan(plan, as_json)
         return
@@ -67,7 +68,7 @@ def _read_data(loaded: "LoadedConfig") -> "RunData":
     return RunData(train_rows, val_rows, skipped, rows.notes)
 
 
-def _plan(loaded: "LoadedConfig"):
+def make_run_plan(loaded: "LoadedConfig") -> "tuple[RunPlan, ModelSource]":
     """Return the plan for this machine and the model's source; imports torch to look at the device."""
     import hashlib
 

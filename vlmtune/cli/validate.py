@@ -22,6 +22,9 @@ def validate(
     overrides: SetOption = None,
     as_json: JsonOption = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of configs instead.")] = False,
+    preview: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Show N rows as the model will see them; loads its tokenizer.")
+    ] = 0,
 ) -> None:
     """Check a config and its data without loading a model; show every value and where it came from."""
     if schema:
@@ -43,6 +46,10 @@ def validate(
         _print_data(data)
     if errors:
         raise _as_one_error(errors)
+    if preview:
+        from vlmtune.cli.preview import print_preview
+
+        print_preview(loaded, data["train_path"].samples[:preview])
 
 
 def print_config(loaded: "LoadedConfig") -> None:

@@ -3,11 +3,23 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import ProcessorMixin
 
 from vlmtune.data.encode import IGNORED, Encoded, is_token_tensor
 
 WHERE = "where"
 """Key under which a batch carries the names of its rows, for messages; never given to a model."""
+
+
+class Collator:
+    """`collate` with the processor's padding token; a class, because workers need to pickle it."""
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        tokenizer = processor.tokenizer
+        self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def __call__(self, rows: list) -> dict:
+        return collate(rows, self.pad_token_id)
 
 
 def collate(rows: list[Encoded], pad_token_id: int) -> dict[str, Tensor | list[str]]:

@@ -1,5 +1,6 @@
 """How good a model is: mean loss, and exact match of what it writes."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,16 +9,16 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from vlmtune.data.collate import WHERE
+from vlmtune.data.collate import WHERE, Collator
+from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.encode import IGNORED, encode_prompt
 from vlmtune.data.images import open_image
 from vlmtune.data.types import Sample
+from vlmtune.engine.load import Tuned
 from vlmtune.engine.step import forward_loss
 from vlmtune.models.build import base_of, family_of
 from vlmtune.models.processor import turn_end_id
 from vlmtune.plan import RunPlan
-
-MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,52 @@ def row_losses(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPla
     return losses
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Every held-out row's answer, and the loss over all of them."""
+
+    loss: float
+    """Mean cross-entropy a labelled token."""
+    answers: list[Answer]
+
+    @property
+    def exact_match(self) -> float:
+        """Share of answers that are exactly the expected ones."""
+        return sum(answer.exact for answer in self.answers) / len(self.answers)
+
+    def as_dict(self) -> dict:
+        """Return everything as JSON values."""
+        rows = [{**dataclasses.asdict(answer), "exact": answer.exact} for answer in self.answers]
+        return {"rows": len(self.answers), "loss": self.loss, "exact_match": self.exact_match, "answers": rows}
+
+
+def evaluate_rows(
+    tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Callable[[], None]
+) -> Evaluation:
+    """Return loss and generated answer of every row; `on_answer` is called after each."""
+    rows = TuneDataset(samples, tuned.processor, family_of(tuned.plan), tuned.plan)
+    losses = row_losses(tuned.model, rows, Collator(tuned.processor), tuned.plan)
+    answers = [
+        Answer(sample.where, sample.turns[-2].text, sample.answer, answer, loss / max(1, tokens))
+        for sample, answer, (loss, tokens) in zip(
+            samples, generate(tuned, samples, max_new_tokens, on_answer), losses, strict=True
+        )
+    ]
+    return Evaluation(sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses)), answers)
+
+
 def generate(
-    model: nn.Module,
-    processor: ProcessorMixin,
-    samples: Sequence[Sample],
-    plan: RunPlan,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    on_answer: Callable[[], None] = lambda: None,
+    tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Callable[[], None] = lambda: None
 ) -> list[str]:
     """Return what the model writes (greedily) in place of each sample's last answer."""
+    plan, processor = tuned.plan, tuned.processor
     family, answers = family_of(plan), []
-    ends = end_token_ids(base_of(model), processor)
+    ends = end_token_ids(base_of(tuned.model), processor)
     for sample in samples:
         images = [open_image(ref, plan.image_size) for ref in sample.images]
         prompt = {key: value.to(plan.device) for key, value in encode_prompt(sample, images, processor, family).items()}
         with torch.no_grad():
-            ids = model.generate(
+            ids = tuned.model.generate(
                 **prompt,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,

@@ -5,7 +5,7 @@ import shutil
 import torch
 from transformers import ProcessorMixin
 
-from vlmtune.data.collate import collate
+from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import RowTokens, TuneDataset, measure_rows, refuse_too_long
 from vlmtune.data.run_data import RunData
 from vlmtune.engine.callbacks import FirstStepCheck, Recorder, StopOnInterrupt
@@ -65,17 +65,6 @@ def train(
     )
     write_report(folder, report, recorder.records)
     return report
-
-
-class Collator:
-    """`collate` with the processor's padding token; a class, because workers need to pickle it."""
-
-    def __init__(self, processor: ProcessorMixin) -> None:
-        tokenizer = processor.tokenizer
-        self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-
-    def __call__(self, rows: list) -> dict:
-        return collate(rows, self.pad_token_id)
 
 
 def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan, folder: RunFolder) -> None:

@@ -1,0 +1,87 @@
+"""`vlmtune evaluate`: loss and exact match on held-out rows, and the rows that went worst."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmtune.cli.options import JsonOption, RunArgument
+from vlmtune.errors import VlmtuneError
+
+if TYPE_CHECKING:
+    from vlmtune.data.types import Sample
+    from vlmtune.engine.evaluate import Evaluation
+    from vlmtune.report import RunFolder
+
+EXAMPLE = "Example: [bold]vlmtune evaluate runs/my-run --data heldout.jsonl[/bold]"
+WORST_ROWS = 10
+
+
+def evaluate(
+    run: RunArgument,
+    data: Annotated[Path | None, typer.Option("--data", help="Rows to ask. Default: data.val_path of the run.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Evaluate the model as it was before the run.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the tuned model every held-out row; print loss, exact match and the worst rows."""
+    from vlmtune.report import RunFolder
+
+    folder = RunFolder.open_existing(run)
+    samples = _samples(folder, data)
+    from vlmtune.engine.runtime import prepare_environment
+
+    prepare_environment()
+    from vlmtune.engine.evaluate import evaluate_rows
+    from vlmtune.engine.load import load_tuned, load_untuned
+    from vlmtune.engine.runtime import quiet_libraries
+
+    quiet_libraries()
+    tuned = load_untuned(folder) if base else load_tuned(folder)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("asking", total=len(samples))
+        result = evaluate_rows(tuned, samples, max_new_tokens, on_answer=lambda: progress.advance(task))
+    _print(result, as_json)
+
+
+def _samples(folder: "RunFolder", data: Path | None) -> "list[Sample]":
+    from vlmtune.cli.rows import read_rows
+    from vlmtune.config.load import load_config
+    from vlmtune.data.samples import require_good
+
+    loaded = load_config(folder.config)
+    val_path = loaded.config.data.val_path
+    if data is None and val_path is None:
+        raise VlmtuneError(f"{folder.path} was trained without data.val_path", "say what to evaluate: --data FILE")
+    path = data or loaded.resolve_path(val_path)
+    return require_good(read_rows(loaded, path), loaded.config.data.on_bad_row)
+
+
+def _print(result: "Evaluation", as_json: bool) -> None:
+    from vlmtune.cli import render
+
+    if as_json:
+        render.print_json(result.as_dict())
+        return
+    exact = sum(answer.exact for answer in result.answers)
+    out = render.console()
+    out.print(f"rows         {len(result.answers)}")
+    out.print(f"loss         {result.loss:.4f}")
+    out.print(f"exact match  {result.exact_match:.1%} ({exact} of {len(result.answers)})")
+    wrong = sorted((a for a in result.answers if not a.exact), key=lambda a: -a.loss)[:WORST_ROWS]
+    if wrong:
+        table = render.table("worst rows", "question", "expected", "answer", "loss", right=("loss",))
+        for row in wrong:
+            table.add_row(
+                row.where, *(_short(text) for text in (row.question, row.expected, row.answer)), f"{row.loss:.2f}"
+            )
+        out.print()
+        out.print(table)
+
+
+def _short(text: str, max_chars: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= max_chars else line[: max_chars - 1] + "…"

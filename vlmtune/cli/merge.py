@@ -1,0 +1,41 @@
+"""`vlmtune merge`: adapter and base become one model, and it is proven to answer the same."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlmtune.cli.options import JsonOption, RunArgument
+
+EXAMPLE = "Example: [bold]vlmtune merge runs/my-run -o my-model[/bold]"
+
+
+def merge(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must be new or empty.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Merge the adapter into the 16-bit base, load the result and compare its logits with base + adapter."""
+    import dataclasses
+
+    from vlmtune.engine.runtime import prepare_environment
+    from vlmtune.report import RunFolder
+
+    folder = RunFolder.open_existing(run)
+    prepare_environment()
+    from vlmtune.engine.merge import merge as run_merge
+    from vlmtune.engine.runtime import quiet_libraries
+
+    quiet_libraries()
+    proof = run_merge(folder, out)
+    if as_json:
+        from vlmtune.cli import render
+
+        render.print_json({**dataclasses.asdict(proof), "relative_difference": proof.relative, "out": str(out)})
+        return
+    typer.echo(f"merged into {out}")
+    typer.echo(
+        f"logits of base + adapter and of the merged model differ by at most {proof.largest_difference:.2e}, "
+        f"{proof.relative:.1e} of the largest logit (bound {proof.bound:.0e}); "
+        f"{proof.same_best_tokens:.0%} of the best tokens are the same"
+    )

@@ -1,0 +1,101 @@
+"""Adapter + 16-bit base → one model, saved, loaded again, and compared with what it was merged from."""
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoProcessor
+
+from vlmtune.data.encode import encode
+from vlmtune.data.types import ImageRef, Sample, Turn
+from vlmtune.errors import VlmtuneError
+from vlmtune.models.build import build_tuned, family_of, load_base
+from vlmtune.plan import RunPlan
+from vlmtune.report import RunFolder
+
+BOUNDS = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
+"""Largest allowed |difference of logits| / |largest logit|. Merging rounds base + adapter to the base's format once."""
+
+
+@dataclass(frozen=True)
+class MergeProof:
+    """How far the merged model is from base + adapter on one sample."""
+
+    largest_difference: float
+    largest_logit: float
+    bound: float
+    same_best_tokens: float
+    """Share of positions at which both models prefer the same token."""
+
+    @property
+    def relative(self) -> float:
+        """Largest difference as a share of the largest logit."""
+        return self.largest_difference / self.largest_logit
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is within the bound."""
+        return self.relative <= self.bound
+
+
+def merge(folder: RunFolder, out_dir: Path) -> MergeProof:
+    """Write the merged model and its processor to `out_dir` and return the proof; on the CPU, whatever the machine.
+
+    Raises:
+        VlmtuneError: nothing to merge, `out_dir` taken, or the difference above the bound (then nothing is left).
+    """
+    plan = dataclasses.replace(RunPlan.load(folder.plan), device="cpu")
+    if plan.method == "full":
+        raise VlmtuneError(f"method full has no adapter to merge: {folder.model} is the whole model already")
+    if not folder.adapter.is_dir():
+        raise VlmtuneError(f"{folder.path} has no adapter: the run has not finished", "continue it with --resume")
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise VlmtuneError(f"{out_dir} is not empty", "give a new folder")
+    processor = AutoProcessor.from_pretrained(folder.adapter)
+    inputs = _probe(plan, processor)
+    model = build_tuned(plan, str(folder.adapter), quantized=False)
+    expected = _logits(model, inputs)
+    partial = out_dir.with_name(out_dir.name + ".partial")
+    model.merge_and_unload().save_pretrained(partial)
+    processor.save_pretrained(partial)
+    del model
+    merged = _logits(load_base(dataclasses.replace(plan, model=str(partial)), quantized=False).eval(), inputs)
+    proof = _compare(expected, merged, BOUNDS[plan.base_dtype])
+    if not proof.holds:
+        shutil.rmtree(partial)
+        raise VlmtuneError(
+            f"the merged model differs from base + adapter by {proof.relative:.2e} of the largest logit, "
+            f"above the bound {proof.bound:.0e}",
+            "keep using the adapter; please report the model and versions.json",
+        )
+    if out_dir.exists():
+        out_dir.rmdir()
+    partial.rename(out_dir)
+    return proof
+
+
+def _probe(plan: RunPlan, processor) -> dict[str, Tensor]:
+    """A row with a picture that has edges and gradients."""
+    image = Image.linear_gradient("L").convert("RGB").resize((plan.image_size or 336,) * 2)
+    sample = Sample(
+        (Turn("user", (ImageRef(path="probe"), "Describe it.")), Turn("assistant", ("A gradient.",))), "probe"
+    )
+    return encode(sample, [image], processor, family_of(plan)).tensors
+
+
+def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits.float()
+
+
+def _compare(expected: Tensor, merged: Tensor, bound: float) -> MergeProof:
+    return MergeProof(
+        largest_difference=float((expected - merged).abs().max()),
+        largest_logit=float(expected.abs().max()),
+        bound=bound,
+        same_best_tokens=float((expected.argmax(-1) == merged.argmax(-1)).float().mean()),
+    )
