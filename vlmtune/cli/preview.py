@@ -13,12 +13,13 @@ def print_preview(loaded: "LoadedConfig", samples: "list[Sample]") -> None:
 
     from vlmtune.cli import render
     from vlmtune.cli.train import make_run_plan
+
+    plan, _ = make_run_plan(loaded)
     from vlmtune.data.dataset import TuneDataset
     from vlmtune.data.preview import pieces
     from vlmtune.models.build import family_of
     from vlmtune.models.processor import load_processor
 
-    plan, _ = make_run_plan(loaded)
     processor = load_processor(plan)
     out = render.console()
     colour = out.color_system is not None

@@ -1,0 +1,48 @@
+# Bare `make` lists the tasks.
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN = $(VENV)/bin
+# Tiny models: threads that wait for each other cost more than they gain.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-oldest lint bench docs clean
+
+help:  ## list the tasks
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vlmtune needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed  ## install vlmtune and its libraries into .venv (about 5 GB, two minutes)
+
+demo: install  ## teach a tiny model to read handwritten digits, on the CPU, in under three minutes
+	$(BIN)/python -m vlmtune.demo.digits demo-data
+	rm -rf runs/smoke
+	$(BIN)/vlmtune train configs/smoke.yaml
+	$(BIN)/vlmtune evaluate runs/smoke --base
+	$(BIN)/vlmtune evaluate runs/smoke
+
+test: install  ## run every test
+	$(BIN)/ruff check vlmtune tests
+	$(BIN)/python -m pytest -q -n 2
+
+test-oldest:  ## run every test on the oldest supported versions, in a virtual environment of its own
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+lint: install  ## check and format the code
+	$(BIN)/ruff check --fix vlmtune tests
+	$(BIN)/ruff format vlmtune tests
+
+bench: install  ## measure the start-up time of the light commands
+	$(BIN)/python -m tests.bench.startup
+
+docs: install  ## renew what is generated: the README's tables, configs/schema.json, configs/all-keys.yaml
+	$(BIN)/python -m vlmtune.config.docs README.md configs
+
+clean:  ## remove what the tasks made, but not the installation
+	rm -rf runs demo-data .pytest_cache .ruff_cache .hypothesis
