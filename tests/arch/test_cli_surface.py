@@ -7,7 +7,10 @@ from vlmtune.cli import app
 SURFACE = {
     "": ["--version"],
     "train": ["CONFIG", "--set", "--dry-run", "--resume", "--json"],
-    "validate": ["CONFIG", "--set", "--json", "--schema"],
+    "validate": ["CONFIG", "--set", "--json", "--schema", "--preview"],
+    "evaluate": ["RUN", "--data", "--base", "--max-new-tokens", "--json"],
+    "generate": ["RUN", "--prompt", "--image", "--max-new-tokens", "--json"],
+    "merge": ["RUN", "-o", "--json"],
     "doctor": ["--json"],
     "presets list": ["--json"],
     "presets show": ["NAME", "--json"],

@@ -87,7 +87,7 @@ def read_file(path: Path) -> Document:
             f"{name} is larger than 1 MB", "a config has a few dozen lines; training rows belong in data.train_path"
         )
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise VlmtuneError(f"{name} is not UTF-8 text  ({name}:{line})", "save it as UTF-8") from None

@@ -93,6 +93,16 @@ def test_square_brackets_in_a_value_are_text_not_markup(folder, run_cli):
     assert "[bold]m[/bold] :smile:" in run_cli("validate", "run.yaml").stdout
 
 
+def test_square_brackets_in_a_note_are_text_too(folder, run_cli):
+    Path("rows.jsonl").write_text('{"question": "q", "answer": "a", "[red]note[/red]": 1}\n')
+    assert "[red]note[/red]" in run_cli("validate", "run.yaml").stdout
+
+
+def test_an_error_is_one_line_however_long(folder, run_cli):
+    Path("run.yaml").write_text(CONFIG + f"training: {{{'x' * 55}: 1}}\n")
+    assert run_cli("validate", "run.yaml").stderr.splitlines()[0].endswith("is not a known key  (run.yaml:5)")
+
+
 def test_wrong_command_lines(folder, run_cli):
     assert run_cli("validate").code == 2
     malformed = run_cli("validate", "run.yaml", "--set", "rank")

@@ -87,6 +87,7 @@ def test_empty_file(error_of, content):
             "the tag !!python/object/apply:os.system is not allowed  (run.yaml:3)",
             "write the plain value",
         ),
+        ("!!map\nmodel: {name: m}\n", "the tag !!map is not allowed  (run.yaml:1)", "write the plain value"),
         (
             GOOD + "experiment_name: !secret x\n",
             "the tag !secret is not allowed  (run.yaml:3)",
