@@ -39,7 +39,7 @@ lint: install  ## check and format the code
 	$(BIN)/ruff format vlmtune tests
 
 bench: install  ## measure the start-up time of the light commands
-	$(BIN)/python -m tests.bench.startup
+	$(BIN)/python tests/bench/startup.py
 
 docs: install  ## renew what is generated: the README's tables, configs/schema.json, configs/all-keys.yaml
 	$(BIN)/python -m vlmtune.config.docs README.md configs

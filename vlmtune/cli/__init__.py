@@ -63,6 +63,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def _run(args: Sequence[str] | None) -> int:
     """The exit code of a command line, its errors printed."""
+    # pydantic would read the metadata of every installed package to look for plugins: 10 ms of each command.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         app(args, prog_name="vlmtune")
     except SystemExit as done:
