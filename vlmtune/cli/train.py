@@ -1,5 +1,7 @@
 """`vlmtune train`: everything that can be wrong is found before a model loads."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +37,9 @@ def train(
         _print_plan(plan, as_json)
         return
     folder = _open_folder(loaded, plan, resume)
+    if resume and _is_finished(folder):
+        _print_finished(folder, as_json)
+        return
     from rich.console import Console
 
     from vlmtune.engine.monitor import LiveView
@@ -43,7 +48,8 @@ def train(
 
     quiet_libraries()
     console = Console(stderr=as_json, highlight=False)
-    with LiveView(_title(plan), console, slowdown_c=_slowdown_c(plan)) as view:
+    view = LiveView(_title(plan), console, slowdown_c=_slowdown_c(plan))
+    with _interruptible(folder), _unless_trained_removed(folder, is_new=not resume), view:
         report = run(plan, source, data, folder, view, resume=resume)
     _print_report(report, folder, as_json)
     if report.status == "interrupted":
@@ -111,6 +117,40 @@ def _open_folder(loaded: "LoadedConfig", plan: "RunPlan", resume: bool) -> "RunF
     return folder
 
 
+def _is_finished(folder: "RunFolder") -> bool:
+    import json
+
+    try:
+        return json.loads(folder.report_json.read_text(encoding="utf-8"))["status"] == "finished"
+    except (FileNotFoundError, ValueError):  # a full disk or a kill can leave half a report
+        return False
+
+
+@contextmanager
+def _interruptible(folder: "RunFolder") -> Iterator[None]:
+    """Say what is left after Ctrl-C outside of the steps, or a second one."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = folder.latest_checkpoint()
+        left = f"{kept.name} is the newest; continue with --resume" if kept else "there is no checkpoint yet"
+        typer.echo(f"stopped: {left}", err=True)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+@contextmanager
+def _unless_trained_removed(folder: "RunFolder", is_new: bool) -> Iterator[None]:
+    """Remove a new run folder if the run ends before anything was learned: its name is free for the next try."""
+    try:
+        yield
+    except BaseException:
+        if is_new and not folder.read_log() and folder.latest_checkpoint() is None:
+            import shutil
+
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+
+
 def _title(plan: "RunPlan") -> str:
     return f"{plan.experiment_name}: {plan.method} of {Path(plan.model_name).name} on {plan.device}"
 
@@ -138,6 +178,15 @@ def _print_plan(plan: "RunPlan", as_json: bool) -> None:
     out.print(table)
     for choice in plan.choices:
         out.print(f"{choice.key}: {choice.value} ({choice.reason})", soft_wrap=True)
+
+
+def _print_finished(folder: "RunFolder", as_json: bool) -> None:
+    import json
+
+    text = folder.report_json.read_text(encoding="utf-8")
+    steps = json.loads(text)["steps"]
+    done = f"{folder.path} is finished: {steps} step{'s' * (steps != 1)}; nothing to do"
+    typer.echo(text if as_json else done + "\n", nl=False)
 
 
 def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> None:

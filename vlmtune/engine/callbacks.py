@@ -1,46 +1,70 @@
 """What watches a run: the recorder (log, live view), the check after the first step, and Ctrl-C."""
 
 import dataclasses
+import os
 import signal
 import time
 from types import FrameType
 
 import torch
-from torch import nn
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.sensors import read_gpu
-from vlmtune.engine.trainer import Work
+from vlmtune.engine.trainer import TuneTrainer, Work
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.build import base_of
 from vlmtune.models.families.base import Family
 from vlmtune.report import RunFolder, StepRecord
 
+DIGEST_BYTES = 2**23
 
-class Recorder(TrainerCallback):
-    """Writes every logged step to `log.jsonl` and shows it."""
 
-    def __init__(self, folder: RunFolder, view: LiveView, work: Work, on_gpu: bool) -> None:
+class Recorder(TrainerCallback, ExportableState):
+    """Writes every logged step to `log.jsonl` and shows it; its totals are kept in the checkpoints."""
+
+    def __init__(self, folder: RunFolder, view: LiveView, trainer: TuneTrainer) -> None:
         self.folder = folder
         self.view = view
-        self.work = work
-        self.on_gpu = on_gpu
+        self.trainer = trainer
+        self.on_gpu = trainer.plan.device == "cuda"
         self.records: list[StepRecord] = folder.read_log()
         self.totals = Work()
+        self.seconds_before = 0.0
         self.seconds = 0.0
+        self.started = time.perf_counter()
+
+    def state(self) -> dict:
+        """Return what a checkpoint keeps of this object."""
+        totals = dataclasses.asdict(self.totals + self.trainer.work)
+        return {"args": {}, "attributes": {"totals": totals, "seconds": self._elapsed()}}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.started = self.last = time.perf_counter()
         self.first_step = state.global_step
+        # A resumed state brings the intervals of its checkpoint, and those may have been changed since.
+        state.compute_steps(args, state.max_steps)
+        if state.global_step:
+            saved = state.stateful_callbacks["Recorder"]["attributes"]
+            self.totals, self.seconds_before = Work(**saved["totals"]), saved["seconds"]
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        # An evaluation is written into the record of its own step, so that step needs one.
+        if control.should_evaluate or control.should_training_stop:
+            control.should_log = True
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "loss" in logs:
             self._add(self._record(state, logs))
-        elif "eval_loss" in logs and self.records:
+        elif "eval_loss" in logs:
             self._add(dataclasses.replace(self.records[-1], eval_loss=logs["eval_loss"]))
+            self.last = time.perf_counter()
+
+    def _elapsed(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
 
     def _add(self, record: StepRecord) -> None:
         self.records.append(record)
@@ -50,8 +74,7 @@ class Recorder(TrainerCallback):
     def _record(self, state, logs: dict) -> StepRecord:
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
-        elapsed = now - self.started
-        done = state.global_step - self.first_step
+        steps_done = state.global_step - self.first_step
         work = self._take_work()
         gpu = read_gpu() if self.on_gpu else None
         return StepRecord(
@@ -64,8 +87,8 @@ class Recorder(TrainerCallback):
             tokens_per_s=work.tokens / seconds,
             samples_per_s=work.rows / seconds,
             data_wait_share=min(1.0, work.waited_s / seconds),
-            elapsed_s=elapsed,
-            eta_s=elapsed / max(1, done) * (state.max_steps - state.global_step),
+            elapsed_s=self._elapsed(),
+            eta_s=(now - self.started) / steps_done * (state.max_steps - state.global_step),
             gpu_memory_bytes=torch.cuda.memory_reserved() if self.on_gpu else None,
             gpu_peak_bytes=torch.cuda.max_memory_reserved() if self.on_gpu else None,
             gpu_limit_bytes=torch.cuda.get_device_properties(0).total_memory if self.on_gpu else None,
@@ -74,65 +97,77 @@ class Recorder(TrainerCallback):
 
     def _take_work(self) -> Work:
         """Return the work since the last record and add it to the totals."""
-        work = Work()
-        for name in vars(work):
-            value = getattr(self.work, name)
-            setattr(work, name, value)
-            setattr(self.totals, name, getattr(self.totals, name) + value)
-            setattr(self.work, name, type(value)())
+        work, self.trainer.work = self.trainer.work, Work()
+        self.totals += work
         return work
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self._take_work()
-        self.seconds = time.perf_counter() - self.started
+        self.seconds = self._elapsed()
 
 
 class FirstStepCheck(TrainerCallback):
-    """After the first step: every part that is to learn had a gradient, and no frozen tensor changed."""
+    """After the first step: every part that is to learn had a gradient, and no frozen tensor changed.
 
-    def __init__(self, model: nn.Module, family: Family) -> None:
-        self.model = model
+    A part is asked at the first step that can teach it: the tower's at the first step with an image. Frozen tensors
+    are looked at after the first step with a learning rate above zero, which warm-up starts with.
+    """
+
+    def __init__(self, trainer: TuneTrainer, family: Family) -> None:
+        self.trainer = trainer
         self.family = family
-        self.frozen: dict[str, int] | None = None
+        self.untaught: set[str] = set()
+        self.frozen: dict[str, int] = {}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.untaught = {self.family.part_of(name) for name, _ in self._parameters(True)}
         self.frozen = {name: _digest(parameter) for name, parameter in self._parameters(False)}
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        if self.frozen is None:
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs) -> None:
+        self.learning_rate = optimizer.param_groups[0]["lr"]
+        if not self.untaught:
             return
-        parts: dict[str, bool] = {}
-        for name, parameter in self._parameters(True):
-            part = self.family.part_of(name)
-            parts[part] = parts.get(part, False) or (parameter.grad is not None and bool(parameter.grad.any()))
-        silent = [part for part, learned in parts.items() if not learned]
+        taught = {
+            self.family.part_of(name)
+            for name, parameter in self._parameters(True)
+            if parameter.grad is not None and bool(parameter.grad.any())
+        }
+        without_image = set() if self.trainer.step_has_images else {"vision", "projector"}
+        silent = sorted(self.untaught - taught - without_image)
+        self.untaught &= without_image - taught
         if silent:
             raise VlmtuneError(
-                f"the first step gave no gradient to: {', '.join(silent)}",
+                f"step {state.global_step + 1} gave no gradient to: {', '.join(silent)}",
                 "this part would not learn; please report the model and config",
             )
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self.frozen is None:
+        if not self.frozen or self.learning_rate == 0:
             return
         changed = [name for name, parameter in self._parameters(False) if _digest(parameter) != self.frozen[name]]
-        self.frozen = None
+        self.frozen = {}
         if changed:
             raise VlmtuneError(
-                f"the first step changed {len(changed)} tensors that are frozen, such as {changed[0]}",
+                f"step {state.global_step} changed {len(changed)} tensors that are frozen, such as {changed[0]}",
                 "please report the model and config",
             )
 
     def _parameters(self, trainable: bool):
-        for name, parameter in base_of(self.model).named_parameters():
+        for name, parameter in base_of(self.trainer.model).named_parameters():
             if parameter.requires_grad == trainable:
                 yield name, parameter
 
 
 def _digest(tensor: torch.Tensor) -> int:
-    """A sum over the tensor's bytes, place by place of each number: any step of an optimizer changes it."""
-    words = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    return int(words[::2].sum(dtype=torch.int64)) * 1_000_003 + int(words[1::2].sum(dtype=torch.int64))
+    """Return a sum over the tensor's bytes, place by place: any step of an optimizer changes it.
+
+    A few MiB at a time: a sum over all bytes at once would convert them first, eight times their memory.
+    """
+    places = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    total = 0
+    for piece in places.split(DIGEST_BYTES):
+        total += int(piece[::2].sum(dtype=torch.int64)) * 1_000_003 + int(piece[1::2].sum(dtype=torch.int64))
+    return total
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -141,6 +176,7 @@ class StopOnInterrupt(TrainerCallback):
     def __init__(self, view: LiveView) -> None:
         self.view = view
         self.stopped = False
+        self._process = os.getpid()
         self._previous = signal.getsignal(signal.SIGINT)
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -149,12 +185,16 @@ class StopOnInterrupt(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.stopped:
             control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
 
     def restore(self) -> None:
         """Give Ctrl-C back to whoever had it before."""
         signal.signal(signal.SIGINT, self._previous)
 
     def _first(self, number: int, frame: FrameType | None) -> None:
+        # A terminal sends Ctrl-C to the processes that read images too; they inherit this handler and must go on.
+        if os.getpid() != self._process:
+            return
         self.stopped = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self.view.note("stopping after this step with a checkpoint; Ctrl-C again stops now")

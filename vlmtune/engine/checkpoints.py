@@ -5,8 +5,40 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
 from vlmtune.errors import VlmtuneError
 from vlmtune.report import COMPLETE, RunFolder
+
+TRAINED = "trained.safetensors"
+"""Method full: the trained weights, by their names in the model."""
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""What the libraries raise when they cannot write."""
+FULL_DISK_WORDS = ("No space left", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
+"""safetensors reports the system's error as text only; torch.save reports a position in its file."""
+
+
+def save_trained(model: nn.Module, checkpoint: Path) -> None:
+    """Write the weights that are trained. save_pretrained would rename them, and loading them back change nothing."""
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    tensors = {name: parameter.detach().contiguous() for name, parameter in _trained(model)}
+    save_file(tensors, checkpoint / TRAINED)
+
+
+def load_trained(model: nn.Module, checkpoint: Path) -> None:
+    """Put the weights of `save_trained` back."""
+    tensors = load_file(checkpoint / TRAINED)
+    with torch.no_grad():
+        for name, parameter in _trained(model):
+            parameter.copy_(tensors.pop(name))
+    assert not tensors, f"{checkpoint} holds weights that are not trained: {sorted(tensors)[:3]}"
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def finish_checkpoint(checkpoint: Path, keep: int) -> None:
@@ -29,17 +61,20 @@ def drop_incomplete(folder: RunFolder) -> None:
             shutil.rmtree(checkpoint)
 
 
-def disk_full(error: Exception, checkpoint: Path) -> VlmtuneError | None:
-    """Remove what was written and return the user's error, if `error` is for lack of space; else None."""
-    # safetensors reports the system's error as text only.
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    if not full:
-        return None
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    kept = RunFolder(checkpoint.parent.parent).latest_checkpoint()
+def is_disk_full(error: Exception) -> bool:
+    """Return whether `error` is for lack of space."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in FULL_DISK_WORDS)
+
+
+def disk_full(folder: RunFolder, what: str) -> VlmtuneError:
+    """Return the user's error after `what` could not be written."""
+    kept = folder.latest_checkpoint()
     return VlmtuneError(
-        f"the disk is full: {checkpoint.name} could not be written",
-        f"{kept.name if kept else 'no earlier checkpoint'} is intact; free some space and continue with --resume",
+        f"the disk is full: {what} could not be written",
+        f"{f'{kept.name} is intact' if kept else 'there is no checkpoint yet'}; "
+        "free some space and continue with --resume",
     )
 
 

@@ -1,6 +1,7 @@
 """A plan and its rows → a trained adapter, a log and a report."""
 
 import shutil
+from pathlib import Path
 
 import torch
 from transformers import ProcessorMixin
@@ -9,9 +10,10 @@ from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import RowTokens, TuneDataset, measure_rows, refuse_too_long
 from vlmtune.data.run_data import RunData
 from vlmtune.engine.callbacks import FirstStepCheck, Recorder, StopOnInterrupt
-from vlmtune.engine.checkpoints import drop_incomplete
+from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, is_disk_full
 from vlmtune.engine.evaluate import mean_loss
 from vlmtune.engine.monitor import LiveView
+from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.build import build_model, family_of
@@ -25,15 +27,34 @@ from vlmtune.report import LongestRow, RunFolder, TrainReport, library_versions,
 def train(
     plan: RunPlan, source: ModelSource, data: RunData, folder: RunFolder, view: LiveView, *, resume: bool = False
 ) -> TrainReport:
-    """Train and return the report; adapter, log and report are in `folder` afterwards."""
+    """Train and return the report; adapter, log and report are in `folder` afterwards.
+
+    Raises:
+        VlmtuneError: what the user can change: rows too long, a file of the model missing, memory or disk full.
+    """
+    try:
+        return _train(plan, source, data, folder, view, resume)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, plan, "outside of forward and backward") from None
+    except WRITE_ERRORS as error:
+        if not is_disk_full(error):
+            raise
+        shutil.rmtree(_partial(plan, folder), ignore_errors=True)
+        raise disk_full(folder, f"a file of {folder.path}") from None
+
+
+def _train(
+    plan: RunPlan, source: ModelSource, data: RunData, folder: RunFolder, view: LiveView, resume: bool
+) -> TrainReport:
     family = family_of(plan)
     processor = load_processor(plan)
     measured = measure_rows(data.train, processor, family, plan, source)
-    refuse_too_long(measured, plan)
+    _check_rows(measured, plan)
     rows = TuneDataset(data.train, processor, family, plan)
     val_rows = TuneDataset(data.val, processor, family, plan)
     _check_longest(rows, measured, plan)
 
+    checkpoint = _checkpoint(folder, resume, view)
     model = build_model(plan)
     parts = inventory(model, family)
     collator = Collator(processor)
@@ -42,17 +63,17 @@ def train(
         plan, model, folder, lengths, train_dataset=rows, eval_dataset=val_rows, data_collator=collator
     )
     interrupt = StopOnInterrupt(view)
-    recorder = Recorder(folder, view, trainer.work, on_gpu=plan.device == "cuda")
-    for callback in (recorder, FirstStepCheck(model, family), interrupt, *_services(plan, folder)):
+    recorder = Recorder(folder, view, trainer)
+    for callback in (interrupt, recorder, FirstStepCheck(trainer, family), *_services(plan, folder)):
         trainer.add_callback(callback)
     _silence_printer(trainer)
     try:
-        trainer.train(resume_from_checkpoint=_checkpoint(folder, resume))
-        if val_rows and not interrupt.stopped and not _evaluated_last(recorder, trainer):
-            trainer.log({"eval_loss": mean_loss(model, val_rows, collator, plan)})
+        trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         interrupt.restore()
     if not interrupt.stopped:
+        if val_rows and not _evaluated_last(recorder, trainer):
+            trainer.log({"eval_loss": mean_loss(model, val_rows, collator, plan)})
         save_tuned(trainer.model, processor, plan, folder)
     report = TrainReport(
         status="interrupted" if interrupt.stopped else "finished",
@@ -69,8 +90,9 @@ def train(
 
 def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan, folder: RunFolder) -> None:
     """Write the adapter (or the whole model) with the processor as it was used; all of it or nothing."""
-    target = folder.model if plan.method == "full" else folder.adapter
-    partial = target.with_name(target.name + ".partial")
+    partial = _partial(plan, folder)
+    target = partial.with_suffix("")
+    shutil.rmtree(partial, ignore_errors=True)
     if plan.method != "full":
         for config in model.peft_config.values():
             config.base_model_name_or_path = plan.model_name
@@ -82,12 +104,29 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
     partial.rename(target)
 
 
-def _checkpoint(folder: RunFolder, resume: bool) -> str | None:
+def _partial(plan: RunPlan, folder: RunFolder) -> Path:
+    """Return where the result lies while it is being written."""
+    target = folder.model if plan.method == "full" else folder.adapter
+    return target.with_name(f"{target.name}.partial")
+
+
+def _checkpoint(folder: RunFolder, resume: bool, view: LiveView) -> str | None:
     """Return the checkpoint to go on from, with the log cut back to it."""
     drop_incomplete(folder)
     checkpoint = folder.latest_checkpoint() if resume else None
+    if resume:
+        start = f"continuing from {checkpoint.name}" if checkpoint else "no checkpoint yet: starting from the beginning"
+        view.note(start)
     folder.truncate_log(int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0)
     return str(checkpoint) if checkpoint else None
+
+
+def _check_rows(measured: list[RowTokens], plan: RunPlan) -> None:
+    """Refuse rows that cannot train what the plan says."""
+    refuse_too_long(measured, plan)
+    trains_tower = family_of(plan).vision in (plan.lora_targets or "")
+    if (trains_tower or {"vision", "projector"} & set(plan.trainable_parts)) and not any(row.image for row in measured):
+        raise VlmtuneError("vision tower and projector cannot learn: no row has an image", "keep them frozen")
 
 
 def _check_longest(rows: TuneDataset, measured: list[RowTokens], plan: RunPlan) -> None:

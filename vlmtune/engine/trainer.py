@@ -1,6 +1,8 @@
 """transformers' Trainer with vlmtune's step, optimizer, row order, checks and checkpoints put in their places."""
 
+import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,14 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from vlmtune.data.collate import WHERE
-from vlmtune.engine.checkpoints import disk_full, finish_checkpoint
+from vlmtune.engine.checkpoints import (
+    WRITE_ERRORS,
+    disk_full,
+    finish_checkpoint,
+    is_disk_full,
+    load_trained,
+    save_trained,
+)
 from vlmtune.engine.evaluate import mean_loss
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.optim import build_optimizer
@@ -46,14 +55,17 @@ class LengthGroupedOrder(Sampler[int]):
         return iter(get_length_grouped_indices(self.lengths, self.rows_per_step, generator=generator))
 
 
+@dataclass(frozen=True)
 class Work:
-    """What a run has done since it was last asked: counted here, shown by the recorder."""
+    """What a run has done in some time: counted here, shown by the recorder."""
 
-    def __init__(self) -> None:
-        self.tokens = 0
-        self.rows = 0
-        self.waited_s = 0.0
-        self.trained_tokens = 0
+    tokens: int = 0
+    rows: int = 0
+    waited_s: float = 0.0
+    trained_tokens: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 class TuneTrainer(Trainer):
@@ -67,7 +79,10 @@ class TuneTrainer(Trainer):
         # The loss is divided by the labelled tokens of the whole step, so Trainer must not average again.
         self.model_accepts_loss_kwargs = True
         self.plan = plan
+        self.folder = folder
         self.work = Work()
+        """Since the recorder last asked."""
+        self.step_has_images = False
         rows_per_step = plan.batch_size * plan.gradient_accumulation_steps
         self.order = LengthGroupedOrder(lengths, rows_per_step, plan.seed)
 
@@ -86,13 +101,19 @@ class TuneTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Fetch the batches of one step, and note how long that took and what they hold."""
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed from the last step's checkpoint: Trainer would take one step more before it looks.
+            self.control.should_training_stop = True
+            return [], None
         started = time.perf_counter()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.work.waited_s += time.perf_counter() - started
-        for batch in batches:
-            self.work.tokens += int(batch["attention_mask"].sum())
-            self.work.rows += len(batch[WHERE])
-        self.work.trained_tokens += int(num_items or 0)
+        self.work += Work(
+            tokens=sum(int(batch["attention_mask"].sum()) for batch in batches),
+            rows=sum(len(batch[WHERE]) for batch in batches),
+            waited_s=time.perf_counter() - started,
+            trained_tokens=int(num_items or 0),
+        )
+        self.step_has_images = any("pixel_values" in batch for batch in batches)
         return batches, num_items
 
     def training_step(self, model, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
@@ -101,11 +122,12 @@ class TuneTrainer(Trainer):
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(error, self.plan, where, inputs) from None
+            tokens = "×".join(str(size) for size in inputs["labels"].shape)
+            raise out_of_memory(error, self.plan, f"at {', '.join(where)} ({tokens} tokens)") from None
         if not torch.isfinite(loss):
             raise VlmtuneError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1}, rows {', '.join(where)}",
-                "lower training.learning_rate; with fp16, try hardware.mixed_precision: bf16 if the card has it",
+                "lower training.learning_rate" + " or set hardware.mixed_precision: no" * self.plan.loss_scaling,
             )
         return loss
 
@@ -121,11 +143,25 @@ class TuneTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             finish_checkpoint(checkpoint, keep=self.plan.save_total_limit)
-        except Exception as error:
-            problem = disk_full(error, checkpoint)
-            if problem is None:
+        except WRITE_ERRORS as error:
+            if not is_disk_full(error):
                 raise
-            raise problem from None
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            raise disk_full(self.folder, checkpoint.name) from None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write the weights of a checkpoint; its other files are written by Trainer."""
+        if self.plan.method == "full":
+            save_trained(self.model, Path(output_dir))
+        else:
+            self.model.save_pretrained(output_dir)
+            (Path(output_dir) / "README.md").unlink(missing_ok=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if self.plan.method == "full":
+            load_trained(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def floating_point_ops(self, inputs) -> int:
         """Return 0: counting parameters at each step costs time, and nobody reads the sum."""

@@ -87,6 +87,7 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
             f"the files of {folder_or_id} lack {len(absent)} tensors of the model, such as {absent[0]}",
             "download the model again; training would start from random numbers there",
         )
+    _forbid_packing(model)
     return model
 
 
@@ -129,6 +130,17 @@ def _unfreeze_parts(model: PreTrainedModel, plan: RunPlan) -> None:
     for name, parameter in model.named_parameters():
         if family.part_of(name) in plan.trainable_parts:
             parameter.requires_grad_(True)
+
+
+def _forbid_packing(model: nn.Module) -> None:
+    """Keep 4-bit weights in one format, so that evaluation and training compute the same.
+
+    In eval mode bitsandbytes packs them for a coarser CPU kernel that has no gradient; training steps that follow an
+    evaluation would silently learn from wrong gradients.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _enable_checkpointing(model: PreTrainedModel) -> None:

@@ -1,0 +1,106 @@
+"""A project folder as a user has it: a tiny model, a few rows with pictures, one config; `vlmtune` runs in it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import save_tiny
+from tiny.rows import colour_rows
+
+from vlmtune.report import RunFolder
+
+NUM_ROWS = 7
+TRAINING = {
+    "num_epochs": 2,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 0.01,
+    "save_steps": 3,
+    "lora": {"rank": 4, "alpha": 8},
+}
+STEPS = 8  # two epochs of four steps
+
+
+class Project:
+    """A folder with model, rows and config, and the commands run in it."""
+
+    def __init__(self, root: Path, model: Path, run_cli) -> None:
+        self.root = root
+        self.config = root / "run.yaml"
+        self.rows = [
+            {"image": Path(row.images[0].path).name, "question": row.turns[0].text, "answer": row.answer}
+            for row in colour_rows(root, NUM_ROWS)
+        ]
+        self.run_cli = run_cli
+        self.write_rows(self.rows)
+        self.write_config({"model": {"name": str(model)}, "data": {"train_path": "rows.jsonl"}, "training": TRAINING})
+
+    def write_rows(self, rows: list[dict], name: str = "rows.jsonl") -> None:
+        """Write a data file."""
+        (self.root / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_config(self, values: dict) -> None:
+        """Write the config file."""
+        self.config.write_text(yaml.safe_dump(values))
+
+    def train(self, name: str, *settings: str, resume: bool = False, flags: tuple[str, ...] = ()):
+        """Run `vlmtune train` in this process; `settings` are `key=value`."""
+        return self.run_cli(*self._arguments(name, settings, resume), *flags)
+
+    def train_elsewhere(
+        self, driver: str, name: str, *settings: str, resume: bool = False
+    ) -> subprocess.CompletedProcess:
+        """Run `vlmtune train` in another process after the Python lines of `driver`, which change it."""
+        words = [str(word) for word in self._arguments(name, settings, resume)]
+        code = f"{driver}\nfrom vlmtune.cli import main\nmain({words!r})"
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=self.root, env=os.environ, capture_output=True, text=True, timeout=120
+        )
+
+    def run(self, name: str) -> RunFolder:
+        """The run folder of a name."""
+        return RunFolder(self.root / "runs" / name)
+
+    def _arguments(self, name: str, settings: tuple[str, ...], resume: bool) -> list:
+        words = [word for setting in (f"experiment_name={name}", *settings) for word in ("--set", setting)]
+        return ["train", self.config, *words, *(["--resume"] if resume else [])]
+
+
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory) -> Path:
+    """The tiny LLaVA checkpoint; tests must not change it."""
+    return save_tiny("llava", tmp_path_factory.mktemp("models") / "llava")
+
+
+@pytest.fixture
+def project(tmp_path, llava, run_cli, monkeypatch) -> Project:
+    monkeypatch.chdir(tmp_path)
+    return Project(tmp_path, llava, run_cli)
+
+
+@pytest.fixture
+def weights():
+    """A function that returns the tensors that a run has trained."""
+    from safetensors.torch import load_file
+
+    def read(folder: RunFolder) -> dict:
+        target = folder.adapter / "adapter_model.safetensors"
+        return load_file(target if target.exists() else folder.model / "model.safetensors")
+
+    return read
+
+
+@pytest.fixture
+def assert_same_weights(weights):
+    """A function that asserts that two runs ended with the same weights, bit for bit."""
+    import torch
+
+    def check(one: RunFolder, other: RunFolder) -> None:
+        expected, found = weights(one), weights(other)
+        assert expected.keys() == found.keys() and len(expected) >= 10
+        assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+    return check

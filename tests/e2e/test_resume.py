@@ -1,0 +1,223 @@
+"""A resumed run is the uninterrupted run: weights bit for bit, and the same log."""
+
+import json
+import signal
+
+import pytest
+
+from vlmtune.engine import checkpoints, trainer
+from vlmtune.engine import run as engine_run
+from vlmtune.report import COMPLETE
+
+STEPS = 8  # of the project's config: two epochs of four steps, a checkpoint every third
+DROPOUT = ("training.lora.dropout=0.3",)
+
+KILL_AFTER_STEP_5 = """
+import os, signal
+from vlmtune.engine.callbacks import Recorder
+on_log = Recorder.on_log
+def log_and_die(self, args, state, control, **kwargs):
+    on_log(self, args, state, control, **kwargs)
+    if state.global_step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+Recorder.on_log = log_and_die
+"""
+KILL_WHILE_WRITING = """
+import os, signal, torch
+save = torch.save
+def die_half_way(value, path, *args, **kwargs):
+    if "checkpoint-6" in str(path) and "optimizer" in str(path):
+        with open(path, "wb") as file:
+            file.write(b"PK")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(value, path, *args, **kwargs)
+torch.save = die_half_way
+"""
+
+
+class Killed(BaseException):
+    """Stands for a kill where no code may run afterwards: nothing catches it."""
+
+
+def log_of(folder):
+    """Step, loss, rate and evaluation of every line; times differ between runs."""
+    lines = [json.loads(line) for line in folder.log.read_text().splitlines()]
+    return [tuple(line[key] for key in ("step", "epoch", "loss", "learning_rate", "eval_loss")) for line in lines]
+
+
+def assert_same_log(one, other):
+    assert log_of(one) == log_of(other)
+
+
+def test_killed_between_and_during_checkpoints(project, assert_same_weights):
+    straight = project.train("straight", *DROPOUT)
+    assert straight.code == 0, straight.stderr
+    assert [step for step, *_ in log_of(project.run("straight"))] == list(range(1, STEPS + 1))
+
+    folder = project.run("killed")
+    died = project.train_elsewhere(KILL_AFTER_STEP_5, "killed", *DROPOUT)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert folder.latest_checkpoint().name == "checkpoint-3" and log_of(folder)[-1][0] == 5
+
+    died = project.train_elsewhere(KILL_WHILE_WRITING, "killed", *DROPOUT, resume=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert folder.latest_checkpoint().name == "checkpoint-3" and (folder.checkpoints / "checkpoint-6").is_dir()
+
+    resumed = project.train("killed", *DROPOUT, resume=True)
+    assert resumed.code == 0, resumed.stderr
+    assert_same_weights(project.run("straight"), folder)
+    assert_same_log(project.run("straight"), folder)
+
+
+def interrupt_at(monkeypatch, owner, name, calls):
+    """Make the n-th call of `owner.name` end the run as a kill does, before it does anything."""
+    real, seen = getattr(owner, name), []
+
+    def call(*args, **kwargs):
+        seen.append(args)
+        if len(seen) == calls:
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+@pytest.mark.parametrize(
+    ("settings", "killed_in_batch"),
+    [
+        pytest.param(("training.method=full",), 9, id="full"),
+        pytest.param(("training.method=lora", "hardware.mixed_precision=bf16", *DROPOUT), 9, id="lora in bf16"),
+        pytest.param(("training.save_steps=4", *DROPOUT), 9, id="from the end of an epoch"),
+        pytest.param(("training.max_steps=6", "training.save_steps=2"), 7, id="max_steps"),
+        pytest.param(("training.batch_size=3", "training.num_epochs=2.5", "training.save_steps=1"), 5, id="batches"),
+        pytest.param(("data.val_path=rows.jsonl", "training.eval_steps=2", *DROPOUT), 9, id="with evaluation"),
+    ],
+)
+def test_resumed_is_uninterrupted(project, monkeypatch, assert_same_weights, settings, killed_in_batch):
+    assert project.train("straight", *settings).code == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, trainer, "forward_loss", killed_in_batch)
+        with pytest.raises(Killed):
+            project.train("killed", *settings)
+    assert project.run("killed").latest_checkpoint() is not None
+    resumed = project.train("killed", *settings, resume=True)
+    assert resumed.code == 0, resumed.stderr
+    assert_same_weights(project.run("straight"), project.run("killed"))
+    assert_same_log(project.run("straight"), project.run("killed"))
+
+
+def test_killed_after_the_last_step_trains_no_further_step(project, monkeypatch, assert_same_weights):
+    settings = ("training.max_steps=5", "training.save_steps=5")
+    project.train("straight", *settings)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, engine_run, "save_tuned", 1)
+        with pytest.raises(Killed):
+            project.train("killed", *settings)
+    resumed = project.train("killed", *settings, resume=True)
+    assert resumed.code == 0, resumed.stderr
+    assert_same_weights(project.run("straight"), project.run("killed"))
+    assert_same_log(project.run("straight"), project.run("killed"))
+
+
+@pytest.mark.parametrize("call", ["_sync", "shutil.rmtree"])
+def test_killed_while_a_checkpoint_is_finished(project, monkeypatch, assert_same_weights, call):
+    settings = ("training.save_steps=1", "training.max_steps=3", "training.save_total_limit=1")
+    project.train("straight", *settings)
+    with monkeypatch.context() as patch:
+        owner = checkpoints.shutil if "." in call else checkpoints
+        interrupt_at(patch, owner, call.rpartition(".")[2], 1 if "." in call else 12)
+        with pytest.raises(Killed):
+            project.train("killed", *settings)
+    folder = project.run("killed")
+    complete = [marker.parent.name for marker in folder.checkpoints.glob(f"*/{COMPLETE}")]
+    assert len(complete) == 1 and len(list(folder.checkpoints.iterdir())) == 2
+    assert project.train("killed", *settings, resume=True).code == 0
+    assert_same_weights(project.run("straight"), folder)
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["checkpoint-3"]
+
+
+def test_without_a_checkpoint_it_starts_from_the_beginning_and_says_so(project, monkeypatch, assert_same_weights):
+    project.train("straight")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, trainer, "forward_loss", 4)
+        with pytest.raises(Killed):
+            project.train("killed")
+    resumed = project.train("killed", resume=True)
+    assert resumed.code == 0 and "no checkpoint yet: starting from the beginning" in resumed.stdout
+    assert_same_weights(project.run("straight"), project.run("killed"))
+    assert_same_log(project.run("straight"), project.run("killed"))
+
+
+def test_the_report_of_a_resumed_run_covers_all_of_it(project, monkeypatch):
+    project.train("straight")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, trainer, "forward_loss", 9)
+        with pytest.raises(Killed):
+            project.train("killed")
+    project.train("killed", resume=True)
+    straight, resumed = (json.loads(project.run(name).report_json.read_text()) for name in ("straight", "killed"))
+    for key in ("steps", "trained_tokens", "train_loss_first", "train_loss_last", "num_rows", "text_tokens"):
+        assert resumed[key] == straight[key], key
+    lines = [json.loads(line) for line in project.run("killed").log.read_text().splitlines()]
+    elapsed = [line["elapsed_s"] for line in lines]
+    assert elapsed == sorted(elapsed) and resumed["seconds"] >= elapsed[-1] > elapsed[2]
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_left_as_it_is(project):
+    project.train("done", "training.max_steps=1")
+    before = snapshot(project.run("done"))
+    again = project.train("done", "training.max_steps=1", resume=True)
+    assert (again.code, again.stdout) == (0, "runs/done is finished: 1 step; nothing to do\n")
+    assert snapshot(project.run("done")) == before
+    as_json = project.train("done", "training.max_steps=1", resume=True, flags=("--json",))
+    assert json.loads(as_json.stdout) == json.loads(project.run("done").report_json.read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("training.lora.rank=8", "lora_rank: 4 -> 8"),
+        ("training.learning_rate=0.02", "learning_rate: 0.01 -> 0.02"),
+        ("data.train_path=other.jsonl", "data_sha256"),
+        ("training.seed=1", "seed: 42 -> 1"),
+    ],
+)
+def test_a_changed_run_is_refused_and_nothing_is_lost(project, change, named):
+    project.train("changed", "training.max_steps=1")
+    project.run("changed").report_json.unlink()
+    project.write_rows(project.rows[:-1], "other.jsonl")
+    before = snapshot(project.run("changed"))
+    refused = project.train("changed", "training.max_steps=1", change, resume=True)
+    assert refused.code == 1 and named in refused.stderr and "runs/changed was started differently" in refused.stderr
+    assert snapshot(project.run("changed")) == before
+
+
+def test_how_often_to_log_and_save_may_change(project, monkeypatch, assert_same_weights):
+    project.train("straight")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, trainer, "forward_loss", 9)
+        with pytest.raises(Killed):
+            project.train("killed")
+    changed = ("training.save_steps=2", "training.logging_steps=2", "training.save_total_limit=9")
+    assert project.train("killed", *changed, resume=True).code == 0
+    assert_same_weights(project.run("straight"), project.run("killed"))
+    assert [step for step, *_ in log_of(project.run("killed"))] == [1, 2, 3, 4, 6, 8]
+    names = {path.name for path in project.run("killed").checkpoints.iterdir()}
+    assert names == {"checkpoint-3", "checkpoint-4", "checkpoint-6", "checkpoint-8"}
+
+
+def test_an_existing_folder_is_not_overwritten(project):
+    project.train("mine", "training.max_steps=1")
+    before = snapshot(project.run("mine"))
+    refused = project.train("mine", "training.max_steps=1")
+    assert refused.code == 1 and "runs/mine already holds a run" in refused.stderr and "--resume" in refused.stderr
+    assert snapshot(project.run("mine")) == before
+
+
+def test_resuming_what_never_began_is_refused(project):
+    refused = project.train("never", resume=True)
+    assert refused.code == 1 and "there is no run folder runs/never" in refused.stderr
