@@ -199,6 +199,6 @@ def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> 
     if report.num_cut_rows:
         typer.echo(f"{report.num_cut_rows} rows were cut by {report.num_cut_tokens} tokens in all")
     if report.status == "interrupted":
-        typer.echo(f"checkpoint in {folder.checkpoints}; continue with --resume")
+        typer.echo(f"{folder.latest_checkpoint()} is written; continue with --resume")
     else:
         typer.echo(f"adapter, log and report.html in {folder.path}")

@@ -1,0 +1,285 @@
+"""What ends a run early: Ctrl-C, a full disk, a loss that is no number, no memory, a part that does not learn."""
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from vlmtune.config.load import load_config
+from vlmtune.engine import callbacks, trainer
+from vlmtune.engine import run as engine_run
+from vlmtune.models import build
+from vlmtune.report import RunFolder
+
+
+def call_at(monkeypatch, owner, name, number, action):
+    """Run `action` before the n-th call of `owner.name`."""
+    real, seen = getattr(owner, name), []
+
+    def call(*args, **kwargs):
+        seen.append(args)
+        if len(seen) == number:
+            action()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+def failing(error):
+    def fail():
+        raise error
+
+    return fail
+
+
+def press_ctrl_c():
+    """As a terminal does: the processes that read images get it too."""
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+
+
+def status(folder):
+    return json.loads(folder.report_json.read_text())["status"]
+
+
+@pytest.mark.parametrize("settings", [(), ("hardware.num_workers=2",)], ids=["alone", "with workers"])
+def test_ctrl_c_once(project, monkeypatch, assert_same_weights, settings):
+    settings = ("training.lora.dropout=0.3", "data.val_path=rows.jsonl", "training.eval_steps=5", *settings)
+    project.train("straight", *settings)
+    with monkeypatch.context() as patch:
+        call_at(patch, trainer, "forward_loss", 9, press_ctrl_c)
+        stopped = project.train("stopped", *settings)
+    folder = project.run("stopped")
+    assert stopped.code == 130 and stopped.stderr == ""
+    assert stopped.stdout.count("stopping after this step with a checkpoint") == 1
+    assert stopped.stdout.endswith("runs/stopped/checkpoints/checkpoint-5 is written; continue with --resume\n")
+    assert status(folder) == "interrupted" and not folder.adapter.exists()
+    assert folder.latest_checkpoint().name == "checkpoint-5"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert project.train("stopped", *settings, resume=True).code == 0
+    assert status(folder) == "finished"
+    assert_same_weights(project.run("straight"), folder)
+
+
+def test_ctrl_c_in_the_last_step(project, monkeypatch, assert_same_weights):
+    project.train("straight", "training.max_steps=2")
+    with monkeypatch.context() as patch:
+        call_at(patch, trainer, "forward_loss", 4, press_ctrl_c)
+        assert project.train("stopped", "training.max_steps=2").code == 130
+    assert project.train("stopped", "training.max_steps=2", resume=True).code == 0
+    assert_same_weights(project.run("straight"), project.run("stopped"))
+
+
+def test_ctrl_c_twice_stops_at_once(project, monkeypatch):
+    call_at(monkeypatch, trainer, "forward_loss", 9, lambda: (press_ctrl_c(), press_ctrl_c()))
+    stopped = project.train("stopped")
+    assert stopped.code == 130
+    assert stopped.stderr == "stopped: checkpoint-3 is the newest; continue with --resume\n"
+    assert project.run("stopped").latest_checkpoint().name == "checkpoint-3"
+
+
+def test_ctrl_c_while_the_model_loads_leaves_nothing(project, monkeypatch):
+    call_at(monkeypatch, engine_run, "build_model", 1, press_ctrl_c)
+    stopped = project.train("stopped")
+    assert (stopped.code, stopped.stderr) == (130, "stopped: there is no checkpoint yet\n")
+    assert not project.run("stopped").path.exists()
+
+
+FULL_DISK = {
+    "system": OSError(errno.ENOSPC, "No space left on device"),
+    "quota": OSError(errno.EDQUOT, "Disk quota exceeded"),
+    # As the libraries report it on a full file system, word for word.
+    "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    "torch.save": RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534"),
+}
+
+
+@pytest.mark.parametrize("error", FULL_DISK.values(), ids=FULL_DISK.keys())
+def test_a_disk_that_fills_during_a_checkpoint_keeps_the_previous_one(project, monkeypatch, error):
+    # The second checkpoint's third file.
+    call_at(monkeypatch, trainer.TuneTrainer, "_save_rng_state", 2, failing(error))
+    full = project.train("full")
+    folder = project.run("full")
+    assert full.code == 1
+    assert full.stderr == (
+        "error: the disk is full: checkpoint-6 could not be written\n"
+        "hint:  checkpoint-3 is intact; free some space and continue with --resume\n"
+    )
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["checkpoint-3"]
+
+
+def test_another_error_while_saving_keeps_its_traceback(project, monkeypatch):
+    call_at(monkeypatch, trainer.TuneTrainer, "_save_rng_state", 1, failing(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        project.train("bug")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "number"),
+    [(RunFolder, "append_log", 5), (engine_run, "save_tuned", 1), (engine_run, "write_report", 1)],
+    ids=["log", "adapter", "report"],
+)
+def test_a_disk_that_fills_elsewhere(project, monkeypatch, assert_same_weights, owner, name, number):
+    project.train("straight")
+    with monkeypatch.context() as patch:
+        call_at(patch, owner, name, number, failing(FULL_DISK["system"]))
+        full = project.train("full")
+    assert full.code == 1 and full.stderr.startswith("error: the disk is full: a file of runs/full could not")
+    kept = project.run("full").latest_checkpoint().name
+    assert f"{kept} is intact; free some space and continue with --resume" in full.stderr
+    assert project.train("full", resume=True).code == 0
+    assert_same_weights(project.run("straight"), project.run("full"))
+    assert not list(project.run("full").path.glob("*.partial"))
+
+
+def test_a_half_written_adapter_is_removed(project, monkeypatch):
+    def save_a_little(self, target, **kwargs):
+        target.mkdir()
+        (target / "adapter_model.safetensors").write_bytes(b"x")
+        raise FULL_DISK["safetensors"]
+
+    real = build.PeftModel.save_pretrained
+    monkeypatch.setattr(
+        build.PeftModel,
+        "save_pretrained",
+        lambda self, target, **kwargs: (save_a_little if "partial" in str(target) else real)(self, target, **kwargs),
+    )
+    assert project.train("full", "training.max_steps=1").code == 1
+    assert not list(project.run("full").path.glob("adapter*"))
+
+
+def test_a_loss_that_is_no_number_names_step_and_rows(project, monkeypatch):
+    def poison():
+        for parameter in model[0].parameters():
+            if parameter.requires_grad:
+                parameter.data.fill_(float("nan"))
+
+    model = []
+    real = engine_run.build_model
+    monkeypatch.setattr(engine_run, "build_model", lambda plan: model.append(real(plan)) or model[0])
+    call_at(monkeypatch, trainer, "forward_loss", 3, poison)
+    stopped = project.train("nan", "training.save_steps=1")
+    assert stopped.code == 1
+    assert "error: the loss became nan at step 2, rows rows.jsonl:" in stopped.stderr
+    assert "lower training.learning_rate\n" in stopped.stderr
+    assert project.run("nan").latest_checkpoint().name == "checkpoint-1"
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Readings of a card, on a machine without one."""
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 7 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 15 * 2**29)
+    properties = type("Properties", (), {"total_memory": 8 * 2**30})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+
+def test_out_of_memory_names_rows_bytes_and_keys(project, monkeypatch, card):
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.20 GiB.\nmore lines")
+    call_at(monkeypatch, trainer, "forward_loss", 1, failing(error))
+    stopped = project.train("oom", "training.batch_size=2", "hardware.gradient_checkpointing=false")
+    assert stopped.code == 1
+    head, hint = stopped.stderr.splitlines()
+    assert head.startswith("error: out of GPU memory at rows.jsonl:6, rows.jsonl:")
+    assert "(2×70 tokens): 7.00 GiB in tensors, 7.50 GiB reserved, card 8.00 GiB. CUDA out of memory. Tried" in head
+    order = ["gradient_checkpointing=true", "batch_size=1 --set training.gradient_accumulation_steps=4", "max_length"]
+    positions = [hint.find(word) for word in order]
+    assert -1 not in positions and positions == sorted(positions)
+    assert "image_size" not in hint, "this model's input has a fixed size"
+    assert not project.run("oom").path.exists(), "the next try may have the same name"
+
+
+@pytest.mark.parametrize("name", ["build_model", "TuneTrainer"])
+def test_out_of_memory_outside_of_the_steps(project, monkeypatch, card, name):
+    call_at(monkeypatch, engine_run, name, 1, failing(torch.OutOfMemoryError("CUDA out of memory.")))
+    stopped = project.train("oom")
+    assert stopped.code == 1 and "out of GPU memory outside of forward and backward" in stopped.stderr
+
+
+def test_adapters_on_the_tower_without_any_image_are_refused(project):
+    project.write_rows([{"question": row["question"], "answer": row["answer"]} for row in project.rows])
+    refused = project.train("blind", "training.lora.vision_tower=true")
+    assert refused.code == 1 and "no row has an image" in refused.stderr
+
+
+def test_adapters_on_the_tower_may_meet_their_first_image_later(project):
+    text_only = {"question": "What is " + "two plus " * 40 + "two?", "answer": "many"}
+    project.write_rows([text_only, *project.rows[:3]])
+    settings = ("training.lora.vision_tower=true", "training.gradient_accumulation_steps=1")
+    assert project.train("mixed", *settings).code == 0
+
+
+def test_a_part_without_gradient_stops_the_run(project, monkeypatch):
+    real = engine_run.build_model
+
+    def with_detached_tower(plan):
+        model = real(plan)
+        projector = build.base_of(model).model.multi_modal_projector
+        projector.register_forward_pre_hook(lambda module, args: tuple(value.detach() for value in args))
+        return model
+
+    monkeypatch.setattr(engine_run, "build_model", with_detached_tower)
+    stopped = project.train("detached", "training.lora.vision_tower=true")
+    assert stopped.code == 1 and "step 1 gave no gradient to: vision\n" in stopped.stderr
+
+
+@pytest.mark.parametrize("warmup_ratio", [0, 0.2])
+def test_a_frozen_tensor_that_changes_stops_the_run(project, monkeypatch, warmup_ratio):
+    real = trainer.build_optimizer
+
+    def with_one_too_many(model, plan):
+        optimizer = real(model, plan)
+        frozen = build.base_of(model).get_parameter("model.language_model.norm.weight")
+        frozen.requires_grad_(True).register_hook(lambda gradient: gradient)
+        optimizer.param_groups[0]["params"].append(frozen)
+        return optimizer
+
+    monkeypatch.setattr(trainer, "build_optimizer", with_one_too_many)
+    monkeypatch.setattr(
+        callbacks.FirstStepCheck,
+        "_parameters",
+        lambda self, trainable: (
+            (name, parameter)
+            for name, parameter in build.base_of(self.trainer.model).named_parameters()
+            if ("lora_" in name) == trainable
+        ),
+    )
+    stopped = project.train("thawed", f"training.warmup_ratio={warmup_ratio}")
+    assert stopped.code == 1
+    assert "changed 1 tensors that are frozen, such as model.language_model.norm.weight" in stopped.stderr
+
+
+def test_remedies_are_accepted_words(project):
+    from vlmtune.engine.oom import remedies
+    from vlmtune.models.source import open_model
+    from vlmtune.plan import Device, make_plan
+
+    card = Device("cuda", "a card", bf16=True)
+    cases = {
+        "qlora": ("training.lora.rank=16", "data.image_size=1000"),
+        "lora": ("training.method=lora", "training.quantization.load_in_4bit=false", "training.optim=adamw"),
+        "full": (
+            "training.method=full",
+            "training.freeze_vision_tower=false",
+            "training.freeze_projector=false",
+            "training.batch_size=4",
+            "hardware.gradient_checkpointing=false",
+        ),
+    }
+    tried = set()
+    for settings in cases.values():
+        config = load_config(project.config, settings).config
+        plan = make_plan(config, open_model(config.model.name, None, project.root), card)
+        for remedy in remedies(plan)[:-1]:
+            words = remedy.split(" ")
+            assert words[::2] == ["--set"] * len(words[::2])
+            changed = load_config(project.config, [*settings, *words[1::2]]).config
+            assert changed != config, remedy
+            tried.update(word.partition("=")[0] for word in words[1::2])
+    assert len(tried) >= 9
