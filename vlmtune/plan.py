@@ -64,6 +64,8 @@ class RunPlan:
     family: str
     device: str
     method: str
+    attention: str
+    """`sdpa`, or `eager` for models whose attention scores are capped, which sdpa cannot do."""
     # number formats: "bf16", "fp16" or "fp32"
     base_dtype: str
     autocast_dtype: str | None
@@ -160,6 +162,7 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_
         family=_checked_family(family, config, choices).name,
         device=device.kind,
         method=training.method,
+        attention=_attention(source, choices),
         **_number_formats(config, device, choices),
         **_quantization(config, family),
         **_trainable(config, family),
@@ -192,6 +195,18 @@ def _checked_family(family: Family, config: TrainingConfig, choices: list[Choice
         reason = f"the model's config.json says so; model.type: {wanted} is not used"
         choices.append(Choice("model.type", family.name, reason))
     return family
+
+
+def _attention(source: ModelSource, choices: list[Choice]) -> str:
+    if not (source.config.get("text_config") or {}).get("attn_logit_softcapping", _default_softcap(source)):
+        return "sdpa"
+    choices.append(Choice("attention", "eager", "the model caps its attention scores: slower, and more memory"))
+    return "eager"
+
+
+def _default_softcap(source: ModelSource) -> float | None:
+    """Gemma 2 caps its scores unless its config.json says otherwise."""
+    return 50.0 if (source.config.get("text_config") or {}).get("model_type") == "gemma2" else None
 
 
 def _number_formats(config: TrainingConfig, device: Device, choices: list[Choice]) -> dict[str, Any]:

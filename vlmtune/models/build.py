@@ -72,7 +72,7 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
             dtype=DTYPES[plan.base_dtype],
             quantization_config=_quantization_config(plan) if quantized else None,
             device_map={"": plan.device},
-            attn_implementation="sdpa",
+            attn_implementation=plan.attention,
             use_safetensors=True,
             output_loading_info=True,
         )
