@@ -1,9 +1,14 @@
 """RunPlan → model ready to train: load → quantise → freeze → adapt. No other file loads models or attaches adapters."""
 
+from typing import Literal
+
 import torch
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.families import FAMILIES
@@ -18,16 +23,19 @@ def family_of(plan: RunPlan) -> Family:
     return next(family for family in FAMILIES if family.name == plan.family)
 
 
-def build_model(plan: RunPlan) -> PreTrainedModel | PeftModel:
+def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "checkpoint") -> PreTrainedModel | PeftModel:
     """Return the model on the plan's device with what is to be trained, and nothing else, requiring gradients.
+
+    `weights="none"` builds the same model with tensors that have no storage, from config.json alone.
 
     Never `prepare_model_for_kbit_training`: it copies embeddings, head and norms to fp32 (0.5 to 2.3 GiB).
     """
     torch.manual_seed(plan.seed)
-    model = load_base(plan)
+    model = load_base(plan) if weights == "checkpoint" else weightless_base(plan)
     model.requires_grad_(False)
     if plan.lora_targets is not None:
-        model = get_peft_model(model, _lora_config(plan))
+        with torch.device(model.device):
+            model = get_peft_model(model, _lora_config(plan))
     else:
         _unfreeze_parts(model, plan)
     if plan.gradient_checkpointing:
@@ -89,6 +97,68 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
         )
     _forbid_packing(model)
     return model
+
+
+def weightless_base(plan: RunPlan) -> PreTrainedModel:
+    """Return the base model as `load_base` would, on the meta device: shapes and number formats, no storage."""
+    config = AutoConfig.from_pretrained(plan.model, revision=plan.revision)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[plan.base_dtype])
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(
+                config, dtype=DTYPES[plan.base_dtype], attn_implementation=plan.attention
+            )
+        model.tie_weights()
+        if quantization := _quantization_config(plan):
+            replace_with_bnb_linear(
+                model, modules_to_not_convert=list(plan.unquantized), quantization_config=quantization
+            )
+            for module in model.modules():
+                if isinstance(module, Linear4bit):
+                    _quantise_nothing(module, quantization)
+            model.is_loaded_in_4bit = model.is_quantized = True
+    finally:
+        torch.set_default_dtype(before)
+    return model
+
+
+def _quantise_nothing(module: Linear4bit, quantization: BitsAndBytesConfig) -> None:
+    """Give a weightless layer the packed weight and the constants that quantising would have made."""
+
+    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    numbers = module.out_features * module.in_features
+    blocks = -(-numbers // 64)
+    nested = quantization.bnb_4bit_use_double_quant
+    constants = QuantState(
+        absmax=empty(-(-blocks // 256), dtype=torch.float32),
+        code=empty(256, dtype=torch.float32),
+        blocksize=256,
+        dtype=torch.float32,
+    )
+    state = QuantState(
+        absmax=empty(blocks, dtype=torch.uint8 if nested else torch.float32),
+        shape=torch.Size((module.out_features, module.in_features)),
+        dtype=quantization.bnb_4bit_compute_dtype,
+        blocksize=64,
+        code=empty(16, dtype=torch.float32),
+        quant_type=quantization.bnb_4bit_quant_type,
+        offset=empty(dtype=torch.float32) if nested else None,
+        state2=constants if nested else None,
+    )
+    module.weight = Params4bit(
+        empty((numbers + 1) // 2, 1, dtype=torch.uint8),
+        requires_grad=False,
+        quant_state=state,
+        blocksize=64,
+        compress_statistics=nested,
+        quant_type=quantization.bnb_4bit_quant_type,
+        bnb_quantized=True,
+    )
+    module.quant_state = state
+    module.compute_type_is_set = True
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
