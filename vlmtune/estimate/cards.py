@@ -1,0 +1,159 @@
+"""NVIDIA cards and what they give to PyTorch, read from cards.yaml. No torch: `--gpu` is checked before it loads."""
+
+import re
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from vlmtune.errors import VlmtuneError
+
+TABLE = Path(__file__).with_name("cards.yaml")
+MIB = 1024**2
+NAMES_SHOWN = 4
+
+Platform = Literal["headless", "linux", "windows"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One kind of card. `sources` says where each figure comes from, by field name."""
+
+    key: str
+    name: str
+    """As the driver reports it; sizes such as `8gb` name the card they stand for."""
+    sm: tuple[int, int]
+    """Compute capability."""
+    num_sms: int
+    nominal_bytes: int
+    """What the box says."""
+    total_bytes_linux: int
+    """torch's `total_memory` there."""
+    total_bytes_windows: int
+    """The same on Windows and WSL."""
+    context_bytes: int
+    """What the process takes outside of PyTorch's allocator."""
+    bandwidth_gb_s: float
+    bf16_tflops: float
+    """Dense; of fp16 where the card computes no bf16."""
+    has_display: bool
+    sources: dict[str, str]
+
+    def total_bytes(self, platform: Platform) -> int:
+        """The memory of the card as torch reports it on the platform."""
+        return self.total_bytes_windows if platform == "windows" else self.total_bytes_linux
+
+
+def cards() -> tuple[Card, ...]:
+    """Every card of the table, in its order; the sizes such as `8gb` are not among them."""
+    return tuple(_cards().values())
+
+
+def sizes() -> tuple[str, ...]:
+    """The sizes that stand for a card, smallest first."""
+    return tuple(_table()["sizes"])
+
+
+def find_card(text: str) -> Card:
+    """The card of a key (`rtx-4060`), of the driver's name (`NVIDIA GeForce RTX 4060`) or of a size (`8gb`).
+
+    One name may stand for cards of several sizes: the smallest is returned, since what fits there fits the others.
+
+    Raises:
+        VlmtuneError: no such card; the hint lists near ones.
+    """
+    word = _plain(text)
+    if word in _table()["sizes"]:
+        card = _cards()[_table()["sizes"][word]]
+        return replace(card, key=word, name=f"{word.removesuffix('gb')} GB card, as {card.name}")
+    by_name = _keys_by_name()
+    for name in (word, f"rtx-{word}"):
+        if name in by_name:
+            return _cards()[by_name[name]]
+    near = get_close_matches(word, [*by_name, *sizes()], n=NAMES_SHOWN, cutoff=0.6)
+    near += [name for name in by_name if word and word in name and name not in near][:NAMES_SHOWN]
+    did_you_mean = f"did you mean {', '.join(near[:NAMES_SHOWN])}? " if near else ""
+    raise VlmtuneError(
+        f"no card is known as {text[:60]!r}",
+        f"{did_you_mean}Give a name such as rtx-4060 or rtx-3060-12gb, or a size: {', '.join(sizes())}",
+    )
+
+
+def default_reserve_bytes(card: Card, platform: Platform) -> int:
+    """What is left to the desktop and other programs unless the user says otherwise; nothing without a display."""
+    return _table()["reserves_mib"][platform] * MIB if card.has_display else 0
+
+
+def budget_bytes(card: Card, platform: Platform, reserve_bytes: int | None = None) -> int:
+    """What PyTorch may reserve: the card's total less the CUDA context and the reserve (None: the platform's own)."""
+    if reserve_bytes is None:
+        reserve_bytes = default_reserve_bytes(card, platform)
+    return max(0, card.total_bytes(platform) - card.context_bytes - reserve_bytes)
+
+
+@cache
+def _table() -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(TABLE.read_text(encoding="utf-8"), loader)
+
+
+@cache
+def _cards() -> dict[str, Card]:
+    return {key: _card(key, row, _table()["assumed"]) for key, row in _table()["cards"].items()}
+
+
+def _card(key: str, row: dict[str, Any], assumed: dict[str, Any]) -> Card:
+    linux_mib = row.get("linux_mib") or row["nvidia_smi_mib"] - assumed["driver_mib"]
+    context_mib = row.get("context_mib") or max(
+        assumed["context_least_mib"], round(assumed["context_mib_per_sm"][row["sm"]] * row["num_sms"])
+    )
+    major, minor = row["sm"].split(".")
+    return Card(
+        key=key,
+        name=row["name"],
+        sm=(int(major), int(minor)),
+        num_sms=row["num_sms"],
+        nominal_bytes=row["nominal_gib"] * 1024**3,
+        total_bytes_linux=linux_mib * MIB,
+        total_bytes_windows=row.get("nvidia_smi_mib", linux_mib) * MIB,
+        context_bytes=context_mib * MIB,
+        bandwidth_gb_s=row["bandwidth_gb_s"],
+        bf16_tflops=row["bf16_tflops"],
+        has_display=row.get("display", True),
+        sources=_sources(row, assumed),
+    )
+
+
+def _sources(row: dict[str, Any], assumed: dict[str, Any]) -> dict[str, str]:
+    vendor = "NVIDIA's specifications"
+    return {
+        "num_sms": vendor,
+        "total_bytes_linux": row.get("linux_source", f"assumed: nvidia-smi less {assumed['driver_mib']} MiB"),
+        "total_bytes_windows": "nvidia-smi" if "nvidia_smi_mib" in row else "assumed: as on Linux",
+        "context_bytes": row.get(
+            "context_source", f"assumed: {assumed['context_mib_per_sm'][row['sm']]} MiB a multiprocessor"
+        ),
+        "bandwidth_gb_s": vendor,
+        "bf16_tflops": vendor,
+    }
+
+
+@cache
+def _keys_by_name() -> dict[str, str]:
+    """Every name that a card goes by, as `_plain` writes it; of cards with the same name the smallest one's key."""
+    found: dict[str, str] = {}
+    for card in sorted(cards(), key=lambda card: card.total_bytes_linux):
+        row = _table()["cards"][card.key]
+        for name in (card.name, *row.get("other_names", ())):
+            found.setdefault(_plain(name), card.key)
+    return found | {key: key for key in _cards()}
+
+
+def _plain(text: str) -> str:
+    """The text in the form of keys: `NVIDIA GeForce RTX 4060 Laptop GPU` becomes `rtx-4060-laptop`."""
+    word = re.sub(r"\b(nvidia|geforce|tesla|gpu|generation)\b", " ", text.lower())
+    word = re.sub(r"(\d)\s*gi?b?\b", r"\1gb", word)
+    return "-".join(re.findall(r"[a-z0-9]+", word))
