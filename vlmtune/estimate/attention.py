@@ -1,0 +1,70 @@
+"""Attention as each device's kernels compute it. On meta tensors torch takes the slow mathematical path, which no device does."""
+
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+aten = torch.ops.aten
+MASK_ALIGNMENT = 8
+"""The memory-efficient CUDA kernel wants mask rows that start at multiples of 16 bytes."""
+
+
+@contextmanager
+def attention_of(device: str):
+    """Make scaled_dot_product_attention behave as on `device` (`cuda` or `cpu`) for tensors without storage."""
+    real = F.scaled_dot_product_attention
+    simulated = {"cpu": _cpu, "cuda": _cuda}[device]
+
+    def dispatch(query: Tensor, *args, **kwargs) -> Tensor:
+        return (simulated if query.device.type == "meta" else real)(query, *args, **kwargs)
+
+    F.scaled_dot_product_attention = dispatch
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = real
+
+
+def _cpu(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False) -> Tensor:
+    mask = _float_mask(attn_mask, q)
+    if enable_gqa:
+        k, v = _repeated(q, k), _repeated(q, v)
+    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, dropout_p, is_causal, attn_mask=mask, scale=scale)[
+        0
+    ]
+
+
+def _cuda(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False) -> Tensor:
+    """Without a mask in 16 bits: flash. Otherwise: memory-efficient, which knows no grouped heads."""
+    if attn_mask is None and q.dtype in (torch.float16, torch.bfloat16):
+        head = q.shape[-1]
+        short = -head % 8
+        if short:
+            q, k, v = (F.pad(t, (0, short)) for t in (q, k, v))
+            scale = head**-0.5 if scale is None else scale
+        out = aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, False, scale=scale)[0]
+        return out[..., :head]
+    if enable_gqa:
+        k, v = _repeated(q, k), _repeated(q, v)
+    mask = _float_mask(attn_mask, q)
+    if mask is not None:
+        short = -mask.shape[-1] % MASK_ALIGNMENT
+        if short:
+            mask = F.pad(mask, (0, short))[..., : mask.shape[-1]]
+        mask = mask.expand(*q.shape[:3], k.shape[2])
+    needs_grad = any(t.requires_grad for t in (q, k, v))
+    return aten._scaled_dot_product_efficient_attention(q, k, v, mask, needs_grad, dropout_p, is_causal, scale=scale)[0]
+
+
+def _repeated(q: Tensor, grouped: Tensor) -> Tensor:
+    times = q.shape[1] // grouped.shape[1]
+    return grouped.repeat_interleave(times, 1) if times > 1 else grouped
+
+
+def _float_mask(mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """A boolean mask becomes 0 and -inf in the query's format, as torch's own kernels' entry does it."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask.to(q.device), torch.zeros((), dtype=q.dtype, device=q.device), float("-inf"))

@@ -1,0 +1,156 @@
+"""Records what a computation allocates and frees, with or without storage behind the tensors.
+
+A dispatch mode sees every operation. Floats may live on the meta device (no storage, only shapes); integers and
+booleans are always real, on the CPU, because models decide by their values: image grids, window indices, masks.
+What dispatch cannot see (memory taken inside a kernel) comes from `hidden`, a table of rules by operation.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map_only
+
+aten = torch.ops.aten
+ARANGE = (aten.arange.default, aten.arange.start, aten.arange.start_step)
+FACTORIES = {
+    *ARANGE,
+    aten.zeros.default,
+    aten.ones.default,
+    aten.full.default,
+    aten.empty.memory_format,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+    aten.scalar_tensor.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_empty.default,
+    aten.new_full.default,
+}
+WHOLE = {torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.bool}
+Hidden = Callable[[object, tuple, dict], Iterable[int]]
+
+
+@dataclass
+class Log:
+    """Allocations and frees in the order in which they happened."""
+
+    events: list[tuple[int, int]] = field(default_factory=list)
+    """(+handle, bytes) allocates, (-handle, 0) frees."""
+    tags: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+    """handle → (kind, operation, module)."""
+    marks: dict[str, int] = field(default_factory=dict)
+    """Name of a phase → index of its first event."""
+
+    def mark(self, name: str) -> None:
+        """Note that a phase begins here."""
+        self.marks[name] = len(self.events)
+
+
+class Recorder(TorchDispatchMode):
+    """Fills a Log while active. Tensors that existed before are added with `add`."""
+
+    def __init__(self, hidden: Hidden = lambda operation, args, kwargs: ()) -> None:
+        super().__init__()
+        self.log = Log()
+        self.hidden = hidden
+        self.kind = "activations"
+        self.module = ""
+        self._live: dict[int, weakref.ref] = {}
+        self._count = 0
+
+    def add(self, tensor: Tensor, kind: str) -> None:
+        """Record a tensor that already exists, such as a weight."""
+        self._track(tensor, kind, "load")
+
+    def allocate(self, num_bytes: int, kind: str, operation: str) -> int:
+        """Record an allocation that no tensor stands for; free it with `free`."""
+        self._count += 1
+        self.log.events.append((self._count, num_bytes))
+        self.log.tags[self._count] = (kind, operation, self.module)
+        return self._count
+
+    def free(self, handle: int) -> None:
+        """Record that an allocation ended."""
+        self.log.events.append((-handle, 0))
+
+    def _track(self, tensor: Tensor, kind: str, operation: str) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live or storage.nbytes() == 0:
+            return
+        handle = self.allocate(storage.nbytes(), kind, operation)
+
+        def gone(_: weakref.ref) -> None:
+            self._live.pop(key, None)
+            self.free(handle)
+
+        self._live[key] = weakref.ref(storage, gone)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        """Run the operation, moved to where its tensors are, and record what it made."""
+        args, kwargs = _placed(operation, args, dict(kwargs or {}))
+        if operation is aten._local_scalar_dense.default and args[0].device.type == "meta":
+            return 0.0 if args[0].dtype.is_floating_point else 0
+        temporary = [self.allocate(size, "workspace", str(operation)) for size in self.hidden(operation, args, kwargs)]
+        out = operation(*args, **kwargs)
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor):
+                self._track(tensor, self.kind, str(operation))
+        for handle in reversed(temporary):
+            self.free(handle)
+        return out
+
+
+def _placed(operation, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Return arguments that go together: floats of a weightless computation on meta, whole numbers on the CPU."""
+    tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
+    weightless = any(tensor.device.type == "meta" for tensor in tensors)
+    if operation is aten._to_copy.default:
+        return args, _copy_target(args[0], kwargs)
+    if operation in FACTORIES:
+        return args, _factory_target(operation, args, kwargs, tensors)
+    if not weightless:
+        return args, kwargs
+    if operation is aten.index.Tensor:
+        args = (args[0], _without_masks(args[1]))
+    return tree_map_only(Tensor, _to_meta, (args, kwargs))
+
+
+def _copy_target(tensor: Tensor, kwargs: dict) -> dict:
+    device = kwargs.get("device")
+    dtype = kwargs.get("dtype") or tensor.dtype
+    if tensor.device.type == "meta" and device is not None:
+        kwargs["device"] = torch.device("meta")
+    elif tensor.device.type == "cpu" and device is not None and torch.device(device).type == "meta" and dtype in WHOLE:
+        kwargs["device"] = torch.device("cpu")
+    return kwargs
+
+
+def _factory_target(operation, args: tuple, kwargs: dict, tensors: list[Tensor]) -> dict:
+    dtype = kwargs.get("dtype")
+    if dtype is None and operation in ARANGE and not any(isinstance(value, float) for value in args):
+        dtype = torch.int64
+    if dtype is None and tensors:
+        dtype = tensors[0].dtype
+    if dtype in WHOLE and (kwargs.get("device") is not None or tensors):
+        kwargs["device"] = torch.device("cpu")
+    return kwargs
+
+
+def _without_masks(indices: list) -> list:
+    """Return index tensors in place of real boolean masks: meta cannot know how many of them are set."""
+    plain = []
+    for index in indices:
+        is_mask = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and index.device.type == "cpu"
+        plain += list(index.nonzero(as_tuple=True)) if is_mask else [index]
+    return plain
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return tensor.to("meta") if tensor.device.type == "cpu" and tensor.dim() > 0 else tensor

@@ -1,0 +1,114 @@
+"""The trainer's own step, run without weights: build, collate, loss, backward, optimizer; what it allocates is recorded."""
+
+import gc
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vlmtune.engine.optim import build_optimizer
+from vlmtune.engine.step import forward_loss
+from vlmtune.estimate.attention import attention_of
+from vlmtune.estimate.record import Hidden, Log, Recorder
+from vlmtune.models.build import base_of, build_model, family_of
+from vlmtune.plan import RunPlan
+
+STEPS = 2
+"""The second step is the steady one: optimizer states exist from the end of the first on."""
+
+
+def simulate(plan: RunPlan, batches: list[dict[str, Tensor]], hidden: Hidden) -> Log:
+    """Return what training `plan` allocates; `batches` are the micro-batches of one optimizer step."""
+    model = build_model(plan, weights="none").train()
+    with _meta_allowed(), attention_of(plan.device):
+        return record_steps(model, plan, batches, hidden)
+
+
+def record_steps(model: nn.Module, plan: RunPlan, batches: list[dict[str, Tensor]], hidden: Hidden) -> Log:
+    """Return what STEPS optimizer steps of `model` allocate, whether its tensors have storage or not."""
+    recorder = Recorder(hidden)
+    family = family_of(plan)
+    for name, tensor in _resident(base_of(model)):
+        recorder.add(tensor, f"weights: {_kind_of(name, tensor, family)}")
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = build_optimizer(model, plan)
+    num_items = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+    with _named_modules(model, recorder), recorder:
+        for step in range(STEPS):
+            recorder.log.mark(f"step {step + 1}")
+            for batch in batches:
+                _micro_step(model, plan, batch, num_items, recorder)
+            recorder.kind = "optimizer"
+            torch.nn.utils.clip_grad_norm_(trainable, plan.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            gc.collect()
+    return recorder.log
+
+
+def _micro_step(model: nn.Module, plan: RunPlan, batch: dict[str, Tensor], num_items: int, recorder: Recorder) -> None:
+    recorder.kind = "inputs"
+    inputs = {key: value.clone() for key, value in batch.items()}
+    recorder.kind = "activations"
+    loss = forward_loss(model, inputs, plan, num_items)
+    del inputs
+    recorder.kind = "gradients"
+    loss.backward()
+
+
+def _resident(model: nn.Module):
+    """Yield every tensor that stays in memory for the whole run, 4-bit constants included."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        yield name, tensor
+        state = getattr(tensor, "quant_state", None)
+        for constant in _constants(state):
+            yield name, constant
+
+
+def _constants(state) -> list[Tensor]:
+    if state is None:
+        return []
+    nested = [state.offset, state.state2.absmax, state.state2.code] if state.nested else []
+    return [state.absmax, state.code, *nested]
+
+
+def _kind_of(name: str, tensor: Tensor, family) -> str:
+    part = family.part_of(name)
+    if ".lora_" in name:
+        return f"{part} adapters"
+    return f"{part} {'4-bit' if tensor.dtype == torch.uint8 else str(tensor.dtype).removeprefix('torch.')}"
+
+
+@contextmanager
+def _meta_allowed():
+    """Let fused optimizers run on tensors without storage."""
+    from torch.optim import optimizer
+
+    devices = optimizer._get_fused_kernels_supported_devices
+    optimizer._get_fused_kernels_supported_devices = lambda: [*devices(), "meta"]
+    try:
+        yield
+    finally:
+        optimizer._get_fused_kernels_supported_devices = devices
+
+
+@contextmanager
+def _named_modules(model: nn.Module, recorder: Recorder):
+    """Tell the recorder which module is at work."""
+    handles = []
+
+    def enter(name: str) -> Callable:
+        def hook(module, args) -> None:
+            recorder.module = name
+
+        return hook
+
+    for name, module in base_of(model).named_modules():
+        if not list(module.children()):
+            handles.append(module.register_forward_pre_hook(enter(name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
