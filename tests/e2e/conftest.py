@@ -1,5 +1,6 @@
 """A project folder as a user has it: a tiny model, a few rows with pictures, one config; `vlmtune` runs in it."""
 
+import gc
 import json
 import os
 import subprocess
@@ -48,7 +49,10 @@ class Project:
 
     def train(self, name: str, *settings: str, resume: bool = False, flags: tuple[str, ...] = ()):
         """Run `vlmtune train` in this process; `settings` are `key=value`."""
-        return self.run_cli(*self._arguments(name, settings, resume), *flags)
+        result = self.run_cli(*self._arguments(name, settings, resume), *flags)
+        if any(setting.startswith("hardware.num_workers") for setting in settings):
+            _end_workers()
+        return result
 
     def train_elsewhere(
         self, driver: str, name: str, *settings: str, resume: bool = False
@@ -67,6 +71,15 @@ class Project:
     def _arguments(self, name: str, settings: tuple[str, ...], resume: bool) -> list:
         words = [word for setting in (f"experiment_name={name}", *settings) for word in ("--set", setting)]
         return ["train", self.config, *words, *(["--resume"] if resume else [])]
+
+
+def _end_workers() -> None:
+    """End the reading processes of a run. A command ends them as it exits; the garbage collector waits 5 s for each."""
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+    for found in gc.get_objects():
+        if type(found) is _MultiProcessingDataLoaderIter:
+            found._shutdown_workers()
 
 
 @pytest.fixture(scope="session")

@@ -193,11 +193,14 @@ def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> 
     if as_json:
         typer.echo(report.to_json(), nl=False)
         return
+    from vlmtune.data.types import count
+
     loss = "-" if report.train_loss_last is None else f"{report.train_loss_last:.4f}"
     held_out = "" if report.eval_loss is None else f", held-out loss {report.eval_loss:.4f}"
     typer.echo(f"{report.status}: {report.steps} steps in {report.seconds:.0f} s, loss {loss}{held_out}")
     if report.num_cut_rows:
-        typer.echo(f"{report.num_cut_rows} rows were cut by {report.num_cut_tokens} tokens in all")
+        cut_rows, cut_tokens = count(report.num_cut_rows, "row"), count(report.num_cut_tokens, "token")
+        typer.echo(f"{cut_rows} cut by {cut_tokens} in all (data.truncation: cut)")
     if report.status == "interrupted":
         typer.echo(f"{folder.latest_checkpoint()} is written; continue with --resume")
     else:

@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from vlmtune.data.encode import IGNORED, Encoded, is_token_tensor
+from vlmtune.errors import VlmtuneError
 
 WHERE = "where"
 """Key under which a batch carries the names of its rows, for messages; never given to a model."""
@@ -22,11 +23,15 @@ class Collator:
         return collate(rows, self.pad_token_id)
 
 
-def collate(rows: list[Encoded], pad_token_id: int) -> dict[str, Tensor | list[str]]:
+def collate(rows: list[Encoded | VlmtuneError], pad_token_id: int) -> dict[str, Tensor | list[str]] | VlmtuneError:
     """Return the batch: token tensors padded on the right to [B, T], `labels` [B, T], images joined, row names.
 
     Rows without images may stand among rows with images: models place image features by their tokens' positions.
+    A row that is an error, which a worker could not raise, is returned in place of the batch.
     """
+    errors = [row for row in rows if isinstance(row, VlmtuneError)]
+    if errors:
+        return errors[0]
     longest = max(row.labels.shape[1] for row in rows)
     pads = {"input_ids": pad_token_id}
     batch: dict[str, Tensor | list[str]] = {

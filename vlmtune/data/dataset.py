@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from transformers import ProcessorMixin
 
 from vlmtune.data.encode import Encoded, cut, encode, render
@@ -42,9 +42,20 @@ class TuneDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Encoded:
-        sample = self.samples[index]
-        images = [open_image(ref, self.plan.image_size) for ref in sample.images]
+    def __getitem__(self, index: int) -> Encoded | VlmtuneError:
+        """Return the row. What is wrong with it is raised, in a worker returned: torch would make a traceback of it."""
+        try:
+            return self._row(self.samples[index])
+        except VlmtuneError as error:
+            if get_worker_info() is None:
+                raise
+            return error
+
+    def _row(self, sample: Sample) -> Encoded:
+        try:
+            images = [open_image(ref, self.plan.image_size) for ref in sample.images]
+        except VlmtuneError as error:
+            raise VlmtuneError(f"{sample.where}: {error.message}", error.hint) from None
         row = encode(sample, images, self.processor, self.family)
         return cut(row, self.plan.max_length) if self.plan.truncation == "cut" else row
 
@@ -77,6 +88,30 @@ def refuse_too_long(rows: list[RowTokens], plan: RunPlan) -> None:
         f"set data.max_length: {longest}, or data.truncation: cut",
         problems=tuple(VlmtuneError(f"{row.where}: {row.text} text tokens") for row in too_long[:50]),
     )
+
+
+def refuse_without_answer(
+    samples: list[Sample], rows: list[RowTokens], processor: ProcessorMixin, family: Family, plan: RunPlan
+) -> None:
+    """Raise one error that names every row of which cutting to `max_length` would leave nothing to learn."""
+    if plan.truncation != "cut" or family.prefix_lm:
+        return
+    problems = []
+    for sample, row in zip(samples, rows, strict=True):
+        if row.text <= plan.max_length:
+            continue
+        text, answers = render(sample, processor)
+        first_answer = next(index for index, turn in enumerate(sample.turns) if turn.role == "assistant")
+        num_images = len(Sample(sample.turns[:first_answer], sample.where).images)
+        num_tokens = len(processor.tokenizer(text[: answers[0][0]])["input_ids"]) - num_images
+        if num_tokens >= plan.max_length:
+            problems.append(VlmtuneError(f"{row.where}: the answer begins after {num_tokens} text tokens"))
+    if problems:
+        raise VlmtuneError(
+            f"cutting to data.max_length: {plan.max_length} text tokens leaves no answer in {len(problems)} rows",
+            "raise data.max_length or shorten the questions",
+            problems=tuple(problems[:50]),
+        )
 
 
 def _plain_text(sample: Sample, processor: ProcessorMixin, family: Family) -> str:

@@ -7,7 +7,7 @@ import torch
 from transformers import ProcessorMixin
 
 from vlmtune.data.collate import Collator
-from vlmtune.data.dataset import RowTokens, TuneDataset, measure_rows, refuse_too_long
+from vlmtune.data.dataset import RowTokens, TuneDataset, measure_rows, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import RunData
 from vlmtune.engine.callbacks import FirstStepCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, is_disk_full
@@ -48,8 +48,11 @@ def _train(
 ) -> TrainReport:
     family = family_of(plan)
     processor = load_processor(plan)
-    measured = measure_rows(data.train, processor, family, plan, source)
-    _check_rows(measured, plan)
+    for samples in (data.val, data.train):
+        measured = measure_rows(samples, processor, family, plan, source)
+        refuse_too_long(measured, plan)
+        refuse_without_answer(samples, measured, processor, family, plan)
+    _refuse_blind_tower(measured, plan)
     rows = TuneDataset(data.train, processor, family, plan)
     val_rows = TuneDataset(data.val, processor, family, plan)
     _check_longest(rows, measured, plan)
@@ -121,9 +124,8 @@ def _checkpoint(folder: RunFolder, resume: bool, view: LiveView) -> str | None:
     return str(checkpoint) if checkpoint else None
 
 
-def _check_rows(measured: list[RowTokens], plan: RunPlan) -> None:
-    """Refuse rows that cannot train what the plan says."""
-    refuse_too_long(measured, plan)
+def _refuse_blind_tower(measured: list[RowTokens], plan: RunPlan) -> None:
+    """Raise when vision tower or projector are to learn from rows without images."""
     trains_tower = family_of(plan).vision in (plan.lora_targets or "")
     if (trains_tower or {"vision", "projector"} & set(plan.trainable_parts)) and not any(row.image for row in measured):
         raise VlmtuneError("vision tower and projector cannot learn: no row has an image", "keep them frozen")

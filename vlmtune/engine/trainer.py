@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ class TuneTrainer(Trainer):
             self.control.should_training_stop = True
             return [], None
         started = time.perf_counter()
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, num_items = super().get_batch_samples(_raising(epoch_iterator), num_batches, device)
         self.work += Work(
             tokens=sum(int(batch["attention_mask"].sum()) for batch in batches),
             rows=sum(len(batch[WHERE]) for batch in batches),
@@ -166,6 +167,14 @@ class TuneTrainer(Trainer):
     def floating_point_ops(self, inputs) -> int:
         """Return 0: counting parameters at each step costs time, and nobody reads the sum."""
         return 0
+
+
+def _raising(batches: Iterator) -> Iterator:
+    """Raise what a worker returned in place of a batch."""
+    for batch in batches:
+        if isinstance(batch, VlmtuneError):
+            raise batch
+        yield batch
 
 
 def training_arguments(plan: RunPlan, folder: RunFolder) -> TrainingArguments:
