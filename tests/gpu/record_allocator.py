@@ -29,7 +29,7 @@ def random_sizes(rng, low=1, high=200 * MIB):
     return lambda: log_uniform(rng, low, high)
 
 
-def repeated_sizes(rng, low=256, high=64 * MIB):
+def repeated_sizes(rng, low=64 << 10, high=64 * MIB):
     """Returns a function that draws an allocation's size from a dozen, so that many free blocks are equally large."""
     sizes = [log_uniform(rng, low, high) for _ in range(12)]
     return lambda: rng.choice(sizes)
@@ -46,11 +46,12 @@ class Recorder:
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.reset_accumulated_memory_stats()
         free_bytes, total_bytes = torch.cuda.mem_get_info()
-        fraction = 1.0 if allowed_bytes is None else allowed_bytes / total_bytes
-        torch.cuda.set_per_process_memory_fraction(fraction)
+        self.limited = allowed_bytes is not None
+        if self.limited:
+            torch.cuda.set_per_process_memory_fraction(allowed_bytes / total_bytes)
         self.head = {
             "name": name,
-            "allowed_bytes": int(fraction * total_bytes),
+            "allowed_bytes": int(allowed_bytes / total_bytes * total_bytes) if self.limited else None,
             "device_total_bytes": total_bytes,
             "free_bytes": free_bytes,
         }
@@ -107,6 +108,8 @@ class Recorder:
             self.free(handle)
         self.check()
         self.empty_cache()
+        if self.limited:
+            self.torch.cuda.set_per_process_memory_fraction(1.0)
         return self.head | {
             "events": self.events,
             "failed": self.failed,
@@ -120,14 +123,14 @@ def random_walk(recorder, rng, draw, events, live_limit_bytes):
     while len(recorder.events) < events:
         chance = rng.random()
         live = list(recorder.tensors)
-        if chance < 0.004:
+        if chance < 0.003:
             recorder.empty_cache()
-        elif chance < 0.008:
+        elif chance < 0.006:
             recorder.reset_peak()
-        elif chance < 0.014:
+        elif chance < 0.01:
             for handle in rng.sample(live, len(live) * 2 // 3):
                 recorder.free(handle)
-        elif live and (recorder.live_bytes > live_limit_bytes or chance < 0.45):
+        elif live and (recorder.live_bytes > live_limit_bytes or chance < 0.4):
             recorder.free(rng.choice(live))
         elif not recorder.allocate(draw()):
             for handle in rng.sample(live, len(live) // 2):
@@ -180,7 +183,7 @@ def edges(recorder):
 def whole_card(recorder, rng, events):
     """Fills the card itself, in gigabytes, without a limit."""
     draw = random_sizes(rng, 32 * MIB, recorder.head["device_total_bytes"] // 10)
-    random_walk(recorder, rng, draw, events, recorder.head["free_bytes"])
+    random_walk(recorder, rng, draw, events, recorder.head["free_bytes"] * 5 // 4)
 
 
 def grown_past_the_total(recorder):
@@ -204,18 +207,18 @@ def record(expandable):
         play(recorder)
         scenarios.append({"expandable_segments": expandable, **recorder.finish()})
 
+    run("grown past the total", grown_past_the_total)
     run("edges", edges)
     for seed in range(3):
         for kind, sizes in (("random", random_sizes), ("repeated", repeated_sizes)):
-            for limit in (None, 1500 * MIB):
+            for limit in (None, 700 * MIB, 1500 * MIB):
                 rng = random.Random(f"{kind} {seed} {limit}")
                 draw = sizes(rng)
-                name = f"{kind} {seed}, {'no limit' if limit is None else 'limited'}"
-                run(name, lambda r, g=rng, d=draw: random_walk(r, g, d, 1600, 1300 * MIB), limit)
+                name = f"{kind} {seed}, {'no limit' if limit is None else f'limit {limit // MIB} MiB'}"
+                run(name, lambda r, g=rng, d=draw: random_walk(r, g, d, 1200, 1500 * MIB), limit)
     run("training", lambda r: training_steps(r, random.Random(7), 6, 24))
     run("training, limited", lambda r: training_steps(r, random.Random(7), 6, 24), 1100 * MIB)
     run("whole card", lambda r: whole_card(r, random.Random(3), 600))
-    run("grown past the total", grown_past_the_total)
     return {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,

@@ -34,7 +34,7 @@ class AllocatorSettings:
     capacity_bytes: int | None = None
     """What the card can give this process in all, context and other programs taken off."""
     allowed_bytes: int | None = None
-    """`set_per_process_memory_fraction`: fraction times `device_total_bytes`, which is also torch's default."""
+    """What `set_per_process_memory_fraction` leaves this process: the fraction times the card's whole memory."""
     device_total_bytes: int | None = None
     """The card's whole memory: an expandable segment reserves 9/8 of it as addresses."""
 
@@ -164,9 +164,9 @@ class CachingAllocator:
 
     def __init__(self, settings: AllocatorSettings):
         expandable = settings.expandable_segments
-        self.expandable, self.capacity_bytes = expandable, settings.capacity_bytes
+        self.expandable = expandable
+        self.capacity_bytes, self.allowed_bytes = settings.capacity_bytes, settings.allowed_bytes
         total = settings.device_total_bytes
-        self.allowed_bytes = total if settings.allowed_bytes is None else settings.allowed_bytes
         self.address_space_bytes = ENDLESS_BYTES if total is None else total + total // 8
         self.small = _Pool(SMALL_SEGMENT_BYTES, MIN_BLOCK_BYTES)
         self.large = _Pool(LARGE_SEGMENT_BYTES, MIN_BLOCK_BYTES if expandable else SMALL_MAX_BYTES + MIN_BLOCK_BYTES)
@@ -240,6 +240,7 @@ class CachingAllocator:
 
     def _try_new(self, pool: _Pool, size: int) -> Block | None:
         segment = segment_size(size)
+        # The limit is checked before an expandable segment knows how little of the request it has to map.
         if self.allowed_bytes is not None and self.reserved_bytes + segment > self.allowed_bytes:
             return None
         if self.expandable:
