@@ -55,7 +55,7 @@ class RunPlan:
 
     experiment_name: str
     model_name: str
-    """As the user wrote it."""
+    """As the user wrote it; of an absolute folder the last name, because run folders are shared."""
     model: str
     """Hub id, or an absolute folder."""
     revision: str | None
@@ -122,7 +122,10 @@ class RunPlan:
     @classmethod
     def load(cls, path: Path) -> "RunPlan":
         """Return the plan that `save` wrote; raise when another version of vlmtune wrote it differently."""
-        values = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            values = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise VlmtuneError(f"{path} is damaged", "delete the run folder and train again") from None
         names = {item.name for item in dataclasses.fields(cls)}
         if set(values) != names:
             changed = ", ".join(sorted(set(values) ^ names))
@@ -155,7 +158,7 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_
     training = config.training
     return RunPlan(
         experiment_name=config.experiment_name,
-        model_name=config.model.name,
+        model_name=Path(config.model.name).name if Path(config.model.name).is_absolute() else config.model.name,
         model=source.location,
         revision=config.model.revision,
         data_sha256=data_sha256,

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,6 +20,13 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 """What the libraries raise when they cannot write."""
 FULL_DISK_WORDS = ("No space left", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 """safetensors reports the system's error as text only; torch.save reports a position in its file."""
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter in PEFT's format, without the model card that PEFT makes up."""
+    # Left to "auto", PEFT asks the hub about the base model's vocabulary each time.
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def save_trained(model: nn.Module, checkpoint: Path) -> None:

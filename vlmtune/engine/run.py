@@ -10,13 +10,13 @@ from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import RowTokens, TuneDataset, measure_rows, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import RunData
 from vlmtune.engine.callbacks import FirstStepCheck, Recorder, StopOnInterrupt
-from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, is_disk_full
+from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, is_disk_full, save_adapter
 from vlmtune.engine.evaluate import mean_loss
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
-from vlmtune.models.build import build_model, family_of
+from vlmtune.models.build import build_model, family_of, refuse_pickle
 from vlmtune.models.inventory import InventoryRow, inventory
 from vlmtune.models.processor import load_processor
 from vlmtune.models.source import ModelSource
@@ -47,6 +47,7 @@ def _train(
     plan: RunPlan, source: ModelSource, data: RunData, folder: RunFolder, view: LiveView, resume: bool
 ) -> TrainReport:
     family = family_of(plan)
+    refuse_pickle(plan)
     processor = load_processor(plan)
     for samples in (data.val, data.train):
         measured = measure_rows(samples, processor, family, plan, source)
@@ -59,6 +60,8 @@ def _train(
 
     checkpoint = _checkpoint(folder, resume, view)
     model = build_model(plan)
+    if plan.device == "cuda":
+        torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
     parts = inventory(model, family)
     collator = Collator(processor)
     lengths = [row.total for row in measured]
@@ -96,12 +99,11 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
     partial = _partial(plan, folder)
     target = partial.with_suffix("")
     shutil.rmtree(partial, ignore_errors=True)
-    if plan.method != "full":
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = plan.model_name
-    model.save_pretrained(partial)
+    if plan.method == "full":
+        model.save_pretrained(partial)
+    else:
+        save_adapter(model, partial)
     processor.save_pretrained(partial)
-    (partial / "README.md").unlink(missing_ok=True)
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)

@@ -20,6 +20,7 @@ from vlmtune.engine.checkpoints import (
     finish_checkpoint,
     is_disk_full,
     load_trained,
+    save_adapter,
     save_trained,
 )
 from vlmtune.engine.evaluate import mean_loss
@@ -155,8 +156,7 @@ class TuneTrainer(Trainer):
         if self.plan.method == "full":
             save_trained(self.model, Path(output_dir))
         else:
-            self.model.save_pretrained(output_dir)
-            (Path(output_dir) / "README.md").unlink(missing_ok=True)
+            save_adapter(self.model, Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         if self.plan.method == "full":

@@ -1,11 +1,13 @@
 """RunPlan → model ready to train: load → quantise → freeze → adapt. No other file loads models or attaches adapters."""
 
+from pathlib import Path
 from typing import Literal
 
 import torch
 from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -36,6 +38,8 @@ def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
     if plan.lora_targets is not None:
         with torch.device(model.device):
             model = get_peft_model(model, _lora_config(plan))
+        # Written into every checkpoint and the adapter; PEFT would put the folder's full path there.
+        model.peft_config["default"].base_model_name_or_path = plan.model_name
     else:
         _unfreeze_parts(model, plan)
     if plan.gradient_checkpointing:
@@ -73,6 +77,7 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
         VlmtuneError: no safetensors, or tensors missing from the files.
     """
     folder_or_id = plan.model
+    refuse_pickle(plan)
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             folder_or_id,
@@ -83,20 +88,55 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
             attn_implementation=plan.attention,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise VlmtuneError(
             f"the model {folder_or_id} cannot be loaded: {str(error).splitlines()[0]}",
             "the folder needs config.json and all *.safetensors files",
         ) from None
-    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    misshapen = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
+    absent = sorted({*report["missing_keys"], *misshapen, *_misshapen_4bit(model)})
     if absent:
         raise VlmtuneError(
-            f"the files of {folder_or_id} lack {len(absent)} tensors of the model, such as {absent[0]}",
+            f"the files of {folder_or_id} lack {len(absent)} tensors of the model, or have them in another shape, "
+            f"such as {absent[0]}",
             "download the model again; training would start from random numbers there",
         )
     _forbid_packing(model)
     return model
+
+
+def refuse_pickle(plan: RunPlan) -> None:
+    """Raise when the model's folder has no safetensors, with the way to them if there are weights of another kind."""
+    folder = Path(plan.model)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt*")))
+    if not pickles:
+        raise VlmtuneError(f"{folder} has no weights: no *.safetensors file", "download the model again")
+    convert = (
+        "from transformers import AutoModelForImageTextToText as M; "
+        f"M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}')"
+    )
+    raise VlmtuneError(
+        f"{folder} has its weights in {pickles[0]}, a pickle: opening one can run any program, so vlmtune does not",
+        f'if you trust where it came from, convert it to safetensors: python -c "{convert}"',
+    )
+
+
+def _misshapen_4bit(model: nn.Module) -> list[str]:
+    """Return the 4-bit weights whose file had another shape: the loader compares shapes of plain weights only."""
+    states = (
+        (name, module, getattr(module.weight, "quant_state", None))
+        for name, module in model.named_modules()
+        if isinstance(module, Linear4bit)
+    )
+    return [
+        f"{name}.weight"
+        for name, module, state in states
+        if state is not None and tuple(state.shape) != (module.out_features, module.in_features)
+    ]
 
 
 def weightless_base(plan: RunPlan) -> PreTrainedModel:

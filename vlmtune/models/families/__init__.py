@@ -26,7 +26,7 @@ def find_family(model_type: str, model_name: str) -> Family:
         if model_type in family.model_types:
             return family
     known = sorted(kind for family in FAMILIES for kind in family.model_types)
-    near = get_close_matches(model_type, known, n=1)
+    near = get_close_matches(str(model_type), known, n=1)
     raise VlmtuneError(
         f"{model_name}: model_type {model_type!r} belongs to no known family",
         f"known types: {', '.join(known)}{f'; nearest: {near[0]}' if near else ''}. "
