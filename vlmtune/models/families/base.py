@@ -74,4 +74,4 @@ def fixed_input(side_px: int, image_size: int | None) -> ImageSettings:
     """Settings of a family whose every image becomes `side_px` × `side_px`."""
     if image_size is None or image_size == side_px:
         return ImageSettings({})
-    return ImageSettings({}, f"{image_size} has no effect: every image becomes {side_px}×{side_px} px")
+    return ImageSettings({}, f"has no effect: every image becomes {side_px}×{side_px} px")
