@@ -2,14 +2,16 @@
 
 It follows c10/cuda/CUDACachingAllocator.cpp of torch 2.11 to 2.15 at its default settings, with native or expandable
 segments: rounding, the two pools, best fit by (size, address), splitting, coalescing, and the release of cached memory
-before a second try when the card or the process's share is full. Native segments are taken to lie in the order in which
-they were made. Out of scope: several streams, `record_stream`, private pools of CUDA graphs, garbage collection and
-`max_split_size_mb`, all off by default.
+before a second try when the card or the process's share is full. Out of scope: several streams, `record_stream`,
+private pools of CUDA graphs, garbage collection and `max_split_size_mb`, all off by default.
 """
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from vlmtune.estimate.addresses import DriverAddresses
+from vlmtune.estimate.blocks import Block, Pool
 
 MIB = 1 << 20
 MIN_BLOCK_BYTES = 512
@@ -99,66 +101,6 @@ def segment_size(rounded_bytes: int) -> int:
     return -(-rounded_bytes // OWN_SEGMENT_STEP_BYTES) * OWN_SEGMENT_STEP_BYTES
 
 
-class Block:
-    """A stretch of addresses of one segment, linked to the stretches before and after it."""
-
-    __slots__ = ("address", "allocated", "mapped", "next", "pool", "prev", "size")
-
-    def __init__(self, pool: "_Pool", address: int, size: int, mapped: bool = True):
-        self.pool, self.address, self.size, self.mapped = pool, address, size, mapped
-        self.allocated = False
-        self.prev: Block | None = None
-        self.next: Block | None = None
-
-    def cut(self, size: int) -> "Block":
-        """Shortens the block to `size` and returns the rest, linked behind it."""
-        rest = Block(self.pool, self.address + size, self.size - size, self.mapped)
-        rest.prev, rest.next = self, self.next
-        if rest.next is not None:
-            rest.next.prev = rest
-        self.next, self.size = rest, size
-        return rest
-
-    def expandable_size(self) -> int:
-        """Returns the size that this free block can grow to."""
-        return self.size + (self.next.size if self.next is not None and not self.next.mapped else 0)
-
-
-class _Pool:
-    """The free blocks of one pool by (size, address), and the unmapped stretches of its segments by address."""
-
-    def __init__(self, page_bytes: int, min_rest_bytes: int):
-        self.page_bytes, self.min_rest_bytes = page_bytes, min_rest_bytes
-        self.free: list[tuple[int, int, Block]] = []
-        self.unmapped: list[tuple[int, Block]] = []
-
-    def add(self, block: Block):
-        if block.mapped:
-            insort(self.free, (block.size, block.address, block))
-        else:
-            insort(self.unmapped, (block.address, block))
-
-    def remove(self, block: Block):
-        if block.mapped:
-            del self.free[bisect_left(self.free, (block.size, block.address))]
-        else:
-            del self.unmapped[bisect_left(self.unmapped, (block.address,))]
-
-    def absorb_neighbours(self, block: Block):
-        """Merges the free neighbours into a block that is in neither list; mapped and unmapped do not merge."""
-        before, after = block.prev, block.next
-        if before is not None and not before.allocated and before.mapped is block.mapped:
-            self.remove(before)
-            block.address, block.size, block.prev = before.address, before.size + block.size, before.prev
-            if block.prev is not None:
-                block.prev.next = block
-        if after is not None and not after.allocated and after.mapped is block.mapped:
-            self.remove(after)
-            block.size, block.next = block.size + after.size, after.next
-            if block.next is not None:
-                block.next.prev = block
-
-
 class CachingAllocator:
     """One device and one stream; `event` is the index that peaks are noted with."""
 
@@ -168,9 +110,10 @@ class CachingAllocator:
         self.capacity_bytes, self.allowed_bytes = settings.capacity_bytes, settings.allowed_bytes
         total = settings.device_total_bytes
         self.address_space_bytes = ENDLESS_BYTES if total is None else total + total // 8
-        self.small = _Pool(SMALL_SEGMENT_BYTES, MIN_BLOCK_BYTES)
-        self.large = _Pool(LARGE_SEGMENT_BYTES, MIN_BLOCK_BYTES if expandable else SMALL_MAX_BYTES + MIN_BLOCK_BYTES)
-        self.event = self.num_retries = self.next_address = 0
+        self.small = Pool(SMALL_SEGMENT_BYTES, MIN_BLOCK_BYTES)
+        self.large = Pool(LARGE_SEGMENT_BYTES, MIN_BLOCK_BYTES if expandable else SMALL_MAX_BYTES + MIN_BLOCK_BYTES)
+        self.driver, self.next_expandable_address = DriverAddresses(), 0
+        self.event = self.num_retries = 0
         self.allocated_bytes = self.peak_allocated_bytes = self.peak_allocated_at = 0
         self.reserved_bytes = self.peak_reserved_bytes = self.peak_reserved_at = 0
 
@@ -201,25 +144,20 @@ class CachingAllocator:
     def empty_cache(self):
         """Gives back to the driver what no block is using: whole segments, or whole pages of expandable ones."""
         for pool in (self.large, self.small):
-            if self.expandable:
-                for _, _, block in list(pool.free):
+            for _, _, block in list(pool.free):
+                if self.expandable:
                     self._unmap(pool, block)
-                continue
-            kept = [entry for entry in pool.free if entry[2].prev is not None or entry[2].next is not None]
-            self.reserved_bytes -= sum(entry[0] for entry in pool.free) - sum(entry[0] for entry in kept)
-            pool.free = kept
+                elif block.prev is None and block.next is None:
+                    pool.remove(block)
+                    self.reserved_bytes -= block.size
+                    self.driver.give_back(block.address, block.size)
 
     def reset_peak(self):
         """Starts both peaks anew from what is held now."""
         self.peak_allocated_bytes, self.peak_allocated_at = self.allocated_bytes, self.event
         self.peak_reserved_bytes, self.peak_reserved_at = self.reserved_bytes, self.event
 
-    def segment_address(self, size: int) -> int:
-        """Returns the address of a new segment."""
-        address, self.next_address = self.next_address, self.next_address + size
-        return address
-
-    def _take_cached(self, pool: _Pool, size: int) -> Block | None:
+    def _take_cached(self, pool: Pool, size: int) -> Block | None:
         free = pool.free
         index = bisect_left(free, (size,))
         if index == len(free):
@@ -230,7 +168,7 @@ class CachingAllocator:
                 index += 1
         return free.pop(index)[2]
 
-    def _take_new(self, pool: _Pool, size: int) -> Block | None:
+    def _take_new(self, pool: Pool, size: int) -> Block | None:
         block = self._try_new(pool, size)
         if block is None:
             self.empty_cache()
@@ -238,7 +176,7 @@ class CachingAllocator:
             block = self._try_new(pool, size)
         return block
 
-    def _try_new(self, pool: _Pool, size: int) -> Block | None:
+    def _try_new(self, pool: Pool, size: int) -> Block | None:
         segment = segment_size(size)
         # The limit is checked before an expandable segment knows how little of the request it has to map.
         if self.allowed_bytes is not None and self.reserved_bytes + segment > self.allowed_bytes:
@@ -247,7 +185,7 @@ class CachingAllocator:
             return self._expand(pool, size)
         if not self._reserve(segment):
             return None
-        return Block(pool, self.segment_address(segment), segment)
+        return Block(pool, self.driver.take(segment), segment)
 
     def _reserve(self, size: int) -> bool:
         if self.capacity_bytes is not None and self.reserved_bytes + size > self.capacity_bytes:
@@ -257,7 +195,7 @@ class CachingAllocator:
             self.peak_reserved_bytes, self.peak_reserved_at = self.reserved_bytes, self.event
         return True
 
-    def _expand(self, pool: _Pool, size: int) -> Block | None:
+    def _expand(self, pool: Pool, size: int) -> Block | None:
         block = self._lowest_room(pool, size)
         if not block.mapped and not self._map(pool, block, min(block.size, size)):
             return None
@@ -270,7 +208,7 @@ class CachingAllocator:
         pool.remove(block)
         return block
 
-    def _lowest_room(self, pool: _Pool, size: int) -> Block:
+    def _lowest_room(self, pool: Pool, size: int) -> Block:
         for _, unmapped in pool.unmapped:
             start = unmapped.prev if unmapped.prev is not None and not unmapped.prev.allocated else unmapped
             room, block = 0, start
@@ -279,14 +217,14 @@ class CachingAllocator:
             if room >= size:
                 return start
         pages = -(-self.address_space_bytes // pool.page_bytes)
-        # One page more keeps the start on a page boundary whatever segments came before.
-        address = self.segment_address((pages + 1) * pool.page_bytes)
-        address = -(-address // pool.page_bytes) * pool.page_bytes
+        # On a page boundary of the large pool, which is one of the small pool too.
+        address = self.next_expandable_address
+        self.next_expandable_address += -(-pages * pool.page_bytes // LARGE_SEGMENT_BYTES) * LARGE_SEGMENT_BYTES
         segment = Block(pool, address, pages * pool.page_bytes, mapped=False)
         pool.add(segment)
         return segment
 
-    def _map(self, pool: _Pool, block: Block, size: int) -> bool:
+    def _map(self, pool: Pool, block: Block, size: int) -> bool:
         mapped_size = -(-size // pool.page_bytes) * pool.page_bytes
         if not self._reserve(mapped_size):
             return False
@@ -298,7 +236,7 @@ class CachingAllocator:
         pool.add(block)
         return True
 
-    def _unmap(self, pool: _Pool, block: Block):
+    def _unmap(self, pool: Pool, block: Block):
         page = pool.page_bytes
         begin = -(-block.address // page) * page
         end = (block.address + block.size) // page * page

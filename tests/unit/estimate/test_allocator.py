@@ -85,12 +85,13 @@ def test_the_smallest_free_block_that_suffices_is_taken():
     assert _reserved_mib(_mib(14, 12, -1, -2, 12, 14)) == 26
 
 
-def test_of_equal_blocks_the_one_at_the_lowest_address_is_taken():
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_equal_blocks_the_one_at_the_lowest_address_is_taken(order):
     allocator = CachingAllocator(NATIVE)
-    first, second = allocator.allocate(20 * MIB), allocator.allocate(20 * MIB)
-    allocator.free(second)
-    allocator.free(first)
-    assert allocator.allocate(20 * MIB).address == first.address < second.address
+    blocks = allocator.allocate(40 * MIB), allocator.allocate(40 * MIB)
+    for index in order:
+        allocator.free(blocks[index])
+    assert allocator.allocate(40 * MIB).address == min(block.address for block in blocks)
 
 
 @pytest.mark.parametrize("order", list(permutations((-1, -2, -3))))

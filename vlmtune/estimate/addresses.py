@@ -1,0 +1,65 @@
+"""Where cudaMalloc puts memory: of equally large free blocks the allocator takes the one at the lowest address.
+
+Seen on an H100 under CUDA 13 (tests/gpu/measured): the driver opens chunks of 32 MiB steps, each below the one before,
+and fills the lowest room that an open chunk has left. Exact until memory is given back to the driver, close after that.
+"""
+
+from bisect import bisect_left, insort
+
+CHUNK_STEP_BYTES = 32 << 20
+TOP_ADDRESS = 1 << 47
+
+Spans = list[tuple[int, int]]
+
+
+class DriverAddresses:
+    """The addresses of one process; spans are sorted (address, size_bytes)."""
+
+    def __init__(self):
+        self.holes: Spans = [(0, TOP_ADDRESS)]
+        self.rooms: Spans = []
+        self.chunks: dict[int, int] = {}
+
+    def take(self, size_bytes: int) -> int:
+        """Returns the address of a new allocation."""
+        rooms = self.rooms
+        if all(room < size_bytes for _, room in rooms):
+            self._open_chunk(size_bytes)
+        index = next(index for index, (_, room) in enumerate(rooms) if room >= size_bytes)
+        address, room = rooms.pop(index)
+        if room > size_bytes:
+            insort(rooms, (address + size_bytes, room - size_bytes))
+        return address
+
+    def give_back(self, address: int, size_bytes: int):
+        """Takes an allocation back; a chunk that is free as a whole is closed."""
+        chunk = max(start for start in self.chunks if start <= address)
+        chunk_bytes = self.chunks[chunk]
+        inside = (chunk, chunk + chunk_bytes)
+        if _join(self.rooms, (address, size_bytes), inside) == (chunk, chunk_bytes):
+            self.rooms.remove((chunk, chunk_bytes))
+            del self.chunks[chunk]
+            _join(self.holes, (chunk, chunk_bytes), (0, TOP_ADDRESS))
+
+    def _open_chunk(self, size_bytes: int):
+        chunk_bytes = -(-size_bytes // CHUNK_STEP_BYTES) * CHUNK_STEP_BYTES
+        start, hole = max(span for span in self.holes if span[1] >= chunk_bytes)
+        self.holes.remove((start, hole))
+        if hole > chunk_bytes:
+            insort(self.holes, (start, hole - chunk_bytes))
+        chunk = start + hole - chunk_bytes
+        self.chunks[chunk] = chunk_bytes
+        insort(self.rooms, (chunk, chunk_bytes))
+
+
+def _join(spans: Spans, span: tuple[int, int], limits: tuple[int, int]) -> tuple[int, int]:
+    """Adds a span to free ones, merged with those that touch it between the limits, and returns what it became."""
+    address, size_bytes = span
+    index = bisect_left(spans, span)
+    if index < len(spans) and spans[index][0] == address + size_bytes < limits[1]:
+        size_bytes += spans.pop(index)[1]
+    if index and sum(spans[index - 1]) == address > limits[0]:
+        address, before_bytes = spans.pop(index - 1)
+        size_bytes += before_bytes
+    insort(spans, (address, size_bytes))
+    return address, size_bytes
