@@ -31,6 +31,9 @@ def test_what_was_given_back_is_taken_again():
     driver.give_back(second, 32 * MIB)
     driver.give_back(first, 60 * MIB)
     assert driver.take(96 * MIB) == second, "holes merge"
+    driver.give_back(second, 96 * MIB)
+    driver.give_back(TOP_ADDRESS - below[3] * MIB, 20 * MIB)
+    assert (driver.holes, driver.rooms, driver.chunks) == ([(0, TOP_ADDRESS)], [], {})
 
 
 def test_chunks_do_not_merge_while_they_are_in_use():
