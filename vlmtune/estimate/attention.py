@@ -1,4 +1,4 @@
-"""Attention as each device's kernels compute it. On meta tensors torch takes the slow mathematical path, which no device does."""
+"""Attention as each device's kernels compute it: on meta tensors torch takes a mathematical path that no device takes."""
 
 from contextlib import contextmanager
 

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from vlmtune.estimate.record import Hidden, Log, Recorder
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.plan import RunPlan
 
+PAGED_MIN_NUMBERS = 100_000
 STEPS = 2
 """The second step is the steady one: optimizer states exist from the end of the first on."""
 
@@ -82,15 +84,29 @@ def _kind_of(name: str, tensor: Tensor, family) -> str:
 
 @contextmanager
 def _meta_allowed():
-    """Let fused optimizers run on tensors without storage."""
+    """Let optimizers run on tensors without storage: fused ones, and bitsandbytes', whose updates take no memory."""
+    from bitsandbytes import functional
+    from bitsandbytes.optim.optimizer import Optimizer8bit
     from torch.optim import optimizer
 
     devices = optimizer._get_fused_kernels_supported_devices
-    optimizer._get_fused_kernels_supported_devices = lambda: [*devices(), "meta"]
-    try:
+
+    def no_update(*args, **kwargs) -> None:
+        return None
+
+    with (
+        patch.object(optimizer, "_get_fused_kernels_supported_devices", lambda: [*devices(), "meta"]),
+        patch.object(functional, "optimizer_update_8bit_blockwise", no_update),
+        patch.object(functional, "optimizer_update_32bit", no_update),
+        patch.object(Optimizer8bit, "get_state_buffer", _state_buffer),
+    ):
         yield
-    finally:
-        optimizer._get_fused_kernels_supported_devices = devices
+
+
+def _state_buffer(optimizer, parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """An optimizer state; a paged one lies in managed memory, which the allocator never sees."""
+    paged = optimizer.is_paged and parameter.numel() >= PAGED_MIN_NUMBERS
+    return torch.empty(0 if paged else parameter.shape, dtype=dtype, device=parameter.device)
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def weightless_base(plan: RunPlan) -> PreTrainedModel:
             for module in model.modules():
                 if isinstance(module, Linear4bit):
                     _quantise_nothing(module, quantization)
-            model.is_loaded_in_4bit = model.is_quantized = True
+            model.is_loaded_in_4bit = True
     finally:
         torch.set_default_dtype(before)
     return model

@@ -1,0 +1,169 @@
+"""The training runs whose memory is measured on a GPU and estimated without one: one list for both.
+
+Models have their real sizes and random weights; tokenizers are the tests' byte-level ones, image processors are real.
+"""
+
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import transformers
+from PIL import Image
+from tiny import TINY
+
+from vlmtune.config.schema import TrainingConfig
+from vlmtune.data.samples import read_samples
+from vlmtune.data.types import Sample
+from vlmtune.models.source import ModelSource, open_model
+
+ID_KEYS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "image_token_index")
+MARKER_KEYS = ("boi_token_index", "eoi_token_index")
+ROWS = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training run."""
+
+    name: str
+    model: str
+    """Folder name in the catalogue, such as `Qwen__Qwen3-VL-2B-Instruct`."""
+    text_chars: int = 300
+    """Characters of the longest row's question and answer together; one character is one token."""
+    image_px: tuple[int, int] = (448, 336)
+    expandable: bool = True
+    settings: dict = field(default_factory=dict)
+    """Config values by dotted key."""
+
+
+def config_of(case: Case, folder: Path) -> TrainingConfig:
+    """Return the case as a config over the model and rows that `prepare` put into `folder`."""
+    values = {
+        "experiment_name": case.name,
+        "output_dir": str(folder / "runs"),
+        "model": {"name": str(folder / "model")},
+        "data": {"train_path": str(folder / "rows.jsonl"), "max_length": 16_384},
+        "training": {"max_steps": 3, "gradient_accumulation_steps": 2, "learning_rate": 1e-4, "save_steps": 1000},
+    }
+    for key, value in case.settings.items():
+        *parents, leaf = key.split(".")
+        section = values
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[leaf] = value
+    return TrainingConfig.model_validate(values)
+
+
+def prepare(case: Case, catalogue: Path, folder: Path) -> tuple[TrainingConfig, ModelSource, list[Sample]]:
+    """Write the model's configs and the rows into `folder`; return what a plan and a run are made of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_model(catalogue / case.model, folder / "model")
+    _write_rows(case, folder)
+    config = config_of(case, folder)
+    return config, open_model(config.model.name, None, folder), read_samples(folder / "rows.jsonl").samples
+
+
+def _write_model(source: Path, folder: Path) -> None:
+    """The real config with the tests' tokenizer: the ids of image tokens are those of that tokenizer."""
+    config = transformers.AutoConfig.from_pretrained(source)
+    _, tiny_config, processor = TINY[config.model_type]()
+    for key in (*ID_KEYS, *MARKER_KEYS):
+        if hasattr(tiny_config, key):
+            setattr(config, key, getattr(tiny_config, key))
+    if (source / "preprocessor_config.json").exists():
+        processor.image_processor = transformers.AutoImageProcessor.from_pretrained(source)
+    else:
+        _real_size(processor, config)
+    if hasattr(processor, "image_seq_len"):
+        vision = config.vision_config
+        processor.image_seq_len = (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
+    config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "model.safetensors").touch()  # weights are made on the card
+
+
+def _real_size(processor: transformers.ProcessorMixin, config: transformers.PreTrainedConfig) -> None:
+    """Set a processor whose model publishes no settings: square images of the tower's size."""
+    side = config.vision_config.image_size
+    processor.image_processor.size = {"height": side, "width": side}
+    if config.model_type == "gemma3":
+        tokens = config.mm_tokens_per_image
+        tokenizer = processor.tokenizer
+        processor.image_seq_length = tokens
+        processor.full_image_sequence = (
+            f"\n\n{tokenizer.boi_token}{tokenizer.image_token * tokens}{tokenizer.eoi_token}\n\n"
+        )
+    else:
+        patches = (side // config.vision_config.patch_size) ** 2
+        processor.image_seq_length = processor.image_processor.image_seq_length = patches
+
+
+def _write_rows(case: Case, folder: Path) -> None:
+    """Rows of growing length; the last is the longest, half of it answer."""
+    rng = random.Random(0)
+    lines = []
+    for index in range(ROWS):
+        picture = folder / f"{index}.png"
+        Image.effect_noise(case.image_px, 64).convert("RGB").save(picture)
+        chars = case.text_chars * (index + 1) // ROWS
+        words = "".join(rng.choice("abcdefgh ") for _ in range(chars)).strip() or "ab"
+        half = max(1, len(words) // 2)
+        row = {"image": picture.name, "question": words[:half].strip() or "a", "answer": words[half:].strip() or "b"}
+        lines.append(json.dumps(row))
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+QWEN3_2B, QWEN3_4B, QWEN3_8B = (f"Qwen__Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B"))
+QWEN25_3B, QWEN25_7B = (f"Qwen__Qwen2.5-VL-{size}-Instruct" for size in ("3B", "7B"))
+LLAVA_7B, SMOL_2B = "llava-hf__llava-1.5-7b-hf", "HuggingFaceTB__SmolVLM2-2.2B-Instruct"
+GEMMA_4B, PALI_3B = "google__gemma-3-4b-it", "google__paligemma-3b-pt-224"
+KEEP = {"hardware.gradient_checkpointing": False}
+FP32_STATES = {"training.optim": "adamw"}
+UNPAGED = {"training.optim": "adamw_8bit"}
+TOWER_16BIT = {"training.quantization.quantize_vision_tower": False}
+
+CASES = (
+    Case("qwen3-2b", QWEN3_2B),
+    Case("qwen3-2b-native", QWEN3_2B, expandable=False),
+    Case("qwen3-2b-long", QWEN3_2B, text_chars=2000),
+    Case("qwen3-2b-large-image", QWEN3_2B, image_px=(1280, 960)),
+    Case("qwen3-2b-batch4", QWEN3_2B, settings={"training.batch_size": 4}),
+    Case("qwen3-2b-keep", QWEN3_2B, settings=KEEP),
+    Case("qwen3-2b-rank64", QWEN3_2B, settings={"training.lora.rank": 64, **FP32_STATES}),
+    Case("qwen3-2b-lora", QWEN3_2B, settings={"training.method": "lora"}),
+    Case("qwen3-4b", QWEN3_4B),
+    Case("qwen3-4b-native", QWEN3_4B, expandable=False, settings=UNPAGED),
+    Case("qwen3-4b-tower16", QWEN3_4B, settings=TOWER_16BIT),
+    Case("qwen3-4b-long", QWEN3_4B, text_chars=1500, image_px=(800, 600)),
+    Case("qwen3-8b", QWEN3_8B),
+    Case("qwen3-8b-native", QWEN3_8B, expandable=False),
+    Case("qwen3-8b-rank8", QWEN3_8B, settings={"training.lora.rank": 8, **UNPAGED}),
+    Case("qwen25-3b", QWEN25_3B),
+    Case("qwen25-3b-native", QWEN25_3B, expandable=False),
+    Case("qwen25-3b-large-image", QWEN25_3B, image_px=(1120, 840)),
+    Case("qwen25-3b-keep", QWEN25_3B, settings=KEEP),
+    Case("qwen25-3b-tower16", QWEN25_3B, settings=TOWER_16BIT),
+    Case("qwen25-7b", QWEN25_7B),
+    Case("qwen25-7b-native", QWEN25_7B, expandable=False, settings=FP32_STATES),
+    Case("qwen25-7b-long", QWEN25_7B, text_chars=1200),
+    Case("llava-7b", LLAVA_7B),
+    Case("llava-7b-native", LLAVA_7B, expandable=False),
+    Case("llava-7b-rank64", LLAVA_7B, settings={"training.lora.rank": 64, **UNPAGED}),
+    Case("llava-7b-batch2", LLAVA_7B, settings={"training.batch_size": 2}),
+    Case("llava-7b-tower16", LLAVA_7B, settings=TOWER_16BIT),
+    Case("smol-2b", SMOL_2B),
+    Case("smol-2b-native", SMOL_2B, expandable=False),
+    Case("smol-2b-one-tile", SMOL_2B, settings={"data.image_size": 384}),
+    Case("smol-2b-keep", SMOL_2B, text_chars=800, settings={**KEEP, "data.image_size": 384}),
+    Case("smol-2b-batch4", SMOL_2B, settings={"training.batch_size": 4, "data.image_size": 384}),
+    Case("gemma-4b", GEMMA_4B),
+    Case("gemma-4b-native", GEMMA_4B, expandable=False),
+    Case("gemma-4b-long", GEMMA_4B, text_chars=1500),
+    Case("gemma-4b-fp32-states", GEMMA_4B, settings=FP32_STATES),
+    Case("pali-3b", PALI_3B),
+    Case("pali-3b-native", PALI_3B, expandable=False),
+    Case("pali-3b-long", PALI_3B, text_chars=1200),
+    Case("pali-3b-tower16", PALI_3B, settings=TOWER_16BIT),
+    Case("pali-3b-lora", PALI_3B, settings={"training.method": "lora", "training.lora.rank": 32}),
+)

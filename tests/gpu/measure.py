@@ -1,0 +1,135 @@
+"""Runs the cases on the GPU at hand and writes what the allocator showed: `make gpu`.
+
+Each case is the real trainer in a process of its own, several at a time: what one process allocates does not depend on
+the others. Weights are random and made on the card, layer by layer.
+"""
+
+import gc
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from gpu.cases import CASES, Case, prepare  # noqa: E402
+
+from vlmtune.report import library_versions  # noqa: E402
+
+AT_A_TIME = 6
+
+
+def random_weights(model: nn.Module, device: str) -> nn.Module:
+    """Give a weightless model storage on `device`, in the order of its modules, and random numbers."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            state = module.weight.quant_state
+            values = torch.randn(state.shape, dtype=state.dtype, device=device) * 0.02
+            module.weight = Params4bit(
+                values,
+                requires_grad=False,
+                blocksize=64,
+                compress_statistics=state.nested,
+                quant_type=state.quant_type,
+            ).to(device)
+            module.quant_state = module.weight.quant_state
+            names = ["bias"] if module.bias is not None else []
+        else:
+            names = [name for name, _ in module.named_parameters(recurse=False)]
+        for name in names:
+            old = getattr(module, name)
+            value = torch.randn(old.shape, dtype=old.dtype, device=device) * 0.02
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.ones(buffer.shape, dtype=buffer.dtype, device=device))
+    model.tie_weights()
+    return model
+
+
+def run(case: Case, catalogue: Path, out: Path) -> None:
+    """Train the case and write `out`."""
+    from rich.console import Console
+
+    from vlmtune.data.run_data import RunData
+    from vlmtune.engine import run as engine
+    from vlmtune.engine.monitor import LiveView
+    from vlmtune.engine.runtime import probe_device, quiet_libraries
+    from vlmtune.models import build
+    from vlmtune.plan import make_plan
+    from vlmtune.report import RunFolder
+
+    quiet_libraries()
+    build.load_base = lambda plan, quantized=True: random_weights(build.weightless_base(plan), plan.device)
+    with tempfile.TemporaryDirectory() as folder:
+        config, source, samples = prepare(case, catalogue, Path(folder))
+        plan = make_plan(config, source, probe_device())
+        runs = RunFolder.create(config.run_dir)
+        plan.save(runs.plan)
+        started = time.perf_counter()
+        history = sys.argv[-1] == "keep"
+        if history:
+            torch.cuda.memory._record_memory_history(context=None, max_entries=2_000_000)
+        with LiveView(case.name, Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
+            report = engine.train(plan, source, RunData(samples, []), runs, view)
+        if history:
+            trace = torch.cuda.memory._snapshot()["device_traces"][0]
+            events = [[entry["action"], entry["addr"], entry["size"]] for entry in trace]
+            out.with_suffix(".trace.gz").write_bytes(gzip.compress(json.dumps(events).encode()))
+        gc.collect()
+        free, total = torch.cuda.mem_get_info()
+        result = {
+            "case": case.name,
+            "allocated_bytes": report.peak_allocated_bytes,
+            "reserved_bytes": report.peak_reserved_bytes,
+            "longest_row_tokens": report.longest_row.tokens,
+            "seconds": round(time.perf_counter() - started, 1),
+            "gpu": report.gpu,
+            "gpu_total_bytes": total,
+        }
+    out.write_text(json.dumps(result), encoding="utf-8")
+
+
+def main() -> int:
+    """Measure the cases; arguments: OUT.json, CATALOGUE, name filter, names whose allocation history is kept."""
+    out, catalogue = Path(sys.argv[1]), Path(sys.argv[2])
+    wanted = sys.argv[3] if len(sys.argv) > 3 else ""
+    cases = [case for case in CASES if wanted in case.name]
+    with tempfile.TemporaryDirectory() as folder:
+        with ThreadPoolExecutor(AT_A_TIME) as pool:
+            for name, error in pool.map(lambda case: _in_its_own_process(case, catalogue, Path(folder)), cases):
+                print(name, error or "ok", flush=True)
+        results = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
+        for trace in Path(folder).glob("*.trace.gz"):
+            (out.parent / trace.name).write_bytes(trace.read_bytes())
+    out.write_text(json.dumps({"versions": library_versions(), "runs": results}, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(results)} of {len(cases)} cases measured")
+    return int(len(results) < len(cases))
+
+
+def _in_its_own_process(case: Case, catalogue: Path, folder: Path) -> tuple[str, str]:
+    """Measure one case; return its name and the end of what went wrong, if anything."""
+    settings = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if case.expandable else {}
+    keep = ["keep"] if case.name in sys.argv[4:] else []
+    done = subprocess.run(
+        [sys.executable, __file__, "--one", case.name, str(catalogue), str(folder / f"{case.name}.json"), *keep],
+        env={**{k: v for k, v in os.environ.items() if k != "PYTORCH_ALLOC_CONF"}, **settings},
+        capture_output=True,
+        text=True,
+    )
+    return case.name, done.stderr[-1500:] if done.returncode else ""
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--one":
+        run(next(case for case in CASES if case.name == sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+    else:
+        sys.exit(main())
