@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from vlmtune.config.load import load_config
 from vlmtune.engine import callbacks, trainer
 from vlmtune.engine import run as engine_run
+from vlmtune.engine.monitor import LiveView
 from vlmtune.models import build
 from vlmtune.report import RunFolder
 
@@ -37,6 +38,14 @@ def failing(error):
     return fail
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_reaches_us():
+    """A shell starts background jobs with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press_ctrl_c():
     """As a terminal does: the processes that read images get it too."""
     for child in multiprocessing.active_children():
@@ -52,19 +61,28 @@ def status(folder):
 def test_ctrl_c_once(project, monkeypatch, assert_same_weights, settings):
     settings = ("training.lora.dropout=0.3", "data.val_path=rows.jsonl", "training.eval_steps=5", *settings)
     project.train("straight", *settings)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with monkeypatch.context() as patch:
         call_at(patch, trainer, "forward_loss", 9, press_ctrl_c)
         stopped = project.train("stopped", *settings)
     folder = project.run("stopped")
     assert stopped.code == 130 and stopped.stderr == ""
     assert stopped.stdout.count("stopping after this step with a checkpoint") == 1
+    assert "eval loss" not in stopped.stdout, "nobody waits for an evaluation after Ctrl-C"
     assert stopped.stdout.endswith("runs/stopped/checkpoints/checkpoint-5 is written; continue with --resume\n")
     assert status(folder) == "interrupted" and not folder.adapter.exists()
     assert folder.latest_checkpoint().name == "checkpoint-5"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert project.train("stopped", *settings, resume=True).code == 0
     assert status(folder) == "finished"
     assert_same_weights(project.run("straight"), folder)
+
+
+def test_only_the_process_that_trains_answers_to_ctrl_c(capsys):
+    """The processes that read images inherit the handler."""
+    handler = callbacks.StopOnInterrupt(LiveView("run"))
+    handler._process += 1
+    handler._first(signal.SIGINT, None)
+    assert not handler.stopped and capsys.readouterr().out == ""
 
 
 def test_ctrl_c_in_the_last_step(project, monkeypatch, assert_same_weights):

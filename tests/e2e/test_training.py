@@ -32,8 +32,9 @@ def rows_of_steps(monkeypatch):
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_accumulation_equals_a_larger_batch(project, monkeypatch, weights, method):
     """In fp32, after 4 steps of AdamW at 1e-3: sums in another order differ by less than 1e-5."""
+    project.write_rows(project.rows * 3)
     steps = rows_of_steps(monkeypatch)
-    settings = (f"training.method={method}", "training.learning_rate=1e-3", "training.lora.dropout=0")
+    settings = (f"training.method={method}", "training.learning_rate=1e-3", "training.max_steps=4")
     project.train("one", *settings, "training.batch_size=1", "training.gradient_accumulation_steps=4")
     project.train("four", *settings, "training.batch_size=4", "training.gradient_accumulation_steps=1")
     assert len(steps) == 8 and [set(step) for step in steps[:4]] == [set(step) for step in steps[4:]]
@@ -113,6 +114,7 @@ def test_the_check_of_a_cut_agrees_with_the_cut(project, answer_tokens_kept):
     project.write_rows([{"question": "why " * 30 + "?", "answer": "so"}])
     done = project.train("cut", f"data.max_length={138 + answer_tokens_kept}", "data.truncation=cut")
     assert done.code == (0 if answer_tokens_kept else 1)
+    assert ("the answer begins after 138" in done.stderr) == (not answer_tokens_kept)
 
 
 def test_bad_rows_are_refused_or_skipped(project):
