@@ -42,7 +42,7 @@ bench: install  ## measure the start-up time of the light commands
 	$(BIN)/python tests/bench/startup.py
 
 docs: install  ## renew what is generated: the README's tables, configs/schema.json, configs/all-keys.yaml
-	$(BIN)/python -m vlmtune.config.docs README.md configs
+	$(BIN)/python docs/renew.py
 
 clean:  ## remove what the tasks made, but not the installation
 	rm -rf runs demo-data .pytest_cache .ruff_cache .hypothesis

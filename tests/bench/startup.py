@@ -41,7 +41,8 @@ def main() -> int:
         table.add_row(name, f"{own:.3f}", f"{floor:.3f}", f"{own / floor:.0f}")
     console = Console()
     console.print(table)
-    console.print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, smallest of {ROUNDS} runs, limit {LIMIT_S} s")
+    python = sys.version.split()[0]
+    console.print(f"Python {python}, {os.cpu_count()} cores, smallest of {ROUNDS} runs, limit {LIMIT_S} s")
     return int(slow)
 
 

@@ -41,7 +41,8 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("asking", total=len(samples))
         result = evaluate_rows(tuned, samples, max_new_tokens, on_answer=lambda: progress.advance(task))
     _print(result, as_json)

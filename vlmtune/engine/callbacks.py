@@ -18,7 +18,7 @@ from vlmtune.models.build import base_of
 from vlmtune.models.families.base import Family
 from vlmtune.report import RunFolder, StepRecord
 
-DIGEST_BYTES = 2**23
+DIGEST_BYTES = 2**20
 
 
 class Recorder(TrainerCallback, ExportableState):
@@ -91,7 +91,7 @@ class Recorder(TrainerCallback, ExportableState):
             eta_s=(now - self.started) / steps_done * (state.max_steps - state.global_step),
             gpu_memory_bytes=torch.cuda.memory_reserved() if self.on_gpu else None,
             gpu_peak_bytes=torch.cuda.max_memory_reserved() if self.on_gpu else None,
-            gpu_limit_bytes=torch.cuda.get_device_properties(0).total_memory if self.on_gpu else None,
+            gpu_limit_bytes=_limit_bytes() if self.on_gpu else None,
             gpu_temperature_c=gpu.temperature_c if gpu else None,
         )
 
@@ -156,6 +156,12 @@ class FirstStepCheck(TrainerCallback):
         for name, parameter in base_of(self.trainer.model).named_parameters():
             if parameter.requires_grad == trainable:
                 yield name, parameter
+
+
+def _limit_bytes() -> int:
+    """Return what the process may take: the card, or the share that set_per_process_memory_fraction leaves it."""
+    total_bytes = torch.cuda.get_device_properties(0).total_memory
+    return int(total_bytes * torch.cuda.get_per_process_memory_fraction())
 
 
 def _digest(tensor: torch.Tensor) -> int:

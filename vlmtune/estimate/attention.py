@@ -1,4 +1,4 @@
-"""Attention as each device's kernels compute it: on meta tensors torch takes a mathematical path that no device takes."""
+"""Attention as each device's kernels compute it: on meta tensors torch takes a path that no device takes."""
 
 from contextlib import contextmanager
 

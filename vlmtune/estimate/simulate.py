@@ -1,4 +1,4 @@
-"""The trainer's own step, run without weights: build, collate, loss, backward, optimizer; what it allocates is recorded."""
+"""The trainer's own step, run without weights: build, loss, backward, optimizer; what it allocates is recorded."""
 
 import gc
 from collections.abc import Callable
