@@ -125,9 +125,9 @@ def test_a_run_folder_that_is_none_is_not_resumed(project):
     assert (folder.path / "mine.txt").read_text() == "keep"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"seed": 1}'])
-def test_a_damaged_plan_is_said_to_be_damaged(project, text):
+def test_a_damaged_plan_is_said_to_be_damaged(project):
     project.train("run", "training.max_steps=1")
-    project.run("run").plan.write_text(text)
-    refused = project.train("run", "training.max_steps=1", resume=True)
-    assert refused.code == 1 and "plan.json" in refused.stderr
+    for text in ("", "{", "[]", '{"seed": 1}'):
+        project.run("run").plan.write_text(text)
+        refused = project.train("run", "training.max_steps=1", resume=True)
+        assert refused.code == 1 and "plan.json" in refused.stderr
