@@ -1,4 +1,4 @@
-"""Renews what is generated from the code, by `make docs`: the README's config table, the JSON schema, all-keys, the picture.
+"""Renews what is generated from the code (`make docs`): the README's config table, the schema, all-keys, the picture.
 
 The picture of the live view is drawn from live-view.jsonl, the log of a real run; its caption in the README names it.
 """

@@ -238,8 +238,9 @@ def write_report(folder: RunFolder, report: TrainReport, records: list[StepRecor
     """Write `report.json` and the one-page `report.html`."""
     from vlmtune.report_page import render_page
 
-    folder.report_json.write_text(report.to_json(), encoding="utf-8")
     folder.report_html.write_text(render_page(report, records), encoding="utf-8")
+    # Last, because a run with a report.json counts as finished.
+    folder.report_json.write_text(report.to_json(), encoding="utf-8")
 
 
 def _record(values: dict[str, Any]) -> StepRecord:
