@@ -9,36 +9,36 @@ import torch
 from torch import Tensor, nn
 
 from vlmtune.engine.optim import build_optimizer
-from vlmtune.engine.step import forward_loss
+from vlmtune.engine.step import IGNORED, forward_loss
 from vlmtune.estimate.attention import attention_of
 from vlmtune.estimate.record import Hidden, Log, Recorder
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.plan import RunPlan
 
 PAGED_MIN_NUMBERS = 100_000
-STEPS = 2
-"""The second step is the steady one: optimizer states exist from the end of the first on."""
+Steps = list[list[dict[str, Tensor]]]
+"""Optimizer steps in their order, each with its micro-batches."""
 
 
-def simulate(plan: RunPlan, batches: list[dict[str, Tensor]], hidden: Hidden) -> Log:
-    """Return what training `plan` allocates; `batches` are the micro-batches of one optimizer step."""
+def simulate(plan: RunPlan, steps: Steps, hidden: Hidden) -> Log:
+    """Return what training `plan` for these steps allocates; from the second step on the optimizer's states exist."""
     model = build_model(plan, weights="none").train()
     with _meta_allowed(), attention_of(plan.device):
-        return record_steps(model, plan, batches, hidden)
+        return record_steps(model, plan, steps, hidden)
 
 
-def record_steps(model: nn.Module, plan: RunPlan, batches: list[dict[str, Tensor]], hidden: Hidden) -> Log:
-    """Return what STEPS optimizer steps of `model` allocate, whether its tensors have storage or not."""
+def record_steps(model: nn.Module, plan: RunPlan, steps: Steps, hidden: Hidden) -> Log:
+    """Return what optimizer steps of `model` allocate, whether its tensors have storage or not."""
     recorder = Recorder(hidden)
     family = family_of(plan)
     for name, tensor in _resident(base_of(model)):
         recorder.add(tensor, f"weights: {_kind_of(name, tensor, family)}")
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(model, plan)
-    num_items = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
     with _named_modules(model, recorder), recorder:
-        for step in range(STEPS):
-            recorder.log.mark(f"step {step + 1}")
+        for number, batches in enumerate(steps, 1):
+            recorder.log.mark(f"step {number}")
+            num_items = _labelled(batches)
             for batch in batches:
                 _micro_step(model, plan, batch, num_items, recorder)
             recorder.kind = "optimizer"
@@ -47,6 +47,10 @@ def record_steps(model: nn.Module, plan: RunPlan, batches: list[dict[str, Tensor
             optimizer.zero_grad()
             gc.collect()
     return recorder.log
+
+
+def _labelled(batches: list[dict[str, Tensor]]) -> int:
+    return sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
 
 
 def _micro_step(model: nn.Module, plan: RunPlan, batch: dict[str, Tensor], num_items: int, recorder: Recorder) -> None:
