@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_
         eval_steps=training.eval_steps,
         save_steps=training.save_steps,
         save_total_limit=training.save_total_limit,
-        report_to=training.report_to,
+        report_to=_installed(training.report_to),
         choices=tuple(choices),
     )
 
@@ -311,6 +312,13 @@ def _optimizer(config: TrainingConfig, device: Device, choices: list[Choice]) ->
             f"training.optim: {wish} needs a GPU, and none was found", "leave training.optim out, or use adamw"
         )
     return wish
+
+
+def _installed(services: tuple[str, ...]) -> tuple[str, ...]:
+    for service in services:
+        if find_spec(service) is None:
+            raise VlmtuneError(f"training.report_to: {service} is not installed", f"pip install {service}")
+    return services
 
 
 def _loss_chunk_tokens(source: ModelSource) -> int:

@@ -152,10 +152,7 @@ def _evaluated_last(recorder: Recorder, trainer: TuneTrainer) -> bool:
 def _services(plan: RunPlan, folder: RunFolder) -> list:
     if "tensorboard" not in plan.report_to:
         return []
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise VlmtuneError("training.report_to: tensorboard is not installed", "pip install tensorboard") from None
+    from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
     return [TensorBoardCallback(SummaryWriter(str(folder.tensorboard)))]

@@ -20,6 +20,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # It speaks at import about an optional kernel package for CPUs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # It tells of each of its retries; where the hub cannot be reached, our own message says so.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
 def quiet_libraries() -> None:
