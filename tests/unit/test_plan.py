@@ -219,5 +219,5 @@ def test_values_that_may_change_on_resume():
 def test_a_service_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("vlmtune.plan.find_spec", lambda name: None if name == "wandb" else object())
     with pytest.raises(VlmtuneError, match="training.report_to: wandb is not installed") as caught:
-        plan(training={"report_to": ["wandb", "tensorboard"]})
+        plan(training={"report_to": ("wandb", "tensorboard")})
     assert caught.value.hint == "pip install wandb"

@@ -18,10 +18,10 @@ def prepare_environment() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # The hub library tells of each of its retries; where the hub cannot be reached, our own message says so.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
     # It speaks at import about an optional kernel package for CPUs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # It tells of each of its retries; where the hub cannot be reached, our own message says so.
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
 def quiet_libraries() -> None:
