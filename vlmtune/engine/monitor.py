@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.constrain import Constrain
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -22,6 +21,7 @@ from vlmtune.report import StepRecord
 SPARK_LEVELS = "▁▂▃▄▅▆▇█"
 SPARK_VALUES = 60
 PANEL_WIDTH = 90
+ROOM_FOR_CTRL_C = 3  # the terminal echoes ^C behind the panel; in a new line it would shift the view
 HIGH_DATA_WAIT_SHARE = 0.3
 NEARLY_FULL_SHARE = 0.95
 GIB = 2**30
@@ -96,7 +96,20 @@ def render(records: Sequence[StepRecord], *, title: str = "", slowdown_c: int | 
     else:
         rows.add_row("step", Text("the first step is running"))
     heading = Text(f" {title} ", style="bold") if title else None
-    return Constrain(Panel(rows, title=heading, title_align="left", border_style="dim"), PANEL_WIDTH)
+    panel = Panel(rows, title=heading, title_align="left", border_style="dim")
+    return _Narrowed(panel)
+
+
+@dataclass(frozen=True)
+class _Narrowed:
+    """A panel that leaves some columns of the terminal free."""
+
+    panel: Panel
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from console.render(
+            self.panel, options.update(width=min(PANEL_WIDTH, options.max_width - ROOM_FOR_CTRL_C))
+        )
 
 
 def plain_line(record: StepRecord, *, slowdown_c: int | None = None) -> str:
