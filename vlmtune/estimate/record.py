@@ -6,11 +6,12 @@ What dispatch cannot see (memory taken inside a kernel) comes from `hidden`, a t
 """
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
@@ -33,7 +34,29 @@ FACTORIES = {
     aten.new_full.default,
 }
 WHOLE = {torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.bool}
-Hidden = Callable[[object, tuple, dict], Iterable[int]]
+BUFFER_TENSOR_USES, BUFFER_STORAGE_USES = 4, 2
+"""How often a gradient that nothing else holds is counted when autograd adds to it and a dispatch mode looks on."""
+
+
+@dataclass(frozen=True)
+class Workspaces:
+    """Bytes that an operation takes besides its outputs."""
+
+    before: tuple[int, ...] = ()
+    """Taken before the outputs are, free when the operation is done."""
+    after: tuple[int, ...] = ()
+    """Taken once the outputs are, free when the operation is done."""
+    kept: tuple[int, ...] = ()
+    """Taken once the outputs are, never given back."""
+
+
+NO_WORKSPACES = Workspaces()
+Hidden = Callable[[object, tuple, dict], Workspaces]
+
+
+def no_hidden(operation: object, args: tuple, kwargs: dict) -> Workspaces:
+    """Return no workspaces: what a CPU's operations take."""
+    return NO_WORKSPACES
 
 
 @dataclass
@@ -41,7 +64,7 @@ class Log:
     """Allocations and frees in the order in which they happened."""
 
     events: list[tuple[int, int]] = field(default_factory=list)
-    """(+handle, bytes) allocates, (-handle, 0) frees."""
+    """(+handle, bytes) allocates, (-handle, 0) frees; `EMPTY_CACHE` and `RESET_PEAK` of the allocator."""
     tags: dict[int, tuple[str, str, str]] = field(default_factory=dict)
     """handle → (kind, operation, module)."""
     marks: dict[str, int] = field(default_factory=dict)
@@ -55,7 +78,7 @@ class Log:
 class Recorder(TorchDispatchMode):
     """Fills a Log while active. Tensors that existed before are added with `add`."""
 
-    def __init__(self, hidden: Hidden = lambda operation, args, kwargs: ()) -> None:
+    def __init__(self, hidden: Hidden = no_hidden) -> None:
         super().__init__()
         self.log = Log()
         self.hidden = hidden
@@ -64,9 +87,9 @@ class Recorder(TorchDispatchMode):
         self._live: dict[int, weakref.ref] = {}
         self._count = 0
 
-    def add(self, tensor: Tensor, kind: str) -> None:
+    def add(self, tensor: Tensor, kind: str, operation: str = "load") -> None:
         """Record a tensor that already exists, such as a weight."""
-        self._track(tensor, kind, "load")
+        self._track(tensor, kind, operation)
 
     def allocate(self, num_bytes: int, kind: str, operation: str) -> int:
         """Record an allocation that no tensor stands for; free it with `free`."""
@@ -97,14 +120,45 @@ class Recorder(TorchDispatchMode):
         args, kwargs = _placed(operation, args, dict(kwargs or {}))
         if operation is aten._local_scalar_dense.default and args[0].device.type == "meta":
             return 0.0 if args[0].dtype.is_floating_point else 0
-        temporary = [self.allocate(size, "workspace", str(operation)) for size in self.hidden(operation, args, kwargs)]
+        if operation is aten.add.Tensor and _adds_in_place(args):
+            return args[0].add_(args[1])
+        spaces, name = self.hidden(operation, args, kwargs), str(operation)
+        temporary = [self.allocate(size, "workspace", name) for size in spaces.before]
+        if operation is aten.index_put.default and _in_backward():
+            # The gradient of indexing: written into fresh zeros in place, except under a dispatch mode.
+            operation = aten.index_put_.default
         out = operation(*args, **kwargs)
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor):
-                self._track(tensor, self.kind, str(operation))
-        for handle in reversed(temporary):
+                self._track(tensor, self.kind, name)
+        for size in spaces.kept:
+            self.allocate(size, "workspace", name)
+        temporary += [self.allocate(size, "workspace", name) for size in spaces.after]
+        for handle in temporary:
             self.free(handle)
         return out
+
+
+def _adds_in_place(args: tuple) -> bool:
+    """Return whether autograd adds one gradient into another's memory, which it never does under a dispatch mode.
+
+    torch/csrc/autograd/input_buffer.cpp: the first one is dense, and nothing else holds it or its storage.
+    """
+    first, second = args[:2]
+    if not _in_backward() or not isinstance(second, Tensor):
+        return False
+    return (
+        first.shape == second.shape
+        and first.dtype == second.dtype
+        and is_non_overlapping_and_dense_or_false(first)
+        and first._use_count() <= BUFFER_TENSOR_USES
+        and torch._C._storage_Use_Count(first.untyped_storage()._cdata) <= BUFFER_STORAGE_USES
+    )
+
+
+def _in_backward() -> bool:
+    """Return whether autograd computes gradients now; recomputing a forward pass does not count."""
+    return torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
 
 
 def _placed(operation, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -7,60 +7,91 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from vlmtune.engine import callbacks
 from vlmtune.engine.optim import build_optimizer
 from vlmtune.engine.step import IGNORED, forward_loss
+from vlmtune.estimate.allocator import EMPTY_CACHE, RESET_PEAK
 from vlmtune.estimate.attention import attention_of
-from vlmtune.estimate.record import Hidden, Log, Recorder
+from vlmtune.estimate.record import Hidden, Log, Recorder, no_hidden
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.plan import RunPlan
 
 PAGED_MIN_NUMBERS = 100_000
+CHECKED_STEP = 2
+"""The first with a learning rate: warm-up starts at 0."""
 Steps = list[list[dict[str, Tensor]]]
 """Optimizer steps in their order, each with its micro-batches."""
+Load = Callable[[nn.Module, Recorder], None]
 
 
-def simulate(plan: RunPlan, steps: Steps, hidden: Hidden) -> Log:
-    """Return what training `plan` for these steps allocates; from the second step on the optimizer's states exist."""
+def simulate(plan: RunPlan, steps: Steps, hidden: Hidden, load: Load | None = None) -> Log:
+    """Return what training `plan` for these steps allocates; from the second step on the optimizer's states exist.
+
+    Args:
+        hidden: what operations take besides their outputs (`cuda.hidden_of`).
+        load: records how the weights come to the device; by default they lie there one after the other.
+    """
     model = build_model(plan, weights="none").train()
     with _meta_allowed(), attention_of(plan.device):
-        return record_steps(model, plan, steps, hidden)
+        return record_steps(model, plan, steps, hidden, load)
 
 
-def record_steps(model: nn.Module, plan: RunPlan, steps: Steps, hidden: Hidden) -> Log:
+def record_steps(
+    model: nn.Module, plan: RunPlan, steps: Steps, hidden: Hidden = no_hidden, load: Load | None = None
+) -> Log:
     """Return what optimizer steps of `model` allocate, whether its tensors have storage or not."""
     recorder = Recorder(hidden)
-    family = family_of(plan)
-    for name, tensor in _resident(base_of(model)):
-        recorder.add(tensor, f"weights: {_kind_of(name, tensor, family)}")
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if load is not None:
+        load(model, recorder)
+    add_weights(model, plan, recorder)
+    recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
+    _first_step_check(model, recorder)
     optimizer = build_optimizer(model, plan)
+    # The trainer moves all batches of a step to the device at once, while it still holds those of the step before.
+    held: list[dict[str, Tensor]] = []
     with _named_modules(model, recorder), recorder:
         for number, batches in enumerate(steps, 1):
             recorder.log.mark(f"step {number}")
-            num_items = _labelled(batches)
-            for batch in batches:
-                _micro_step(model, plan, batch, num_items, recorder)
-            recorder.kind = "optimizer"
-            torch.nn.utils.clip_grad_norm_(trainable, plan.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
+            recorder.kind = "inputs"
+            held = [{key: value.clone() for key, value in batch.items()} for batch in batches]
+            _optimizer_step(model, plan, held, optimizer, recorder)
+            if number == CHECKED_STEP:
+                _first_step_check(model, recorder)
             gc.collect()
     return recorder.log
 
 
-def _labelled(batches: list[dict[str, Tensor]]) -> int:
-    return sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+def _optimizer_step(
+    model: nn.Module, plan: RunPlan, batches: list[dict[str, Tensor]], optimizer: Optimizer, recorder: Recorder
+) -> None:
+    num_items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+    for batch in batches:
+        recorder.kind = "activations"
+        loss = forward_loss(model, batch, plan, num_items)
+        recorder.kind = "gradients"
+        loss.backward()
+    recorder.kind = "optimizer"
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    torch.nn.utils.clip_grad_norm_(trainable, plan.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
-def _micro_step(model: nn.Module, plan: RunPlan, batch: dict[str, Tensor], num_items: int, recorder: Recorder) -> None:
-    recorder.kind = "inputs"
-    inputs = {key: value.clone() for key, value in batch.items()}
-    recorder.kind = "activations"
-    loss = forward_loss(model, inputs, plan, num_items)
-    del inputs
-    recorder.kind = "gradients"
-    loss.backward()
+def add_weights(model: nn.Module, plan: RunPlan, recorder: Recorder) -> None:
+    """Record every tensor of the model that is not recorded yet."""
+    family = family_of(plan)
+    for name, tensor in _resident(base_of(model)):
+        recorder.add(tensor, f"weights: {_kind_of(name, tensor, family)}")
+
+
+def _first_step_check(model: nn.Module, recorder: Recorder) -> None:
+    """The check that no frozen tensor changes sums them a piece at a time, converted to int64 (engine/callbacks.py)."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            piece_bytes = min(parameter.untyped_storage().nbytes(), callbacks.DIGEST_BYTES)
+            recorder.free(recorder.allocate(piece_bytes // 2 * torch.int64.itemsize, "checks", "sum"))
 
 
 def _resident(model: nn.Module):

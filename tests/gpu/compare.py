@@ -1,0 +1,117 @@
+"""Estimates the measured runs without a GPU and writes how far off they are: `python tests/gpu/compare.py`.
+
+The measured runs make their weights on the card (measure.py), so the estimate loads them in the same way here.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
+
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from gpu.cases import CASES, Case, prepare  # noqa: E402
+
+from vlmtune.data.collate import Collator  # noqa: E402
+from vlmtune.data.dataset import TuneDataset, measure_rows  # noqa: E402
+from vlmtune.engine import callbacks  # noqa: E402
+from vlmtune.estimate.allocator import AllocatorSettings, Replay, replay  # noqa: E402
+from vlmtune.estimate.cuda import hidden_of  # noqa: E402
+from vlmtune.estimate.load import DYNAMIC_MAP_BYTES, add_adapters, quantise  # noqa: E402
+from vlmtune.estimate.record import Log, Recorder  # noqa: E402
+from vlmtune.estimate.simulate import simulate  # noqa: E402
+from vlmtune.estimate.steps import first_steps  # noqa: E402
+from vlmtune.models.build import base_of, family_of  # noqa: E402
+from vlmtune.models.processor import load_processor  # noqa: E402
+from vlmtune.plan import Device, make_plan  # noqa: E402
+
+MEASURED = Path(__file__).parent / "measured"
+CATALOGUE = Path(__file__).parents[2] / "vlmtune" / "models" / "catalog"
+HOPPER = (9, 0)
+DIGEST_BYTES_WHEN_MEASURED = 2**23
+
+
+def measured_runs() -> dict[str, dict]:
+    """Return each measured run by the name of its case."""
+    return {run["case"]: run for run in json.loads((MEASURED / "h100.json").read_text())["runs"]}
+
+
+def log_of(case: Case, folder: Path) -> Log:
+    """Return what the case's run allocates."""
+    config, source, samples = prepare(case, CATALOGUE, folder)
+    plan = make_plan(config, source, Device("cuda", "H100", True))
+    processor, family = load_processor(plan), family_of(plan)
+    lengths = [row.total for row in measure_rows(samples, processor, family, plan, source)]
+    steps = first_steps(plan, TuneDataset(samples, processor, family, plan), lengths, Collator(processor))
+    with patch.object(callbacks, "DIGEST_BYTES", DIGEST_BYTES_WHEN_MEASURED):
+        return simulate(plan, steps, hidden_of(HOPPER), weights_made_on_the_card)
+
+
+def replay_of(case: Case, log: Log) -> Replay:
+    """Return what the allocator shows for the log in the case's mode."""
+    return replay(log.events, AllocatorSettings(expandable_segments=case.expandable))
+
+
+def weights_made_on_the_card(model: nn.Module, recorder: Recorder) -> None:
+    """Record what `measure.random_weights` allocates, then PEFT's adapters."""
+    from bitsandbytes.nn import Linear4bit
+
+    recorder.allocate(DYNAMIC_MAP_BYTES, "load", "create_dynamic_map")
+    known: set[int] = set()
+    values = value = 0
+    for name, module in base_of(model).named_modules():
+        if ".lora_" in name:
+            continue
+        if isinstance(module, Linear4bit):
+            num_bytes = 2 * module.in_features * module.out_features
+            values = _renewed(values, num_bytes, recorder)
+            quantise(module.weight, "weights", recorder)
+        for tensor in _plain(module):
+            num_bytes = tensor.untyped_storage().nbytes()
+            if id(tensor) in known:  # a tied head gets numbers of its own until the end
+                value = _renewed(0, num_bytes, recorder)
+            else:
+                raw = recorder.allocate(num_bytes, "load", "randn")
+                recorder.add(tensor, "weights", "mul")
+                recorder.free(raw)
+            known.add(id(tensor))
+        for buffer in module.buffers(recurse=False):
+            recorder.add(buffer, "weights", "ones")
+    for handle in (values, value):
+        if handle:
+            recorder.free(handle)
+    add_adapters(model, recorder)
+
+
+def _renewed(old: int, num_bytes: int, recorder: Recorder) -> int:
+    """`new = torch.randn(...) * 0.02` over an old one of the same name."""
+    raw = recorder.allocate(num_bytes, "load", "randn")
+    new = recorder.allocate(num_bytes, "load", "mul")
+    recorder.free(raw)
+    if old:
+        recorder.free(old)
+    return new
+
+
+def _plain(module: nn.Module) -> list:
+    return [p for p in module.parameters(recurse=False) if getattr(p, "quant_state", None) is None]
+
+
+def main(names: list[str]) -> None:
+    """Print each named case's error, or of all cases."""
+    measured = measured_runs()
+    for case in CASES:
+        if names and case.name not in names:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            shown = replay_of(case, log_of(case, Path(folder)))
+        run = measured[case.name]
+        allocated = 100 * (shown.peak_allocated_bytes / run["allocated_bytes"] - 1)
+        reserved = 100 * (shown.peak_reserved_bytes / run["reserved_bytes"] - 1)
+        print(f"{case.name:24} {allocated:+6.2f} {reserved:+6.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
