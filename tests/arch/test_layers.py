@@ -15,7 +15,7 @@ LAYERS = (
     ("engine",),
     ("models", "data"),
     ("plan",),
-    ("models.families", "models.source"),
+    ("models.families", "models.source", "models.catalog"),
     ("config",),
     ("report", "report_page"),
     ("errors",),

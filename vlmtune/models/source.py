@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.models.catalog import find_entry, nearest_ids
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,11 @@ class ModelSource:
     """preprocessor_config.json, or the image part of processor_config.json; empty when there is neither."""
 
 
-def open_model(name: str, revision: str | None, base_dir: Path) -> ModelSource:
+def open_model(name: str, revision: str | None, base_dir: Path, *, offline_catalog: bool = False) -> ModelSource:
     """Read the JSON configs of the model folder `name` (relative to `base_dir`) or of the hub model `name`.
+
+    With `offline_catalog` the configs of a model in the catalogue come from there, whatever the revision: enough to
+    plan and to estimate. Training reads those of the checkpoint itself.
 
     Raises:
         VlmtuneError: no such folder, hub out of reach, or a config that cannot be read.
@@ -35,6 +39,9 @@ def open_model(name: str, revision: str | None, base_dir: Path) -> ModelSource:
             f"model.name: there is no folder {folder}",
             "give a folder with a config.json, or a hub id such as org/model",
         )
+    if offline_catalog and (entry := find_entry(name)):
+        find = _in_folder(entry.folder)
+        return ModelSource(entry.model_id, _read_json(entry.folder / "config.json"), _preprocessor(find))
     config = _read_json(_hub_file(name, revision, "config.json"))
     return ModelSource(name, config, _preprocessor(_on_hub(name, revision)))
 
@@ -87,7 +94,8 @@ def _hub_file(name: str, revision: str | None, file_name: str, required: bool = 
         ) from None
     except RepositoryNotFoundError:
         raise VlmtuneError(
-            f"model.name: neither a folder nor a hub model is called {name}", "check the spelling of the hub id"
+            f"model.name: neither a folder nor a hub model is called {name}",
+            f"check the spelling of the hub id{_nearest(name)}",
         ) from None
     except RevisionNotFoundError:
         raise VlmtuneError(f"model.revision: {name} has no revision {revision}", "see its branches and tags") from None
@@ -96,7 +104,7 @@ def _hub_file(name: str, revision: str | None, file_name: str, required: bool = 
             return None
         raise VlmtuneError(
             f"model.name: {name} is not in the local cache and the hub cannot be reached",
-            "check the connection, or give the path of a folder with the model",
+            f"check the connection, or give the path of a folder with the model{_nearest(name)}",
         ) from None
     except EntryNotFoundError:
         if not required:
@@ -104,6 +112,12 @@ def _hub_file(name: str, revision: str | None, file_name: str, required: bool = 
         raise VlmtuneError(f"model.name: {name} has no {file_name}", "only transformers models can be tuned") from None
     except HfHubHTTPError as error:
         raise VlmtuneError(f"model.name: the hub refused {name}: {error}", "try again later") from None
+
+
+def _nearest(name: str) -> str:
+    """Words for the end of a hint: ids of the catalogue that look like `name`."""
+    ids = [near for near in nearest_ids(name) if near.lower() != name.lower()]
+    return f"; known models with a similar name: {', '.join(ids)}" if ids else ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:
