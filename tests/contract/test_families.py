@@ -99,6 +99,23 @@ def test_parts_cover_the_model_and_adapters_sit_in_the_language_model_only(tiny)
     assert type(head) is torch.nn.Linear, "the head must stay unquantised"
 
 
+@pytest.mark.parametrize(
+    "training",
+    [
+        {},
+        {"method": "lora"},
+        {"method": "full"},
+        {"quantization": {"bnb_4bit_use_double_quant": False, "quantize_vision_tower": False}},
+        {"lora": {"vision_tower": True, "rank": 4}},
+    ],
+    ids=str,
+)
+def test_the_model_without_storage_is_the_model(tiny, training):
+    plan = tiny_plan(tiny.folder, training=training)
+    loaded, weightless = build_model(plan), build_model(plan, weights="none")
+    assert inventory(weightless, tiny.family) == inventory(loaded, tiny.family)
+
+
 def test_the_vision_tower_stays_unquantised_when_asked(tiny):
     plan = tiny_plan(tiny.folder, training={"quantization": {"quantize_vision_tower": False}})
     rows = inventory(build_model(plan), tiny.family)

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vlmtune import __version__
-from vlmtune.cli import doctor, evaluate, generate, merge, presets, train, validate
+from vlmtune.cli import doctor, estimate_vram, evaluate, generate, merge, presets, train, validate
 from vlmtune.errors import ExitCode, VlmtuneError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=train.EXAMPLE)(train.train)
+app.command("estimate-vram", epilog=estimate_vram.EXAMPLE)(estimate_vram.estimate_vram)
 app.command(epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=generate.EXAMPLE)(generate.generate)
 app.command(epilog=merge.EXAMPLE)(merge.merge)

@@ -41,8 +41,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
 
     Raises one VlmtuneError that holds every mistake of the file and the overrides in its `problems`.
     """
+    return _merged(_read(path), overrides, path.parent)
+
+
+def preset_config(model: str, preset: str, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """The config of a preset and a model, without a file and without data: for estimates."""
+    values = {"preset": preset, "model": {"name": model}, "data": {"train_path": "-"}}
+    return _merged(Document("command line", values), overrides, Path())
+
+
+def _merged(file: Document, overrides: Sequence[str], base_dir: Path) -> LoadedConfig:
     settings = [_override(text) for text in overrides]
-    file = _read(path)
     merge = _Merge()
     asked_in = [document for document in (file, *settings) if "preset" in document.values]
     if asked_in and isinstance(asked_in[-1].values["preset"], str):
@@ -52,7 +61,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     config = merge.check(file)
     if merge.problems:
         raise _as_one_error(merge.problems, file.name)
-    return LoadedConfig(config, {key.name: merge.source(key.path) for key in all_keys()}, path.parent)
+    return LoadedConfig(config, {key.name: merge.source(key.path) for key in all_keys()}, base_dir)
 
 
 class _Merge:
