@@ -28,9 +28,8 @@ def attention_of(device: str):
 
 
 def _cpu(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False) -> Tensor:
+    """One kernel for all; it takes grouped heads as they are."""
     mask = _float_mask(attn_mask, q)
-    if enable_gqa:
-        k, v = _repeated(q, k), _repeated(q, v)
     return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, dropout_p, is_causal, attn_mask=mask, scale=scale)[
         0
     ]

@@ -15,6 +15,9 @@ aten = torch.ops.aten
 KIB, MIB = 1 << 10, 1 << 20
 FP32_BYTES = 4
 
+CUBLASLT_BYTES = MIB
+"""Taken beside the forward thread's first workspace; torch 2.11, H100, trace."""
+
 FUSED_4BIT_MAX_ROWS = 4
 """bitsandbytes backends/cuda/ops.py: up to here every architecture reads 4-bit weights in place."""
 
@@ -47,7 +50,8 @@ def hidden_of(sm: tuple[int, int]) -> Hidden:
             in_backward = torch._C._current_graph_task_id() != -1
             if in_backward not in threads_with_cublas:
                 threads_with_cublas.add(in_backward)
-                return Workspaces(spaces.before, spaces.after, (*spaces.kept, cublas_workspace_bytes(sm)))
+                kept = (cublas_workspace_bytes(sm), *(() if in_backward else (CUBLASLT_BYTES,)))
+                return Workspaces(spaces.before, spaces.after, kept)
         return spaces
 
     return hidden

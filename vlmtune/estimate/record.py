@@ -85,11 +85,16 @@ class Recorder(TorchDispatchMode):
         self.kind = "activations"
         self.module = ""
         self._live: dict[int, weakref.ref] = {}
+        self._handles: dict[int, int] = {}
         self._count = 0
 
     def add(self, tensor: Tensor, kind: str, operation: str = "load") -> None:
-        """Record a tensor that already exists, such as a weight."""
-        self._track(tensor, kind, operation)
+        """Record a tensor that already exists, such as a weight, or say anew of which kind a recorded one is."""
+        handle = self._handles.get(tensor.untyped_storage()._cdata)
+        if handle is None:
+            self._track(tensor, kind, operation)
+        else:
+            self.log.tags[handle] = (kind, *self.log.tags[handle][1:])
 
     def allocate(self, num_bytes: int, kind: str, operation: str) -> int:
         """Record an allocation that no tensor stands for; free it with `free`."""
@@ -107,10 +112,11 @@ class Recorder(TorchDispatchMode):
         key = storage._cdata
         if key in self._live or storage.nbytes() == 0:
             return
-        handle = self.allocate(storage.nbytes(), kind, operation)
+        handle = self._handles[key] = self.allocate(storage.nbytes(), kind, operation)
 
         def gone(_: weakref.ref) -> None:
             self._live.pop(key, None)
+            self._handles.pop(key, None)
             self.free(handle)
 
         self._live[key] = weakref.ref(storage, gone)

@@ -14,6 +14,7 @@ from vlmtune.engine.optim import build_optimizer
 from vlmtune.engine.step import IGNORED, forward_loss
 from vlmtune.estimate.allocator import EMPTY_CACHE, RESET_PEAK
 from vlmtune.estimate.attention import attention_of
+from vlmtune.estimate.load import load_checkpoint
 from vlmtune.estimate.record import Hidden, Log, Recorder, no_hidden
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.plan import RunPlan
@@ -31,11 +32,11 @@ def simulate(plan: RunPlan, steps: Steps, hidden: Hidden, load: Load | None = No
 
     Args:
         hidden: what operations take besides their outputs (`cuda.hidden_of`).
-        load: records how the weights come to the device; by default they lie there one after the other.
+        load: records how the weights come to the device; by default as from a checkpoint.
     """
     model = build_model(plan, weights="none").train()
     with _meta_allowed(), attention_of(plan.device):
-        return record_steps(model, plan, steps, hidden, load)
+        return record_steps(model, plan, steps, hidden, load or load_checkpoint)
 
 
 def record_steps(
@@ -45,7 +46,9 @@ def record_steps(
     recorder = Recorder(hidden)
     if load is not None:
         load(model, recorder)
-    add_weights(model, plan, recorder)
+    family = family_of(plan)
+    for name, tensor in _resident(base_of(model)):
+        recorder.add(tensor, f"weights: {_kind_of(name, tensor, family)}")
     recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
     _first_step_check(model, recorder)
     optimizer = build_optimizer(model, plan)
@@ -77,13 +80,6 @@ def _optimizer_step(
     torch.nn.utils.clip_grad_norm_(trainable, plan.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
-
-
-def add_weights(model: nn.Module, plan: RunPlan, recorder: Recorder) -> None:
-    """Record every tensor of the model that is not recorded yet."""
-    family = family_of(plan)
-    for name, tensor in _resident(base_of(model)):
-        recorder.add(tensor, f"weights: {_kind_of(name, tensor, family)}")
 
 
 def _first_step_check(model: nn.Module, recorder: Recorder) -> None:

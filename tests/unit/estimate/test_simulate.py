@@ -1,0 +1,125 @@
+"""The step simulated without weights takes what the same step takes on a real CPU, for every family."""
+
+import gc
+
+import pytest
+import torch
+from tiny import TINY
+from tiny.rows import TinyModel, colour_rows, tiny_plan
+
+from vlmtune.data.collate import Collator
+from vlmtune.data.dataset import TuneDataset
+from vlmtune.estimate.allocator import RESET_PEAK
+from vlmtune.estimate.record import Log, Recorder, Workspaces, no_hidden
+from vlmtune.estimate.simulate import record_steps, simulate
+from vlmtune.estimate.steps import first_steps
+from vlmtune.models.build import build_model
+
+TOLERANCE = 0.005
+KEEP = {"hardware": {"gradient_checkpointing": False}}
+EVERYWHERE = [{}, KEEP]
+ON_ONE = [
+    {"training": {"method": "full"}},
+    {"training": {"lora": {"rank": 64}}},
+    {"training": {"lora": {"vision_tower": True}}, **KEEP},
+    {"training": {"batch_size": 4}},
+    {"training": {"batch_size": 2, "gradient_accumulation_steps": 2}},
+    {"training": {"gradient_accumulation_steps": 3}, **KEEP},
+    {"training": {"optim": "adamw", "method": "lora"}},
+    {"hardware": {"mixed_precision": "bf16"}},
+    {"training": {"quantization": {"bnb_4bit_use_double_quant": False, "quantize_vision_tower": False}}},
+]
+PLANS = [(name, sections) for name in TINY for sections in EVERYWHERE] + [("qwen3_vl", sections) for sections in ON_ONE]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Returns each tiny model once."""
+    folder, made = tmp_path_factory.mktemp("models"), {}
+
+    def get(name: str) -> TinyModel:
+        if name not in made:
+            made[name] = TinyModel(name, folder)
+        return made[name]
+
+    return get
+
+
+def plan_and_steps(model: TinyModel, folder, sections: dict, num_steps: int = 2):
+    training = {"gradient_accumulation_steps": 1, **sections.get("training", {})}
+    plan = tiny_plan(model.folder, **{**sections, "training": training})
+    rows = TuneDataset(colour_rows(folder), model.processor, model.family, plan)
+    lengths = [rows[index].labels.shape[1] for index in range(len(rows))]
+    return plan, first_steps(plan, rows, lengths, Collator(model.processor), num_steps)
+
+
+def peak(log: Log) -> int:
+    """Most bytes that were live at once, from the beginning of training on."""
+    sizes, live, most, training = {}, 0, 0, False
+    for event in log.events:
+        handle, num_bytes = event
+        if handle > 0:
+            sizes[handle] = num_bytes
+            live += num_bytes
+        elif handle < 0:
+            live -= sizes.pop(-handle)
+        training = training or event == RESET_PEAK
+        most = max(most, live) if training else 0
+    return most
+
+
+def no_load(model, recorder) -> None:
+    """Weights that are simply there."""
+
+
+@pytest.mark.parametrize(("name", "sections"), PLANS, ids=str)
+def test_simulated_peak_is_the_real_one(name, sections, models, tmp_path):
+    plan, steps = plan_and_steps(models(name), tmp_path, sections)
+    real = peak(record_steps(build_model(plan).train(), plan, steps))
+    simulated = peak(simulate(plan, steps, no_hidden, no_load))
+    assert simulated == pytest.approx(real, rel=TOLERANCE)
+
+
+def test_gradients_are_added_in_place():
+    weight = torch.ones(64, 64, requires_grad=True)
+    with Recorder() as recorder:
+        made = weight * 2
+        (made.exp().sum() + made.sin().sum()).backward()
+    operations = [operation for _, operation, _ in recorder.log.tags.values()]
+    assert "aten.add.Tensor" not in [op for op, size in zip(operations, _sizes(recorder.log), strict=True) if size > 99]
+
+
+def test_a_shared_gradient_is_not_added_in_place():
+    weight = torch.ones(64, 64, requires_grad=True)
+    with Recorder():
+        made = weight * 2
+        (made + made * 5).sum().backward()
+    assert torch.equal(weight.grad, torch.full((64, 64), 12.0))
+
+
+def test_the_gradient_of_indexing_is_written_in_place():
+    weight = torch.ones(64, 64, requires_grad=True)
+    rows = torch.tensor([1, 2, 2])
+    with Recorder() as recorder:
+        (weight * 2)[rows].sum().backward()
+    assert "aten.index_put.default" not in [operation for _, operation, _ in recorder.log.tags.values()]
+    assert torch.equal(weight.grad[:4, 0], torch.tensor([0.0, 2.0, 4.0, 0.0]))
+
+
+def test_workspaces_are_taken_around_the_outputs():
+    def hidden(operation, args, kwargs):
+        return Workspaces(before=(1001,), after=(1002,), kept=(1003,))
+
+    value = torch.ones(100)
+    with Recorder(hidden) as recorder:
+        doubled = value * 2
+    sizes = dict(recorder.log.events)
+    handles = {num_bytes: handle for handle, num_bytes in sizes.items() if num_bytes}
+    assert [num_bytes for _, num_bytes in recorder.log.events if num_bytes] == [1001, 400, 1003, 1002]
+    assert -handles[1001] in sizes and -handles[1002] in sizes and -handles[1003] not in sizes
+    del doubled
+    gc.collect()
+
+
+def _sizes(log: Log) -> list[int]:
+    return [num_bytes for handle, num_bytes in log.events if handle > 0]
