@@ -15,6 +15,7 @@ SURFACE = {
         "--gpu",
         "--platform",
         "--reserve-gib",
+        "--explain",
         "--set",
         "--json",
     ],

@@ -19,6 +19,7 @@ KEYS = {
     "peak_at",
     "tokens",
     "worst_row",
+    "flops_per_row",
     "seconds",
     "versions",
 }
@@ -74,6 +75,20 @@ def test_more_text_takes_more_memory(run_cli, folder):
         return json.loads(done.stdout)["peak_allocated_bytes"]
 
     assert peak(64) < peak(512) < peak(4096)
+
+
+def test_levers_are_priced_by_simulating_them(run_cli, folder):
+    arguments = ("--model", folder, "--set", "data.max_length=256", "--explain")
+    report = json.loads(run_cli("estimate-vram", *arguments, "--json").stdout)
+    levers = {lever["words"][0]: lever for lever in report["levers"]}
+    keep, rank = levers["hardware.gradient_checkpointing=false"], levers["training.lora.rank=4"]
+    assert 0.6 < keep["work"] < 0.9, "no recomputation: about a quarter less work"
+    assert rank["saved_bytes"] >= 0 and rank["work"] < 1
+    saved = [lever["saved_bytes"] for lever in report["levers"]]
+    assert saved == sorted(saved, reverse=True) and len(saved) >= 6
+    alone = run_cli("estimate-vram", *arguments[:-1], "--set", "training.lora.rank=4", "--json")
+    saved_by_rank = report["peak_reserved_bytes"] - json.loads(alone.stdout)["peak_reserved_bytes"]
+    assert rank["saved_bytes"] == saved_by_rank
 
 
 def test_what_does_not_fit_exits_with_3(run_cli, folder):

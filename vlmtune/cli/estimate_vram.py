@@ -11,6 +11,7 @@ from vlmtune.errors import ExitCode, VlmtuneError
 if TYPE_CHECKING:
     from vlmtune.config.load import LoadedConfig
     from vlmtune.data.types import Sample
+    from vlmtune.estimate.explain import Lever
     from vlmtune.estimate.run import MemoryReport, Target
 
 EXAMPLE = "Example: [bold]vlmtune estimate-vram --model Qwen/Qwen3-VL-4B-Instruct --preset 8gb --gpu rtx-4060[/bold]"
@@ -30,6 +31,7 @@ def estimate_vram(
     reserve_gib: Annotated[
         float | None, typer.Option(min=0, help="Left to the desktop. Default: by platform.", show_default=False)
     ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Also price every lever: GiB saved, work added.")] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -37,17 +39,28 @@ def estimate_vram(
 
     Exit codes: 0 fits, 3 does not fit, 4 cannot tell.
     """
-    loaded = _load(config, model, preset, overrides or [])
+    words = overrides or []
+    loaded = _load(config, model, preset, words)
     target = _target(gpu or loaded.config.preset or "8gb", platform, reserve_gib)
     report = _estimate(loaded, target)
+    if not as_json:
+        _print(report, target)
+    levers = []
+    if explain:
+        from vlmtune.estimate.explain import price_levers
+
+        levers = price_levers(
+            loaded.config, report, lambda more: _estimate(_load(config, model, preset, [*words, *more]), target)
+        )
+        if not as_json:
+            _print_levers(levers)
     if as_json:
         import dataclasses
 
         from vlmtune.cli import render
 
-        render.print_json(dataclasses.asdict(report))
-    else:
-        _print(report, target)
+        more = {"levers": [dataclasses.asdict(lever) for lever in levers]} if explain else {}
+        render.print_json(dataclasses.asdict(report) | more)
     raise typer.Exit(ExitCode.OK if report.fits else ExitCode.DOES_NOT_FIT)
 
 
@@ -123,6 +136,19 @@ def _print(report: "MemoryReport", target: "Target") -> None:
     table.add_row("total on the device", f"{report.device_total_bytes / 2**20:,.1f}", "100.0%")
     out.print()
     out.print(table)
+
+
+def _print_levers(levers: "list[Lever]") -> None:
+    from vlmtune.cli import render
+
+    table = render.table("lever", "GiB saved", "work", "fits", right=("GiB saved", "work"))
+    for lever in levers:
+        words = " ".join(f"--set {word}" for word in lever.words)
+        table.add_row(words, f"{lever.saved_bytes / GIB:+.2f}", f"×{lever.work:.2f}", "yes" if lever.fits else "no")
+    out = render.console()
+    out.print()
+    out.print(table)
+    out.print("work: floating-point operations a row; a card that is busy computing slows down by that much")
 
 
 def _bar(report: "MemoryReport", width: int = 40) -> str:
