@@ -128,7 +128,7 @@ def _card(key: str, row: dict[str, Any], assumed: dict[str, Any]) -> Card:
 
 
 def _sources(row: dict[str, Any], assumed: dict[str, Any]) -> dict[str, str]:
-    vendor = "NVIDIA's specifications"
+    vendor = "NVIDIA's specifications, not checked"
     return {
         "num_sms": vendor,
         "total_bytes_linux": row.get("linux_source", f"assumed: nvidia-smi less {assumed['driver_mib']} MiB"),
