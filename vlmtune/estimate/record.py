@@ -8,12 +8,15 @@ What dispatch cannot see (memory taken inside a kernel) comes from `hidden`, a t
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 
+import bitsandbytes  # noqa: F401  registers its operations
 import torch
 from torch import Tensor
 from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 ARANGE = (aten.arange.default, aten.arange.start, aten.arange.start_step)
@@ -69,10 +72,21 @@ class Log:
     """handle → (kind, operation, module)."""
     marks: dict[str, int] = field(default_factory=dict)
     """Name of a phase → index of its first event."""
+    flops: int = 0
+    """Floating-point operations of matrix products and attention."""
 
     def mark(self, name: str) -> None:
         """Note that a phase begins here."""
         self.marks[name] = len(self.events)
+
+
+def _flops_of_4bit_product(rows: Tensor, packed: Tensor, weight_shape, *args, **kwargs) -> int:
+    """Two operations for each number of the weight and each row that meets it."""
+    return 2 * (rows.numel() // rows.shape[-1]) * prod(weight_shape)
+
+
+# torch's FlopCounterMode would count the same, but it keeps every module's tensors alive for its own bookkeeping.
+FLOPS_OF = {**flop_registry, torch.ops.bitsandbytes.gemm_4bit: _flops_of_4bit_product}
 
 
 class Recorder(TorchDispatchMode):
@@ -82,7 +96,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.log = Log()
         self.hidden = hidden
-        self.kind = "activations"
+        self.kind = "saved activations"
         self.module = ""
         self._live: dict[int, weakref.ref] = {}
         self._handles: dict[int, int] = {}
@@ -134,6 +148,8 @@ class Recorder(TorchDispatchMode):
             # The gradient of indexing: written into fresh zeros in place, except under a dispatch mode.
             operation = aten.index_put_.default
         out = operation(*args, **kwargs)
+        if formula := FLOPS_OF.get(operation.overloadpacket):
+            self.log.flops += formula(*args, **kwargs, out_val=out)
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor):
                 self._track(tensor, self.kind, name)

@@ -4,11 +4,8 @@ import dataclasses
 import time
 from collections import Counter
 from dataclasses import dataclass
-from math import prod
 
-import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.data.collate import WHERE, Collator, collate
@@ -28,13 +25,6 @@ from vlmtune.models.source import ModelSource
 from vlmtune.plan import Device, RunPlan, make_plan
 from vlmtune.report import library_versions
 
-
-def _flops_of_4bit_product(rows_shape, packed_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
-    """Two operations for each number of the weight and each row that meets it."""
-    return 2 * prod(rows_shape[:-1]) * prod(weight_shape)
-
-
-FLOPS_OF = {torch.ops.bitsandbytes.gemm_4bit: _flops_of_4bit_product}
 STEPS = 2
 """The optimizer's states exist from the end of the first step on: the second is the steady one."""
 SMALLEST_SHARE_BYTES = 2**20
@@ -98,8 +88,7 @@ def estimate(
 ) -> MemoryReport:
     """Return the memory that `plan` needs: `steps` are the first optimizer steps' batches, `row` the longest one."""
     started = time.perf_counter()
-    with FlopCounterMode(display=False, custom_mapping=FLOPS_OF) as counter:
-        log = simulate(plan, steps, hidden_of(target.card.sm))
+    log = simulate(plan, steps, hidden_of(target.card.sm))
     num_rows = sum(len(batch["labels"]) for step in steps for batch in step)
     settings = AllocatorSettings(expandable_segments=target.expandable_segments)
     free = replay(log.events, settings)
@@ -126,7 +115,7 @@ def estimate(
             "image": row.num_image_tokens,
             "total": row.num_text_tokens + row.num_image_tokens,
         },
-        flops_per_row=counter.get_total_flops() / num_rows,
+        flops_per_row=log.flops / num_rows,
         seconds=round(time.perf_counter() - started, 1),
         versions=library_versions(),
     )

@@ -71,9 +71,9 @@ def _optimizer_step(
 ) -> None:
     num_items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
     for batch in batches:
-        recorder.kind = "activations"
+        recorder.kind = "saved activations"
         loss = forward_loss(model, batch, plan, num_items)
-        recorder.kind = "gradients"
+        recorder.kind = "recomputation and gradients"
         loss.backward()
     recorder.kind = "optimizer"
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
