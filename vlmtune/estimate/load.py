@@ -63,6 +63,9 @@ def quantise(weight: Tensor, kind: str, recorder: Recorder) -> None:
     absmax = recorder.allocate(absmax_bytes, "load", "quantize_4bit")
     recorder.add(weight, kind, "quantize_4bit")
     recorder.add(state.code, kind, "quantize_4bit")
+    scaled, largest = (recorder.allocate(num_bytes, "load", "get_4bit_type") for num_bytes in (64, FP32_BYTES))
+    recorder.free(scaled)
+    recorder.free(largest)
     recorder.add(state.offset, kind, "quantize_4bit")
     centred = recorder.allocate(absmax_bytes, "load", "quantize_4bit")
     for constant in (state.state2.absmax, state.absmax, state.state2.code):
