@@ -74,6 +74,8 @@ class Log:
     """Name of a phase → index of its first event."""
     flops: int = 0
     """Floating-point operations of matrix products and attention."""
+    num_rows: int = 0
+    """Rows that went through forward and backward."""
 
     def mark(self, name: str) -> None:
         """Note that a phase begins here."""

@@ -89,7 +89,6 @@ def estimate(
     """Return the memory that `plan` needs: `steps` are the first optimizer steps' batches, `row` the longest one."""
     started = time.perf_counter()
     log = simulate(plan, steps, hidden_of(target.card.sm))
-    num_rows = sum(len(batch["labels"]) for step in steps for batch in step)
     settings = AllocatorSettings(expandable_segments=target.expandable_segments)
     free = replay(log.events, settings)
     held = AllocatorSettings(
@@ -115,7 +114,7 @@ def estimate(
             "image": row.num_image_tokens,
             "total": row.num_text_tokens + row.num_image_tokens,
         },
-        flops_per_row=log.flops / num_rows,
+        flops_per_row=log.flops / log.num_rows,
         seconds=round(time.perf_counter() - started, 1),
         versions=library_versions(),
     )
@@ -156,7 +155,7 @@ def _estimate_worst(plan: RunPlan, rows: list[Encoded], pad: int, target: Target
     """Estimate with the worst batch in each place of a step: its gradients beside those of the batch before it."""
     batch = collate(rows, pad)
     batch.pop(WHERE)
-    step = [batch] * min(2, plan.gradient_accumulation_steps)
+    step = [batch] * plan.gradient_accumulation_steps
     return estimate(plan, [step] * STEPS, rows[0], target, preset)
 
 
