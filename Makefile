@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest lint bench docs clean
+.PHONY: help install demo test test-oldest lint bench gpu-check docs clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ lint: install  ## check and format the code
 
 bench: install  ## measure the start-up time of the light commands
 	$(BIN)/python tests/bench/startup.py
+
+gpu-check: install  ## estimate every measured GPU run anew and hold the error bounds; needs no GPU, seven minutes
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/gpu/test_measured.py
 
 docs: install  ## renew what is generated: the README's tables, configs/schema.json, configs/all-keys.yaml
 	$(BIN)/python docs/renew.py

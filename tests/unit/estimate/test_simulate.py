@@ -90,11 +90,14 @@ def test_gradients_are_added_in_place():
 
 
 def test_a_shared_gradient_is_not_added_in_place():
-    weight = torch.ones(64, 64, requires_grad=True)
+    """Both summands get the same tensor as their gradient; what is added to one must not show in the other's."""
+    first, second = (torch.full((64, 64), value, requires_grad=True) for value in (1.0, 2.0))
     with Recorder():
-        made = weight * 2
-        (made + made * 5).sum().backward()
-    assert torch.equal(weight.grad, torch.full((64, 64), 12.0))
+        mine, other = first * 2, second * 3
+        sine = mine.sin()
+        ((mine + other).square().sum() + sine.sum()).backward()
+    assert second.grad[0, 0].item() == pytest.approx(3 * 2 * 8)
+    assert first.grad[0, 0].item() == pytest.approx(2 * (2 * 8 + torch.tensor(2.0).cos().item()))
 
 
 def test_the_gradient_of_indexing_is_written_in_place():
