@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest lint bench gpu-check docs clean
+.PHONY: help install demo test test-oldest lint bench gpu gpu-check docs clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ bench: install  ## measure the start-up time of the light commands
 
 gpu-check: install  ## estimate every measured GPU run anew and hold the error bounds; needs no GPU, seven minutes
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/gpu/test_measured.py
+
+gpu: install  ## train the 42 cases on the GPU at hand and write what the allocator showed; about seven minutes
+	$(BIN)/python tests/gpu/measure.py tests/gpu/measured/here.json vlmtune/models/catalog
 
 docs: install  ## renew what is generated: the README's tables, configs/schema.json, configs/all-keys.yaml
 	$(BIN)/python docs/renew.py
