@@ -82,13 +82,40 @@ class Log:
         self.marks[name] = len(self.events)
 
 
+ATTENTION = (
+    aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu,
+    aten._scaled_dot_product_efficient_attention,
+)
+ATTENTION_BACKWARD = (
+    aten._scaled_dot_product_flash_attention_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward,
+    aten._scaled_dot_product_efficient_attention_backward,
+)
+
+
+def _flops_of_attention(query: Tensor, key: Tensor, *args, **kwargs) -> int:
+    """Scores and their product with the values. torch 2.11's own formula refuses grouped heads."""
+    return 4 * query.numel() * key.shape[2]
+
+
+def _flops_of_attention_backward(grad: Tensor, query: Tensor, key: Tensor, *args, **kwargs) -> int:
+    """The scores again, and a product for each of query, key, value and score gradients."""
+    return 10 * query.numel() * key.shape[2]
+
+
 def _flops_of_4bit_product(rows: Tensor, packed: Tensor, weight_shape, *args, **kwargs) -> int:
     """Two operations for each number of the weight and each row that meets it."""
     return 2 * (rows.numel() // rows.shape[-1]) * prod(weight_shape)
 
 
 # torch's FlopCounterMode would count the same, but it keeps every module's tensors alive for its own bookkeeping.
-FLOPS_OF = {**flop_registry, torch.ops.bitsandbytes.gemm_4bit: _flops_of_4bit_product}
+FLOPS_OF = {
+    **flop_registry,
+    **{operation: _flops_of_attention for operation in ATTENTION},
+    **{operation: _flops_of_attention_backward for operation in ATTENTION_BACKWARD},
+    torch.ops.bitsandbytes.gemm_4bit: _flops_of_4bit_product,
+}
 
 
 class Recorder(TorchDispatchMode):
