@@ -61,6 +61,7 @@ def run(case: Case, catalogue: Path, out: Path) -> None:
 
     from vlmtune.data.run_data import RunData
     from vlmtune.engine import run as engine
+    from vlmtune.engine.callbacks import DIGEST_BYTES
     from vlmtune.engine.monitor import LiveView
     from vlmtune.engine.runtime import probe_device, quiet_libraries
     from vlmtune.models import build
@@ -90,6 +91,7 @@ def run(case: Case, catalogue: Path, out: Path) -> None:
             "case": case.name,
             "allocated_bytes": report.peak_allocated_bytes,
             "reserved_bytes": report.peak_reserved_bytes,
+            "check_piece_bytes": DIGEST_BYTES,
             "longest_row_tokens": report.longest_row.tokens,
             "seconds": round(time.perf_counter() - started, 1),
             "gpu": report.gpu,
