@@ -50,6 +50,30 @@ class LongestRow:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a run takes of a card, estimated or measured."""
+
+    peak_reserved_bytes: int
+    peak_allocated_bytes: int
+    parts: dict[str, int]
+    """`parts_of_peak`."""
+
+
+def parts_of_peak(loaded_bytes: int, between_steps_bytes: int, peak_allocated_bytes: int) -> dict[str, int]:
+    """Return the allocated peak by when it was taken; the parts sum to it.
+
+    Args:
+        loaded_bytes: allocated when the model is ready to train.
+        between_steps_bytes: allocated at the end of the first step.
+    """
+    return {
+        "weights and adapters": loaded_bytes,
+        "optimizer": between_steps_bytes - loaded_bytes,
+        "step": peak_allocated_bytes - between_steps_bytes,
+    }
+
+
+@dataclass(frozen=True)
 class TrainReport:
     """Everything in `report.json`."""
 

@@ -16,6 +16,7 @@ KEYS = {
     "device_total_bytes",
     "budget_bytes",
     "breakdown",
+    "parts",
     "peak_at",
     "tokens",
     "worst_row",
@@ -39,6 +40,7 @@ def test_the_answer_has_every_key_and_its_parts_sum_to_the_total(run_cli, folder
     assert sum(share["bytes"] for share in report["breakdown"]) == report["device_total_bytes"]
     assert report["peak_allocated_bytes"] <= report["peak_reserved_bytes"] < report["device_total_bytes"]
     assert report["tokens"] == {"text": 512, "image": 4, "total": 516}
+    assert sum(report["parts"].values()) == report["peak_allocated_bytes"] and min(report["parts"].values()) >= 0
     assert report["peak_at"]["phase"].startswith("step ")
 
 

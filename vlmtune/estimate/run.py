@@ -23,7 +23,7 @@ from vlmtune.models.catalog import find_entry
 from vlmtune.models.processor import load_processor
 from vlmtune.models.source import ModelSource
 from vlmtune.plan import Device, RunPlan, make_plan
-from vlmtune.report import library_versions
+from vlmtune.report import library_versions, parts_of_peak
 
 STEPS = 2
 """The optimizer's states exist from the end of the first step on: the second is the steady one."""
@@ -64,6 +64,8 @@ class MemoryReport:
     budget_bytes: int
     """What PyTorch may reserve on this card: its memory less context and reserve."""
     breakdown: tuple[Share, ...]
+    parts: dict[str, int]
+    """The allocated peak by when it was taken, as training measures it: `parts_of_peak`."""
     peak_at: PeakAt
     worst_row: str
     """`train.jsonl:12`, or that it was made up as large as the config allows."""
@@ -107,6 +109,7 @@ def estimate(
         device_total_bytes=free.peak_reserved_bytes + target.card.context_bytes,
         budget_bytes=target.budget_bytes,
         breakdown=_breakdown(log, free, target.card),
+        parts=_parts(log, free, settings),
         peak_at=_peak_at(log, free),
         worst_row=row.where,
         tokens={
@@ -133,14 +136,20 @@ def estimate_rows(config: TrainingConfig, source: ModelSource, samples: list[Sam
     Raises:
         VlmtuneError: the processor cannot be loaded, or a row is refused, as in training.
     """
-    plan = _plan_for(config, source, target)
+    return estimate_plan(_plan_for(config, source, target), source, samples, target, config.preset)
+
+
+def estimate_plan(
+    plan: RunPlan, source: ModelSource, samples: list[Sample], target: Target, preset: str | None = None
+) -> MemoryReport:
+    """Return what a plan that is about to run needs for the longest of its rows; raises as `estimate_rows` does."""
     family, processor = family_of(plan), load_processor(plan)
     measured = measure_rows(samples, processor, family, plan, source)
     refuse_too_long(measured, plan)
     worst = sorted(range(len(samples)), key=lambda index: -measured[index].total)[: plan.batch_size]
     rows = TuneDataset(samples, processor, family, plan)
     pad = Collator(processor).pad_token_id
-    return _estimate_worst(plan, [rows[index] for index in worst], pad, target, config.preset)
+    return _estimate_worst(plan, [rows[index] for index in worst], pad, target, preset)
 
 
 def _plan_for(config: TrainingConfig, source: ModelSource, target: Target) -> RunPlan:
@@ -176,6 +185,13 @@ def _breakdown(log: Log, peak: Replay, card: Card) -> tuple[Share, ...]:
     shares.append(Share("reserved but free (fragmentation)", peak.peak_reserved_bytes - allocated))
     shares.append(Share("CUDA context", card.context_bytes))
     return tuple(shares)
+
+
+def _parts(log: Log, peak: Replay, settings: AllocatorSettings) -> dict[str, int]:
+    def allocated_at(mark: str) -> int:
+        return replay(log.events[: log.marks.get(mark, len(log.events))], settings).allocated_at_end_bytes
+
+    return parts_of_peak(allocated_at("step 1"), allocated_at("step 2"), peak.peak_allocated_bytes)
 
 
 def _peak_at(log: Log, peak: Replay) -> PeakAt:
