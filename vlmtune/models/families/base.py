@@ -4,7 +4,7 @@ A model that needs more than this is a reason to extend `Family` in review, not 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Json = Mapping[str, Any]
@@ -48,6 +48,25 @@ class Family:
     """Prompt seen with full attention, answer with causal attention: one question and one answer a row, no roles."""
     needs_image: bool = False
     """A row without an image cannot be processed."""
+    part_types: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    """Section of config.json -> its `model_type`s that belong to the family, where not all do; None: it says none."""
+    qformer: bool = False
+    """A Q-Former reads the question beside the image: one image, one question and one answer a row, no roles."""
+    processor_class: str | None = None
+    """The transformers class of its processor, where published files name another."""
+    processor_settings: Callable[[Json], dict[str, Any]] = lambda config: {}
+    """config -> attributes that the processor must have; old files lack them. A dot leads to a part of it."""
+
+    @property
+    def one_answer(self) -> bool:
+        """Whether a row is one question and one answer, without a chat template."""
+        return self.prefix_lm or self.qformer
+
+    def takes(self, config: Json) -> bool:
+        """Whether a model with this config.json is of this family."""
+        return config.get("model_type") in self.model_types and all(
+            (config.get(part) or {}).get("model_type") in types for part, types in self.part_types.items()
+        )
 
     def part_of(self, module_path: str) -> str:
         """The part a module or parameter belongs to: `projector`, `vision`, `head` or `text`.
