@@ -3,6 +3,10 @@
 Shapes: B batch rows, T tokens, H hidden size, V vocabulary, N labelled positions.
 """
 
+from collections.abc import Callable
+from functools import partial
+from unittest.mock import patch
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +16,7 @@ from vlmtune.models.build import DTYPES, base_of
 from vlmtune.plan import RunPlan
 
 IGNORED = -100
+Head = Callable[[Tensor], Tensor]
 
 
 def forward_loss(
@@ -31,27 +36,67 @@ def forward_loss(
     device_type = batch["labels"].device.type
     autocast_dtype = DTYPES[plan.autocast_dtype] if plan.autocast_dtype else None
     with torch.autocast(device_type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-        hidden_BTH = base.model(**inputs, use_cache=False)[0]
+        hidden_BTH, head = hidden_states(base, inputs)
         # The token at t is predicted from the hidden state at t - 1.
         labels_BT = batch["labels"][:, 1:]
         labelled_BT = labels_BT != IGNORED
         hidden_NH, labels_N = hidden_BTH[:, :-1][labelled_BT], labels_BT[labelled_BT]
-        loss = _chunked_sum(base, hidden_NH, labels_N, plan.loss_chunk_tokens)
+        loss = _chunked_sum(head, hidden_NH, labels_N, plan.loss_chunk_tokens)
     return loss / (num_items if num_items is not None else labels_N.numel())
 
 
-def _chunked_sum(base: nn.Module, hidden_NH: Tensor, labels_N: Tensor, chunk_tokens: int) -> Tensor:
-    """Return the summed cross-entropy; with several chunks each one's logits are recomputed in the backward pass."""
+def hidden_states(base: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:
+    """Return what the model gives to its output head [B, T, H], and the head: hidden states [N, H] -> logits [N, V].
+
+    The model's own forward runs, whatever its parts are called; only the head is skipped. Where the model changes the
+    logits after the head (caps or scales them), so does the head returned here.
+    """
     head = base.get_output_embeddings()
-    softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+    seen: list[Tensor] = []
+
+    def skip(hidden_BTH: Tensor) -> Tensor:
+        seen.append(hidden_BTH)
+        seen.append(hidden_BTH[:, :1])
+        return seen[1]
+
+    with patch.object(head, "forward", skip):
+        logits = base(**inputs, use_cache=False).logits
+    hidden_BTH, given = seen
+    return hidden_BTH, head if logits is given else partial(_own_logits, _owner(base, head))
+
+
+class _BodyOutput:
+    """What a model's body returns, with the last hidden states and nothing else."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: int) -> Tensor:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def _own_logits(owner: nn.Module, hidden_NH: Tensor) -> Tensor:
+    """Return the logits as the model's own forward makes them of these hidden states."""
+    with patch.object(owner.model, "forward", lambda *args, **kwargs: _BodyOutput(hidden_NH[None])):
+        return owner(use_cache=False).logits[0]
+
+
+def _owner(base: nn.Module, head: nn.Module) -> nn.Module:
+    """Return the module that holds the head: the model, or the language model inside it."""
+    path = next(name for name, module in base.named_modules() if module is head)
+    return base.get_submodule(path.rpartition(".")[0])
+
+
+def _chunked_sum(head: Head, hidden_NH: Tensor, labels_N: Tensor, chunk_tokens: int) -> Tensor:
+    """Return the summed cross-entropy; with several chunks each one's logits are recomputed in the backward pass."""
     if labels_N.numel() <= chunk_tokens:
-        return _loss_sum(hidden_NH, labels_N, head, softcap)
+        return _loss_sum(hidden_NH, labels_N, head)
     pieces = zip(hidden_NH.split(chunk_tokens), labels_N.split(chunk_tokens), strict=True)
-    return sum(checkpoint(_loss_sum, hidden, labels, head, softcap, use_reentrant=False) for hidden, labels in pieces)
+    return sum(checkpoint(_loss_sum, hidden, labels, head, use_reentrant=False) for hidden, labels in pieces)
 
 
-def _loss_sum(hidden_NH: Tensor, labels_N: Tensor, head: nn.Module, softcap: float | None) -> Tensor:
-    logits_NV = head(hidden_NH).float()
-    if softcap is not None:
-        logits_NV = torch.tanh(logits_NV / softcap) * softcap
-    return F.cross_entropy(logits_NV, labels_N, reduction="sum")
+def _loss_sum(hidden_NH: Tensor, labels_N: Tensor, head: Head) -> Tensor:
+    return F.cross_entropy(head(hidden_NH).float(), labels_N, reduction="sum")
