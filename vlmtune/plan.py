@@ -15,6 +15,7 @@ from vlmtune.config.schema import TrainingConfig
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.families import find_family
 from vlmtune.models.families.base import Family
+from vlmtune.models.families.text_model import text_model
 from vlmtune.models.source import ModelSource
 
 LOSS_CHUNK_BYTES = 256 * 2**20
@@ -104,6 +105,8 @@ class RunPlan:
     weight_decay: float
     max_grad_norm: float
     gradient_checkpointing: bool
+    checkpointed_layers: int | None
+    """The language model's layers that recompute, from the first one on; None: all."""
     loss_chunk_tokens: int
     seed: int
     logging_steps: int
@@ -168,7 +171,7 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_
         method=training.method,
         attention=_attention(source, choices),
         **_number_formats(config, device, choices),
-        **_quantization(config, family),
+        **_quantization(config, family, source, choices),
         **_trainable(config, family),
         **_data(config, family, source, device, choices),
         batch_size=training.batch_size,
@@ -182,6 +185,7 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=config.hardware.gradient_checkpointing,
+        checkpointed_layers=_checkpointed_layers(config, source),
         loss_chunk_tokens=_loss_chunk_tokens(source),
         seed=training.seed,
         logging_steps=training.logging_steps,
@@ -247,17 +251,36 @@ def _number_formats(config: TrainingConfig, device: Device, choices: list[Choice
     }
 
 
-def _quantization(config: TrainingConfig, family: Family) -> dict[str, Any]:
+def _quantization(config: TrainingConfig, family: Family, source: ModelSource, choices: list[Choice]) -> dict[str, Any]:
     """Full module paths to leave alone: any list replaces the library's own, which protects the head."""
     quantization = config.training.quantization
     if config.training.method != "qlora":
         return {"quant_type": None, "double_quant": False, "unquantized": ()}
     tower = () if quantization.quantize_vision_tower else (family.vision, *family.projector)
+    packs_head = quantization.quantize_head
+    if packs_head and text_model(source.config).shares_embedding:
+        packs_head = False
+        reason = "the head shares the embedding's weights, which are looked up by row and stay as they are"
+        choices.append(Choice("training.quantization.quantize_head", "false", reason))
     return {
         "quant_type": quantization.bnb_4bit_quant_type,
         "double_quant": quantization.bnb_4bit_use_double_quant,
-        "unquantized": (family.head, *tower),
+        "unquantized": (*(() if packs_head else (family.head,)), *tower),
     }
+
+
+def _checkpointed_layers(config: TrainingConfig, source: ModelSource) -> int | None:
+    wish = config.hardware.checkpointed_layers
+    if wish is None:
+        return None
+    num_layers = text_model(source.config).num_layers
+    if wish > num_layers:
+        raise VlmtuneError(
+            f"hardware.checkpointed_layers: {wish} are wanted, but the language model of {config.model.name} "
+            f"has {num_layers} layers",
+            "leave it out to recompute all of them",
+        )
+    return wish if wish < num_layers else None
 
 
 def _trainable(config: TrainingConfig, family: Family) -> dict[str, Any]:

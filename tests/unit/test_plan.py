@@ -100,6 +100,27 @@ def test_what_is_quantised():
         assert (made.quant_type, made.double_quant, made.unquantized) == (None, False, ())
 
 
+def test_a_head_of_its_own_may_be_quantised_and_the_embedding_may_not():
+    wish = {"quantization": {"quantize_head": True}}
+    assert plan(training=wish).unquantized == ()
+    assert "training.quantization.quantize_head" not in reasons(plan(training=wish))
+    tied = plan(training=wish, model={**QWEN, "tie_word_embeddings": True})
+    assert tied.unquantized == ("lm_head",)
+    assert reasons(tied)["training.quantization.quantize_head"].startswith("false: the head shares")
+
+
+def test_layers_that_recompute():
+    assert plan().checkpointed_layers is None
+    assert plan(hardware={"checkpointed_layers": 5}).checkpointed_layers == 5
+    assert plan(hardware={"checkpointed_layers": 32}).checkpointed_layers is None, "all of them is the default"
+    with pytest.raises(VlmtuneError, match="33 are wanted, but the language model of org/model has 32 layers"):
+        plan(hardware={"checkpointed_layers": 33})
+    with pytest.raises(ValueError, match="no layer recomputes"):
+        config(hardware={"checkpointed_layers": 3, "gradient_checkpointing": False})
+    with pytest.raises(ValueError, match="method lora quantises nothing"):
+        config(training={"method": "lora", "quantization": {"quantize_head": True}})
+
+
 def test_what_learns():
     assert plan().trainable_parts == () and plan().lora_targets.startswith("model.language_model")
     assert "vision" not in plan().lora_targets

@@ -76,6 +76,8 @@ class QuantizationSection(Section):
     """Quantise the quantisation constants too: 0.43 bit less per weight."""
     quantize_vision_tower: bool = True
     """Quantise the vision tower as well. Off: the tower stays 16-bit."""
+    quantize_head: bool = False
+    """Quantise the output head as well. One that shares the embedding's weights stays 16-bit, and the plan says so."""
 
 
 class TrainingSection(Section):
@@ -132,6 +134,8 @@ class HardwareSection(Section):
     """Number format of the computation. `auto`: bf16 where the card has it, else fp16 with scaling; fp32 on a CPU."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them: much less memory, about a third more time."""
+    checkpointed_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Recompute only the language model's first layers, this many; the others keep theirs: faster. Default: all."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
 
@@ -168,6 +172,15 @@ class TrainingConfig(Section):
             found.append(
                 f"training.{frozen}: method {training.method} keeps tower and projector frozen; "
                 "use training.lora.vision_tower: true or method: full"
+            )
+        if self.hardware.checkpointed_layers and not self.hardware.gradient_checkpointing:
+            found.append(
+                "hardware.checkpointed_layers: no layer recomputes with hardware.gradient_checkpointing: false; "
+                "keep one of the two"
+            )
+        if training.quantization.quantize_head and training.method != "qlora":
+            found.append(
+                f"training.quantization.quantize_head: method {training.method} quantises nothing; use method: qlora"
             )
         if training.eval_steps and not self.data.val_path:
             found.append("training.eval_steps: there is nothing to evaluate without data.val_path")

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.families import FAMILIES
@@ -44,6 +45,7 @@ def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
         _unfreeze_parts(model, plan)
     if plan.gradient_checkpointing:
         _enable_checkpointing(base_of(model))
+        _keep_activations(base_of(model), plan)
     return model
 
 
@@ -264,6 +266,19 @@ def _enable_checkpointing(model: PreTrainedModel) -> None:
     # Without dropout the recomputation draws no random numbers: keeping their state costs a quarter of a forward pass.
     enable({"use_reentrant": False, "preserve_rng_state": _has_dropout(model)})
     model.disable_input_require_grads()
+
+
+def _keep_activations(model: PreTrainedModel, plan: RunPlan) -> None:
+    """Let the language model's layers from `plan.checkpointed_layers` on keep their activations.
+
+    The last layers, not the first: the backward pass frees theirs while most gradients do not exist yet.
+    """
+    if plan.checkpointed_layers is None:
+        return
+    text = model.get_submodule(family_of(plan).text)
+    layers = [module for module in text.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers[plan.checkpointed_layers :]:
+        layer.gradient_checkpointing = False
 
 
 def _has_dropout(model: nn.Module) -> bool:

@@ -28,8 +28,17 @@ ON_ONE = [
     {"training": {"optim": "adamw", "method": "lora"}},
     {"hardware": {"mixed_precision": "bf16"}},
     {"training": {"quantization": {"bnb_4bit_use_double_quant": False, "quantize_vision_tower": False}}},
+    {"hardware": {"checkpointed_layers": 1}},
+    {"training": {"batch_size": 4}, "hardware": {"checkpointed_layers": 1}},
 ]
-PLANS = [(name, sections) for name in TINY for sections in EVERYWHERE] + [("qwen3_vl", sections) for sections in ON_ONE]
+HEAD_4BIT = {"training": {"quantization": {"quantize_head": True}}}
+UNTIED = ("llava", "qwen2_5_vl", "smolvlm")
+PLANS = [
+    *((name, sections) for name in TINY for sections in EVERYWHERE),
+    *(("qwen3_vl", sections) for sections in ON_ONE),
+    *((name, HEAD_4BIT) for name in UNTIED),
+    ("llava", {**HEAD_4BIT, "hardware": {"mixed_precision": "bf16", "checkpointed_layers": 1}}),
+]
 
 
 @pytest.fixture(scope="module")
