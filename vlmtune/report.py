@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.report_memory import Memory
 
 COMPLETE = "COMPLETE"
 """File that a checkpoint gets last; a checkpoint without it was interrupted and does not count."""
@@ -39,6 +40,8 @@ class StepRecord:
     gpu_limit_bytes: int | None
     gpu_temperature_c: int | None
     eval_loss: float | None = None
+    gpu_estimate_bytes: int | None = None
+    """The peak that was estimated before the run."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +53,12 @@ class LongestRow:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What a run takes of a card, estimated or measured."""
+class Retry:
+    """A change that a run made of itself because memory did not suffice."""
 
-    peak_reserved_bytes: int
-    peak_allocated_bytes: int
-    parts: dict[str, int]
-    """`parts_of_peak`."""
-
-
-def parts_of_peak(loaded_bytes: int, between_steps_bytes: int, peak_allocated_bytes: int) -> dict[str, int]:
-    """Return the allocated peak by when it was taken; the parts sum to it.
-
-    Args:
-        loaded_bytes: allocated when the model is ready to train.
-        between_steps_bytes: allocated at the end of the first step.
-    """
-    return {
-        "weights and adapters": loaded_bytes,
-        "optimizer": between_steps_bytes - loaded_bytes,
-        "step": peak_allocated_bytes - between_steps_bytes,
-    }
+    words: tuple[str, ...]
+    """As `--set` takes them."""
+    note: str
 
 
 @dataclass(frozen=True)
@@ -107,6 +95,10 @@ class TrainReport:
     precision: str
     versions: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    memory_estimated: Memory | None = None
+    """None without an estimate, as on a CPU."""
+    memory_measured: Memory | None = None
+    """None on a CPU, and where no step was made."""
 
     def to_json(self) -> str:
         """Return the report as strict JSON text."""
@@ -133,6 +125,16 @@ class RunFolder:
     def versions(self) -> Path:
         """The library versions."""
         return self.path / "versions.json"
+
+    @property
+    def estimate(self) -> Path:
+        """What the memory was estimated to be; there on a GPU only."""
+        return self.path / "estimate.json"
+
+    @property
+    def retries(self) -> Path:
+        """The changes that the run made of itself; there after the first one only."""
+        return self.path / "retries.json"
 
     @property
     def log(self) -> Path:
@@ -208,6 +210,32 @@ class RunFolder:
             if (found := re.fullmatch(r"checkpoint-(\d+)", marker.parent.name))
         }
         return steps[max(steps)] if steps else None
+
+    def write_estimate(self, estimate: dict[str, Any] | None) -> None:
+        """Keep the estimate of this run, which has the keys of `Memory` at least; None removes an earlier one."""
+        if estimate is None:
+            self.estimate.unlink(missing_ok=True)
+        else:
+            self.estimate.write_text(strict_json(estimate, indent=2) + "\n", encoding="utf-8")
+
+    def read_estimate(self) -> Memory | None:
+        """Return what the memory was estimated to be, None without an estimate."""
+        if not self.estimate.exists():
+            return None
+        values = json.loads(self.estimate.read_text(encoding="utf-8"))
+        return Memory(**{item.name: values[item.name] for item in fields(Memory)})
+
+    def add_retry(self, retry: Retry) -> None:
+        """Note one more change that the run makes of itself."""
+        retries = [asdict(one) for one in (*self.read_retries(), retry)]
+        self.retries.write_text(strict_json(retries, indent=2) + "\n", encoding="utf-8")
+
+    def read_retries(self) -> list[Retry]:
+        """Return the changes that the run made of itself, oldest first."""
+        if not self.retries.exists():
+            return []
+        kept = json.loads(self.retries.read_text(encoding="utf-8"))
+        return [Retry(tuple(one["words"]), one["note"]) for one in kept]
 
     def append_log(self, record: StepRecord) -> None:
         """Add one line to the log, handed to the system when this returns, so that a kill cannot lose it."""

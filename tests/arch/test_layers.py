@@ -17,7 +17,7 @@ LAYERS = (
     ("plan",),
     ("models.families", "models.source", "models.catalog"),
     ("config",),
-    ("report", "report_page"),
+    ("report", "report_page", "report_memory"),
     ("errors",),
 )
 """From the outermost to the innermost; `demo` is made with the package and no part of it imports it."""

@@ -23,7 +23,8 @@ from vlmtune.models.catalog import find_entry
 from vlmtune.models.processor import load_processor
 from vlmtune.models.source import ModelSource
 from vlmtune.plan import Device, RunPlan, make_plan
-from vlmtune.report import library_versions, parts_of_peak
+from vlmtune.report import library_versions
+from vlmtune.report_memory import parts_of_peak
 
 STEPS = 2
 """The optimizer's states exist from the end of the first step on: the second is the steady one."""
