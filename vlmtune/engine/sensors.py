@@ -32,18 +32,19 @@ class GpuReading:
     processes: tuple[GpuProcess, ...]
 
 
-def read_gpu(index: int = 0) -> GpuReading | None:
+def read_gpu(index: int = 0, uuid: str | None = None) -> GpuReading | None:
     """Return a reading of the card that CUDA calls `index`, or None where there is no NVML or no such card.
 
     `CUDA_VISIBLE_DEVICES` is followed. Without it, NVML's order (by bus address) can differ from CUDA's
-    (fastest first) on machines with different cards; `CUDA_DEVICE_ORDER=PCI_BUS_ID` makes them equal.
+    (fastest first) on machines with different cards; `CUDA_DEVICE_ORDER=PCI_BUS_ID` makes them equal, and so does
+    giving the card's `uuid` (`GPU-…`) instead of its index.
     """
     nvml = _nvml()
     if nvml is None:
         return None
     try:
         nvml.nvmlInit()  # never shut down: the second and later calls are free, starting again is not
-        handle = _handle(nvml, index)
+        handle = _handle_by_uuid(nvml, uuid) if uuid else _handle(nvml, index)
         return None if handle is None else _reading(nvml, handle)
     except nvml.NVMLError:
         return None

@@ -14,6 +14,8 @@ from vlmtune.errors import VlmtuneError
 TABLE = Path(__file__).with_name("cards.yaml")
 MIB = 1024**2
 NAMES_SHOWN = 4
+SAME_SIZE_WITHIN = 1 / 8
+FROM_THE_DRIVER = "the driver of this machine"
 
 Platform = Literal["headless", "linux", "windows"]
 
@@ -36,11 +38,16 @@ class Card:
     """The same on Windows and WSL."""
     context_bytes: int
     """What the process takes outside of PyTorch's allocator."""
-    bandwidth_gb_s: float
-    bf16_tflops: float
-    """Dense; of fp16 where the card computes no bf16."""
+    bandwidth_gb_s: float | None
+    """None for a card that is not in the table."""
+    bf16_tflops: float | None
+    """Dense; of fp16 where the card computes no bf16. None for a card that is not in the table."""
     has_display: bool
     sources: dict[str, str]
+    cublas_forward_bytes: tuple[int, ...] | None = None
+    """The blocks that the first matrix product keeps, as `vlmtune calibrate` measured them; None: by architecture."""
+    cublas_backward_bytes: tuple[int, ...] | None = None
+    """The same of the thread of the backward pass."""
 
     def total_bytes(self, platform: Platform) -> int:
         """The memory of the card as torch reports it on the platform."""
@@ -82,6 +89,37 @@ def find_card(text: str) -> Card:
     )
 
 
+def card_of_driver(name: str, sm: tuple[int, int], num_sms: int, total_bytes: int) -> Card:
+    """The card that the driver describes: what it does not say is the table's, by name and size, or assumed.
+
+    Args:
+        total_bytes: as torch reports it.
+    """
+    read = ("sm", "num_sms", "total_bytes_linux", "total_bytes_windows")
+    sizes_read = {"sm": sm, "num_sms": num_sms, "total_bytes_linux": total_bytes, "total_bytes_windows": total_bytes}
+    sources = dict.fromkeys(read, FROM_THE_DRIVER)
+    near = [card for card in cards() if _plain(name) in _names(card) and _same_size(card.nominal_bytes, total_bytes)]
+    if near:
+        card = min(near, key=lambda card: abs(card.total_bytes_linux - total_bytes))
+        return replace(card, **sizes_read, sources=card.sources | sources)
+    context_bytes, context_source = _assumed_context(".".join(map(str, sm)), num_sms, _table()["assumed"])
+    return Card(
+        key=_plain(name),
+        name=name,
+        **sizes_read,
+        nominal_bytes=-(-total_bytes // 1024**3) * 1024**3,
+        context_bytes=context_bytes,
+        bandwidth_gb_s=None,
+        bf16_tflops=None,
+        has_display=True,
+        sources=sources | {"context_bytes": context_source},
+    )
+
+
+def _same_size(nominal_bytes: int, total_bytes: int) -> bool:
+    return abs(nominal_bytes - total_bytes) < nominal_bytes * SAME_SIZE_WITHIN
+
+
 def default_reserve_bytes(card: Card, platform: Platform) -> int:
     """What is left to the desktop and other programs unless the user says otherwise; nothing without a display."""
     return _table()["reserves_mib"][platform] * MIB if card.has_display else 0
@@ -107,9 +145,9 @@ def _cards() -> dict[str, Card]:
 
 def _card(key: str, row: dict[str, Any], assumed: dict[str, Any]) -> Card:
     linux_mib = row.get("linux_mib") or row["nvidia_smi_mib"] - assumed["driver_mib"]
-    context_mib = row.get("context_mib") or max(
-        assumed["context_least_mib"], round(assumed["context_mib_per_sm"][row["sm"]] * row["num_sms"])
-    )
+    context_bytes, context_source = _assumed_context(row["sm"], row["num_sms"], assumed)
+    if "context_mib" in row:
+        context_bytes, context_source = row["context_mib"] * MIB, row["context_source"]
     major, minor = row["sm"].split(".")
     return Card(
         key=key,
@@ -119,12 +157,20 @@ def _card(key: str, row: dict[str, Any], assumed: dict[str, Any]) -> Card:
         nominal_bytes=row["nominal_gib"] * 1024**3,
         total_bytes_linux=linux_mib * MIB,
         total_bytes_windows=row.get("nvidia_smi_mib", linux_mib) * MIB,
-        context_bytes=context_mib * MIB,
+        context_bytes=context_bytes,
         bandwidth_gb_s=row["bandwidth_gb_s"],
         bf16_tflops=row["bf16_tflops"],
         has_display=row.get("display", True),
-        sources=_sources(row, assumed),
+        sources=_sources(row, assumed) | {"context_bytes": context_source},
     )
+
+
+def _assumed_context(sm: str, num_sms: int, assumed: dict[str, Any]) -> tuple[int, str]:
+    """What the process is taken to need outside of PyTorch's allocator, and the words for how it is known."""
+    by_sm = assumed["context_mib_per_sm"]
+    mib_per_sm = by_sm.get(sm, max(by_sm.values()))
+    context_mib = max(assumed["context_least_mib"], round(mib_per_sm * num_sms))
+    return context_mib * MIB, f"assumed: {mib_per_sm} MiB a multiprocessor"
 
 
 def _sources(row: dict[str, Any], assumed: dict[str, Any]) -> dict[str, str]:
@@ -133,9 +179,6 @@ def _sources(row: dict[str, Any], assumed: dict[str, Any]) -> dict[str, str]:
         "num_sms": vendor,
         "total_bytes_linux": row.get("linux_source", f"assumed: nvidia-smi less {assumed['driver_mib']} MiB"),
         "total_bytes_windows": "nvidia-smi" if "nvidia_smi_mib" in row else "assumed: as on Linux",
-        "context_bytes": row.get(
-            "context_source", f"assumed: {assumed['context_mib_per_sm'][row['sm']]} MiB a multiprocessor"
-        ),
         "bandwidth_gb_s": vendor,
         "bf16_tflops": vendor,
     }
@@ -146,10 +189,14 @@ def _keys_by_name() -> dict[str, str]:
     """Every name that a card goes by, as `_plain` writes it; of cards with the same name the smallest one's key."""
     found: dict[str, str] = {}
     for card in sorted(cards(), key=lambda card: card.total_bytes_linux):
-        row = _table()["cards"][card.key]
-        for name in (card.name, *row.get("other_names", ())):
-            found.setdefault(_plain(name), card.key)
+        for name in _names(card):
+            found.setdefault(name, card.key)
     return found | {key: key for key in _cards()}
+
+
+def _names(card: Card) -> list[str]:
+    """Every name that the driver may report for a card of the table, as `_plain` writes it."""
+    return [_plain(name) for name in (card.name, *_table()["cards"][card.key].get("other_names", ()))]
 
 
 def _plain(text: str) -> str:

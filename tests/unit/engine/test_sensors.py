@@ -138,3 +138,9 @@ def test_cuda_visible_devices_is_followed(nvml, monkeypatch, visible, index, nam
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     reading = read_gpu(index)
     assert (reading.name if reading else None) == name
+
+
+def test_a_card_is_found_by_its_uuid_whatever_the_order(nvml, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert read_gpu(uuid="GPU-cccc-3").name == "card 2"
+    assert read_gpu(uuid="GPU-dddd-4") is None

@@ -2,7 +2,7 @@ import pytest
 
 from vlmtune.config.presets import names as preset_names
 from vlmtune.errors import VlmtuneError
-from vlmtune.estimate.cards import MIB, budget_bytes, cards, default_reserve_bytes, find_card, sizes
+from vlmtune.estimate.cards import MIB, budget_bytes, card_of_driver, cards, default_reserve_bytes, find_card, sizes
 
 GIB = 1024**3
 
@@ -118,3 +118,34 @@ def test_no_reserve_without_a_display():
     assert default_reserve_bytes(find_card("a100-80gb"), "linux") == 0
     assert default_reserve_bytes(find_card("80gb"), "linux") == 0
     assert default_reserve_bytes(find_card("rtx-3090"), "linux") == 400 * MIB
+
+
+def test_the_driver_decides_between_cards_of_one_name():
+    for total_mib, key in ((7806, "rtx-4060-ti-8gb"), (15943, "rtx-4060-ti-16gb")):
+        card = card_of_driver("NVIDIA GeForce RTX 4060 Ti", (8, 9), 34, total_mib * MIB)
+        assert card.key == key
+        assert (card.total_bytes_linux, card.total_bytes_windows) == (total_mib * MIB, total_mib * MIB)
+
+
+def test_the_driver_overrules_the_table():
+    card = card_of_driver("NVIDIA H100 80GB HBM3", (9, 0), 130, 80_000 * MIB)
+    assert (card.key, card.num_sms, card.total_bytes_linux) == ("h100", 130, 80_000 * MIB)
+    assert card.context_bytes == 610 * MIB
+    assert card.sources["total_bytes_linux"] == "the driver of this machine"
+    assert card.sources["context_bytes"].startswith("measured")
+
+
+@pytest.mark.parametrize(
+    ("name", "sm", "total_mib", "context_mib"),
+    [
+        ("NVIDIA Future 9000", (13, 1), 20_000, 470),
+        ("NVIDIA GeForce RTX 4090", (8, 9), 49_000, 390),
+        ("NVIDIA A100-SXM4-40GB MIG 2g.10gb", (8, 0), 9_856, 470),
+    ],
+)
+def test_a_card_that_is_not_in_the_table_is_what_the_driver_says(name, sm, total_mib, context_mib):
+    card = card_of_driver(name, sm, 100, total_mib * MIB)
+    assert (card.name, card.sm, card.num_sms) == (name, sm, 100)
+    assert card.nominal_bytes == -(-total_mib // 1024) * GIB
+    assert card.context_bytes == context_mib * MIB and card.sources["context_bytes"].startswith("assumed")
+    assert budget_bytes(card, "headless") == (total_mib - context_mib) * MIB

@@ -1,0 +1,83 @@
+"""What `vlmtune calibrate` measured on a card: kept as JSON in the user's cache folder, read by later estimates.
+
+A result holds for one card, one driver and one torch: with another of them it is not used.
+"""
+
+import json
+import os
+import re
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a calibration holds for."""
+
+    card: str
+    """As the driver reports it."""
+    uuid: str
+    driver: str
+    torch: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """A short real run beside its estimate."""
+
+    estimated_reserved_bytes: int
+    measured_reserved_bytes: int
+    estimated_allocated_bytes: int
+    measured_allocated_bytes: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured on a card."""
+
+    setup: Setup
+    context_bytes: int | None
+    """None where the driver does not tell what a process takes."""
+    cublas_forward_bytes: tuple[int, ...]
+    """Blocks that the first matrix product of the forward pass keeps."""
+    cublas_backward_bytes: tuple[int, ...]
+    """Blocks that the first one of the backward pass keeps."""
+    check: Check
+
+
+def calibration_path(setup: Setup) -> Path:
+    """Return the file that keeps the result of a card."""
+    name = re.sub(r"[^a-z0-9]+", "-", f"{setup.card} {setup.uuid[:8]}".lower()).strip("-")
+    return _cache_folder() / "calibration" / f"{name}.json"
+
+
+def keep_calibration(calibration: Calibration) -> Path:
+    """Write a result for later estimates; return its file."""
+    path = calibration_path(calibration.setup)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(calibration), indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def kept_calibration(setup: Setup) -> Calibration | None:
+    """Return the result for this card, driver and torch, if one is kept; a damaged file counts as none."""
+    try:
+        found = json.loads(calibration_path(setup).read_text(encoding="utf-8"))
+        kept = Calibration(
+            setup=Setup(**found["setup"]),
+            context_bytes=found["context_bytes"],
+            cublas_forward_bytes=tuple(found["cublas_forward_bytes"]),
+            cublas_backward_bytes=tuple(found["cublas_backward_bytes"]),
+            check=Check(**found["check"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kept if kept.setup == setup else None
+
+
+def _cache_folder() -> Path:
+    """Return vlmtune's folder in the user's cache."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")).expanduser() / "vlmtune"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlmtune"
