@@ -21,6 +21,8 @@ from vlmtune.models.source import ModelSource
 LOSS_CHUNK_BYTES = 256 * 2**20
 FREE_ON_RESUME = {
     "choices",
+    "gradient_checkpointing",
+    "checkpointed_layers",
     "num_workers",
     "logging_steps",
     "eval_steps",
@@ -28,6 +30,7 @@ FREE_ON_RESUME = {
     "save_total_limit",
     "report_to",
 }
+ROWS_OF_A_STEP = {"batch_size", "gradient_accumulation_steps"}
 BYTES_PER_LOGIT = 10  # 16-bit logit, fp32 copy, fp32 log-softmax
 
 
@@ -61,6 +64,7 @@ class RunPlan:
     model: str
     """Hub id, or an absolute folder."""
     revision: str | None
+    """The commit of a hub model."""
     data_sha256: str
     """Of the training rows: a resumed run must see the same ones."""
     family: str
@@ -116,6 +120,11 @@ class RunPlan:
     report_to: tuple[str, ...]
     choices: tuple[Choice, ...] = field(default=())
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that one optimizer step learns from."""
+        return self.batch_size * self.gradient_accumulation_steps
+
     def save(self, path: Path) -> None:
         """Write the plan as JSON; a model folder is written relative to it: the run folder can be shared."""
         values = dataclasses.asdict(self)
@@ -143,11 +152,15 @@ class RunPlan:
         return cls(**{**values, "model": str(folder) if folder.is_dir() else values["model"]})
 
     def differences(self, other: "RunPlan") -> list[str]:
-        """Return the values that decide the result and differ from `other`: `key: other -> own`."""
+        """Return the values that decide the result and differ from `other`: `key: other -> own`.
+
+        How the rows of a step are divided decides nothing, as long as they are the same rows.
+        """
+        free = FREE_ON_RESUME | (ROWS_OF_A_STEP if self.rows_per_step == other.rows_per_step else set())
         return [
             f"{item.name}: {getattr(other, item.name)} -> {getattr(self, item.name)}"
             for item in dataclasses.fields(self)
-            if item.name not in FREE_ON_RESUME and getattr(self, item.name) != getattr(other, item.name)
+            if item.name not in free and getattr(self, item.name) != getattr(other, item.name)
         ]
 
 
@@ -164,7 +177,7 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_
         experiment_name=config.experiment_name,
         model_name=Path(config.model.name).name if Path(config.model.name).is_absolute() else config.model.name,
         model=source.location,
-        revision=config.model.revision,
+        revision=source.revision,
         data_sha256=data_sha256,
         family=_checked_family(family, config, choices).name,
         device=device.kind,

@@ -232,9 +232,18 @@ def test_values_that_may_change_on_resume():
     assert FREE_ON_RESUME <= names
     changed = plan(
         training={"save_steps": 7, "logging_steps": 7, "save_total_limit": 7, "report_to": ("tensorboard",)},
-        hardware={"num_workers": 3},
+        hardware={"num_workers": 3, "gradient_checkpointing": False},
     )
     assert changed.differences(plan()) == []
+
+
+def test_the_rows_of_a_step_may_be_divided_otherwise_but_stay_the_same_rows():
+    two_by_four = plan(training={"batch_size": 2, "gradient_accumulation_steps": 4})
+    assert two_by_four.differences(plan(training={"batch_size": 1, "gradient_accumulation_steps": 8})) == []
+    assert two_by_four.differences(plan(training={"batch_size": 1, "gradient_accumulation_steps": 4})) == [
+        "batch_size: 1 -> 2"
+    ]
+    assert two_by_four.rows_per_step == 8
 
 
 def test_a_service_that_is_not_installed_is_named(monkeypatch):

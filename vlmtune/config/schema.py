@@ -138,6 +138,8 @@ class HardwareSection(Section):
     """Recompute only the language model's first layers, this many; the others keep theirs: faster. Default: all."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
+    on_oom: Literal["error", "retry"] = "error"
+    """Out of GPU memory: `error` names the changes that would have fitted; `retry` takes less at a time and goes on."""
 
 
 class TrainingConfig(Section):
