@@ -1,0 +1,83 @@
+"""Texts and images → what the model takes: ids with 256 slots an image, and pixels in a fixed square."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import ProcessorMixin
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.utils import cached_file
+
+from vlmtune.errors import VlmtuneError
+from vlmtune.models.qwen_vl.configuration import NUM_QUERIES, VISUAL_DEFAULTS
+from vlmtune.models.qwen_vl.tokenizer import FILE_NAME, build_tokenizer
+
+IMAGE_SLOT = "<imgpad>"
+SYSTEM = "You are a helpful assistant."
+CHAT_TEMPLATE = (
+    "{% set images = namespace(count=0) %}"
+    "{% if not messages or messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\n" + SYSTEM + "<|im_end|>\\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{% set images.count = images.count + 1 %}"
+    "{{ 'Picture ' ~ images.count ~ ': <img><imgpad></img>\\n' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""ChatML as the model was tuned with; images are numbered through the conversation."""
+
+
+class QwenVLImageProcessor(PilBackend):
+    """Squashes every image to one square with PIL, whose resize is the one the model was trained with."""
+
+    model_input_names = ["pixel_values"]
+    resample = PILImageResampling.BICUBIC
+    size = {"height": VISUAL_DEFAULTS["image_size"], "width": VISUAL_DEFAULTS["image_size"]}
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+
+
+class QwenVLProcessor(ProcessorMixin):
+    """Image processor, tokenizer and chat template. A text holds one `<imgpad>` an image, which becomes 256."""
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs) -> None:
+        self.image_token = IMAGE_SLOT
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_SLOT)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "QwenVLProcessor":
+        """Return the processor of a folder or hub model, published (`qwen.tiktoken`) or saved by this class.
+
+        Raises:
+            VlmtuneError: neither kind of tokenizer is there, or it is damaged.
+        """
+        if _file(pretrained_model_name_or_path, "tokenizer.json", kwargs):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        ranks = _file(pretrained_model_name_or_path, FILE_NAME, kwargs)
+        if ranks is None:
+            raise VlmtuneError(
+                f"{pretrained_model_name_or_path} has no {FILE_NAME}: there is no tokenizer", "download the model again"
+            )
+        config = _file(pretrained_model_name_or_path, "config.json", kwargs)
+        visual = json.loads(config.read_text(encoding="utf-8")).get("visual", {}) if config else {}
+        side_px = visual.get("image_size", VISUAL_DEFAULTS["image_size"])
+        images = QwenVLImageProcessor(size={"height": side_px, "width": side_px})
+        return cls(image_processor=images, tokenizer=build_tokenizer(ranks))
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
+        """Return what stands for one image in the text that is tokenised."""
+        return self.image_token * NUM_QUERIES
+
+
+def _file(folder_or_id: str | Path, name: str, kwargs: dict[str, Any]) -> Path | None:
+    """Return the file of a folder or hub model, or None when it has no such file."""
+    hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if key in kwargs}
+    found = cached_file(str(folder_or_id), name, _raise_exceptions_for_missing_entries=False, **hub)
+    return Path(found) if found else None
