@@ -61,6 +61,8 @@ class RunPlan:
     experiment_name: str
     model_name: str
     """As the user wrote it; of an absolute folder the last name, because run folders are shared."""
+    model_revision: str | None
+    """As the user wrote it: a branch, a tag or a commit."""
     model: str
     """Hub id, or an absolute folder."""
     revision: str | None
@@ -176,6 +178,7 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_
     return RunPlan(
         experiment_name=config.experiment_name,
         model_name=Path(config.model.name).name if Path(config.model.name).is_absolute() else config.model.name,
+        model_revision=config.model.revision,
         model=source.location,
         revision=source.revision,
         data_sha256=data_sha256,

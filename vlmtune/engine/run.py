@@ -16,7 +16,7 @@ from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
-from vlmtune.models.build import build_model, family_of, refuse_pickle
+from vlmtune.models.build import build_model, check_checkpoint, family_of
 from vlmtune.models.inventory import InventoryRow, inventory
 from vlmtune.models.processor import load_processor
 from vlmtune.models.source import ModelSource
@@ -47,7 +47,7 @@ def _train(
     plan: RunPlan, source: ModelSource, data: RunData, folder: RunFolder, view: LiveView, resume: bool
 ) -> TrainReport:
     family = family_of(plan)
-    refuse_pickle(plan)
+    check_checkpoint(plan)
     processor = load_processor(plan)
     for samples in (data.val, data.train):
         measured = measure_rows(samples, processor, family, plan, source)

@@ -1,6 +1,7 @@
 """RunPlan → model ready to train: load → quantise → freeze → adapt. No other file loads models or attaches adapters."""
 
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -14,11 +15,17 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.models.download import checkpoint_folder
 from vlmtune.models.families import FAMILIES
 from vlmtune.models.families.base import Family
+from vlmtune.models.shards import StoredTensor, stored_tensors
+from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan import RunPlan
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CONFIG_ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError)
+CONFIG_ERRORS += (TypeError, ValueError)
+"""What building a model from a damaged config.json raises: anything, wherever a number is used first."""
 
 
 def family_of(plan: RunPlan) -> Family:
@@ -76,14 +83,13 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
     """Return the base model on the plan's device, quantised tensor by tensor while loading when the plan says so.
 
     Raises:
-        VlmtuneError: no safetensors, or tensors missing from the files.
+        VlmtuneError: the files are damaged or of another model, or memory does not hold what they hold.
     """
-    folder_or_id = plan.model
-    refuse_pickle(plan)
+    folder = checkpoint_folder(plan.model, plan.revision)
+    stored = check_checkpoint(plan)
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
-            folder_or_id,
-            revision=plan.revision,
+            folder,
             dtype=DTYPES[plan.base_dtype],
             quantization_config=_quantization_config(plan) if quantized else None,
             device_map={"": plan.device},
@@ -94,37 +100,32 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
         )
     except (OSError, SafetensorError) as error:
         raise VlmtuneError(
-            f"the model {folder_or_id} cannot be loaded: {str(error).splitlines()[0]}",
+            f"the model {folder} cannot be loaded: {str(error).splitlines()[0]}",
             "the folder needs config.json and all *.safetensors files",
         ) from None
     misshapen = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
     absent = sorted({*report["missing_keys"], *misshapen, *_misshapen_4bit(model)})
     if absent:
         raise VlmtuneError(
-            f"the files of {folder_or_id} lack {len(absent)} tensors of the model, or have them in another shape, "
+            f"the files of {folder} lack {len(absent)} tensors of the model, or have them in another shape, "
             f"such as {absent[0]}",
             "download the model again; training would start from random numbers there",
         )
+    refuse_other_numbers(model, stored, folder)
     _forbid_packing(model)
     return model
 
 
-def refuse_pickle(plan: RunPlan) -> None:
-    """Raise when the model's folder has no safetensors, with the way to them if there are weights of another kind."""
-    folder = Path(plan.model)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt*")))
-    if not pickles:
-        raise VlmtuneError(f"{folder} has no weights: no *.safetensors file", "download the model again")
-    convert = (
-        "from transformers import AutoModelForImageTextToText as M; "
-        f"M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}')"
-    )
-    raise VlmtuneError(
-        f"{folder} has its weights in {pickles[0]}, a pickle: opening one can run any program, so vlmtune does not",
-        f'if you trust where it came from, convert it to safetensors: python -c "{convert}"',
-    )
+def check_checkpoint(plan: RunPlan) -> dict[str, StoredTensor]:
+    """Return the tensors of the model's files; no weight is read.
+
+    Raises:
+        VlmtuneError: no safetensors, a file missing or damaged, or tensors that config.json does not describe.
+    """
+    folder = checkpoint_folder(plan.model, plan.revision)
+    stored = stored_tensors(folder)
+    refuse_other_tensors(_weightless(plan), stored, folder)
+    return stored
 
 
 def _misshapen_4bit(model: nn.Module) -> list[str]:
@@ -143,26 +144,49 @@ def _misshapen_4bit(model: nn.Module) -> list[str]:
 
 def weightless_base(plan: RunPlan) -> PreTrainedModel:
     """Return the base model as `load_base` would, on the meta device: shapes and number formats, no storage."""
-    config = AutoConfig.from_pretrained(plan.model, revision=plan.revision)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[plan.base_dtype])
-    try:
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(
-                config, dtype=DTYPES[plan.base_dtype], attn_implementation=plan.attention
-            )
-        model.tie_weights()
-        if quantization := _quantization_config(plan):
+    model = _weightless(plan)
+    if quantization := _quantization_config(plan):
+        with torch.device("meta"), _default_dtype(DTYPES[plan.base_dtype]):
             replace_with_bnb_linear(
                 model, modules_to_not_convert=list(plan.unquantized), quantization_config=quantization
             )
             for module in model.modules():
                 if isinstance(module, Linear4bit):
                     _quantise_nothing(module, quantization)
-            model.is_loaded_in_4bit = True
+        model.is_loaded_in_4bit = True
+    return model
+
+
+def _weightless(plan: RunPlan) -> PreTrainedModel:
+    """Return the unquantised base model on the meta device, from config.json alone."""
+    folder = checkpoint_folder(plan.model, plan.revision, weights=False)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"), _default_dtype(DTYPES[plan.base_dtype]):
+            model = AutoModelForImageTextToText.from_config(
+                config, dtype=DTYPES[plan.base_dtype], attn_implementation=plan.attention
+            )
+    except CONFIG_ERRORS as error:
+        raise VlmtuneError(
+            f"{folder / 'config.json'} describes no model: {type(error).__name__}: {_last_line(error)}",
+            "download the file again",
+        ) from None
+    model.tie_weights()
+    return model
+
+
+def _last_line(error: Exception) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
     finally:
         torch.set_default_dtype(before)
-    return model
 
 
 def _quantise_nothing(module: Linear4bit, quantization: BitsAndBytesConfig) -> None:

@@ -4,6 +4,7 @@ from transformers import AutoProcessor, ProcessorMixin
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.build import family_of
+from vlmtune.models.download import checkpoint_folder
 from vlmtune.plan import RunPlan
 
 PROBE = [
@@ -19,7 +20,7 @@ def load_processor(plan: RunPlan) -> ProcessorMixin:
         VlmtuneError: files missing, or no chat template that ends the assistant's turn with an end token.
     """
     try:
-        processor = AutoProcessor.from_pretrained(plan.model, revision=plan.revision)
+        processor = AutoProcessor.from_pretrained(checkpoint_folder(plan.model, plan.revision, weights=False))
     except (OSError, ValueError) as error:
         raise VlmtuneError(
             f"the processor of {plan.model} cannot be loaded: {str(error).splitlines()[0]}",

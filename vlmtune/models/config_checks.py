@@ -1,0 +1,50 @@
+"""What cannot be a model's config.json, found before anything is built from it. No torch here."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlmtune.errors import VlmtuneError
+
+LIMITS = (
+    (re.compile(r"(^|_)(layers?|depth|blocks)$|^num_(local_|routed_)?experts$"), 1_000),
+    (re.compile(r"(_size|_dim|_heads|_channels|_tokens|_positions?|_embeddings|_rank|_factor)$"), 2**24),
+)
+"""Keys and the largest value that any model comes near: builders loop over the first kind."""
+EXAMPLES_OF_IMAGES = ("vision", "visual", "image", "img", "mm_", "multimodal")
+
+
+def refuse_absurd(config: dict[str, Any], path: Path) -> None:
+    """Raise when `config` is of a model without images, or has sizes that no model has."""
+    _refuse_text_only(config, path)
+    for key, value in _numbers(config):
+        name = key.rpartition(".")[2]
+        limit = next((limit for pattern, limit in LIMITS if pattern.search(name)), None)
+        if limit is not None and not -limit <= value <= limit:
+            raise VlmtuneError(f"{path}: {key} is {value}: no model has that", "download the file again")
+    for key in (key for key in config if key.endswith("_config")):
+        if not isinstance(config[key], dict | None):
+            raise VlmtuneError(f"{path}: {key} is not an object", "download the file again")
+
+
+def _refuse_text_only(config: dict[str, Any], path: Path) -> None:
+    """Raise for language models: they name a class for causal language models, and nothing about images."""
+    classes = config.get("architectures")
+    named = [str(name) for name in classes] if isinstance(classes, list) else []
+    sees = any(word in key.lower() for key in config for word in EXAMPLES_OF_IMAGES)
+    if named and named[0].endswith("ForCausalLM") and not sees:
+        raise VlmtuneError(
+            f"{path} is of a text-only model: {named[0]}", "vlmtune tunes models that see images: vlmtune models list"
+        )
+
+
+def _numbers(values: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
+    """Yield every number with its path, such as text_config.hidden_size."""
+    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in pairs:
+        path = f"{prefix}.{key}" if prefix and isinstance(values, dict) else prefix or str(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield path, value
+        else:
+            yield from _numbers(value, path)

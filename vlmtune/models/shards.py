@@ -1,0 +1,122 @@
+"""What a model's safetensors files hold, from their headers: a damaged download is found before it is loaded.
+
+No torch here, and no weight is read.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmtune.errors import VlmtuneError
+from vlmtune.models.download import INDEX, PICKLES, SINGLE
+
+LENGTH_BYTES = 8
+LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+DTYPE_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file."""
+
+    file: Path
+    shape: tuple[int, ...]
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a model folder by their names in its files.
+
+    Raises:
+        VlmtuneError: no safetensors, a shard missing, or a file that is cut off or damaged.
+    """
+    if (folder / SINGLE).is_file():
+        return dict(_read_header(folder / SINGLE))
+    if not (folder / INDEX).is_file():
+        raise _no_weights(folder)
+    weight_map = _weight_map(folder / INDEX)
+    files = sorted(set(weight_map.values()))
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise VlmtuneError(
+            f"{folder} lacks {len(missing)} of {len(files)} weight files that {INDEX} names: {missing[0]}",
+            "download the model again",
+        )
+    tensors = dict(pair for file in files for pair in _read_header(folder / file))
+    lost = sorted(name for name, file in weight_map.items() if name not in tensors or tensors[name].file.name != file)
+    if lost:
+        raise VlmtuneError(
+            f"{folder / weight_map[lost[0]]} lacks {lost[0]}, which {INDEX} names",
+            "its files are of different downloads: download the model again",
+        )
+    return tensors
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = set(names.values())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise VlmtuneError(f"{path} is damaged: it has no weight_map", "download the model again") from None
+    if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
+        raise VlmtuneError(f"{path} is damaged: it names no files of this folder", "download the model again")
+    return names
+
+
+def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    """Yield name and place of each tensor; the sizes that the header gives must be that of the file."""
+    num_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if num_bytes < LENGTH_BYTES or header_bytes > min(LARGEST_HEADER_BYTES, num_bytes - LENGTH_BYTES):
+            raise _damaged(path, "it is cut off, or no safetensors file")
+        text = file.read(header_bytes)
+    try:
+        header = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        raise _damaged(path, "its header is not JSON") from None
+    header.pop("__metadata__", None)
+    end = 0
+    for name, entry in header.items():
+        shape, start, stop = _checked(path, name, entry)
+        end = max(end, stop)
+        yield name, StoredTensor(path, shape)
+    expected = LENGTH_BYTES + header_bytes + end
+    if expected != num_bytes:
+        raise _damaged(path, f"it has {num_bytes:,} bytes, its header says {expected:,}")
+
+
+def _checked(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], int, int]:
+    """Return shape, first and last byte of one tensor."""
+    try:
+        shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
+        dtype_bytes = DTYPE_BYTES.get(entry["dtype"])
+        numbers = (*shape, start, stop)
+    except (TypeError, KeyError, ValueError):
+        raise _damaged(path, f"its header does not say where {name} is") from None
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise _damaged(path, f"its header does not say where {name} is")
+    if dtype_bytes is not None and math.prod(shape) * dtype_bytes != stop - start:
+        raise _damaged(path, f"{name} has another size than its shape {list(shape)}")
+    return shape, start, stop
+
+
+def _damaged(path: Path, what: str) -> VlmtuneError:
+    return VlmtuneError(f"{path} is damaged: {what}", "download the file again")
+
+
+def _no_weights(folder: Path) -> VlmtuneError:
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if not pickles:
+        return VlmtuneError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}", "download the model again")
+    convert = (
+        "from transformers import AutoModelForImageTextToText as M; "
+        f"M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}')"
+    )
+    return VlmtuneError(
+        f"{folder} has its weights in {pickles[0]}, a pickle: opening one can run any program, so vlmtune does not",
+        f'if you trust where it came from, convert it to safetensors: python -c "{convert}"',
+    )

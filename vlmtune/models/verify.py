@@ -1,0 +1,141 @@
+"""Are the files those of the model, and is what lies in memory what the files hold? Before and after each load.
+
+transformers 5 can write random numbers over loaded weights without a word (custom `_init_weights` that write in place),
+so a sample of every kind of tensor is compared after loading. Names in files and in memory may differ; transformers'
+own renaming is used. Tensors that it takes apart or puts together while loading are not compared.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from vlmtune.errors import VlmtuneError
+from vlmtune.models.shards import StoredTensor
+
+SAMPLED_NUMBERS = 4096
+QUANTISATION_ERROR = 0.2
+"""Of a block's largest value. Half the widest gap is 0.14 (nf4) or 0.17 (fp4); constants in 8 bits add some."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a loaded model was compared by."""
+
+    compared: tuple[str, ...]
+    not_comparable: tuple[str, ...]
+    """Made from several tensors of the file while loading."""
+
+
+def refuse_other_tensors(model: PreTrainedModel, stored: dict[str, StoredTensor], where: Path) -> None:
+    """Raise unless `stored` has every tensor of the weightless, unquantised `model`, in the model's shapes."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    sources, converted = _sources(model, stored)
+    wrong = [
+        f"{name} (shape {list(stored[source].shape)} instead of {list(expected[name])})"
+        for name, source in sources.items()
+        if name in expected and stored[source].shape != expected[name]
+    ]
+    absent = [] if converted else sorted(set(expected) - set(sources) - _filled_otherwise(model, set(sources)))
+    if wrong or absent:
+        raise VlmtuneError(
+            f"the files of {where} lack {len(wrong) + len(absent)} tensors of the model, "
+            f"or have them in another shape, such as {(wrong + absent)[0]}",
+            "download the model again: config.json and weights do not belong together",
+        )
+
+
+def refuse_other_numbers(model: PreTrainedModel, stored: dict[str, StoredTensor], where: Path) -> Comparison:
+    """Compare one tensor of every kind with the files and return what was compared.
+
+    Raises:
+        VlmtuneError: a tensor in memory is not that of the file.
+    """
+    sources, converted = _sources(model, stored)
+    tensors = model.state_dict(keep_vars=True)
+    samples = _one_of_each_kind([name for name in sources if name in tensors])
+    for name in samples:
+        if not _is_equal(tensors[name], stored[sources[name]], sources[name]):
+            raise VlmtuneError(
+                f"{name} in memory is not what {where} holds: the library has replaced it while loading",
+                "training would start from wrong numbers; please report the model and the output of vlmtune doctor",
+            )
+    return Comparison(tuple(samples), tuple(converted))
+
+
+def _sources(model: PreTrainedModel, stored: dict[str, StoredTensor]) -> tuple[dict[str, str], list[str]]:
+    """Return name in memory → name in the files, and the names in the files that loading takes apart or joins."""
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    expected = model.state_dict()
+    sources, converted = {}, []
+    for source in stored:
+        name, pattern = rename_source_key(source, renamings, converters, model.base_model_prefix, expected)
+        if name not in expected and source in expected:
+            name, pattern = rename_source_key(source, [], [], model.base_model_prefix, expected)
+        if pattern is None:
+            sources[name] = source
+        else:
+            converted.append(source)
+    return sources, converted
+
+
+def _filled_otherwise(model: PreTrainedModel, found: set[str]) -> set[str]:
+    """Return the tensors that are the same as one that was found, or that the model says it can do without."""
+    places: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), set()).add(name)
+    shared = {name for names in places.values() if names & found for name in names}
+    optional = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    return shared | {name for name in model.state_dict() if any(re.search(pattern, name) for pattern in optional)}
+
+
+def _one_of_each_kind(names: list[str]) -> list[str]:
+    """Return one name for each name without its numbers: the middle layer's."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names):
+        kinds.setdefault(re.sub(r"\d+", "N", name), []).append(name)
+    return [names[len(names) // 2] for names in kinds.values()]
+
+
+def _is_equal(tensor: Tensor, source: StoredTensor, name: str) -> bool:
+    """Return whether the first numbers of a tensor are those of the file, as far as their formats can say."""
+    expected = _first_numbers(source, name)
+    state = getattr(tensor, "quant_state", None)
+    if state is None:
+        found = tensor.detach().reshape(-1)[: len(expected)].cpu()
+        return torch.equal(found, expected.to(found.dtype))
+    expected = expected[: len(expected) // state.blocksize * state.blocksize].float()
+    limit = expected.view(-1, state.blocksize).abs().amax(1) * QUANTISATION_ERROR
+    error = (_dequantised(tensor, len(expected)) - expected).view(-1, state.blocksize).abs().amax(1)
+    return bool((error <= limit + 1e-6).all())
+
+
+def _first_numbers(source: StoredTensor, name: str) -> Tensor:
+    """Read as many whole rows as hold SAMPLED_NUMBERS, and no more of the file."""
+    with safe_open(source.file, framework="pt") as file:
+        if not source.shape:
+            return file.get_tensor(name).reshape(-1)
+        row = max(1, torch.Size(source.shape[1:]).numel())
+        return file.get_slice(name)[: -(-SAMPLED_NUMBERS // row)].reshape(-1)[:SAMPLED_NUMBERS]
+
+
+def _dequantised(tensor: Tensor, num: int) -> Tensor:
+    """Return the first `num` numbers of a 4-bit weight; bitsandbytes would unpack all of it, on the card."""
+    state = tensor.quant_state
+    blocks = num // state.blocksize
+    packed = tensor.detach().reshape(-1)[: num // 2].cpu()
+    absmax = state.absmax[:blocks].cpu()
+    if state.nested:
+        outer = state.state2
+        scale = outer.absmax[: -(-blocks // outer.blocksize)].cpu().repeat_interleave(outer.blocksize)[:blocks]
+        absmax = outer.code.cpu()[absmax.int()] * scale + state.offset.cpu()
+    nibbles = torch.stack((packed >> 4, packed & 15), 1).reshape(-1).int()
+    return (state.code.cpu()[nibbles].view(blocks, -1) * absmax[:, None].float()).reshape(-1)
