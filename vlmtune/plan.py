@@ -172,7 +172,7 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_
     Raises:
         VlmtuneError: the model belongs to no family, or a wish cannot be granted on this device.
     """
-    family = find_family(source.config.get("model_type", ""), config.model.name)
+    family = find_family(source.config, config.model.name)
     choices: list[Choice] = []
     training = config.training
     return RunPlan(
@@ -315,7 +315,13 @@ def _trainable(config: TrainingConfig, family: Family) -> dict[str, Any]:
 
 def lora_targets(family: Family, with_vision: bool) -> str:
     """Return the regular expression of the modules that get an adapter, anchored at full paths."""
-    text = rf"{family.text}\..*\.({'|'.join(family.text_linears)})"
+    nested = [
+        path.removeprefix(family.text + ".")
+        for path in (family.vision, *family.projector, *family.other)
+        if path.startswith(family.text + ".")
+    ]
+    not_nested = f"(?!({'|'.join(nested)})\\.)" if nested else ""
+    text = rf"{family.text}\.{not_nested}.*\.({'|'.join(family.text_linears)})"
     if not with_vision:
         return text
     inside = [path.removeprefix(family.vision + ".") for path in family.projector if path.startswith(family.vision)]

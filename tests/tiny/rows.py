@@ -54,6 +54,6 @@ class TinyModel:
         self.model_type = model_type
         self.folder = save_tiny(model_type, folder / model_type)
         self.source = open_model(str(self.folder), None, Path("/"))
-        self.family = find_family(model_type, model_type)
+        self.family = find_family(self.source.config, model_type)
         self.plan = tiny_plan(self.folder)
         self.processor = load_processor(self.plan)

@@ -86,7 +86,7 @@ def make_run_plan(loaded: "LoadedConfig") -> "tuple[RunPlan, ModelSource]":
     prepare_environment()
     config = loaded.config
     source = open_model(config.model.name, config.model.revision, loaded.base_dir)
-    find_family(source.config.get("model_type", ""), config.model.name)
+    find_family(source.config, config.model.name)
     with loaded.resolve_path(config.data.train_path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     from vlmtune.engine.runtime import probe_device

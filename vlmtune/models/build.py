@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,7 +19,10 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.models.download import checkpoint_folder
 from vlmtune.models.families import FAMILIES
 from vlmtune.models.families.base import Family
+from vlmtune.models.families.generic import NAME as GENERIC
+from vlmtune.models.families.generic import generic_family
 from vlmtune.models.shards import StoredTensor, stored_tensors
+from vlmtune.models.source import open_model
 from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan import RunPlan
 
@@ -30,6 +34,8 @@ CONFIG_ERRORS += (TypeError, ValueError)
 
 def family_of(plan: RunPlan) -> Family:
     """Return the plan's family."""
+    if plan.family == GENERIC:
+        return generic_family(open_model(plan.model, plan.revision, Path("/")).config, plan.model_name)
     return next(family for family in FAMILIES if family.name == plan.family)
 
 

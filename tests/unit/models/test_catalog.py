@@ -67,7 +67,8 @@ def test_published_counts(model_id, num_parameters, download_bytes):
 def test_families_are_those_that_vlmtune_knows():
     assert {entry.family for entry in TUNABLE} <= {family.name for family in FAMILIES}
     for entry in TUNABLE:
-        assert find_family(entry.model_type, entry.model_id).name == entry.family
+        config = json.loads((entry.folder / "config.json").read_text(encoding="utf-8"))
+        assert find_family(config, entry.model_id).name == entry.family
     known_types = {kind for family in FAMILIES for kind in family.model_types}
     assert [entry.model_id for entry in ENTRIES if not entry.family and entry.model_type in known_types] == [
         "mistral-community/pixtral-12b"
@@ -95,7 +96,7 @@ def test_families_are_those_that_vlmtune_knows():
 )
 def test_image_tokens_of_known_sizes(model_id, size_px, tokens, tmp_path):
     source = offline(model_id, tmp_path)
-    family = find_family(source.config["model_type"], model_id)
+    family = find_family(source.config, model_id)
     assert family.image_tokens(source.config, source.preprocessor, *size_px) == tokens
 
 

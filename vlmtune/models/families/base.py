@@ -56,6 +56,8 @@ class Family:
     """The transformers class of its processor, where published files name another."""
     processor_settings: Callable[[Json], dict[str, Any]] = lambda config: {}
     """config -> attributes that the processor must have; old files lack them. A dot leads to a part of it."""
+    other: tuple[str, ...] = ()
+    """Modules that neither see images nor write text, such as an audio tower; never trained."""
 
     @property
     def one_answer(self) -> bool:
@@ -69,7 +71,7 @@ class Family:
         )
 
     def part_of(self, module_path: str) -> str:
-        """The part a module or parameter belongs to: `projector`, `vision`, `head` or `text`.
+        """The part a module or parameter belongs to: `projector`, `vision`, `head`, `other` or `text`.
 
         Raises:
             ValueError: the path lies outside the declared parts, so the declaration is wrong.
@@ -78,6 +80,7 @@ class Family:
             ("projector", self.projector),
             ("vision", (self.vision,)),
             ("head", (self.head,)),
+            ("other", self.other),
             ("text", (self.text,)),
         ):
             if any(module_path == prefix or module_path.startswith(prefix + ".") for prefix in prefixes):

@@ -1,0 +1,130 @@
+"""Architectures without a file of their own: what a family must say, read from a weightless model of the config.
+
+Works for what `AutoModelForImageTextToText` knows and what keeps the library's conventions. torch and transformers are
+imported when such a model is asked for.
+"""
+
+import json
+import re
+from functools import cache
+from typing import TYPE_CHECKING
+
+from vlmtune.errors import VlmtuneError
+from vlmtune.models.families.base import Family, Json
+from vlmtune.models.families.knobs import image_settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NAME = "generic"
+OTHER = re.compile(r"audio|speech|sound|vq|codec|talker|mtp|nextn|generation|action|motion|protein")
+"""Words in the names of parts that neither see images nor write text."""
+PROJECTOR = re.compile(r"merger|projector|connector|aligner|adapter|resampler|abstractor")
+ROUTERS = ("gate", "router")
+
+
+def generic_family(config: Json, model_name: str) -> Family:
+    """Return the family of a config.json that no file here declares.
+
+    Raises:
+        VlmtuneError: transformers does not know the type, or the model keeps other conventions.
+    """
+    return _derived(json.dumps(dict(config), sort_keys=True), model_name)
+
+
+@cache
+def _derived(config_json: str, model_name: str) -> Family:
+    config = json.loads(config_json)
+    model = _weightless(config, model_name)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    paths = {id(module): name for name, module in model.named_modules()}
+    if head is None or embedding is None or id(head) not in paths or id(embedding) not in paths:
+        raise VlmtuneError(f"{model_name}: the model has no output head of its own", "it cannot be tuned on text")
+    text, head_path = paths[id(embedding)].rpartition(".")[0], paths[id(head)]
+    outside = _outside(model, text, head_path)
+    other = tuple(path for path in outside if OTHER.search(path))
+    seeing = {path: size for path, size in outside.items() if path not in other}
+    if not text or not seeing:
+        raise VlmtuneError(f"{model_name}: no vision tower beside the language model was found in it", "write a family")
+    vision = max(seeing, key=seeing.get)
+    inside = [f"{vision}.{name}" for name, _ in model.get_submodule(vision).named_children() if PROJECTOR.search(name)]
+    projector = (*(path for path in seeing if path != vision), *inside)
+    return Family(
+        name=NAME,
+        model_types=(config["model_type"],),
+        text=text,
+        vision=vision,
+        projector=projector,
+        text_linears=_linears(model.get_submodule(text), (vision, *projector, *other), text),
+        vision_linears=_linears(model.get_submodule(vision), inside, vision),
+        image_tokens=image_tokens,
+        image_settings=image_settings,
+        head=head_path,
+        other=other,
+    )
+
+
+def image_tokens(config: Json, preprocessor: Json, width_px: int, height_px: int) -> int:
+    """Count what the model's own processor makes of a blank image of this size, its markers included."""
+    from vlmtune.models.families.standin import count_image_tokens
+
+    return count_image_tokens(json.dumps([config, preprocessor], sort_keys=True), width_px, height_px)
+
+
+def _weightless(config: Json, model_name: str) -> "nn.Module":
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    kind = config.get("model_type")
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise VlmtuneError(
+            f"{model_name}: model_type {kind!r} is no vision-language model that transformers knows",
+            "give a model that AutoModelForImageTextToText loads",
+        )
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(AutoConfig.for_model(**json.loads(json.dumps(config))))
+
+
+def _outside(model: "nn.Module", text: str, head: str) -> dict[str, int]:
+    """Return the outermost modules and parameters that hold neither language model nor head, with their numbers.
+
+    Where the embedding's module holds the tower too, its children without a decoder layer count.
+    """
+    found: dict[str, int] = {}
+
+    def look(module: "nn.Module", path: str) -> None:
+        for name, parameter in module.named_parameters(recurse=False):
+            if path != text:
+                found[f"{path}.{name}".lstrip(".")] = parameter.numel()
+        for name, child in module.named_children():
+            child_path = f"{path}.{name}".lstrip(".")
+            size = sum(parameter.numel() for parameter in child.parameters())
+            if child_path == head or size == 0:
+                continue
+            if text == child_path or text.startswith(child_path + ".") or head.startswith(child_path + "."):
+                look(child, child_path)
+            elif path == text or path.startswith(text + "."):
+                if SEEING.search(name) or OTHER.search(name):
+                    found[child_path] = size
+            else:
+                found[child_path] = size
+
+    look(model, "")
+    return found
+
+
+SEEING = re.compile(r"vis|image|img|vq|tower|projector|connector|aligner")
+
+
+def _linears(part: "nn.Module", without: tuple[str, ...] | list[str], path: str) -> tuple[str, ...]:
+    """Return the names of the part's linear layers, less routers and names that also stand for something else."""
+    from torch import nn
+
+    inside = tuple(f"{other.removeprefix(path + '.')}." for other in without if other.startswith(path + "."))
+    kinds: dict[str, set[bool]] = {}
+    for name, module in part.named_modules():
+        if name and not f"{name}.".startswith(inside):
+            kinds.setdefault(name.rpartition(".")[2], set()).add(type(module) is nn.Linear)
+    names = {name for name, is_linear in kinds.items() if is_linear == {True}}
+    return tuple(sorted(name for name in names if name not in ROUTERS and not name.isdecimal()))

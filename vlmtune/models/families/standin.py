@@ -1,0 +1,198 @@
+"""The real processor of a model with a stand-in tokenizer: counts image tokens and makes up rows without any files.
+
+The tokenizer works on bytes and has every special token that the processor's code names.
+"""
+
+import inspect
+import json
+import re
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
+
+from vlmtune.errors import VlmtuneError
+from vlmtune.models.families.base import Json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, ProcessorMixin
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOKEN = re.compile(r"""["'](</?[^"'<>\s{}]+>|<\|[^"'|\s{}]+\|>|\[[A-Z_]+\])["']""")
+NAMED = re.compile(r"tokenizer\.(\w+_token)(?:_id)?\b")
+ORDINARY = {"bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"}
+TILES = [f"<row_{row}_col_{column}>" for row in range(1, 13) for column in range(1, 13)]
+PROCESSORS = {
+    "cosmos3_omni": "Qwen3VLProcessor",
+    "fast_vlm": "LlavaProcessor",
+    "glm_ocr": "Glm46VProcessor",
+    "glmga": "Glm46VProcessor",
+    "kosmos-2": "Kosmos2Processor",
+    "kosmos-2.5": "Kosmos2_5Processor",
+    "qwen2_5_omni_thinker": "Qwen2_5OmniProcessor",
+    "qwen3_omni_moe_thinker": "Qwen3OmniMoeProcessor",
+}
+"""Of model types that transformers maps to none."""
+
+
+def byte_tokenizer(
+    special: list[str], *, bos: str | None = None, eos: str, pad: str, **named: str
+) -> "PreTrainedTokenizerFast":
+    """Return a byte-level tokenizer with these special tokens; a blank line is one token, as in real vocabularies."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*alphabet, "ĊĊ"])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "Ċ")]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token=pad, extra_special_tokens=named or None
+    )
+
+
+def standin_processor(config: Json, preprocessor: Json) -> "ProcessorMixin":
+    """Return the processor of this model with a stand-in tokenizer.
+
+    Raises:
+        VlmtuneError: the model's processor cannot be made from its configs alone.
+    """
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    kind = config["model_type"]
+    name = preprocessor.get("processor_class") or PROCESSORS.get(kind) or PROCESSOR_MAPPING_NAMES.get(kind)
+    if name is None or not hasattr(transformers, name):
+        raise VlmtuneError(f"no processor is known for model_type {kind}", "estimate with the model's folder and data")
+    processor_class = getattr(transformers, name)
+    tokenizer = _tokenizer_for(processor_class)
+    known = _known_values(config, preprocessor)
+    arguments: dict[str, Any] = {"chat_template": None}
+    for argument, parameter in inspect.signature(processor_class.__init__).parameters.items():
+        if argument == "tokenizer":
+            arguments[argument] = tokenizer
+        elif argument in processor_class.get_attributes():
+            arguments[argument] = _part(argument, kind, preprocessor)
+        elif argument in known and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            arguments[argument] = known[argument]
+    try:
+        processor = processor_class(**arguments)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise VlmtuneError(f"{name} cannot be made from the configs alone: {error}") from None
+    processor.chat_template = CHAT_TEMPLATE.replace("IMAGE", placeholder(processor))
+    return processor
+
+
+def placeholder(processor: "ProcessorMixin") -> str:
+    """Return the text that stands for one image."""
+    return getattr(processor, "image_token", None) or "<image>"
+
+
+def _tokenizer_for(processor_class: type) -> "PreTrainedTokenizerFast":
+    source = "".join(
+        inspect.getsource(inspect.getmodule(kind))
+        for kind in processor_class.__mro__
+        if "processing_" in kind.__module__ and not kind.__module__.startswith("transformers.processing")
+    )
+    written = list(dict.fromkeys(TOKEN.findall(source)))
+    named = {name: f"<|{name}|>" for name in dict.fromkeys(NAMED.findall(source)) if name not in ORDINARY}
+    named.setdefault("image_token", "<image>")
+    ends = ["<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tiles = TILES if "row_" in source else []
+    special = list(dict.fromkeys([*ends, *written, *named.values(), *tiles]))
+    tokenizer = byte_tokenizer(special, bos="<|bos|>", eos="<|im_end|>", pad="<|endoftext|>", **named)
+    for name in dict.fromkeys(re.findall(r"tokenizer\.(\w+_token)_id\b", source)):
+        if name in named:
+            setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(named[name]))
+    return tokenizer
+
+
+def _part(argument: str, kind: str, preprocessor: Json) -> Any:
+    """Return an image processor with the model's settings, or another part with its defaults."""
+    import transformers
+    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
+    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
+
+    if argument == "qformer_tokenizer":
+        return byte_tokenizer(["<|pad|>"], eos="<|pad|>", pad="<|pad|>")
+    mapping = {"video_processor": VIDEO_PROCESSOR_MAPPING_NAMES, "feature_extractor": FEATURE_EXTRACTOR_MAPPING_NAMES}
+    if argument != "image_processor":
+        name = mapping.get(argument, {}).get(kind)
+        name = name.get("torchvision") if isinstance(name, dict) else name
+        return getattr(transformers, name)() if name else None
+    return image_processor_of(kind, preprocessor)
+
+
+def image_processor_of(kind: str, preprocessor: Json) -> Any:
+    """Return the image processor of a model type with these settings."""
+    import transformers
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+
+    named = str(preprocessor.get("image_processor_type", "")).removesuffix("Fast")
+    by_type = (IMAGE_PROCESSOR_MAPPING_NAMES.get(kind) or {}).get("torchvision")
+    name = named if hasattr(transformers, named) else IMAGE_PROCESSORS.get(kind) or by_type
+    settings = {key: value for key, value in preprocessor.items() if not key.endswith(("_class", "_type", "_map"))}
+    if name is None:
+        raise VlmtuneError(f"no image processor is known for model_type {kind}")
+    return getattr(transformers, name)(**settings)
+
+
+IMAGE_PROCESSORS = {
+    "diffusion_gemma": "Gemma4ImageProcessor",
+    "fast_vlm": "CLIPImageProcessor",
+    "glm4v_moe": "Glm4vImageProcessor",
+    "glm_ocr": "Glm46VImageProcessor",
+    "llava": "CLIPImageProcessor",
+    "qwen2_5_omni_thinker": "Qwen2VLImageProcessor",
+    "qwen3_omni_moe_thinker": "Qwen2VLImageProcessor",
+    "qwen3_vl_moe": "Qwen2VLImageProcessor",
+}
+"""Of model types that transformers maps to none, or to one that their published files do not use."""
+ALIASES = {
+    "image_seq_length": ("mm_tokens_per_image", "image_seq_length", "image_token_num", "vision_soft_tokens_per_image"),
+    "image_seq_len": ("image_seq_len",),
+    "num_image_tokens": ("num_image_tokens",),
+    "num_query_tokens": ("num_query_tokens",),
+}
+
+
+def _known_values(config: Json, preprocessor: Json) -> dict[str, Any]:
+    """Return what the configs say of the numbers that processors take as arguments."""
+    sections = [config.get("vision_config") or {}, config, preprocessor]
+    known = {
+        key: value for section in sections for key, value in section.items() if not key.startswith(("image_m", "im_"))
+    }
+    for argument, names in ALIASES.items():
+        for name in names:
+            if known.get(name) is not None:
+                known[argument] = known[name]
+                break
+    vision = config.get("vision_config") or {}
+    if isinstance(vision.get("patch_size"), int):
+        known["patch_size"] = vision["patch_size"]
+    if "clip" in str(vision.get("model_type", "")) and "siglip" not in str(vision.get("model_type", "")):
+        known["num_additional_image_tokens"] = 1
+    known.pop("image_token", None)
+    return known
+
+
+@lru_cache(maxsize=100_000)
+def count_image_tokens(configs_json: str, width_px: int, height_px: int) -> int:
+    """Return the tokens of one image of this size; `configs_json` is [config, preprocessor config]."""
+    from PIL import Image
+
+    processor = _cached_processor(configs_json)
+    empty = len(processor.tokenizer("q")["input_ids"])
+    image = Image.new("RGB", (width_px, height_px))
+    output = processor(text=[placeholder(processor) + "q"], images=[image], add_special_tokens=False)
+    return len(output["input_ids"][0]) - empty
+
+
+@cache
+def _cached_processor(configs_json: str) -> "ProcessorMixin":
+    config, preprocessor = json.loads(configs_json)
+    return standin_processor(config, preprocessor)

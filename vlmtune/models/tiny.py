@@ -1,0 +1,159 @@
+"""A config.json shrunk to a tiny model of the same architecture, with the processor that goes with it.
+
+Every trait is kept that decides which code runs: kinds of layers, patches, merges, tied heads; only numbers get small.
+Sizes are multiples of 64, the smallest that bitsandbytes quantises.
+"""
+
+import re
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from vlmtune.models.families.base import Json
+from vlmtune.models.families.standin import standin_processor
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+WIDTH, HEADS, KV_HEADS, HEAD_DIM, LAYERS, EXPERTS = 64, 4, 2, 16, 2, 4
+PATCHES_PER_SIDE = 4
+Rule = tuple[str, Any]
+RULES: tuple[Rule, ...] = (
+    (r"(num_)?(hidden_|encoder_|decoder_)?layers|depth|n_layers?|num_blocks", LAYERS),
+    (r"num_(key_value|kv)_heads|attn_kv_heads|num_global_key_value_heads", KV_HEADS),
+    (
+        r"(num_|n_|encoder_|decoder_)?(attention_)?(attn_)?heads?|num_attention_heads|attn_heads|linear_num_\w+_heads",
+        HEADS,
+    ),
+    (r"head_dim|\w+_head_dim|d_kv|kv_channels", HEAD_DIM),
+    (r"(\w+_)?(q|kv|o)_lora_rank", 32),
+    (r"(\w+_)?(intermediate_size|ffn_dim|mlp_dim|d_ff|dense_hidden_size)", 2 * WIDTH),
+    (r"num_(local_|routed_)?experts|n_routed_experts|moe_num_experts", EXPERTS),
+    (r"num_experts_per_tok|moe_k|top_k_experts|moe_topk|num_experts_per_token", 2),
+    (r"n_group|topk_group|n_shared_experts|num_shared_experts|first_k_dense_replace", 1),
+    (
+        r"(\w+_)?(hidden_size|embed_dim|hidden_dim|d_model|projection_dim|output_dim|width|dim|n_embd|hidden_size_per_layer_input)",
+        WIDTH,
+    ),
+    (r"max_position_embeddings|model_max_length", 4096),
+    (r"sliding_window", 32),
+)
+KEPT = re.compile(r"rope_dim|temporal_dim|in_dim|num_mel")
+
+
+def shrink(config: Json) -> dict[str, Any]:
+    """Return the config of a tiny model of the same architecture, its vocabulary still to be set."""
+    whole = AutoConfig.for_model(**deepcopy(dict(config))).to_dict()
+    return _section(whole)
+
+
+def _section(section: dict[str, Any]) -> dict[str, Any]:
+    small = {key: _value(key, value) for key, value in section.items() if key not in ("id2label", "label2id")}
+    layers = next((key for key in small if re.fullmatch(RULES[0][0], key) and isinstance(section[key], int)), None)
+    if layers is not None:
+        _fit_lists(small, section, layers)
+    patch_px = section.get("patch_size")
+    if isinstance(section.get("image_size"), int) and isinstance(patch_px, int):
+        small["image_size"] = patch_px * PATCHES_PER_SIDE * 2
+    elif isinstance(section.get("image_size"), (list, tuple)) and isinstance(patch_px, (list, tuple)):
+        small["image_size"] = [side * PATCHES_PER_SIDE * 2 for side in patch_px]
+    return small
+
+
+def _value(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return _section(value)
+    if isinstance(value, bool) or not isinstance(value, int) or KEPT.search(key):
+        return value
+    return next((small for pattern, small in RULES if re.fullmatch(pattern, key) and value > small), value)
+
+
+def _fit_lists(small: dict[str, Any], section: dict[str, Any], layers: str) -> None:
+    """Cut lists of one entry a layer to the layers that are left, every kind of layer kept; fit layer numbers."""
+    per_layer = [key for key, value in section.items() if isinstance(value, list) and len(value) == section[layers]]
+    kinds = max((len({str(entry) for entry in section[key]}) for key in per_layer), default=1)
+    small[layers] = max(small[layers], kinds)
+    for key in per_layer:
+        distinct = list({str(entry): entry for entry in section[key]}.values())
+        small[key] = (distinct * small[layers])[: small[layers]]
+    for key, value in section.items():
+        if key.endswith(("_indexes", "_indices", "_layers")) and isinstance(value, list) and key not in per_layer:
+            small[key] = list(range(min(len(value), small[layers] - 1))) or value
+
+
+def tiny_model(config: Json, preprocessor: Json, folder: Path, seed: int = 0) -> Path:
+    """Write a tiny random checkpoint of this config's architecture into `folder` and return it.
+
+    Raises:
+        VlmtuneError: the processor cannot be made.
+    """
+    small = shrink(config)
+    processor = standin_processor(small, tiny_preprocessor(small, preprocessor))
+    tokenizer = processor.tokenizer
+    set_token_ids(small, processor)
+    tiny = AutoConfig.for_model(**small)
+    tiny.get_text_config().vocab_size = len(tokenizer)
+    torch.manual_seed(seed)
+    model = AutoModelForImageTextToText.from_config(tiny, dtype=torch.float32)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def set_token_ids(config: dict[str, Any], processor: "ProcessorMixin") -> None:
+    """Make every token id in the config that of the processor's token of the same name."""
+    tokenizer = processor.tokenizer
+    for key, value in config.items():
+        if isinstance(value, dict):
+            set_token_ids(value, processor)
+        elif key == "vocab_size":
+            config[key] = len(tokenizer)
+        elif found := re.fullmatch(r"(\w+)_token_(id|index)|image_token_index", key):
+            token_id = token_of(found.group(1) or "image", processor)
+            if value is not None:
+                config[key] = token_id if token_id is not None else 3
+
+
+def token_of(name: str, processor: "ProcessorMixin") -> int | None:
+    """Return the id of a token by the config's name for it."""
+    for holder in (processor, processor.tokenizer):
+        value = getattr(holder, f"{name}_token_id", None)
+        if isinstance(value, int):
+            return value
+        token = getattr(holder, f"{name}_token", None)
+        if isinstance(token, str):
+            return processor.tokenizer.convert_tokens_to_ids(token)
+    return None
+
+
+def tiny_preprocessor(config: Json, preprocessor: Json) -> dict[str, Any]:
+    """Return the image processor's settings for the tiny model: images of few patches."""
+    from vlmtune.models.families.standin import image_processor_of
+
+    settings = {**image_processor_of(config["model_type"], preprocessor).to_dict(), **preprocessor}
+    vision = config.get("vision_config") or {}
+    patch = _one(vision.get("patch_size"), 14)
+    side = _one(vision.get("image_size"), patch * PATCHES_PER_SIDE * 2)
+    size = settings.get("size")
+    for key in ("size", "crop_size", "max_image_size", "min_image_size"):
+        if isinstance(settings.get(key), dict):
+            settings[key] = {name: value and side for name, value in settings[key].items()}
+    if isinstance(size, dict) and "shortest_edge" in size and (size.get("longest_edge") or 0) > 8192:
+        settings["size"] = {"shortest_edge": side * side // 4, "longest_edge": side * side * 4}
+    elif isinstance(size, dict) and "longest_edge" in size:
+        settings["size"] = {name: side * (2 if name == "longest_edge" else 1) for name in size}
+    if settings.get("image_grid_pinpoints"):
+        settings["image_grid_pinpoints"] = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
+    if "patch_size" in settings and "patch_size" in vision:
+        settings["patch_size"] = vision["patch_size"]
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _one(value: Any, default: int) -> int:
+    """Return a side that is given as one number or as two equal ones."""
+    return value if isinstance(value, int) else value[0] if isinstance(value, (list, tuple)) else default
