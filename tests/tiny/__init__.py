@@ -11,6 +11,9 @@ import torch
 import transformers as hf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from vlmtune.models.qwen_vl import QwenVLConfig, QwenVLForConditionalGeneration, QwenVLImageProcessor, QwenVLProcessor
+from vlmtune.models.qwen_vl.tokenizer import wrap_tokenizer
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for p in m['content'] %}{% if p['type'] == 'image' %}"
     "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ p['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
@@ -158,6 +161,23 @@ def qwen3_vl() -> tuple:
     return hf.Qwen3VLForConditionalGeneration, config, processor
 
 
+def qwen() -> tuple:
+    alphabet = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tok = wrap_tokenizer(Tokenizer(models.BPE(vocab=alphabet, merges=[])))
+    images = QwenVLImageProcessor(size={"height": 56, "width": 56})
+    visual = {"image_size": 56, "width": 64, "layers": 2, "heads": 2, "mlp_ratio": 2, "output_dim": 128}
+    config = QwenVLConfig(
+        vocab_size=len(tok),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        kv_channels=32,
+        intermediate_size=256,
+        visual={**visual, "patch_size": 14, "image_start_id": tok.convert_tokens_to_ids("<img>")},
+    )
+    return QwenVLForConditionalGeneration, config, QwenVLProcessor(images, tok)
+
+
 def _smol_tokenizer() -> hf.PreTrainedTokenizerFast:
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     special = ["<|im_start|>", "<end_of_utterance>", "<pad>", "<fake_token_around_image>", "<image>", "<global-img>"]
@@ -230,7 +250,7 @@ def paligemma() -> tuple:
 
 TINY: dict[str, Callable[[], tuple]] = {
     builder.__name__: builder
-    for builder in (gemma3, idefics3, llava, paligemma, qwen2_5_vl, qwen2_vl, qwen3_vl, smolvlm)
+    for builder in (gemma3, idefics3, llava, paligemma, qwen, qwen2_5_vl, qwen2_vl, qwen3_vl, smolvlm)
 }
 """One builder for each `model_type`: () -> (model class, config, processor)."""
 

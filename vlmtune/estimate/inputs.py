@@ -11,6 +11,8 @@ from torch import Tensor, arange, full, ones_like, tensor, where
 from vlmtune.data.encode import IGNORED, Encoded
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.families.base import Family
+from vlmtune.models.qwen_vl import QwenVLImageProcessor
+from vlmtune.models.qwen_vl.configuration import IMAGE_TOKEN_AFTER_START
 from vlmtune.models.source import ModelSource
 from vlmtune.plan import RunPlan
 
@@ -45,7 +47,7 @@ def largest_row(plan: RunPlan, source: ModelSource, family: Family) -> Encoded:
         tensors["token_type_ids"] = is_feature.long()[None]
     elif kind == "paligemma":
         tensors["token_type_ids"] = answer.long()[None]
-    elif kind.startswith("qwen"):
+    elif kind.startswith("qwen") and kind != "qwen":
         tensors["mm_token_type_ids"] = is_feature.int()[None]
     labels = where(answer, ids, full((), IGNORED))
     return Encoded(tensors, labels[None], is_image, "largest row allowed")
@@ -53,16 +55,22 @@ def largest_row(plan: RunPlan, source: ModelSource, family: Family) -> Encoded:
 
 def _image_tensors(source: ModelSource, plan: RunPlan, image: Image.Image) -> dict[str, Tensor]:
     kind = source.config["model_type"]
+    if kind == "qwen":
+        return dict(QwenVLImageProcessor(**_square(source.config["visual"]["image_size"]))([image], return_tensors="pt"))
     if kind not in PROCESSORS:
         raise VlmtuneError(f"the images of model_type {kind} cannot be made up", "estimate with a config and its data")
     settings = {key: value for key, value in source.preprocessor.items() if not key.endswith(("_class", "_type"))}
     if not settings:
         side = source.config.get("vision_config", {}).get("image_size", 896 if kind == "gemma3" else 224)
-        settings = {"size": {"height": side, "width": side}}
+        settings = _square(side)
     processor = getattr(transformers, PROCESSORS[kind])(**{**settings, **plan.image_overrides})
     images = [[image]] if kind in ("smolvlm", "idefics3") else [image]
     made = processor(images=images, return_tensors="pt")
     return {key: value for key, value in made.items() if key not in NOT_FOR_THE_MODEL}
+
+
+def _square(side_px: int) -> dict[str, dict[str, int]]:
+    return {"size": {"height": side_px, "width": side_px}}
 
 
 def _feature_tokens(source: ModelSource, total: int, images: dict[str, Tensor]) -> int:
@@ -81,6 +89,8 @@ def _tokens(source: ModelSource, num_text: int, num_image: int, num_features: in
     """Return ids [T], where features go [T], and where the image's tokens are [T]: a start, the image, then text."""
     config = source.config
     image_id = config.get("image_token_id", config.get("image_token_index"))
+    if config["model_type"] == "qwen":
+        image_id = config["visual"]["image_start_id"] + IMAGE_TOKEN_AFTER_START
     start = config.get("vision_start_token_id", TEXT_TOKEN)
     markers = num_image - num_features
     ids = [start] + [TEXT_TOKEN] * markers + [image_id] * num_features + [TEXT_TOKEN] * (num_text - 1)

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+import vlmtune.models.qwen_vl  # noqa: F401  transformers knows the model from then on
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.download import checkpoint_folder
 from vlmtune.models.families import FAMILIES

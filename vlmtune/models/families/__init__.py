@@ -1,6 +1,6 @@
 """The families vlmtune knows. Adding one = one file here, one entry in FAMILIES, one tiny model in tests/tiny."""
 
-from vlmtune.models.families import gemma3, llava, paligemma, qwen2_vl, qwen3_vl, smolvlm
+from vlmtune.models.families import gemma3, llava, paligemma, qwen2_vl, qwen3_vl, qwen_vl, smolvlm
 from vlmtune.models.families.base import Family, Json
 from vlmtune.models.families.generic import generic_family
 
@@ -10,6 +10,7 @@ FAMILIES: tuple[Family, ...] = (
     paligemma.FAMILY,
     qwen2_vl.FAMILY,
     qwen3_vl.FAMILY,
+    qwen_vl.FAMILY,
     smolvlm.FAMILY,
 )
 

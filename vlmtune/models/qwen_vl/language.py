@@ -111,6 +111,14 @@ class QwenVLLanguageModel(Qwen2PreTrainedModel):
         hidden = self.norm(hidden)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values if use_cache else None)
 
+    def has_outgrown(self, cache: Cache | None, length: int) -> bool:
+        """Return whether a cache holds keys of another NTK factor than a text of `length` columns has.
+
+        Only where the text alone makes them anew. Generation then gives the same tokens with a cache as without.
+        """
+        whole = isinstance(cache, DynamicCache) and 0 < cache.get_seq_length() == length - 1
+        return whole and self._alpha(0, length, None) != getattr(cache, "ntk_alpha", 1.0)
+
     def _alpha(self, past: int, new: int, cache: Cache | None) -> float:
         """Return the NTK factor: that of the first pass for everything that is added to its cache."""
         if self.training or not self.config.use_dynamic_ntk:

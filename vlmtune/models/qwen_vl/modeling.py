@@ -1,11 +1,12 @@
 """Qwen-VL as an ordinary transformers model: `model.visual`, `model.language_model`, `lm_head`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PreTrainedModel, initialization
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from vlmtune.models.qwen_vl.configuration import NUM_QUERIES, QwenVLConfig
@@ -72,8 +73,8 @@ class QwenVLModel(QwenVLPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.embed_tokens = value
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Return the features [images, 256, H] of pixels [images, 3, height, width]."""
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """Return the features [images, 256, H] of pixels [images, 3, height, width] as `pooler_output`."""
         return self.visual(pixel_values)
 
     @can_return_tuple
@@ -95,7 +96,8 @@ class QwenVLModel(QwenVLPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         features = None
         if pixel_values is not None:
-            features = self.get_image_features(pixel_values).to(inputs_embeds.device, inputs_embeds.dtype)
+            features = self.get_image_features(pixel_values).pooler_output
+            features = features.to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = self._with_images(input_ids, inputs_embeds, features)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -134,9 +136,29 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Return the features [images, 256, H] of pixels [images, 3, height, width]."""
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """Return the features [images, 256, H] of pixels [images, 3, height, width] as `pooler_output`."""
         return self.model.get_image_features(pixel_values)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs,
+    ) -> dict[str, Any]:
+        """Return the next pass's inputs: those of a first pass where the text has outgrown its cache."""
+        if self.model.language_model.has_outgrown(past_key_values, input_ids.shape[1]):
+            past_key_values.crop(-past_key_values.get_seq_length())
+            next_sequence_length, is_first_iteration = None, True
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
 
     @can_return_tuple
     def forward(

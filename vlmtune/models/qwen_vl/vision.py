@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlmtune.models.qwen_vl.configuration import HEAD_DIM_OF_RESAMPLER, NUM_QUERIES, QwenVLConfig
 
@@ -117,7 +118,7 @@ class QwenVLResampler(nn.Module):
 
 
 class QwenVLVisionTower(nn.Module):
-    """Pixels [B, 3, H, W] → features [B, 256, E]."""
+    """Pixels [B, 3, H, W] → states of the patches [B, P, W], and features [B, 256, E] as `pooler_output`."""
 
     def __init__(self, config: QwenVLConfig) -> None:
         super().__init__()
@@ -131,11 +132,12 @@ class QwenVLVisionTower(nn.Module):
         self.ln_post = nn.LayerNorm(out, eps=NORM_EPSILON)
         self.proj = nn.Parameter(torch.empty(out, out))
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         patches_BPW = self.conv1(pixel_values.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
         places_PW = resized_places(self.positional_embedding, patches_BPW.shape[1])
         hidden_BPW = self.transformer(self.ln_pre(patches_BPW + places_PW))
-        return self.ln_post(self.attn_pool(hidden_BPW)) @ self.proj
+        features_BQE = self.ln_post(self.attn_pool(hidden_BPW)) @ self.proj
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_BPW, pooler_output=features_BQE)
 
 
 def resized_places(places: Tensor, num_patches: int) -> Tensor:
