@@ -6,19 +6,21 @@ from vlmtune.cli import app
 
 SURFACE = {
     "": ["--version"],
-    "train": ["CONFIG", "--set", "--dry-run", "--resume", "--json"],
+    "train": ["CONFIG", "--set", "--dry-run", "--resume", "--force", "--json"],
     "validate": ["CONFIG", "--set", "--json", "--schema", "--preview"],
     "estimate-vram": [
-        "CONFIG",
+        "[CONFIG]...",
         "--model",
         "--preset",
         "--gpu",
         "--platform",
         "--reserve-gib",
         "--explain",
+        "--compare",
         "--set",
         "--json",
     ],
+    "plan": ["--model", "--gpu", "--data", "--preset", "-o", "--force", "--platform", "--reserve-gib", "--json"],
     "evaluate": ["RUN", "--data", "--base", "--max-new-tokens", "--json"],
     "generate": ["RUN", "--prompt", "--image", "--max-new-tokens", "--json"],
     "merge": ["RUN", "-o", "--json"],

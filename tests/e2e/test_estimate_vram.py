@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 from tiny import TINY, save_tiny
+
+from vlmtune.engine import sensors
 
 KEYS = {
     "model",
@@ -23,7 +26,18 @@ KEYS = {
     "flops_per_row",
     "seconds",
     "versions",
+    "config",
+    "gpu_name",
+    "gpu_from",
+    "budget_from",
 }
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    """No GPU here, whatever machine the tests run on."""
+    monkeypatch.setattr(sensors, "has_driver", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +49,8 @@ def test_the_answer_has_every_key_and_its_parts_sum_to_the_total(run_cli, folder
     done = run_cli("estimate-vram", "--model", folder, "--gpu", "rtx-4060", "--json")
     assert done.code == 0, done.stderr
     report = json.loads(done.stdout)
-    assert set(report) == KEYS
+    assert set(report) >= KEYS
+    assert (report["gpu_name"], report["gpu_from"]) == ("NVIDIA GeForce RTX 4060", "--gpu")
     assert report["fits"] is True and report["preset"] == "8gb" and report["gpu"] == "rtx-4060"
     assert sum(share["bytes"] for share in report["breakdown"]) == report["device_total_bytes"]
     assert report["peak_allocated_bytes"] <= report["peak_reserved_bytes"] < report["device_total_bytes"]
@@ -102,11 +117,61 @@ def test_what_does_not_fit_exits_with_3(run_cli, folder):
 
 def test_people_get_a_bar_and_a_table(run_cli, folder):
     done = run_cli("estimate-vram", "--model", folder)
-    lines = done.stdout.splitlines()
-    assert lines[0].endswith("on 8 GB card, as NVIDIA GeForce RTX 4060: fits")
-    assert lines[1].startswith("█") or lines[1].startswith("░")
-    assert lines[2] == "longest row: 512 text + 4 image = 516 tokens (largest row allowed)"
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert lines[1] == "on 8 GB card, as NVIDIA GeForce RTX 4060 (preset 8gb)"
+    bar, peak_gib, _, budget_gib, _ = lines[3].split()
+    assert set(bar) <= {"█", "░"} and len(bar) == 48 and float(peak_gib) < float(budget_gib) == 7.01
+    assert lines[4] == f"fits, {7.01 - float(peak_gib):.2f} GiB to spare"
+    assert lines[6] == "budget       7.01 GiB = 7.62 of the card - 0.22 CUDA context - 0.39 others"
+    assert lines[7] == "longest row  512 text + 4 image = 516 tokens (largest row allowed)"
+    assert lines[8].startswith("peak at      step ")
     assert "CUDA context" in done.stdout and lines[-1].startswith("total on the device")
+    assert max(map(len, lines[1:])) <= 80
+
+
+def test_what_is_too_large_sticks_out(run_cli, folder):
+    done = run_cli("estimate-vram", "--model", folder, "--reserve-gib", "7.38")
+    assert "▶" in done.stdout and "does not fit, 0." in done.stdout and "GiB too much" in done.stdout
+
+
+def config_file(path, folder, **settings):
+    values = {"model": {"name": str(folder)}, "data": {"train_path": "none.jsonl"}, **settings}
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_plans_stand_side_by_side(run_cli, folder, tmp_path):
+    one = config_file(tmp_path / "a.yaml", folder, preset="8gb")
+    other = config_file(tmp_path / "b.yaml", folder, preset="6gb", training={"lora": {"rank": 64}})
+    same_card = ("--gpu", "8gb", "--set", "data.max_length=100")
+    done = run_cli("estimate-vram", one, "--compare", other, *same_card, "--json")
+    assert done.code == 0, done.stderr
+    compared = json.loads(done.stdout)
+    assert compared["differences"]["training.lora.rank"] == [8, 64]
+    assert "data.max_length" not in compared["differences"] and "data.train_path" not in compared["differences"]
+    first, second = compared["plans"]
+    assert (first["config"], second["config"]) == (str(one), str(other))
+    assert second["peak_allocated_bytes"] > first["peak_allocated_bytes"]
+    alone = json.loads(run_cli("estimate-vram", other, *same_card, "--json").stdout)
+    assert {**second, "seconds": 0} == {**alone, "seconds": 0}
+
+
+def test_people_get_differences_in_columns(run_cli, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, rank in (("a", 8), ("b", 64), ("c", 8)):
+        config_file(tmp_path / f"{name}.yaml", folder, training={"lora": {"rank": rank}})
+    done = run_cli("estimate-vram", "--compare", "a.yaml", "b.yaml", "c.yaml", "--set", "data.max_length=100")
+    assert done.code == 0, done.stderr
+    settings, verdicts, parts = ([line.split() for line in part.splitlines()] for part in done.stdout.split("\n\n")[:3])
+    assert settings[0] == ["value", "a.yaml", "b.yaml", "c.yaml"]
+    assert settings[2:] == [["training.lora.rank", "8", "64", "8"]]
+    assert verdicts[0] == ["a.yaml", "b.yaml", "change", "c.yaml", "change"]
+    assert ["fits", "yes", "yes", "yes"] in verdicts and ["text", "tokens", "100", "100", "100"] in verdicts
+    assert parts[0] == ["part,", "MiB", "a.yaml", "b.yaml", "change", "c.yaml", "change"]
+    first, second, change, third = next(row[1:] for row in parts if row[:1] == ["other"])
+    assert first == third and float(change) == pytest.approx(float(second) - float(first), abs=0.11)
+    assert float(change) > 0 and "total on the device" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -114,6 +179,10 @@ def test_people_get_a_bar_and_a_table(run_cli, folder):
     [
         (["--model", "org/none", "--gpu", "8gb"], 1, "is not in the local cache"),
         (["--gpu", "8gb"], 2, "give either CONFIG or --model"),
+        (["a.yaml", "--compare"], 2, "give two or more CONFIGs to compare"),
+        (["a.yaml", "b.yaml"], 2, "several CONFIGs need --compare"),
+        (["a.yaml", "b.yaml", "--compare", "--explain"], 2, "the levers are those of one CONFIG"),
+        (["--model", "Qwen/Qwen3-VL-2B-Instruct", "--gpu", "here"], 1, "there is no GPU here that PyTorch can use"),
         (["--model", "Qwen/Qwen3-VL-2B-Instruct", "--gpu", "rtx-4061"], 1, "did you mean"),
         (["--model", "Qwen/Qwen3-VL-2B-Instruct", "--preset", "9gb"], 1, "preset 9gb is unknown"),
         (["--model", "Qwen/Qwen3-VL-2B-Instruct", "--set", "training.lora.rnak=3"], 1, "training.lora.rank"),

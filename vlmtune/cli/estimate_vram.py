@@ -1,37 +1,39 @@
 """`vlmtune estimate-vram`: the memory a run needs, before it runs, on a card that need not be there."""
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlmtune.cli.options import JsonOption, SetOption
+from vlmtune.cli.targets import Chosen, GpuOption, PlatformOption, ReserveOption, choose_target
 from vlmtune.errors import ExitCode, VlmtuneError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vlmtune.cli.memory_view import Estimated
     from vlmtune.config.load import LoadedConfig
     from vlmtune.data.types import Sample
     from vlmtune.estimate.explain import Lever
     from vlmtune.estimate.run import MemoryReport, Target
 
 EXAMPLE = "Example: [bold]vlmtune estimate-vram --model Qwen/Qwen3-VL-4B-Instruct --preset 8gb --gpu rtx-4060[/bold]"
-GIB = 2**30
 
 
 def estimate_vram(
-    config: Annotated[
-        Path | None, typer.Argument(metavar="CONFIG", help="The YAML file of the run.", show_default=False)
+    configs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[CONFIG]...", help="The YAML file of the run.", show_default=False),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Without CONFIG: a model of the catalogue, or a folder.")] = None,
     preset: Annotated[str, typer.Option(help="Without CONFIG: the preset.")] = "8gb",
-    gpu: Annotated[str | None, typer.Option(help="A card such as rtx-4060, or a size such as 8gb.")] = None,
-    platform: Annotated[
-        Literal["headless", "linux", "windows"], typer.Option(help="What else runs on the card.")
-    ] = "linux",
-    reserve_gib: Annotated[
-        float | None, typer.Option(min=0, help="Left to the desktop. Default: by platform.", show_default=False)
-    ] = None,
+    gpu: GpuOption = None,
+    platform: PlatformOption = None,
+    reserve_gib: ReserveOption = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also price every lever: GiB saved, work added.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Put two or more CONFIGs side by side.")] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -39,52 +41,48 @@ def estimate_vram(
 
     Exit codes: 0 fits, 3 does not fit, 4 cannot tell.
     """
-    words = overrides or []
-    loaded = _load(config, model, preset, words)
-    target = _target(gpu or loaded.config.preset or "8gb", platform, reserve_gib)
-    report = _estimate(loaded, target)
-    if not as_json:
-        _print(report, target)
-    levers = []
-    if explain:
-        from vlmtune.estimate.explain import price_levers
+    files = configs or []
+    _check_words(files, model, explain, compare)
 
-        levers = price_levers(
-            loaded.config, report, lambda more: _estimate(_load(config, model, preset, [*words, *more]), target)
-        )
-        if not as_json:
-            _print_levers(levers)
-    if as_json:
-        import dataclasses
+    def load(file: Path | None, more: tuple[str, ...] = ()) -> "LoadedConfig":
+        from vlmtune.config.load import load_config, preset_config
 
-        from vlmtune.cli import render
+        words = [*(overrides or ()), *more]
+        return load_config(file, words) if file else preset_config(model, preset, words)
 
-        more = {"levers": [dataclasses.asdict(lever) for lever in levers]} if explain else {}
-        render.print_json(dataclasses.asdict(report) | more)
-    raise typer.Exit(ExitCode.OK if report.fits else ExitCode.DOES_NOT_FIT)
+    loaded = [load(file) for file in files or [None]]
+    chosen = [choose_target(gpu, one.config.preset, platform, reserve_gib) for one in loaded]
+    names = [str(file) for file in files] or [model]
+    plans = [_estimated(name, *pair) for name, *pair in zip(names, loaded, chosen, strict=True)]
+    if compare:
+        _show_side_by_side(plans, as_json)
+    else:
+        first = files[0] if files else None
+        levers = _levers(plans[0], loaded[0], chosen[0], lambda more: load(first, more)) if explain else None
+        _show_one(plans[0], levers, as_json)
+    raise typer.Exit(ExitCode.OK if all(plan.report.fits for plan in plans) else ExitCode.DOES_NOT_FIT)
 
 
-def _load(config: Path | None, model: str | None, preset: str, overrides: list[str]) -> "LoadedConfig":
-    from vlmtune.config.load import load_config, preset_config
-
-    if (config is None) == (model is None):
+def _check_words(files: list[Path], model: str | None, explain: bool, compare: bool) -> None:
+    """Raise when the options do not go together."""
+    if bool(files) == (model is not None):
         raise typer.BadParameter("give either CONFIG or --model", param_hint="CONFIG")
-    return load_config(config, overrides) if config else preset_config(model, preset, overrides)
+    if compare and len(files) < 2:
+        raise typer.BadParameter("give two or more CONFIGs to compare", param_hint="--compare")
+    if len(files) > 1 and not compare:
+        raise typer.BadParameter("several CONFIGs need --compare", param_hint="CONFIG")
+    if compare and explain:
+        raise typer.BadParameter("the levers are those of one CONFIG", param_hint="--explain")
 
 
-def _target(gpu: str, platform: Literal["headless", "linux", "windows"], reserve_gib: float | None) -> "Target":
-    from vlmtune.estimate.cards import budget_bytes, find_card
+def _estimated(name: str, loaded: "LoadedConfig", chosen: Chosen) -> "Estimated":
+    from rich.console import Console
 
-    card = find_card(gpu)
-    reserve_bytes = None if reserve_gib is None else int(reserve_gib * GIB)
-    budget = budget_bytes(card, platform, reserve_bytes)
+    from vlmtune.cli.memory_view import Estimated
 
-    from vlmtune.engine.runtime import prepare_environment
-
-    prepare_environment()
-    from vlmtune.estimate.run import Target
-
-    return Target(card, budget, expandable_segments=platform != "windows")
+    with Console(stderr=True).status(f"simulating a training step of {name}…"):
+        report = _estimate(loaded, chosen.target)
+    return Estimated(name, loaded.values(), report, chosen)
 
 
 def _estimate(loaded: "LoadedConfig", target: "Target") -> "MemoryReport":
@@ -117,42 +115,42 @@ def _samples(loaded: "LoadedConfig") -> "list[Sample]":
     return require_good(read_rows(loaded, path), loaded.config.data.on_bad_row)
 
 
-def _print(report: "MemoryReport", target: "Target") -> None:
-    from vlmtune.cli import render
+def _levers(
+    plan: "Estimated", loaded: "LoadedConfig", chosen: Chosen, load: "Callable[[tuple[str, ...]], LoadedConfig]"
+) -> "list[Lever]":
+    from vlmtune.estimate.explain import price_levers
 
-    out = render.console()
-    verdict = "fits" if report.fits else "does not fit"
-    tokens = report.tokens
-    out.print(f"{report.model} on {target.card.name}: {verdict}", soft_wrap=True)
-    out.print(
-        f"{_bar(report)} {report.peak_reserved_bytes / GIB:.2f} of {report.budget_bytes / GIB:.2f} GiB", soft_wrap=True
-    )
-    sum_of_tokens = f"{tokens['text']} text + {tokens['image']} image = {tokens['total']} tokens"
-    out.print(f"longest row: {sum_of_tokens} ({report.worst_row})", soft_wrap=True)
-    out.print(f"peak: {report.peak_at.phase}, {report.peak_at.op} at {report.peak_at.module}", soft_wrap=True)
-    table = render.table("part", "MiB", "share", right=("MiB", "share"))
-    for share in report.breakdown:
-        table.add_row(share.name, f"{share.bytes / 2**20:,.1f}", f"{share.bytes / report.device_total_bytes:.1%}")
-    table.add_row("total on the device", f"{report.device_total_bytes / 2**20:,.1f}", "100.0%")
-    out.print()
-    out.print(table)
+    return price_levers(loaded.config, plan.report, lambda more: _estimate(load(more), chosen.target))
 
 
-def _print_levers(levers: "list[Lever]") -> None:
-    from vlmtune.cli import render
+def _show_one(plan: "Estimated", levers: "list[Lever] | None", as_json: bool) -> None:
+    from vlmtune.cli import memory_view, render
 
-    table = render.table("lever", "GiB saved", "work", "fits", right=("GiB saved", "work"))
-    for lever in levers:
-        words = " ".join(f"--set {word}" for word in lever.words)
-        table.add_row(words, f"{lever.saved_bytes / GIB:+.2f}", f"×{lever.work:.2f}", "yes" if lever.fits else "no")
-    out = render.console()
-    out.print()
-    out.print(table)
-    out.print("work: floating-point operations a row; a card that is busy computing slows down by that much")
+    if as_json:
+        more = {} if levers is None else {"levers": [dataclasses.asdict(lever) for lever in levers]}
+        render.print_json(_as_json(plan) | more)
+        return
+    memory_view.print_one(plan)
+    if levers is not None:
+        memory_view.print_levers(levers)
 
 
-def _bar(report: "MemoryReport", width: int = 40) -> str:
-    """The peak against the budget; what sticks out is marked."""
-    full = round(width * min(1.0, report.peak_reserved_bytes / max(1, report.budget_bytes)))
-    over = "" if report.peak_reserved_bytes <= report.budget_bytes else "▶"
-    return "█" * full + "░" * (width - full) + over
+def _show_side_by_side(plans: "list[Estimated]", as_json: bool) -> None:
+    from vlmtune.cli import memory_view, render
+
+    if as_json:
+        values = {"differences": memory_view.differences(plans), "plans": [_as_json(plan) for plan in plans]}
+        render.print_json(values)
+    else:
+        memory_view.print_side_by_side(plans)
+
+
+def _as_json(plan: "Estimated") -> dict[str, Any]:
+    """Return the report, with the plan's name and what the user meant by the card."""
+    chosen = plan.chosen
+    return dataclasses.asdict(plan.report) | {
+        "config": plan.name,
+        "gpu_name": chosen.target.card.name,
+        "gpu_from": chosen.card_from,
+        "budget_from": chosen.budget_from,
+    }

@@ -1,6 +1,8 @@
 """What the NVIDIA driver says about a card, through NVML: works without torch, and when torch cannot use the card."""
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -48,6 +50,16 @@ def read_gpu(index: int = 0, uuid: str | None = None) -> GpuReading | None:
         return None if handle is None else _reading(nvml, handle)
     except nvml.NVMLError:
         return None
+
+
+def has_driver() -> bool:
+    """Return whether NVIDIA's driver is installed, with or without NVML: without it torch can use no GPU."""
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _nvml() -> ModuleType | None:
