@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vlmtune.report import StepRecord, TrainReport
+from vlmtune.report_memory import compare
 
 GIB = 2**30
 LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 52, 708, 12, 196
@@ -97,7 +98,7 @@ def _loss_chart(records: Sequence[StepRecord]) -> Chart | None:
 
 
 def _memory_chart(records: Sequence[StepRecord]) -> Chart | None:
-    """Return the chart of GPU memory: now, peak and limit."""
+    """Return the chart of GPU memory: now, peak, what was estimated, and limit."""
 
     def series(label: str, style: str, amounts: Iterable[int | None]) -> Series:
         points = zip((record.step for record in records), amounts, strict=True)
@@ -108,6 +109,7 @@ def _memory_chart(records: Sequence[StepRecord]) -> Chart | None:
         [
             series("now", "first", (record.gpu_memory_bytes for record in records)),
             series("peak", "second", (record.gpu_peak_bytes for record in records)),
+            series("estimated peak", "estimate", (record.gpu_estimate_bytes for record in records)),
             series("limit", "limit", (record.gpu_limit_bytes for record in records)),
         ],
     )
@@ -175,10 +177,20 @@ def _tables(report: TrainReport) -> list[tuple[str, list[tuple[str, str]]]]:
         ("speed", f"{report.tokens_per_s:,.0f} tokens/s"),
         ("waiting for data", f"{report.data_wait_share:.0%} of the time"),
     ]
-    if report.peak_reserved_bytes is not None:
-        run.append(("peak allocated", _gib(report.peak_allocated_bytes)))
-        run.append(("peak reserved", _gib(report.peak_reserved_bytes)))
-    return [("Run", run), ("Data", data), ("Versions", list(report.versions.items()))]
+    memory = [("Memory", _memory_rows(report))] if report.memory_measured else []
+    return [("Run", run), *memory, ("Data", data), ("Versions", list(report.versions.items()))]
+
+
+def _memory_rows(report: TrainReport) -> list[tuple[str, str]]:
+    """Return the peaks and their parts as measured, each with its estimate where there is one."""
+    return [
+        (
+            row.name,
+            _gib(row.measured_bytes)
+            + (f", estimated {_gib(row.estimated_bytes)}" if row.estimated_bytes is not None else ""),
+        )
+        for row in compare(report.memory_estimated, report.memory_measured)
+    ]
 
 
 def _loss(value: float | None) -> str:

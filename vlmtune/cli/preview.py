@@ -12,7 +12,7 @@ def print_preview(loaded: "LoadedConfig", samples: "list[Sample]") -> None:
     from rich.text import Text
 
     from vlmtune.cli import render
-    from vlmtune.cli.train import make_run_plan
+    from vlmtune.cli.job import make_run_plan
 
     plan, _ = make_run_plan(loaded)
     from vlmtune.data.dataset import TuneDataset

@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmtune.cli.attempts import Flags, keep_job, train_and_retry
+from vlmtune.cli.job import Job, make_run_plan, pinned_commit, read_data
 from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
 from vlmtune.errors import ExitCode, VlmtuneError
 
 if TYPE_CHECKING:
     from vlmtune.config.load import LoadedConfig
     from vlmtune.data.run_data import RunData
-    from vlmtune.models.source import ModelSource
     from vlmtune.plan import RunPlan
     from vlmtune.report import RunFolder, TrainReport
 
@@ -23,96 +23,82 @@ EXAMPLE = "Example: [bold]vlmtune train configs/8gb.yaml --set training.learning
 def train(
     config: ConfigArgument,
     overrides: SetOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and estimate and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint of this run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train even if the estimate does not fit the GPU.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train as the config says; the run folder holds adapter, log and report afterwards."""
     from vlmtune.config.load import load_config
 
-    loaded = load_config(config, overrides or ())
-    data = _read_data(loaded)
-    plan, source = make_run_plan(loaded)
+    words = tuple(overrides or ())
+    loaded = load_config(config, words)
+    if resume and (changes := _changes_of(loaded, err=as_json)):
+        words += changes
+        loaded = load_config(config, words)
+    data = read_data(loaded)
+    job = Job(config, words, loaded, *make_run_plan(loaded, pinned_commit(loaded) if resume else None))
     if dry_run:
-        _print_plan(plan, as_json)
+        _dry_run(job, data, as_json)
         return
-    folder = _open_folder(loaded, plan, resume)
+    folder = _open_folder(job, resume)
     if resume and _is_finished(folder):
         _print_finished(folder, as_json)
         return
-    from rich.console import Console
-
-    from vlmtune.engine.monitor import LiveView
-    from vlmtune.engine.run import train as run
-    from vlmtune.engine.runtime import quiet_libraries
-
-    quiet_libraries()
-    console = Console(stderr=as_json, highlight=False)
-    view = LiveView(_title(plan), console, slowdown_c=_slowdown_c(plan))
-    with _interruptible(folder), _unless_trained_removed(folder, is_new=not resume), view:
-        report = run(plan, source, data, folder, view, resume=resume)
+    with _interruptible(folder), _unless_trained_removed(folder, is_new=not resume):
+        report = train_and_retry(job, data, folder, Flags(resume, force, as_json))
     _print_report(report, folder, as_json)
     if report.status == "interrupted":
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
-def _read_data(loaded: "LoadedConfig") -> "RunData":
-    """Read and check the rows; raise one error that names every bad one."""
-    from vlmtune.cli.rows import read_rows
-    from vlmtune.data.run_data import RunData
-    from vlmtune.data.samples import require_good
+def _changes_of(loaded: "LoadedConfig", err: bool) -> tuple[str, ...]:
+    """Say and return the changes that the run to be continued has made of itself, as `--set` words."""
+    from vlmtune.report import RunFolder
 
-    data = loaded.config.data
-    rows = read_rows(loaded, loaded.resolve_path(data.train_path))
-    train_rows = require_good(rows, data.on_bad_row)
-    val_rows = []
-    if data.val_path:
-        val_rows = require_good(read_rows(loaded, loaded.resolve_path(data.val_path)), data.on_bad_row)
-    skipped = tuple(f"{bad.where}: {bad.problem}" for bad in rows.bad_rows)
-    if skipped:
-        typer.echo(f"{len(skipped)} rows are skipped (data.on_bad_row: skip); report.json names them", err=True)
-    return RunData(train_rows, val_rows, skipped, rows.notes)
+    retries = RunFolder(loaded.config.run_dir).read_retries()
+    for retry in retries:
+        typer.echo(retry.note, err=err)
+    return tuple(word for retry in retries for word in retry.words)
 
 
-def make_run_plan(loaded: "LoadedConfig") -> "tuple[RunPlan, ModelSource]":
-    """Return the plan for this machine and the model's source; imports torch to look at the device."""
-    import hashlib
+def _dry_run(job: Job, data: "RunData", as_json: bool) -> None:
+    """Print the plan and the estimate; raise what the run would be refused for."""
+    from vlmtune.cli.launch import expect, refuse_too_large
 
-    from vlmtune.engine.runtime import prepare_environment
-    from vlmtune.models.families import find_family
-    from vlmtune.models.source import open_model
-    from vlmtune.plan import make_plan
+    if not as_json:
+        _print_plan(job.plan)
+    expected = expect(job, data.train, err=as_json)
+    if as_json:
+        from dataclasses import asdict
 
-    prepare_environment()
-    config = loaded.config
-    source = open_model(config.model.name, config.model.revision, loaded.base_dir)
-    find_family(source.config, config.model.name)
-    with loaded.resolve_path(config.data.train_path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    from vlmtune.engine.runtime import probe_device
+        from vlmtune.cli import render
 
-    return make_plan(config, source, probe_device(), digest), source
+        render.print_json(asdict(job.plan) | {"estimate": expected.as_json() if expected else None})
+    if expected:
+        refuse_too_large(job, data.train, expected)
 
 
-def _open_folder(loaded: "LoadedConfig", plan: "RunPlan", resume: bool) -> "RunFolder":
+def _open_folder(job: Job, resume: bool) -> "RunFolder":
     """Return the run folder: a new one with config and plan in it, or the one to go on with."""
-    from vlmtune.config.dump import write_config
     from vlmtune.plan import RunPlan
     from vlmtune.report import RunFolder, library_versions, strict_json
 
-    path = loaded.config.run_dir
+    path = job.loaded.config.run_dir
     if resume:
         folder = RunFolder.open_existing(path)
-        differences = plan.differences(RunPlan.load(folder.plan))
+        begun = RunPlan.load(folder.plan)
+        differences = job.plan.differences(begun)
         if differences:
             raise VlmtuneError(
                 f"{path} was started differently and cannot be continued: {'; '.join(differences)}",
                 "undo the change, or start a new run under another experiment_name",
             )
+        if job.plan != begun and not _is_finished(folder):
+            keep_job(job, folder)
         return folder
     folder = RunFolder.create(path)
-    write_config(loaded, folder.config)
-    plan.save(folder.plan)
+    keep_job(job, folder)
     folder.versions.write_text(strict_json(library_versions(), indent=2) + "\n", encoding="utf-8")
     return folder
 
@@ -151,25 +137,11 @@ def _unless_trained_removed(folder: "RunFolder", is_new: bool) -> Iterator[None]
         raise
 
 
-def _title(plan: "RunPlan") -> str:
-    return f"{plan.experiment_name}: {plan.method} of {Path(plan.model_name).name} on {plan.device}"
-
-
-def _slowdown_c(plan: "RunPlan") -> int | None:
-    from vlmtune.engine.sensors import read_gpu
-
-    reading = read_gpu() if plan.device == "cuda" else None
-    return reading.slowdown_c if reading else None
-
-
-def _print_plan(plan: "RunPlan", as_json: bool) -> None:
+def _print_plan(plan: "RunPlan") -> None:
     import dataclasses
 
     from vlmtune.cli import render
 
-    if as_json:
-        render.print_json(dataclasses.asdict(plan))
-        return
     table = render.table("plan", "value")
     for name, value in dataclasses.asdict(plan).items():
         if name != "choices":
@@ -198,6 +170,7 @@ def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> 
     loss = "-" if report.train_loss_last is None else f"{report.train_loss_last:.4f}"
     held_out = "" if report.eval_loss is None else f", held-out loss {report.eval_loss:.4f}"
     typer.echo(f"{report.status}: {report.steps} steps in {report.seconds:.0f} s, loss {loss}{held_out}")
+    _print_memory(report)
     if report.num_cut_rows:
         cut_rows, cut_tokens = count(report.num_cut_rows, "row"), count(report.num_cut_tokens, "token")
         typer.echo(f"{cut_rows} cut by {cut_tokens} in all (data.truncation: cut)")
@@ -205,3 +178,17 @@ def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> 
         typer.echo(f"{folder.latest_checkpoint()} is written; continue with --resume")
     else:
         typer.echo(f"adapter, log and report.html in {folder.path}")
+
+
+def _print_memory(report: "TrainReport") -> None:
+    """Print what the run took of the GPU beside what it was estimated to take."""
+    if report.memory_measured is None:
+        return
+    from vlmtune.cli import render
+    from vlmtune.report_memory import GIB, compare
+
+    table = render.table("memory, GiB", "estimated", "measured", right=("estimated", "measured"))
+    for row in compare(report.memory_estimated, report.memory_measured):
+        estimated = "-" if row.estimated_bytes is None else f"{row.estimated_bytes / GIB:.2f}"
+        table.add_row(row.name, estimated, f"{row.measured_bytes / GIB:.2f}")
+    render.console().print(table)

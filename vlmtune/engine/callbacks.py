@@ -29,6 +29,8 @@ class Recorder(TrainerCallback, ExportableState):
         self.view = view
         self.trainer = trainer
         self.on_gpu = trainer.plan.device == "cuda"
+        estimated = folder.read_estimate() if self.on_gpu else None
+        self.estimate_bytes = estimated.peak_reserved_bytes if estimated else None
         self.records: list[StepRecord] = folder.read_log()
         self.totals = Work()
         self.seconds_before = 0.0
@@ -93,6 +95,7 @@ class Recorder(TrainerCallback, ExportableState):
             gpu_peak_bytes=torch.cuda.max_memory_reserved() if self.on_gpu else None,
             gpu_limit_bytes=_limit_bytes() if self.on_gpu else None,
             gpu_temperature_c=gpu.temperature_c if gpu else None,
+            gpu_estimate_bytes=self.estimate_bytes,
         )
 
     def _take_work(self) -> Work:

@@ -233,7 +233,8 @@ def _memory_row(record: StepRecord) -> tuple[str, RenderableType]:
         rest = width - until_peak
         return Text.assemble(("█" * until_now + "▒" * (until_peak - until_now), style), ("░" * rest, "dim"))
 
-    return "memory", _beside(_Fitted(bar), Text(f"{_gib(now)} now  {_gib(peak)} peak  {_gib(limit)} GiB"))
+    estimated = f" (estimate {_gib(record.gpu_estimate_bytes)})" if record.gpu_estimate_bytes else ""
+    return "memory", _beside(_Fitted(bar), Text(f"{_gib(now)} now  {_gib(peak)} peak{estimated}  {_gib(limit)} GiB"))
 
 
 def _heat_row(temperature_c: int, slowdown_c: int | None) -> Text:

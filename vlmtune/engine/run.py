@@ -12,6 +12,7 @@ from vlmtune.data.run_data import RunData
 from vlmtune.engine.callbacks import FirstStepCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, is_disk_full, save_adapter
 from vlmtune.engine.evaluate import mean_loss
+from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.trainer import TuneTrainer
@@ -35,7 +36,7 @@ def train(
     try:
         return _train(plan, source, data, folder, view, resume)
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(error, plan, "outside of forward and backward") from None
+        raise out_of_memory(error, "outside of forward and backward") from None
     except WRITE_ERRORS as error:
         if not is_disk_full(error):
             raise
@@ -62,6 +63,7 @@ def _train(
     model = build_model(plan)
     if plan.device == "cuda":
         torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
+    watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
     parts = inventory(model, family)
     collator = Collator(processor)
     lengths = [row.total for row in measured]
@@ -70,7 +72,8 @@ def _train(
     )
     interrupt = StopOnInterrupt(view)
     recorder = Recorder(folder, view, trainer)
-    for callback in (interrupt, recorder, FirstStepCheck(trainer, family), *_services(plan, folder)):
+    watches = [watch] if watch else []
+    for callback in (interrupt, recorder, FirstStepCheck(trainer, family), *watches, *_services(plan, folder)):
         trainer.add_callback(callback)
     _silence_printer(trainer)
     try:
@@ -88,7 +91,8 @@ def _train(
         **_facts_of_data(data, measured, plan),
         **_facts_of_model(parts),
         **_facts_of_training(recorder),
-        **_facts_of_gpu(plan),
+        **_facts_of_gpu(watch),
+        notes=_notes(data, plan, watch),
     )
     write_report(folder, report, recorder.records)
     return report
@@ -186,8 +190,13 @@ def _facts_of_data(data: RunData, measured: list[RowTokens], plan: RunPlan) -> d
         "text_tokens": sum(row.text for row in measured),
         "image_tokens": sum(row.image for row in measured),
         "longest_row": LongestRow(longest.where, longest.total),
-        "notes": [*data.notes, *(f"{choice.key} = {choice.value}: {choice.reason}" for choice in plan.choices)],
     }
+
+
+def _notes(data: RunData, plan: RunPlan, watch: MemoryWatch | None) -> list[str]:
+    difference = watch.difference() if watch else None
+    chosen = [f"{choice.key} = {choice.value}: {choice.reason}" for choice in plan.choices]
+    return [*data.notes, *chosen, *([difference] if difference else [])]
 
 
 def _facts_of_model(parts: list[InventoryRow]) -> dict:
@@ -213,10 +222,11 @@ def _facts_of_training(recorder: Recorder) -> dict:
     }
 
 
-def _facts_of_gpu(plan: RunPlan) -> dict:
-    on_gpu = plan.device == "cuda"
+def _facts_of_gpu(watch: MemoryWatch | None) -> dict:
     return {
-        "peak_allocated_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
-        "peak_reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
-        "gpu": torch.cuda.get_device_name(0) if on_gpu else None,
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated() if watch else None,
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved() if watch else None,
+        "gpu": torch.cuda.get_device_name(0) if watch else None,
+        "memory_estimated": watch.estimated if watch else None,
+        "memory_measured": watch.measured() if watch else None,
     }

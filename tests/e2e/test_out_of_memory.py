@@ -1,0 +1,213 @@
+"""No memory: what is said, that it is free again, and a run that takes less at a time and goes on."""
+
+import json
+import weakref
+
+import pytest
+import torch
+import yaml
+
+from vlmtune.engine import run as engine_run
+from vlmtune.engine import trainer
+from vlmtune.estimate import levers
+from vlmtune.plan import RunPlan
+
+GIB = 2**30
+TWO_BY_TWO = ("training.batch_size=2", "training.gradient_accumulation_steps=2", "training.save_steps=1")
+ONE_BY_FOUR = ("training.batch_size=1", "training.gradient_accumulation_steps=4", "training.save_steps=1")
+RETRY = "hardware.on_oom=retry"
+ERROR = "CUDA out of memory. Tried to allocate 1.20 GiB.\nmore lines"
+
+
+@pytest.fixture(autouse=True)
+def card(monkeypatch):
+    """Readings of a card, on a machine without one."""
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 7 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 15 * GIB // 2)
+    properties = type("Properties", (), {"total_memory": 8 * GIB})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+
+@pytest.fixture
+def fail_at(monkeypatch):
+    """A function that makes the calls with these numbers of `owner.name` run out of memory."""
+
+    def put(owner, name, *numbers, error=torch.OutOfMemoryError):
+        real, count = getattr(owner, name), iter(range(1, 10_000))
+
+        def call(*args, **kwargs):
+            if next(count) in numbers:
+                raise error(ERROR)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    return put
+
+
+class Killed(BaseException):
+    """Stands for a kill where no code may run afterwards: nothing catches it."""
+
+
+def report_of(folder):
+    return json.loads(folder.report_json.read_text())
+
+
+def test_the_error_names_rows_and_bytes(project, fail_at):
+    fail_at(trainer, "forward_loss", 1)
+    stopped = project.train("oom", "training.batch_size=2")
+    assert stopped.code == 1
+    head, hint = stopped.stderr.splitlines()
+    assert head.startswith("error: out of GPU memory at rows.jsonl:6, rows.jsonl:")
+    assert "(2×70 tokens): 7.00 GiB in tensors, 7.50 GiB reserved, card 8.00 GiB. CUDA out of memory. Tried" in head
+    assert hint.startswith("hint:  smaller pictures (data.image_size)")
+    assert not project.run("oom").path.exists(), "the next try may have the same name"
+
+
+@pytest.mark.parametrize("name", ["build_model", "TuneTrainer"])
+def test_outside_of_the_steps(project, fail_at, name):
+    fail_at(engine_run, name, 1)
+    stopped = project.train("oom")
+    assert stopped.code == 1 and "out of GPU memory outside of forward and backward" in stopped.stderr
+
+
+def test_a_retry_goes_on_from_the_checkpoint_as_a_run_with_the_smaller_batch_does(project, fail_at, weights):
+    with pytest.raises(Killed), pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, trainer, "forward_loss", 5)
+        project.train("by-hand", *TWO_BY_TWO)
+    assert project.run("by-hand").latest_checkpoint().name == "checkpoint-2"
+    assert project.train("by-hand", *ONE_BY_FOUR, resume=True).code == 0
+
+    fail_at(trainer, "forward_loss", 5)
+    done = project.train("retried", RETRY, *TWO_BY_TWO)
+    folder = project.run("retried")
+    assert done.code == 0, done.stderr
+    (note,) = (line for line in done.stdout.splitlines() if line.startswith("out of GPU memory at rows.jsonl:"))
+    change = "training.batch_size=1, training.gradient_accumulation_steps=4"
+    assert note.endswith(f" tokens); from checkpoint-2 on: {change}") and "continuing from checkpoint-2" in done.stdout
+    one, other = weights(project.run("by-hand")), weights(folder)
+    assert one.keys() == other.keys() and len(one) >= 10
+    assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-5
+
+    plan = RunPlan.load(folder.plan)
+    assert (plan.batch_size, plan.gradient_accumulation_steps) == (1, 4)
+    config = yaml.safe_load(folder.config.read_text())
+    assert (config["training"]["batch_size"], config["training"]["gradient_accumulation_steps"]) == (1, 4)
+    assert note in report_of(folder)["notes"]
+    assert [record.step for record in folder.read_log()] == [1, 2, 3, 4]
+
+
+def test_every_row_is_seen_once_an_epoch_across_a_retry(project, fail_at, monkeypatch):
+    seen = []
+    real = trainer.TuneTrainer.training_step
+
+    def step(self, model, inputs, num_items_in_batch=None):
+        rows, number = list(inputs["where"]), self.state.global_step
+        loss = real(self, model, inputs, num_items_in_batch)
+        seen.append((number, rows))
+        return loss
+
+    monkeypatch.setattr(trainer.TuneTrainer, "training_step", step)
+    fail_at(trainer, "forward_loss", 4)  # the second micro-batch of the second step
+    assert project.train("retried", RETRY, *TWO_BY_TWO).code == 0
+    after = [row for number, rows in seen[3:] for row in rows if number in (1,)]
+    first = [row for number, rows in seen[:2] for row in rows]
+    assert sorted(first + after) == [f"rows.jsonl:{number}" for number in range(1, 8)]
+
+
+def test_without_a_checkpoint_it_starts_again(project, fail_at, assert_same_weights):
+    assert project.train("straight", *ONE_BY_FOUR).code == 0
+    fail_at(trainer, "forward_loss", 1)
+    done = project.train("retried", RETRY, *TWO_BY_TWO)
+    assert done.code == 0 and "from the start on: training.batch_size=1" in done.stdout
+    assert_same_weights(project.run("straight"), project.run("retried"))
+
+
+def test_changes_come_in_their_order_and_end(project, fail_at):
+    fail_at(trainer, "forward_loss", *range(1, 100))
+    settings = ("training.batch_size=4", "hardware.gradient_checkpointing=false")
+    stopped = project.train("retried", RETRY, *settings)
+    assert stopped.code == 1 and stopped.stderr.startswith("error: out of GPU memory at rows.jsonl:6 (1×")
+    notes = [line.partition(" on: ")[2] for line in stopped.stdout.splitlines() if " from the start on: " in line]
+    assert notes == [
+        "hardware.gradient_checkpointing=true",
+        "training.batch_size=2, training.gradient_accumulation_steps=4",
+        "training.batch_size=1, training.gradient_accumulation_steps=8",
+    ], "this model's input has a fixed size"
+    assert not project.run("retried").path.exists()
+
+
+def test_images_become_smaller_only_before_there_is_a_checkpoint(project, fail_at, tmp_path):
+    from tiny import save_tiny
+
+    save_tiny("qwen2_vl", tmp_path / "qwen")
+    settings = (RETRY, "model.name=qwen", "training.save_steps=1", "training.max_steps=2", "data.image_size=400")
+    with pytest.MonkeyPatch.context():
+        fail_at(trainer, "forward_loss", 1)
+        done = project.train("smaller", *settings)
+    assert done.code == 0 and "from the start on: data.image_size=392" in done.stdout
+    fail_at(trainer, "forward_loss", 3)
+    stopped = project.train("same", *settings)
+    assert stopped.code == 1 and "image_size=392" not in stopped.stdout
+
+
+def test_by_default_nothing_is_changed(project, fail_at):
+    fail_at(trainer, "forward_loss", 5)
+    assert project.train("oom", *TWO_BY_TWO).code == 1
+    assert not project.run("oom").retries.exists()
+
+
+def test_a_retried_run_is_resumed_with_its_changes(project, fail_at, assert_same_weights):
+    fail_at(trainer, "forward_loss", 5)
+    assert project.train("straight", RETRY, *TWO_BY_TWO).code == 0
+    fail_at(trainer, "forward_loss", 5)
+    with pytest.raises(Killed), pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, trainer, "forward_loss", 10)
+        project.train("killed", RETRY, *TWO_BY_TWO)
+    resumed = project.train("killed", RETRY, *TWO_BY_TWO, resume=True)
+    assert resumed.code == 0 and "from checkpoint-2 on: training.batch_size=1" in resumed.stdout
+    assert RunPlan.load(project.run("killed").plan).batch_size == 1
+    assert any("from checkpoint-2 on" in note for note in report_of(project.run("killed"))["notes"])
+    assert_same_weights(project.run("straight"), project.run("killed"))
+
+
+def test_the_failed_model_is_freed_before_the_next_is_built(project, fail_at, monkeypatch):
+    built, alive = [], []
+    real = engine_run.build_model
+
+    def build(plan):
+        alive.append([model() for model in built if model() is not None])
+        model = real(plan)
+        built.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(engine_run, "build_model", build)
+    fail_at(trainer, "forward_loss", 3)
+    assert project.train("retried", RETRY, *TWO_BY_TWO).code == 0
+    assert alive == [[], []]
+
+
+def test_other_savings_than_those_that_keep_adapters_and_rows_are_never_taken(project):
+    from vlmtune.cli.attempts import KEPT_AT_THE_START, KEPT_BY_A_CHECKPOINT
+    from vlmtune.config.load import load_config
+
+    config = load_config(project.config, ["training.batch_size=4", "training.lora.rank=64", "training.optim=adamw"])
+    keys = {key for saving in levers.SAVINGS for values in saving.steps(config.config, None, 1000) for key in values}
+    assert KEPT_BY_A_CHECKPOINT | KEPT_AT_THE_START - {"hardware.checkpointed_layers"} >= keys & {
+        "training.batch_size",
+        "training.optim",
+        "data.image_size",
+    }
+    assert {"training.lora.rank", "data.max_length"} <= keys - KEPT_BY_A_CHECKPOINT - KEPT_AT_THE_START
+
+
+def interrupt_at(patch, owner, name, number):
+    """Kill the run before the n-th call of `owner.name`."""
+    real, count = getattr(owner, name), iter(range(1, 10_000))
+
+    def call(*args, **kwargs):
+        if next(count) == number:
+            raise Killed
+        return real(*args, **kwargs)
+
+    patch.setattr(owner, name, call)

@@ -1,0 +1,128 @@
+"""The estimate inside `train`: said before the model loads, refused when it cannot fit, asked again after an OOM."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from vlmtune.cli.job import Job, Words
+from vlmtune.errors import ExitCode, VlmtuneError
+
+if TYPE_CHECKING:
+    from vlmtune.data.types import Sample
+    from vlmtune.engine.oom import OutOfMemory
+    from vlmtune.estimate.run import MemoryReport, Target
+    from vlmtune.plan import RunPlan
+
+GIB = 2**30
+LESS_SHARE = 0.95
+"""A change after a failed run must take this share of what the run was estimated at, or less."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a run was estimated to take of the card at hand."""
+
+    report: "MemoryReport"
+    target: "Target"
+
+    @property
+    def line(self) -> str:
+        """The estimate in one line."""
+        needed, budget = self.report.peak_reserved_bytes, self.target.budget_bytes
+        share = f" ({needed / budget:.0%})" if budget else ""
+        return f"estimate: {needed / GIB:.2f} of {budget / GIB:.2f} GiB{share}, longest row {self.report.worst_row}"
+
+    def as_json(self) -> dict:
+        """Return the estimate for programs and for the run folder."""
+        return asdict(self.report)
+
+
+def expect(job: Job, samples: "list[Sample]", *, err: bool) -> Expected | None:
+    """Say in one line what the run will take of the GPU, and return it; None on a CPU, or where nobody can tell.
+
+    Raises:
+        VlmtuneError: a row is refused, as in training.
+    """
+    try:
+        target = target_of(job.plan)
+        if target is None:
+            return None
+        expected = Expected(_estimate(job, samples, target), target)
+    except (NotImplementedError, RuntimeError) as error:
+        reason = str(error)
+    except VlmtuneError as error:
+        if error.code != ExitCode.CANNOT_TELL:
+            raise
+        reason = error.message
+    else:
+        typer.echo(expected.line, err=err)
+        return expected
+    typer.echo(f"estimate: none, the run goes on without it: {reason.partition(chr(10))[0]}", err=err)
+    return None
+
+
+def target_of(plan: "RunPlan") -> "Target | None":
+    """Return the card that the plan runs on; None on a CPU."""
+    if plan.device != "cuda":
+        return None
+    from vlmtune.estimate.at_hand import target_at_hand
+
+    return target_at_hand()
+
+
+def refuse_too_large(job: Job, samples: "list[Sample]", expected: Expected) -> None:
+    """Raise when the run cannot fit, with the changes that would make it fit."""
+    if expected.report.fits:
+        return
+    needed, budget = expected.report.peak_reserved_bytes / GIB, expected.target.budget_bytes / GIB
+    changes = _changes_in_words(job, samples, expected, expected.target.budget_bytes)
+    raise VlmtuneError(
+        f"it does not fit: {needed:.2f} GiB are needed, {budget:.2f} GiB can be reserved on "
+        f"{expected.target.card.name} (longest row {expected.report.worst_row})",
+        f"{changes or 'no single change makes it fit'}; --force tries it all the same",
+        code=ExitCode.DOES_NOT_FIT,
+    )
+
+
+def with_changes(error: "OutOfMemory", job: Job, samples: "list[Sample]", expected: Expected | None) -> VlmtuneError:
+    """Return the error of a failed run with the changes that would have fitted; its own hint where nobody can tell.
+
+    They must fit into what the card really gave. Where the estimate said that this was enough, it was too low: then
+    they must take clearly less than the estimate of the run that failed.
+    """
+    if expected is None:
+        return error
+    estimated = int(expected.report.peak_reserved_bytes * LESS_SHARE)
+    budget_bytes = min(expected.target.budget_bytes, error.reserved_bytes, estimated)
+    return VlmtuneError(error.message, _changes_in_words(job, samples, expected, budget_bytes) or error.hint)
+
+
+def _changes_in_words(job: Job, samples: "list[Sample]", expected: Expected, budget_bytes: int) -> str | None:
+    """Return the cheapest changes that fit into a budget as a hint, None when there are none or nobody can tell."""
+    from vlmtune.estimate.fit import cheapest_changes
+
+    target = replace(expected.target, budget_bytes=budget_bytes)
+
+    def estimate_with(words: Words) -> "MemoryReport":
+        return _estimate(job.changed(words), samples, target)
+
+    typer.echo("looking for changes that fit ...", err=True)
+    try:
+        changes = cheapest_changes(job.loaded.config, expected.report, estimate_with)
+    except (VlmtuneError, NotImplementedError, RuntimeError):
+        return None
+    return "; or ".join(_options(change.words) for change in changes) or None
+
+
+def _options(words: Words) -> str:
+    return " ".join(f"--set {word}" for word in words)
+
+
+def _estimate(job: Job, samples: "list[Sample]", target: "Target") -> "MemoryReport":
+    from vlmtune.engine.runtime import quiet_libraries
+    from vlmtune.estimate.run import estimate_plan
+
+    quiet_libraries()
+    report = estimate_plan(job.plan, job.source, samples, target, fast=True)
+    return replace(report, preset=job.loaded.config.preset)

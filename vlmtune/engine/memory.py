@@ -1,0 +1,55 @@
+"""What a run takes of the card, measured at the points that the estimate has, and said when the two part."""
+
+import torch
+from transformers import TrainerCallback
+
+from vlmtune.engine.monitor import LiveView
+from vlmtune.report_memory import Memory, apart, parts_of_peak
+
+FIRST_STEADY_STEP = 2
+"""The optimizer's states exist from the end of the first step on: before that, a peak below the estimate is right."""
+
+
+class MemoryWatch(TrainerCallback):
+    """Measures a run on a GPU; to be made when the model is loaded and nothing else is."""
+
+    def __init__(self, view: LiveView, estimated: Memory | None) -> None:
+        self.view = view
+        self.estimated = estimated
+        self.loaded_bytes = torch.cuda.memory_allocated()
+        self.between_steps_bytes: int | None = None
+        self.num_steps = 0
+        self._warned = False
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.between_steps_bytes is None:
+            self.between_steps_bytes = torch.cuda.memory_allocated()
+        self.num_steps += 1
+        # Below the estimate may still be reached by a later step; above it is above it.
+        if self.estimated and torch.cuda.max_memory_reserved() > self.estimated.peak_reserved_bytes:
+            self._warn(self.difference())
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self._warn(self.difference())
+
+    def measured(self) -> Memory | None:
+        """Return both peaks and the parts; None before the first step has ended."""
+        if self.between_steps_bytes is None:
+            return None
+        allocated = torch.cuda.max_memory_allocated()
+        parts = parts_of_peak(self.loaded_bytes, self.between_steps_bytes, allocated)
+        return Memory(torch.cuda.max_memory_reserved(), allocated, parts)
+
+    def difference(self) -> str | None:
+        """Return a sentence when the peaks part, None when they do not, or when it is too early to say."""
+        if self.estimated is None:
+            return None
+        estimated, measured = self.estimated.peak_reserved_bytes, torch.cuda.max_memory_reserved()
+        if measured < estimated and self.num_steps < FIRST_STEADY_STEP:
+            return None
+        return apart(estimated, measured)
+
+    def _warn(self, difference: str | None) -> None:
+        if difference and not self._warned:
+            self._warned = True
+            self.view.warn(difference)
