@@ -8,7 +8,7 @@ import torch
 
 from vlmtune.engine.sensors import GpuReading, read_gpu
 from vlmtune.errors import VlmtuneError
-from vlmtune.estimate.calibration import Calibration, Setup, kept_calibration
+from vlmtune.estimate.calibration import Figures, Setup, kept_calibration
 from vlmtune.estimate.cards import Card, Platform, card_of_driver
 from vlmtune.estimate.run import Target
 
@@ -26,7 +26,7 @@ def card_at_hand() -> Card | None:
     seen = torch.cuda.get_device_properties(DEVICE)
     card = card_of_driver(seen.name, (seen.major, seen.minor), seen.multi_processor_count, seen.total_memory)
     kept = kept_calibration(setup_at_hand())
-    return card if kept is None else calibrated(card, kept)
+    return card if kept is None else calibrated(card, kept.figures)
 
 
 def require_card() -> Card:
@@ -59,15 +59,13 @@ def target_at_hand(platform: Platform | None = None, reserve_bytes: int | None =
     return Target(card, budget_bytes, _expandable_segments() if platform is None else platform != "windows")
 
 
-def calibrated(card: Card, kept: Calibration) -> Card:
+def calibrated(card: Card, measured: Figures) -> Card:
     """Return the card with what was measured on it."""
-    measured = replace(
-        card, cublas_forward_bytes=kept.cublas_forward_bytes, cublas_backward_bytes=kept.cublas_backward_bytes
-    )
-    if kept.context_bytes is None:
-        return measured
+    card = replace(card, cublas_bytes=measured.cublas_bytes)
+    if measured.context_bytes is None:
+        return card
     sources = card.sources | {"context_bytes": "measured by vlmtune calibrate"}
-    return replace(measured, context_bytes=kept.context_bytes, sources=sources)
+    return replace(card, context_bytes=measured.context_bytes, sources=sources)
 
 
 def setup_at_hand() -> Setup:

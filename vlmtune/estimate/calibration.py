@@ -23,6 +23,16 @@ class Setup:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """What was measured of a card."""
+
+    context_bytes: int | None
+    """What the process takes outside of PyTorch's allocator after some steps; None where the driver does not tell."""
+    cublas_bytes: tuple[tuple[int, ...], tuple[int, ...]]
+    """Blocks that the first matrix product of the forward pass keeps, and of the backward pass."""
+
+
+@dataclass(frozen=True)
 class Check:
     """A short real run beside its estimate."""
 
@@ -34,15 +44,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured on a card."""
+    """What is kept of one card."""
 
     setup: Setup
-    context_bytes: int | None
-    """None where the driver does not tell what a process takes."""
-    cublas_forward_bytes: tuple[int, ...]
-    """Blocks that the first matrix product of the forward pass keeps."""
-    cublas_backward_bytes: tuple[int, ...]
-    """Blocks that the first one of the backward pass keeps."""
+    figures: Figures
     check: Check
 
 
@@ -64,13 +69,9 @@ def kept_calibration(setup: Setup) -> Calibration | None:
     """Return the result for this card, driver and torch, if one is kept; a damaged file counts as none."""
     try:
         found = json.loads(calibration_path(setup).read_text(encoding="utf-8"))
-        kept = Calibration(
-            setup=Setup(**found["setup"]),
-            context_bytes=found["context_bytes"],
-            cublas_forward_bytes=tuple(found["cublas_forward_bytes"]),
-            cublas_backward_bytes=tuple(found["cublas_backward_bytes"]),
-            check=Check(**found["check"]),
-        )
+        forward, backward = map(tuple, found["figures"]["cublas_bytes"])
+        figures = Figures(found["figures"]["context_bytes"], (forward, backward))
+        kept = Calibration(Setup(**found["setup"]), figures, Check(**found["check"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return kept if kept.setup == setup else None

@@ -36,9 +36,16 @@ def prefers_cudnn_attention(sm: tuple[int, int]) -> bool:
     return sm[0] in (9, 10)
 
 
-def hidden_of(sm: tuple[int, int]) -> Hidden:
-    """Return the rules of a GPU architecture, for one run: the first matrix product of a thread makes its workspace."""
+def hidden_of(sm: tuple[int, int], cublas_bytes: tuple[tuple[int, ...], tuple[int, ...]] | None = None) -> Hidden:
+    """Return the rules of a GPU architecture, for one run: the first matrix product of a thread makes its workspace.
+
+    Args:
+        cublas_bytes: the blocks that the first product of the forward and of the backward pass keeps, as measured on
+            the card; None for those of the architecture.
+    """
     threads_with_cublas: set[bool] = set()
+    workspace_bytes = cublas_workspace_bytes(sm)
+    forward_bytes, backward_bytes = cublas_bytes or ((workspace_bytes, CUBLASLT_BYTES), (workspace_bytes,))
     rules = _rules(sm)
 
     def hidden(operation: object, args: tuple, kwargs: dict) -> Workspaces:
@@ -50,8 +57,7 @@ def hidden_of(sm: tuple[int, int]) -> Hidden:
             in_backward = torch._C._current_graph_task_id() != -1
             if in_backward not in threads_with_cublas:
                 threads_with_cublas.add(in_backward)
-                kept = (cublas_workspace_bytes(sm), *(() if in_backward else (CUBLASLT_BYTES,)))
-                return Workspaces(spaces.before, spaces.after, kept)
+                return Workspaces(spaces.before, spaces.after, backward_bytes if in_backward else forward_bytes)
         return spaces
 
     return hidden

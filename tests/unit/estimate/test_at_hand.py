@@ -9,7 +9,7 @@ import torch
 from vlmtune.engine.sensors import GpuProcess, GpuReading
 from vlmtune.errors import VlmtuneError
 from vlmtune.estimate import at_hand
-from vlmtune.estimate.calibration import Calibration, Check, keep_calibration, kept_calibration
+from vlmtune.estimate.calibration import Calibration, Check, Figures, keep_calibration, kept_calibration
 from vlmtune.estimate.cards import MIB
 
 TOTAL, NVML_TOTAL, RESERVED = 7802 * MIB, 8188 * MIB, 300 * MIB
@@ -123,18 +123,18 @@ def test_segments_are_those_of_this_process_unless_a_platform_is_named(machine, 
 
 
 def test_what_was_measured_on_this_card_is_used(machine):
-    check = Check(1, 2, 3, 4)
-    kept = Calibration(at_hand.setup_at_hand(), 333 * MIB, (8 * MIB, MIB), (8 * MIB,), check)
+    figures = Figures(333 * MIB, ((8 * MIB, MIB), (8 * MIB,)))
+    kept = Calibration(at_hand.setup_at_hand(), figures, Check(1, 2, 3, 4))
     path = keep_calibration(kept)
     assert kept_calibration(kept.setup) == kept and path.name == "nvidia-geforce-rtx-4060-aaaa-bbb.json"
     card = at_hand.card_at_hand()
     assert (card.context_bytes, card.sources["context_bytes"]) == (333 * MIB, "measured by vlmtune calibrate")
-    assert (card.cublas_forward_bytes, card.cublas_backward_bytes) == ((8 * MIB, MIB), (8 * MIB,))
+    assert card.cublas_bytes == ((8 * MIB, MIB), (8 * MIB,))
     assert at_hand.target_at_hand().budget_bytes == NVML_TOTAL - 900 * MIB - 333 * MIB
 
 
 def test_what_was_measured_with_another_torch_or_is_damaged_is_not_used(machine, monkeypatch):
-    path = keep_calibration(Calibration(at_hand.setup_at_hand(), 333 * MIB, (), (), Check(1, 2, 3, 4)))
+    path = keep_calibration(Calibration(at_hand.setup_at_hand(), Figures(333 * MIB, ((), ())), Check(1, 2, 3, 4)))
     with monkeypatch.context() as changed:
         changed.setattr(torch, "__version__", "9.9")
         assert at_hand.card_at_hand().context_bytes == CONTEXT
@@ -144,6 +144,6 @@ def test_what_was_measured_with_another_torch_or_is_damaged_is_not_used(machine,
 
 
 def test_a_context_that_could_not_be_measured_is_the_tables(machine):
-    keep_calibration(Calibration(at_hand.setup_at_hand(), None, (MIB,), (MIB,), Check(1, 2, 3, 4)))
+    keep_calibration(Calibration(at_hand.setup_at_hand(), Figures(None, ((MIB,), (MIB,))), Check(1, 2, 3, 4)))
     card = at_hand.card_at_hand()
-    assert card.context_bytes == CONTEXT and card.cublas_forward_bytes == (MIB,)
+    assert card.context_bytes == CONTEXT and card.cublas_bytes == ((MIB,), (MIB,))

@@ -24,9 +24,13 @@ def test_cublas_workspace_by_architecture(sm, expected):
     assert cublas_workspace_bytes(sm) == expected
 
 
-def test_each_thread_makes_one_cublas_workspace():
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [(None, [8_519_680, MIB, 8_519_680]), (((4 * MIB, 512), (2 * MIB,)), [4 * MIB, 512, 2 * MIB]), (((), ()), [])],
+)
+def test_each_thread_makes_one_cublas_workspace(measured, expected):
     kept = []
-    hidden = hidden_of(ADA)
+    hidden = hidden_of(ADA, measured)
 
     def noted(operation, args, kwargs):
         spaces = hidden(operation, args, kwargs)
@@ -37,7 +41,7 @@ def test_each_thread_makes_one_cublas_workspace():
     with Recorder(noted):
         for _ in range(2):
             (weight @ weight).sum().backward()
-    assert kept == [8_519_680, MIB, 8_519_680]
+    assert kept == expected
 
 
 def gemm_4bit(rows: int, absmax_8bit) -> tuple:
