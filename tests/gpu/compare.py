@@ -24,7 +24,7 @@ from vlmtune.estimate.allocator import AllocatorSettings, Replay, replay  # noqa
 from vlmtune.estimate.cuda import hidden_of  # noqa: E402
 from vlmtune.estimate.load import DYNAMIC_MAP_BYTES, add_adapters, quantise  # noqa: E402
 from vlmtune.estimate.record import Log, Recorder  # noqa: E402
-from vlmtune.estimate.simulate import simulate  # noqa: E402
+from vlmtune.estimate.simulate import Run, simulate  # noqa: E402
 from vlmtune.estimate.steps import first_steps  # noqa: E402
 from vlmtune.models.build import base_of, family_of  # noqa: E402
 from vlmtune.models.processor import load_processor  # noqa: E402
@@ -49,7 +49,7 @@ def log_of(case: Case, folder: Path) -> Log:
     steps = first_steps(plan, TuneDataset(samples, processor, family, plan), lengths, Collator(processor))
     # The frozen-tensor check's pieces became smaller between two measurements: each run says which it had.
     with patch.object(callbacks, "DIGEST_BYTES", measured_runs()[case.name]["check_piece_bytes"]):
-        return simulate(plan, steps, hidden_of(HOPPER), weights_made_on_the_card)
+        return simulate(plan, Run(steps, hidden_of(HOPPER), weights_made_on_the_card))
 
 
 def replay_of(case: Case, log: Log) -> Replay:

@@ -6,8 +6,9 @@ What dispatch cannot see (memory taken inside a kernel) comes from `hidden`, a t
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 
 import bitsandbytes  # noqa: F401  registers its operations
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor
 from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
@@ -54,6 +54,10 @@ class Workspaces:
 
 
 NO_WORKSPACES = Workspaces()
+
+# Kinds of what a step allocates.
+ACTIVATIONS, RECOMPUTED, GRADIENTS, LOSS = "saved activations", "recomputation", "gradients", "logits and loss"
+DEQUANTISED, WORKSPACES = "dequantised weights", "workspaces"
 Hidden = Callable[[object, tuple, dict], Workspaces]
 
 
@@ -70,16 +74,16 @@ class Log:
     """(+handle, bytes) allocates, (-handle, 0) frees; `EMPTY_CACHE` and `RESET_PEAK` of the allocator."""
     tags: dict[int, tuple[str, str, str]] = field(default_factory=dict)
     """handle → (kind, operation, module)."""
-    marks: dict[str, int] = field(default_factory=dict)
-    """Name of a phase → index of its first event."""
+    phases: list[tuple[str, int]] = field(default_factory=list)
+    """Name of a phase and the index of its first event, in the order of the run."""
     flops: int = 0
     """Floating-point operations of matrix products and attention."""
     num_rows: int = 0
     """Rows that went through forward and backward."""
 
-    def mark(self, name: str) -> None:
+    def begin(self, phase: str) -> None:
         """Note that a phase begins here."""
-        self.marks[name] = len(self.events)
+        self.phases.append((phase, len(self.events)))
 
 
 ATTENTION = (
@@ -125,8 +129,10 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.log = Log()
         self.hidden = hidden
-        self.kind = "saved activations"
+        self.kind = ACTIVATIONS
         self.module = ""
+        self.vocabulary: int | None = None
+        """Width of logits: what has it belongs to the loss."""
         self._live: dict[int, weakref.ref] = {}
         self._handles: dict[int, int] = {}
         self._count = 0
@@ -146,6 +152,27 @@ class Recorder(TorchDispatchMode):
         self.log.tags[self._count] = (kind, operation, self.module)
         return self._count
 
+    def allocate_again(self, handle: int, num_bytes: int) -> int:
+        """Record an allocation like an earlier one; free it with `free`."""
+        self._count += 1
+        self.log.events.append((self._count, num_bytes))
+        self.log.tags[self._count] = self.log.tags[handle]
+        return self._count
+
+    def handle_of(self, tensor: Tensor) -> int:
+        """Return the handle of a recorded tensor."""
+        return self._handles[tensor.untyped_storage()._cdata]
+
+    def end(self, tensor: Tensor) -> None:
+        """Record that a tensor's memory is free, whatever becomes of the tensor."""
+        key = tensor.untyped_storage()._cdata
+        if self._live.pop(key, None) is not None:
+            self.free(self._handles.pop(key))
+
+    def stop(self) -> None:
+        """Record no longer what becomes of the tensors."""
+        self._live.clear()
+
     def free(self, handle: int) -> None:
         """Record that an allocation ended."""
         self.log.events.append((-handle, 0))
@@ -164,6 +191,12 @@ class Recorder(TorchDispatchMode):
 
         self._live[key] = weakref.ref(storage, gone)
 
+    def _kind_of(self, tensor: Tensor) -> str:
+        if self.vocabulary is not None and tensor.dim() >= 2 and tensor.shape[-1] == self.vocabulary:
+            return LOSS
+        # Checkpointing runs the forward pass anew inside the backward pass, with gradients on.
+        return RECOMPUTED if self.kind == GRADIENTS and torch.is_grad_enabled() else self.kind
+
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         """Run the operation, moved to where its tensors are, and record what it made."""
         args, kwargs = _placed(operation, args, dict(kwargs or {}))
@@ -171,23 +204,27 @@ class Recorder(TorchDispatchMode):
             return 0.0 if args[0].dtype.is_floating_point else 0
         if operation is aten.add.Tensor and _adds_in_place(args):
             return args[0].add_(args[1])
-        spaces, name = self.hidden(operation, args, kwargs), str(operation)
-        temporary = [self.allocate(size, "workspace", name) for size in spaces.before]
+        name = _name_of(operation)
+        spaces = self.hidden(operation, args, kwargs)
+        temporary = [self.allocate(size, _kind_of_workspace(name), name) for size in spaces.before]
         if operation is aten.index_put.default and _in_backward():
             # The gradient of indexing: written into fresh zeros in place, except under a dispatch mode.
             operation = aten.index_put_.default
         out = operation(*args, **kwargs)
         if formula := FLOPS_OF.get(operation.overloadpacket):
             self.log.flops += formula(*args, **kwargs, out_val=out)
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor):
-                self._track(tensor, self.kind, name)
+        for tensor in _tensors_in(out):
+            self._track(tensor, self._kind_of(tensor), name)
         for size in spaces.kept:
-            self.allocate(size, "workspace", name)
-        temporary += [self.allocate(size, "workspace", name) for size in spaces.after]
+            self.allocate(size, WORKSPACES, name)
+        temporary += [self.allocate(size, WORKSPACES, name) for size in spaces.after]
         for handle in temporary:
             self.free(handle)
         return out
+
+
+def _kind_of_workspace(operation: str) -> str:
+    return DEQUANTISED if operation.startswith("bitsandbytes.gemm_4bit") else WORKSPACES
 
 
 def _adds_in_place(args: tuple) -> bool:
@@ -214,17 +251,16 @@ def _in_backward() -> bool:
 
 def _placed(operation, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Return arguments that go together: floats of a weightless computation on meta, whole numbers on the CPU."""
-    tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
-    weightless = any(tensor.device.type == "meta" for tensor in tensors)
+    tensors = [*_tensors_in(args), *_tensors_in(kwargs)]
     if operation is aten._to_copy.default:
         return args, _copy_target(args[0], kwargs)
     if operation in FACTORIES:
         return args, _factory_target(operation, args, kwargs, tensors)
-    if not weightless:
+    if all(tensor.is_meta for tensor in tensors) or not any(tensor.is_meta for tensor in tensors):
         return args, kwargs
     if operation is aten.index.Tensor:
         args = (args[0], _without_masks(args[1]))
-    return tree_map_only(Tensor, _to_meta, (args, kwargs))
+    return _on_meta(args), _on_meta(kwargs)
 
 
 def _copy_target(tensor: Tensor, kwargs: dict) -> dict:
@@ -257,5 +293,28 @@ def _without_masks(indices: list) -> list:
     return plain
 
 
-def _to_meta(tensor: Tensor) -> Tensor:
-    return tensor.to("meta") if tensor.device.type == "cpu" and tensor.dim() > 0 else tensor
+def _tensors_in(value) -> Iterator[Tensor]:
+    """Yield the tensors of an operation's arguments or results. torch's own tree functions take half the run's time."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors_in(item)
+    elif isinstance(value, dict):
+        yield from _tensors_in(list(value.values()))
+
+
+def _on_meta(value):
+    """Return arguments with the real tensors in them taken to meta; single numbers may stay."""
+    if isinstance(value, Tensor):
+        return value if value.is_meta or value.dim() == 0 else value.to("meta")
+    if isinstance(value, tuple | list):
+        return type(value)(_on_meta(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _on_meta(item) for key, item in value.items()}
+    return value
+
+
+@cache
+def _name_of(operation) -> str:
+    return str(operation)

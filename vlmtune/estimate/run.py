@@ -1,156 +1,120 @@
-"""RunPlan + card → MemoryReport: the step simulated, its log replayed through the allocator, the peak taken apart."""
+"""Config or plan, and a card → MemoryReport. No torch at the top: an estimate that is kept needs none."""
 
 import dataclasses
+import hashlib
 import time
-from collections import Counter
-from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vlmtune.config.schema import TrainingConfig
-from vlmtune.data.collate import WHERE, Collator, collate
-from vlmtune.data.dataset import TuneDataset, measure_rows, refuse_too_long
-from vlmtune.data.encode import Encoded
 from vlmtune.data.types import Sample
-from vlmtune.estimate.allocator import AllocatorSettings, Replay, replay, round_size
+from vlmtune.estimate.cache import cached
 from vlmtune.estimate.cards import Card
-from vlmtune.estimate.cuda import hidden_of
-from vlmtune.estimate.inputs import largest_row
-from vlmtune.estimate.record import Log
-from vlmtune.estimate.simulate import simulate
-from vlmtune.models.build import family_of
+from vlmtune.estimate.report import MemoryReport, Share, Target, WithoutWorst
 from vlmtune.models.catalog import find_entry
-from vlmtune.models.processor import load_processor
 from vlmtune.models.source import ModelSource
 from vlmtune.plan import Device, RunPlan, make_plan
 from vlmtune.report import library_versions
 from vlmtune.report_memory import parts_of_peak
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlmtune.data.dataset import RowTokens
+    from vlmtune.data.encode import Encoded
+    from vlmtune.estimate.peaks import Peaks
+
 STEPS = 2
 """The optimizer's states exist from the end of the first step on: the second is the steady one."""
 SMALLEST_SHARE_BYTES = 2**20
+WORST_SHARE = 100
+"""One row in so many is looked at as an outlier."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """One part of the peak."""
-
-    name: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class PeakAt:
-    """What was being done when the most memory was allocated."""
-
-    phase: str
-    op: str
-    module: str
-
-
-@dataclass(frozen=True)
-class MemoryReport:
-    """What a plan needs on a card. Sizes in bytes; `breakdown` sums to `device_total_bytes`."""
-
-    model: str
-    preset: str | None
-    gpu: str
-    fits: bool
-    peak_reserved_bytes: int
-    """What `torch.cuda.max_memory_reserved` will show."""
-    peak_allocated_bytes: int
-    """What `torch.cuda.max_memory_allocated` will show."""
-    device_total_bytes: int
-    """What the driver will show for the process: reserved, and the CUDA context."""
-    budget_bytes: int
-    """What PyTorch may reserve on this card: its memory less context and reserve."""
-    breakdown: tuple[Share, ...]
-    parts: dict[str, int]
-    """The allocated peak by when it was taken, as training measures it: `parts_of_peak`."""
-    peak_at: PeakAt
-    worst_row: str
-    """`train.jsonl:12`, or that it was made up as large as the config allows."""
-    tokens: dict[str, int]
-    flops_per_row: float
-    """Floating-point operations of forward, recomputation and backward for one row as long as the longest."""
-    seconds: float
-    versions: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Target:
-    """The card that an estimate is for."""
-
-    card: Card
-    budget_bytes: int
-    expandable_segments: bool
-
-
-def estimate(
-    plan: RunPlan, steps: list[list[dict[str, Tensor]]], row: Encoded, target: Target, preset: str | None
+def estimate_largest(
+    config: TrainingConfig, source: ModelSource, target: Target, *, fast: bool = False
 ) -> MemoryReport:
-    """Return the memory that `plan` needs: `steps` are the first optimizer steps' batches, `row` the longest one."""
-    started = time.perf_counter()
-    log = simulate(plan, steps, hidden_of(target.card.sm))
-    settings = AllocatorSettings(expandable_segments=target.expandable_segments)
-    free = replay(log.events, settings)
-    held = AllocatorSettings(
-        expandable_segments=target.expandable_segments,
-        capacity_bytes=target.budget_bytes,
-        device_total_bytes=target.card.nominal_bytes,
-    )
-    fits = replay(log.events, held).out_of_memory_at is None
-    return MemoryReport(
-        model=plan.model_name,
-        preset=preset,
-        gpu=target.card.key,
-        fits=fits,
-        peak_reserved_bytes=free.peak_reserved_bytes,
-        peak_allocated_bytes=free.peak_allocated_bytes,
-        device_total_bytes=free.peak_reserved_bytes + target.card.context_bytes,
-        budget_bytes=target.budget_bytes,
-        breakdown=_breakdown(log, free, target.card),
-        parts=_parts(log, free, settings),
-        peak_at=_peak_at(log, free),
-        worst_row=row.where,
-        tokens={
-            "text": row.num_text_tokens,
-            "image": row.num_image_tokens,
-            "total": row.num_text_tokens + row.num_image_tokens,
-        },
-        flops_per_row=log.flops / log.num_rows,
-        seconds=round(time.perf_counter() - started, 1),
-        versions=library_versions(),
-    )
-
-
-def estimate_largest(config: TrainingConfig, source: ModelSource, target: Target) -> MemoryReport:
     """Return what `config` needs for the largest row it allows, without data, tokenizer and weights."""
     plan = _plan_for(config, source, target)
-    row = largest_row(plan, source, family_of(plan))
-    return _estimate_worst(plan, [row] * plan.batch_size, 0, target, config.preset)
+
+    def made() -> MemoryReport:
+        from vlmtune.estimate.inputs import largest_row
+        from vlmtune.models.build import family_of
+
+        row = largest_row(plan, source, family_of(plan))
+        return _estimate(plan, [row] * plan.batch_size, 0, target, fast)
+
+    decided_by = [dataclasses.asdict(plan), source.config, source.preprocessor, dataclasses.asdict(target), fast]
+    return dataclasses.replace(cached(decided_by, made), preset=config.preset)
 
 
-def estimate_rows(config: TrainingConfig, source: ModelSource, samples: list[Sample], target: Target) -> MemoryReport:
+def estimate_rows(
+    config: TrainingConfig, source: ModelSource, samples: list[Sample], target: Target, *, fast: bool = False
+) -> MemoryReport:
     """Return what `config` needs for the longest of its rows; needs the model's tokenizer, but no weights.
 
     Raises:
         VlmtuneError: the processor cannot be loaded, or a row is refused, as in training.
     """
-    return estimate_plan(_plan_for(config, source, target), source, samples, target, config.preset)
+    plan = _plan_for(config, source, target)
+    return dataclasses.replace(estimate_plan(plan, source, samples, target, fast=fast), preset=config.preset)
 
 
 def estimate_plan(
-    plan: RunPlan, source: ModelSource, samples: list[Sample], target: Target, preset: str | None = None
+    plan: RunPlan, source: ModelSource, samples: list[Sample], target: Target, *, fast: bool = False
 ) -> MemoryReport:
     """Return what a plan that is about to run needs for the longest of its rows; raises as `estimate_rows` does."""
-    family, processor = family_of(plan), load_processor(plan)
-    measured = measure_rows(samples, processor, family, plan, source)
-    refuse_too_long(measured, plan)
-    worst = sorted(range(len(samples)), key=lambda index: -measured[index].total)[: plan.batch_size]
-    rows = TuneDataset(samples, processor, family, plan)
-    pad = Collator(processor).pad_token_id
-    return _estimate_worst(plan, [rows[index] for index in worst], pad, target, preset)
+    rows = _Rows(plan, source, samples)
+    return rows.estimate(0, target, fast)
+
+
+def without_worst(
+    config: TrainingConfig, source: ModelSource, samples: list[Sample], target: Target
+) -> WithoutWorst | None:
+    """Return what the run would need without the longest hundredth of its rows; None where that saves nothing."""
+    left_out = len(samples) // WORST_SHARE
+    rows = _Rows(_plan_for(config, source, target), source, samples)
+    if left_out == 0 or rows.longest(left_out).total == rows.longest(0).total:
+        return None
+    with_all, without = (rows.estimate(skipped, target, fast=True).peak_reserved_bytes for skipped in (0, left_out))
+    return WithoutWorst(left_out, rows.longest(left_out).total, with_all - without)
+
+
+class _Rows:
+    """The rows of a plan, the longest first."""
+
+    def __init__(self, plan: RunPlan, source: ModelSource, samples: list[Sample]) -> None:
+        from vlmtune.data.collate import Collator
+        from vlmtune.data.dataset import TuneDataset, measure_rows, refuse_too_long
+        from vlmtune.models.build import family_of
+        from vlmtune.models.processor import load_processor
+
+        family, processor = family_of(plan), load_processor(plan)
+        self.plan = plan
+        self.measured: list[RowTokens] = measure_rows(samples, processor, family, plan, source)
+        refuse_too_long(self.measured, plan)
+        self.rows: TuneDataset = TuneDataset(samples, processor, family, plan)
+        self.pad_token_id = Collator(processor).pad_token_id
+        self.order = sorted(range(len(samples)), key=lambda index: -self.measured[index].total)
+
+    def longest(self, skipped: int) -> "RowTokens":
+        """Return the longest row but for so many."""
+        return self.measured[self.order[skipped]]
+
+    def estimate(self, skipped: int, target: Target, fast: bool) -> MemoryReport:
+        """Return what the plan needs without its longest rows."""
+        chosen = self.order[skipped : skipped + self.plan.batch_size]
+        encoded = [self.rows[index] for index in chosen]
+        decided_by = [dataclasses.asdict(self.plan), dataclasses.asdict(target), fast, *map(_digest, encoded)]
+        return cached(decided_by, lambda: _estimate(self.plan, encoded, self.pad_token_id, target, fast))
+
+
+def _digest(row: "Encoded") -> list:
+    """Return what of a row decides the memory: the sizes of its tensors, and the values of whole numbers."""
+    return [row.where, *((name, tensor.shape, _values(tensor)) for name, tensor in sorted(row.tensors.items()))]
+
+
+def _values(tensor: "Tensor") -> str | None:
+    return None if tensor.is_floating_point() else hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
 def _plan_for(config: TrainingConfig, source: ModelSource, target: Target) -> RunPlan:
@@ -161,42 +125,69 @@ def _plan_for(config: TrainingConfig, source: ModelSource, target: Target) -> Ru
     return dataclasses.replace(plan, model=str(entry.folder)) if entry else plan
 
 
-def _estimate_worst(plan: RunPlan, rows: list[Encoded], pad: int, target: Target, preset: str | None) -> MemoryReport:
+def _estimate(plan: RunPlan, rows: list["Encoded"], pad: int, target: Target, fast: bool) -> MemoryReport:
     """Estimate with the worst batch in each place of a step: its gradients beside those of the batch before it."""
-    batch = collate(rows, pad)
-    batch.pop(WHERE)
-    step = [batch] * plan.gradient_accumulation_steps
-    return estimate(plan, [step] * STEPS, rows[0], target, preset)
+    from vlmtune.data.collate import WHERE, collate
+
+    started = time.perf_counter()
+    batch, longest = collate(rows, pad), collate(rows[:1], pad)
+    del batch[WHERE], longest[WHERE]
+    peaks = _peaks(plan, batch, longest, target, fast)
+    row = rows[0]
+    return MemoryReport(
+        model=plan.model_name,
+        preset=None,
+        gpu=target.card.key,
+        fits=max(peaks.reserved_bytes, peaks.phases["load"].peak_allocated_bytes) <= target.budget_bytes,
+        peak_reserved_bytes=peaks.reserved_bytes,
+        peak_allocated_bytes=peaks.allocated_bytes,
+        device_total_bytes=peaks.reserved_bytes + target.card.context_bytes,
+        budget_bytes=target.budget_bytes,
+        breakdown=_breakdown(peaks, target.card),
+        parts=_parts(peaks),
+        peak_at=peaks.at[peaks.highest],
+        phases=tuple(peaks.phases.values()),
+        worst_row=row.where,
+        tokens={
+            "text": row.num_text_tokens,
+            "image": row.num_image_tokens,
+            "total": row.num_text_tokens + row.num_image_tokens,
+        },
+        flops_per_row=peaks.flops_per_row,
+        fast=fast,
+        seconds=round(time.perf_counter() - started, 1),
+        versions=library_versions(),
+    )
 
 
-def _breakdown(log: Log, peak: Replay, card: Card) -> tuple[Share, ...]:
+def _peaks(
+    plan: RunPlan, batch: dict[str, "Tensor"], longest: dict[str, "Tensor"], target: Target, fast: bool
+) -> "Peaks":
+    """Return the peaks of two steps and an evaluation."""
+    from vlmtune.estimate.cuda import hidden_of
+    from vlmtune.estimate.peaks import peaks_of
+    from vlmtune.estimate.simulate import Run, simulate
+
+    steps = [[batch] * plan.gradient_accumulation_steps] * STEPS
+    run = Run(steps, hidden_of(target.card.sm), evaluated=longest, repeat=fast)
+    return peaks_of(simulate(plan, run), target.expandable_segments)
+
+
+def _breakdown(peaks: "Peaks", card: Card) -> tuple[Share, ...]:
     """Return what was allocated at the peak by kind, largest first, then what lies between and around it."""
-    live: dict[int, int] = {}
-    for handle, num_bytes in log.events[: peak.peak_allocated_at + 1]:
-        if handle > 0:
-            live[handle] = round_size(num_bytes)
-        else:
-            live.pop(-handle, None)
-    kinds: Counter[str] = Counter()
-    for handle, num_bytes in live.items():
-        kinds[log.tags[handle][0]] += num_bytes
-    allocated = sum(kinds.values())
-    large = [Share(name, num_bytes) for name, num_bytes in kinds.most_common() if num_bytes >= SMALLEST_SHARE_BYTES]
-    shares = [*large, Share("other", allocated - sum(share.bytes for share in large))]
-    shares.append(Share("reserved but free (fragmentation)", peak.peak_reserved_bytes - allocated))
+    kinds = sorted(peaks.held[peaks.highest].items(), key=lambda item: -item[1])
+    large = [Share(name, num_bytes) for name, num_bytes in kinds if num_bytes >= SMALLEST_SHARE_BYTES]
+    named = sum(share.bytes for share in large)
+    other = peaks.phases[peaks.highest].peak_allocated_bytes - named
+    shares = [*large, Share("other", other)]
+    shares.append(Share("reserved but free (fragmentation)", peaks.reserved_bytes - named - other))
     shares.append(Share("CUDA context", card.context_bytes))
     return tuple(shares)
 
 
-def _parts(log: Log, peak: Replay, settings: AllocatorSettings) -> dict[str, int]:
-    def allocated_at(mark: str) -> int:
-        return replay(log.events[: log.marks.get(mark, len(log.events))], settings).allocated_at_end_bytes
-
-    return parts_of_peak(allocated_at("step 1"), allocated_at("step 2"), peak.peak_allocated_bytes)
-
-
-def _peak_at(log: Log, peak: Replay) -> PeakAt:
-    handle = next(h for h, _ in reversed(log.events[: peak.peak_allocated_at + 1]) if h > 0)
-    phase = [name for name, first in log.marks.items() if first <= peak.peak_allocated_at]
-    _, operation, module = log.tags[handle]
-    return PeakAt(phase[-1] if phase else "load", operation, module)
+def _parts(peaks: "Peaks") -> dict[str, int]:
+    return parts_of_peak(
+        peaks.phases["load"].allocated_at_end_bytes,
+        peaks.phases["step 1"].allocated_at_end_bytes,
+        peaks.allocated_bytes,
+    )

@@ -2,7 +2,8 @@
 
 import gc
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from unittest.mock import patch
 
 import torch
@@ -15,67 +16,105 @@ from vlmtune.engine.step import IGNORED, forward_loss
 from vlmtune.estimate.allocator import EMPTY_CACHE, RESET_PEAK
 from vlmtune.estimate.attention import attention_of
 from vlmtune.estimate.load import load_checkpoint
-from vlmtune.estimate.record import Hidden, Log, Recorder, no_hidden
+from vlmtune.estimate.record import ACTIVATIONS, GRADIENTS, Hidden, Log, Recorder, no_hidden
+from vlmtune.estimate.repeat import StepCuts, gradients_noted, repeat_step
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.plan import RunPlan
 
 PAGED_MIN_NUMBERS = 100_000
 CHECKED_STEP = 2
 """The first with a learning rate: warm-up starts at 0."""
-Steps = list[list[dict[str, Tensor]]]
+Batch = dict[str, Tensor]
+Steps = list[list[Batch]]
 """Optimizer steps in their order, each with its micro-batches."""
 Load = Callable[[nn.Module, Recorder], None]
 
 
-def simulate(plan: RunPlan, steps: Steps, hidden: Hidden, load: Load | None = None) -> Log:
-    """Return what training `plan` for these steps allocates; from the second step on the optimizer's states exist.
+@dataclass(frozen=True)
+class Run:
+    """What is simulated, besides the plan."""
 
-    Args:
-        hidden: what operations take besides their outputs (`cuda.hidden_of`).
-        load: records how the weights come to the device; by default as from a checkpoint.
-    """
+    steps: Steps
+    hidden: Hidden = no_hidden
+    """What operations take besides their outputs (`cuda.hidden_of`)."""
+    load: Load | None = load_checkpoint
+    """Records how the weights come to the device; None: they are simply there."""
+    evaluated: Batch | None = None
+    """One held-out row, whose loss is computed after the steps."""
+    repeat: bool = False
+    """Simulate one batch and repeat the rest of two steps from it; all batches must be the same."""
+
+
+def simulate(plan: RunPlan, run: Run) -> Log:
+    """Return what training `plan` allocates; from the second step on the optimizer's states exist."""
     model = build_model(plan, weights="none").train()
-    with _meta_allowed(), attention_of(plan.device):
-        return record_steps(model, plan, steps, hidden, load or load_checkpoint)
+    gc.freeze()  # what exists already need not be looked through after every step
+    try:
+        with _meta_allowed(), attention_of(plan.device):
+            return record_steps(model, plan, run)
+    finally:
+        gc.unfreeze()
 
 
-def record_steps(
-    model: nn.Module, plan: RunPlan, steps: Steps, hidden: Hidden = no_hidden, load: Load | None = None
-) -> Log:
+def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
     """Return what optimizer steps of `model` allocate, whether its tensors have storage or not."""
-    recorder = Recorder(hidden)
-    if load is not None:
-        load(model, recorder)
+    recorder = Recorder(run.hidden)
+    recorder.vocabulary = base_of(model).get_output_embeddings().out_features
+    recorder.log.begin("load")
+    if run.load is not None:
+        run.load(model, recorder)
     family = family_of(plan)
     for name, tensor in _resident(base_of(model)):
-        recorder.add(tensor, f"weights: {_kind_of(name, tensor, family)}")
+        recorder.add(tensor, _kind_of(name, tensor, family))
     recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
     _first_step_check(model, recorder)
-    optimizer = build_optimizer(model, plan)
-    # The trainer moves all batches of a step to the device at once, while it still holds those of the step before.
-    held: list[dict[str, Tensor]] = []
     with _named_modules(model, recorder), recorder:
-        for number, batches in enumerate(steps, 1):
-            recorder.log.mark(f"step {number}")
-            recorder.kind = "inputs"
-            held = [{key: value.clone() for key, value in batch.items()} for batch in batches]
-            _optimizer_step(model, plan, held, optimizer, recorder)
-            if number == CHECKED_STEP:
-                _first_step_check(model, recorder)
-            gc.collect()
+        held = _record_steps(model, plan, run, recorder)
+        if run.evaluated is not None:
+            recorder.log.begin("evaluation")
+            _evaluate(model, plan, run.evaluated, recorder)
+    recorder.stop()
+    del held
     return recorder.log
 
 
-def _optimizer_step(
-    model: nn.Module, plan: RunPlan, batches: list[dict[str, Tensor]], optimizer: Optimizer, recorder: Recorder
+def _record_steps(model: nn.Module, plan: RunPlan, run: Run, recorder: Recorder) -> list[Batch]:
+    """Record the steps; return the batches of the last one, which the trainer holds until it has those of the next."""
+    optimizer = build_optimizer(model, plan)
+    held: list[Batch] = []
+    for number, batches in enumerate(run.steps[:1] if run.repeat else run.steps, 1):
+        recorder.log.begin(f"step {number}")
+        cuts = StepCuts(inputs=len(recorder.log.events))
+        recorder.kind = "inputs"
+        # The trainer moves all batches of a step to the device at once.
+        held = [_copied(batch) for batch in batches]
+        cuts.batch = len(recorder.log.events)
+        with gradients_noted(model, recorder, cuts) if run.repeat else nullcontext():
+            _forward_and_backward(model, plan, held, recorder, most=1 if run.repeat else None)
+        cuts.optimizer = len(recorder.log.events)
+        _update(model, plan, optimizer, recorder)
+        gc.collect()
+        cuts.end = len(recorder.log.events)
+        if run.repeat:
+            repeat_step(recorder, cuts, held)
+        if run.repeat or number == CHECKED_STEP:
+            _first_step_check(model, recorder)
+    return held
+
+
+def _forward_and_backward(
+    model: nn.Module, plan: RunPlan, batches: list[Batch], recorder: Recorder, most: int | None
 ) -> None:
     num_items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
-    for batch in _different(batches):
+    for batch in _different(batches)[:most]:
         recorder.log.num_rows += len(batch["labels"])
-        recorder.kind = "saved activations"
+        recorder.kind = ACTIVATIONS
         loss = forward_loss(model, batch, plan, num_items)
-        recorder.kind = "recomputation and gradients"
+        recorder.kind = GRADIENTS
         loss.backward()
+
+
+def _update(model: nn.Module, plan: RunPlan, optimizer: Optimizer, recorder: Recorder) -> None:
     recorder.kind = "optimizer"
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     torch.nn.utils.clip_grad_norm_(trainable, plan.max_grad_norm)
@@ -83,9 +122,23 @@ def _optimizer_step(
     optimizer.zero_grad()
 
 
-def _different(batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+def _evaluate(model: nn.Module, plan: RunPlan, row: Batch, recorder: Recorder) -> None:
+    recorder.kind = "inputs"
+    inputs, flops = _copied(row), recorder.log.flops
+    recorder.kind = ACTIVATIONS
+    with torch.no_grad():
+        forward_loss(model.eval(), inputs, plan, num_items=1)
+    model.train()
+    recorder.log.flops = flops  # of the steps alone
+
+
+def _copied(batch: Batch) -> Batch:
+    return {key: value.clone() for key, value in batch.items()}
+
+
+def _different(batches: list[Batch]) -> list[Batch]:
     """The batches that can change the peak: of a run of equal shapes the first two; the others repeat the second."""
-    kept: list[dict[str, Tensor]] = []
+    kept: list[Batch] = []
     for batch in batches:
         shapes = [{key: value.shape for key, value in other.items()} for other in (batch, *kept[-2:])]
         if len(shapes) < 3 or shapes[0] != shapes[1] or shapes[0] != shapes[2]:
@@ -120,8 +173,8 @@ def _constants(state) -> list[Tensor]:
 def _kind_of(name: str, tensor: Tensor, family) -> str:
     part = family.part_of(name)
     if ".lora_" in name:
-        return f"{part} adapters"
-    return f"{part} {'4-bit' if tensor.dtype == torch.uint8 else str(tensor.dtype).removeprefix('torch.')}"
+        return f"adapters: {part}"
+    return f"weights: {part} {'4-bit' if tensor.dtype == torch.uint8 else str(tensor.dtype).removeprefix('torch.')}"
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from tiny.rows import TinyModel, colour_rows, tiny_plan
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.estimate.allocator import RESET_PEAK
-from vlmtune.estimate.record import Log, Recorder, Workspaces, no_hidden
-from vlmtune.estimate.simulate import record_steps, simulate
+from vlmtune.estimate.peaks import peaks_of
+from vlmtune.estimate.record import Log, Recorder, Workspaces
+from vlmtune.estimate.simulate import Run, record_steps, simulate
 from vlmtune.estimate.steps import first_steps
 from vlmtune.models.build import build_model
 
@@ -77,16 +78,24 @@ def peak(log: Log) -> int:
     return most
 
 
-def no_load(model, recorder) -> None:
-    """Weights that are simply there."""
-
-
 @pytest.mark.parametrize(("name", "sections"), PLANS, ids=str)
 def test_simulated_peak_is_the_real_one(name, sections, models, tmp_path):
     plan, steps = plan_and_steps(models(name), tmp_path, sections)
-    real = peak(record_steps(build_model(plan).train(), plan, steps))
-    simulated = peak(simulate(plan, steps, no_hidden, no_load))
+    real = peak(record_steps(build_model(plan).train(), plan, Run(steps, load=None)))
+    simulated = peak(simulate(plan, Run(steps, load=None)))
     assert simulated == pytest.approx(real, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "accumulation"), [("qwen3_vl", 1), ("paligemma", 2), ("smolvlm", 3)])
+def test_repeating_one_batch_gives_the_whole_log(name, accumulation, models, tmp_path):
+    plan, steps = plan_and_steps(models(name), tmp_path, {"training": {"gradient_accumulation_steps": accumulation}})
+    same = [[steps[0][0]] * accumulation] * 2
+    whole, repeated = (simulate(plan, Run(same, load=None, evaluated=steps[0][0], repeat=r)) for r in (False, True))
+    expected, found = peaks_of(whole, True), peaks_of(repeated, True)
+    assert (found.allocated_bytes, found.reserved_bytes) == (expected.allocated_bytes, expected.reserved_bytes)
+    for name, phase in expected.phases.items():
+        assert found.phases[name].peak_allocated_bytes == pytest.approx(phase.peak_allocated_bytes, rel=1e-3)
+        assert found.phases[name].allocated_at_end_bytes == phase.allocated_at_end_bytes
 
 
 def test_gradients_are_added_in_place():

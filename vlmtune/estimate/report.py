@@ -1,0 +1,84 @@
+"""What an estimate says: shapes shared by the simulation, the commands and the run's own report. No torch here."""
+
+from dataclasses import dataclass
+
+from vlmtune.estimate.cards import Card
+
+
+@dataclass(frozen=True)
+class Target:
+    """The card that an estimate is for."""
+
+    card: Card
+    budget_bytes: int
+    expandable_segments: bool
+
+
+@dataclass(frozen=True)
+class Share:
+    """One part of the peak."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PeakAt:
+    """What was being done when the most memory was allocated."""
+
+    phase: str
+    op: str
+    module: str
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run, such as `load` or `step 2`."""
+
+    name: str
+    peak_allocated_bytes: int
+    allocated_at_end_bytes: int
+
+
+@dataclass(frozen=True)
+class WithoutWorst:
+    """The same run without the longest hundredth of its rows."""
+
+    num_rows: int
+    """Rows that are left out."""
+    longest_tokens: int
+    """Tokens of the longest row that stays."""
+    saved_bytes: int
+    """What `peak_reserved_bytes` goes down by."""
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What a plan needs on a card. Sizes in bytes; `breakdown` sums to `device_total_bytes`."""
+
+    model: str
+    preset: str | None
+    gpu: str
+    fits: bool
+    peak_reserved_bytes: int
+    """What `torch.cuda.max_memory_reserved` will show."""
+    peak_allocated_bytes: int
+    """What `torch.cuda.max_memory_allocated` will show."""
+    device_total_bytes: int
+    """What the driver will show for the process: reserved, and the CUDA context."""
+    budget_bytes: int
+    """What PyTorch may reserve on this card: its memory less context and reserve."""
+    breakdown: tuple[Share, ...]
+    parts: dict[str, int]
+    """The allocated peak by when it was taken, as training measures it: `vlmtune.report_memory.parts_of_peak`."""
+    peak_at: PeakAt
+    phases: tuple[Phase, ...]
+    worst_row: str
+    """`train.jsonl:12`, or that it was made up as large as the config allows."""
+    tokens: dict[str, int]
+    flops_per_row: float
+    """Floating-point operations of forward, recomputation and backward for one row as long as the longest."""
+    fast: bool
+    """Whether one batch was simulated and the others repeated from it."""
+    seconds: float
+    versions: dict[str, str]
