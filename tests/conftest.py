@@ -35,6 +35,12 @@ socket.socket.connect = _refuse(REAL_CONNECT)
 socket.socket.connect_ex = _refuse(REAL_CONNECT_EX)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_kept(monkeypatch, tmp_path_factory):
+    """Give each test a cache folder of its own: no test meets an estimate that another one made."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache", numbered=True)))
+
+
 @dataclass(frozen=True)
 class CliResult:
     """What a finished command left behind."""

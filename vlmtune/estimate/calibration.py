@@ -4,11 +4,11 @@ A result holds for one card, one driver and one torch: with another of them it i
 """
 
 import json
-import os
 import re
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from vlmtune.estimate.cache import cache_folder
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Calibration:
 def calibration_path(setup: Setup) -> Path:
     """Return the file that keeps the result of a card."""
     name = re.sub(r"[^a-z0-9]+", "-", f"{setup.card} {setup.uuid[:8]}".lower()).strip("-")
-    return _cache_folder() / "calibration" / f"{name}.json"
+    return cache_folder() / "calibration" / f"{name}.json"
 
 
 def keep_calibration(calibration: Calibration) -> Path:
@@ -75,10 +75,3 @@ def kept_calibration(setup: Setup) -> Calibration | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return kept if kept.setup == setup else None
-
-
-def _cache_folder() -> Path:
-    """Return vlmtune's folder in the user's cache."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")).expanduser() / "vlmtune"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlmtune"
