@@ -13,6 +13,7 @@ from vlmtune.data.dataset import TuneDataset, measure_rows
 from vlmtune.data.encode import IGNORED, encode
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.engine.step import forward_loss
+from vlmtune.errors import VlmtuneError
 from vlmtune.models.build import base_of, build_model, build_tuned
 from vlmtune.models.families import FAMILIES
 from vlmtune.models.inventory import inventory
@@ -61,7 +62,7 @@ def test_every_answer_of_a_conversation_is_learned_and_nothing_else(tiny, tmp_pa
         Turn("user", ("two?",)),
         Turn("assistant", ("second",)),
     )
-    if tiny.family.prefix_lm:
+    if tiny.family.one_answer:
         with pytest.raises(Exception, match="one question and one answer a row"):
             encode(Sample(turns, "rows.jsonl:1"), [Image.open(image.path)], tiny.processor, tiny.family)
         return
@@ -135,14 +136,29 @@ def test_full_tuning_trains_the_language_model_only(tiny):
     assert {row.part for row in rows if not row.trainable} == {"vision", "projector"}
 
 
-def test_the_frozen_tower_stays_outside_autograd(tiny, batch):
+def test_frozen_tower_and_projector_stay_outside_autograd(tiny, batch):
     model = build_model(tiny.plan).train()
     seen = []
-    tower = base_of(model).get_submodule(tiny.family.vision)
-    tower.register_forward_hook(lambda module, args, output: seen.append(output))
+    modules = dict(base_of(model).named_modules())
+    for path in (tiny.family.vision, *tiny.family.projector):
+        if path in modules:
+            modules[path].register_forward_hook(lambda module, args, output: seen.append(output))
     forward_loss(model, model_inputs(batch), tiny.plan).backward()
-    tensors = [value for output in seen for value in (output.values() if hasattr(output, "values") else [output])]
+    outputs = [[output] if isinstance(output, torch.Tensor) else output.values() for output in seen]
+    tensors = [value for values in outputs for value in values]
     assert tensors and not any(value.requires_grad for value in tensors if isinstance(value, torch.Tensor))
+
+
+def test_frozen_parts_rest_in_training_and_others_do_not(tiny):
+    model = build_model(tiny.plan)
+    model.eval()
+    model.train()
+    modules = dict(base_of(model).named_modules())
+    frozen = [modules[path] for path in (tiny.family.vision, *tiny.family.projector) if path in modules]
+    assert frozen and not any(inner.training for module in frozen for inner in module.modules())
+    assert all(inner.training for inner in base_of(model).get_submodule(tiny.family.text).modules())
+    adapted = build_model(tiny_plan(tiny.folder, training={"lora": {"vision_tower": True}})).train()
+    assert base_of(adapted).get_submodule(tiny.family.vision).training
 
 
 @pytest.mark.parametrize("chunk_tokens", [8, 10_000])
@@ -188,6 +204,10 @@ def test_text_only_rows_may_stand_among_image_rows(tiny, tmp_path):
 def test_several_images_in_a_row(tiny, tmp_path):
     images = [picture(tmp_path, str(i), (60 + 40 * i, 60), "red") for i in range(2)]
     rows = [sample("compare", "same", *images), sample("one", "red", images[0])]
+    if tiny.family.qformer:
+        with pytest.raises(VlmtuneError, match="rows.jsonl:1: this model takes one image a row, here are 2"):
+            TuneDataset(rows, tiny.processor, tiny.family, tiny.plan)[0]
+        return
     encoded = list(TuneDataset(rows, tiny.processor, tiny.family, tiny.plan))
     batch = collate(encoded, tiny.processor.tokenizer.pad_token_id)
     loss = forward_loss(build_model(tiny.plan), model_inputs(batch), tiny.plan)

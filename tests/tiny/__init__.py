@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers as hf
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from vlmtune.models.qwen_vl import QwenVLConfig, QwenVLForConditionalGeneration, QwenVLImageProcessor, QwenVLProcessor
 from vlmtune.models.qwen_vl.tokenizer import wrap_tokenizer
@@ -70,6 +70,35 @@ def tokenizer(
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token=pad, extra_special_tokens=named or None
     )
+
+
+def instructblip() -> tuple:
+    tok = _starting_with(
+        "</s>", tokenizer(["<unk>", "<s>", "</s>", "[PAD]", "<image>"], bos="</s>", eos="</s>", pad="[PAD]")
+    )
+    reader = _starting_with("[CLS]", tokenizer(["[PAD]", "[CLS]", "[SEP]"], eos="[SEP]", pad="[PAD]"), "[SEP]")
+    images = hf.BlipImageProcessor(size={"height": 28, "width": 28})
+    processor = hf.InstructBlipProcessor(images, tok, reader, num_query_tokens=4)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = hf.InstructBlipConfig(
+        vision_config={**sizes, "image_size": 28, "patch_size": 14},
+        qformer_config={**sizes, "vocab_size": len(reader), "max_position_embeddings": 512},
+        text_config={"model_type": "llama", **TEXT, "vocab_size": len(tok)},
+        num_query_tokens=4,
+        image_token_index=tok.convert_tokens_to_ids("<image>"),
+    )
+    config.vision_config.initializer_range = 0.02
+    return hf.InstructBlipForConditionalGeneration, config, processor
+
+
+def _starting_with(start: str, tok: hf.PreTrainedTokenizerFast, end: str | None = None) -> hf.PreTrainedTokenizerFast:
+    """Let the tokenizer put `start` before every text and `end` after it."""
+    marks = [mark for mark in (start, end) if mark]
+    tok.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=" ".join([start, "$A", *marks[1:]]),
+        special_tokens=[(mark, tok.convert_tokens_to_ids(mark)) for mark in marks],
+    )
+    return tok
 
 
 def llava() -> tuple:
@@ -250,7 +279,7 @@ def paligemma() -> tuple:
 
 TINY: dict[str, Callable[[], tuple]] = {
     builder.__name__: builder
-    for builder in (gemma3, idefics3, llava, paligemma, qwen, qwen2_5_vl, qwen2_vl, qwen3_vl, smolvlm)
+    for builder in (gemma3, idefics3, instructblip, llava, paligemma, qwen, qwen2_5_vl, qwen2_vl, qwen3_vl, smolvlm)
 }
 """One builder for each `model_type`: () -> (model class, config, processor)."""
 

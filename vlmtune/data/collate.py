@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from vlmtune.data.encode import IGNORED, Encoded, is_token_tensor
+from vlmtune.data.encode import IGNORED, QFORMER_KEYS, Encoded, is_token_tensor
 from vlmtune.errors import VlmtuneError
 
 WHERE = "where"
@@ -40,8 +40,11 @@ def collate(rows: list[Encoded | VlmtuneError], pad_token_id: int) -> dict[str, 
     }
     for key in {key: None for row in rows for key in row.tensors}:
         with_key = [row for row in rows if key in row.tensors]
-        if all(is_token_tensor(row.tensors[key], row.labels.shape[1]) for row in with_key):
+        if all(is_token_tensor(key, row.tensors[key], row.labels.shape[1]) for row in with_key):
             batch[key] = torch.cat([_padded(_token_tensor(row, key), longest, pads.get(key, 0)) for row in rows])
+        elif key in QFORMER_KEYS:
+            most = max(row.tensors[key].shape[1] for row in rows)
+            batch[key] = torch.cat([_padded(row.tensors[key], most, 0) for row in rows])
         else:
             batch[key] = _joined([row.tensors[key] for row in with_key])
     return batch

@@ -17,9 +17,11 @@ from transformers import ProcessorMixin
 from vlmtune.data.types import Sample
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.families.base import Family
-from vlmtune.models.processor import special_token_ids
+from vlmtune.models.processor import image_token_id, special_token_ids
 
 IGNORED = -100
+QFORMER_KEYS = ("qformer_input_ids", "qformer_attention_mask")
+"""Tensors [1, Q] of the question in the Q-Former's own tokens."""
 Span = tuple[int, int]
 
 
@@ -53,8 +55,12 @@ def encode(sample: Sample, images: list[Image], processor: ProcessorMixin, famil
     Raises:
         VlmtuneError: the row and the model's template or processor do not go together.
     """
+    if problem := misfit(sample, processor, family):
+        raise problem
     if family.prefix_lm:
         return _encode_prefix_lm(sample, images, processor)
+    if family.qformer:
+        return _encode_with_qformer(sample, images, processor)
     text, answers = render(sample, processor)
     try:
         output = _call_processor(processor, text, images, offsets=True)
@@ -74,10 +80,40 @@ def encode(sample: Sample, images: list[Image], processor: ProcessorMixin, famil
     return Encoded(dict(output), labels.unsqueeze(0), is_image, sample.where)
 
 
+def misfit(sample: Sample, processor: ProcessorMixin, family: Family) -> VlmtuneError | None:
+    """Return why a model of this family cannot take the row, known without opening its images; None where it can."""
+    if family.one_answer and [turn.role for turn in sample.turns] != ["user", "assistant"]:
+        return VlmtuneError(
+            f"{sample.where}: this model takes one question and one answer a row, no system turn",
+            "split the conversation into rows with one question and one answer each",
+        )
+    if family.needs_image and not sample.images:
+        return VlmtuneError(f"{sample.where}: this model needs an image in every row", "remove the text-only rows")
+    if not family.qformer:
+        return None
+    if len(sample.images) > 1:
+        return VlmtuneError(
+            f"{sample.where}: this model takes one image a row, here are {len(sample.images)}",
+            "split the row, or join its images into one picture",
+        )
+    most_tokens = processor.qformer_tokenizer.model_max_length
+    num_tokens = len(processor.qformer_tokenizer(sample.turns[0].text.strip(), verbose=False)["input_ids"])
+    if num_tokens > most_tokens:
+        return VlmtuneError(
+            f"{sample.where}: the Q-Former reads questions of up to {most_tokens} tokens, this one has {num_tokens}",
+            "shorten the question",
+        )
+    return None
+
+
 def encode_prompt(sample: Sample, images: list[Image], processor: ProcessorMixin, family: Family) -> dict[str, Tensor]:
     """Return the tensors of everything before the last answer, as the model sees it when it is asked."""
+    if problem := misfit(sample, processor, family):
+        raise problem
     if family.prefix_lm:
         return dict(_call_processor(processor, _prefix(sample, processor), images))
+    if family.qformer:
+        return _qformer_prompt(sample, images, processor)
     text = processor.apply_chat_template(sample.prompt.messages(), tokenize=False, add_generation_prompt=True)
     return dict(_call_processor(processor, text, images))
 
@@ -117,13 +153,15 @@ def cut(row: Encoded, max_text_tokens: int) -> Encoded:
             "raise data.max_length or shorten the question",
         )
     total = row.labels.shape[1]
-    tensors = {key: value[:, :kept] if is_token_tensor(value, total) else value for key, value in row.tensors.items()}
+    tensors = {
+        key: value[:, :kept] if is_token_tensor(key, value, total) else value for key, value in row.tensors.items()
+    }
     return Encoded(tensors, row.labels[:, :kept], row.is_image[:kept], row.where, num_cut_tokens=excess)
 
 
-def is_token_tensor(value: Any, num_tokens: int) -> bool:
-    """Return whether this tensor holds one value a token."""
-    return isinstance(value, Tensor) and value.shape == (1, num_tokens)
+def is_token_tensor(key: str, value: Any, num_tokens: int) -> bool:
+    """Return whether this tensor holds one value for each token of the language model."""
+    return key not in QFORMER_KEYS and isinstance(value, Tensor) and value.shape == (1, num_tokens)
 
 
 def _call_processor(processor: ProcessorMixin, text: str, images: list[Image], offsets: bool = False) -> dict[str, Any]:
@@ -164,13 +202,6 @@ def _labels(ids_T: Tensor, offsets: list[Span], answers: list[Span], processor: 
 
 def _encode_prefix_lm(sample: Sample, images: list[Image], processor: ProcessorMixin) -> Encoded:
     """Prompt as prefix, answer as suffix: the processor marks the suffix, and the attention follows the marks."""
-    if len(sample.turns) != 2 or sample.turns[0].role != "user":
-        raise VlmtuneError(
-            f"{sample.where}: this model takes one question and one answer a row, no system turn",
-            "split the conversation into rows with one question and one answer each",
-        )
-    if not images:
-        raise VlmtuneError(f"{sample.where}: this model needs an image in every row", "remove the text-only rows")
     output = dict(
         processor(text=[_prefix(sample, processor)], suffix=[sample.answer], images=images, return_tensors="pt")
     )
@@ -180,3 +211,33 @@ def _encode_prefix_lm(sample: Sample, images: list[Image], processor: ProcessorM
 
 def _prefix(sample: Sample, processor: ProcessorMixin) -> str:
     return processor.image_token * len(sample.images) + sample.turns[0].text.strip()
+
+
+def _encode_with_qformer(sample: Sample, images: list[Image], processor: ProcessorMixin) -> Encoded:
+    """The prompt as at inference, the answer's tokens after it, then the end token.
+
+    The answer goes to the language model alone: a Q-Former that reads it makes image features that hold the answer,
+    and the model learns to read it from there.
+    """
+    output = _qformer_prompt(sample, images, processor)
+    tokenizer = processor.tokenizer
+    answer = [*tokenizer(sample.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    answer_1A = torch.tensor([answer])
+    prompt_1P = output["input_ids"]
+    output["input_ids"] = torch.cat([prompt_1P, answer_1A], dim=1)
+    output["attention_mask"] = torch.ones_like(output["input_ids"])
+    labels = torch.cat([torch.full_like(prompt_1P, IGNORED), answer_1A], dim=1)
+    return Encoded(output, labels, output["input_ids"][0] == image_token_id(processor), sample.where)
+
+
+def _qformer_prompt(sample: Sample, images: list[Image], processor: ProcessorMixin) -> dict[str, Tensor]:
+    """Return the queries' tokens and the question's, both in the language model's words, and the question's again in
+    the Q-Former's. The library puts any number of features where it finds tokens, so these are counted here."""
+    output = dict(processor(text=[sample.turns[0].text.strip()], images=images, return_tensors="pt"))
+    num_tokens = int((output["input_ids"] == image_token_id(processor)).sum())
+    if num_tokens != processor.num_query_tokens:
+        raise VlmtuneError(
+            f"{sample.where}: {num_tokens} image tokens for the model's {processor.num_query_tokens} queries",
+            f"remove the model's own image token {processor.image_token} from the texts",
+        )
+    return output

@@ -57,8 +57,9 @@ def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
         model.peft_config["default"].base_model_name_or_path = plan.model_name
     else:
         _unfreeze_parts(model, plan)
+    _rest_frozen_parts(base_of(model), family_of(plan))
     if plan.gradient_checkpointing:
-        _enable_checkpointing(base_of(model))
+        _enable_checkpointing(base_of(model), family_of(plan))
         _keep_activations(base_of(model), plan)
     return model
 
@@ -286,7 +287,19 @@ def _forbid_packing(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _enable_checkpointing(model: PreTrainedModel) -> None:
+def _rest_frozen_parts(model: PreTrainedModel, family: Family) -> None:
+    """Keep towers and projectors in which nothing learns in eval mode, whatever mode the model is set to.
+
+    Their dropout (InstructBLIP's Q-Former has it) would only make other features of the same image each time.
+    """
+    parts = (family.vision, *family.projector, *family.other)
+    for name, module in model.named_modules():
+        if name in parts and not any(parameter.requires_grad for parameter in module.parameters()):
+            module.eval()
+            module.train = lambda mode=True, module=module: module
+
+
+def _enable_checkpointing(model: PreTrainedModel, family: Family) -> None:
     """Recompute activations layer by layer, and take back the hook that transformers adds with it.
 
     The hook makes the input embeddings of every nested model require gradients, the frozen tower's patch embedding
@@ -295,7 +308,7 @@ def _enable_checkpointing(model: PreTrainedModel) -> None:
     # transformers 5.17 knows the old name only; newer ones warn about it.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     # Without dropout the recomputation draws no random numbers: keeping their state costs a quarter of a forward pass.
-    enable({"use_reentrant": False, "preserve_rng_state": _has_dropout(model)})
+    enable({"use_reentrant": False, "preserve_rng_state": _has_dropout(model, family)})
     model.disable_input_require_grads()
 
 
@@ -312,10 +325,14 @@ def _keep_activations(model: PreTrainedModel, plan: RunPlan) -> None:
         layer.gradient_checkpointing = False
 
 
-def _has_dropout(model: nn.Module) -> bool:
+def _has_dropout(model: PreTrainedModel, family: Family) -> bool:
     """Return whether a forward pass in training mode draws random numbers."""
-    modules = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    return modules or any("dropout" in str(key) and value for key, value in _flat(model.config.to_dict()))
+    learning = {family.part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    part, config = model, model.config
+    if learning <= {"text", "head"}:  # the other parts rest
+        part, config = model.get_submodule(family.text), model.config.get_text_config()
+    modules = any(isinstance(module, nn.Dropout) and module.p > 0 for module in part.modules())
+    return modules or any("dropout" in str(key) and value for key, value in _flat(config.to_dict()))
 
 
 def _flat(config: dict):

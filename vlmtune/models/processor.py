@@ -1,10 +1,17 @@
 """The checkpoint's processor, set as the plan says, with a chat template that ends the assistant's turn."""
 
-from transformers import AutoProcessor, ProcessorMixin
+from operator import attrgetter
+from pathlib import Path
+
+import transformers
+from transformers import ProcessorMixin
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.build import family_of
 from vlmtune.models.download import checkpoint_folder
+from vlmtune.models.families import FAMILIES
+from vlmtune.models.families.base import Json
+from vlmtune.models.source import open_model
 from vlmtune.plan import RunPlan
 
 PROBE = [
@@ -17,19 +24,27 @@ def load_processor(plan: RunPlan) -> ProcessorMixin:
     """Return tokenizer, image processor and chat template of the plan's model, ready to be saved with the adapter.
 
     Raises:
-        VlmtuneError: files missing, or no chat template that ends the assistant's turn with an end token.
+        VlmtuneError: files missing, an image token that the model does not have, or no chat template that ends the
+            assistant's turn with an end token.
     """
+    family = family_of(plan)
+    processor_class = getattr(transformers, family.processor_class or "AutoProcessor")
     try:
-        processor = AutoProcessor.from_pretrained(checkpoint_folder(plan.model, plan.revision, weights=False))
+        processor = processor_class.from_pretrained(checkpoint_folder(plan.model, plan.revision, weights=False))
     except (OSError, ValueError) as error:
         raise VlmtuneError(
             f"the processor of {plan.model} cannot be loaded: {str(error).splitlines()[0]}",
             "the folder needs the tokenizer and preprocessor files of the model too",
         ) from None
+    config = open_model(plan.model, plan.revision, Path("/")).config
+    if family in FAMILIES:
+        _check_image_token(processor, config, plan)
+    for name, value in family.processor_settings(config).items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(attrgetter(owner)(processor) if owner else processor, attribute, value)
     for name, value in plan.image_overrides.items():
         setattr(processor.image_processor, name, value)
-    family = family_of(plan)
-    if not family.prefix_lm:
+    if not family.one_answer:
         if turn_end_id(processor) is None and family.chat_template:
             processor.chat_template = family.chat_template
         if turn_end_id(processor) is None:
@@ -38,6 +53,42 @@ def load_processor(plan: RunPlan) -> ProcessorMixin:
                 "use the instruction-tuned version of the model, or add the end token to its chat_template.jinja",
             )
     return processor
+
+
+def image_token_id(processor: ProcessorMixin) -> int:
+    """Return the id of the token that stands for a piece of an image."""
+    for owner in (processor.tokenizer, processor):  # Gemma 3's processor calls the mark before an image so
+        if (own := getattr(owner, "image_token_id", None)) is not None:
+            return own
+    own = getattr(processor, "image_token_id", None)  # not that of `image_token` where one token stands for an image
+    return own if isinstance(own, int) else processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+
+
+def _check_image_token(processor: ProcessorMixin, config: Json, plan: RunPlan) -> None:
+    """Raise when the image token is none of the model's: libraries put the image nowhere then, or read beyond a table.
+
+    What config.json leaves out is not checked: the library has defaults that fit the published models.
+    """
+    token_id = image_token_id(processor)
+    vocabulary = (config.get("text_config") or {}).get("vocab_size") or config.get("vocab_size")
+    if token_id is None:
+        raise VlmtuneError(
+            f"{plan.model}: its tokenizer has no image token {processor.image_token}", "download the model again"
+        )
+    if vocabulary and token_id >= vocabulary:
+        raise VlmtuneError(
+            f"{plan.model}: the image token {processor.image_token} has the id {token_id}, "
+            f"but the model has embeddings for {vocabulary} tokens",
+            "its files are of different ages: download all of them again, in their newest revision",
+        )
+    named = [config.get(key) for key in ("image_token_id", "image_token_index")]
+    expected = next((token for token in named if token is not None), token_id)
+    if token_id != expected:
+        raise VlmtuneError(
+            f"{plan.model}: the image token {processor.image_token} has the id {token_id} in the tokenizer, "
+            f"{expected} in config.json",
+            "its files do not fit together: download all of them again",
+        )
 
 
 def special_token_ids(processor: ProcessorMixin) -> set[int]:

@@ -1,11 +1,12 @@
 """The families vlmtune knows. Adding one = one file here, one entry in FAMILIES, one tiny model in tests/tiny."""
 
-from vlmtune.models.families import gemma3, llava, paligemma, qwen2_vl, qwen3_vl, qwen_vl, smolvlm
+from vlmtune.models.families import gemma3, instructblip, llava, paligemma, qwen2_vl, qwen3_vl, qwen_vl, smolvlm
 from vlmtune.models.families.base import Family, Json
 from vlmtune.models.families.generic import generic_family
 
 FAMILIES: tuple[Family, ...] = (
     gemma3.FAMILY,
+    instructblip.FAMILY,
     llava.FAMILY,
     paligemma.FAMILY,
     qwen2_vl.FAMILY,
