@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vlmtune import __version__
-from vlmtune.cli import doctor, estimate_vram, evaluate, generate, merge, presets, train, validate
+from vlmtune.cli import doctor, estimate_vram, evaluate, generate, merge, plan, presets, train, validate
 from vlmtune.errors import ExitCode, VlmtuneError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command(epilog=train.EXAMPLE)(train.train)
 app.command("estimate-vram", epilog=estimate_vram.EXAMPLE)(estimate_vram.estimate_vram)
+app.command(epilog=plan.EXAMPLE)(plan.plan)
 app.command(epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=generate.EXAMPLE)(generate.generate)
 app.command(epilog=merge.EXAMPLE)(merge.merge)

@@ -44,9 +44,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     return _merged(_read(path), overrides, path.parent)
 
 
-def preset_config(model: str, preset: str, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """The config of a preset and a model, without a file and without data: for estimates."""
-    values = {"preset": preset, "model": {"name": model}, "data": {"train_path": "-"}}
+NO_DATA = "-"
+"""The `data.train_path` of a config without data."""
+
+
+def preset_config(model: str, preset: str, overrides: Sequence[str] = (), *, train_path: str = NO_DATA) -> LoadedConfig:
+    """The config of a preset and a model without a file, for estimates; paths start from the current folder."""
+    values = {"preset": preset, "model": {"name": model}, "data": {"train_path": train_path}}
     return _merged(Document("command line", values), overrides, Path())
 
 

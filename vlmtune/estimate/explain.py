@@ -5,11 +5,8 @@ from dataclasses import dataclass
 
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.errors import VlmtuneError
-from vlmtune.estimate.run import MemoryReport
-
-SMALLEST_RANK = 4
-SMALLEST_TEXT_TOKENS = 64
-SMALLEST_IMAGE_PX = 112
+from vlmtune.estimate.levers import SAVINGS, ModelFacts, spendings, words_of
+from vlmtune.estimate.report import MemoryReport
 
 
 @dataclass(frozen=True)
@@ -26,11 +23,17 @@ class Lever:
 
 
 def price_levers(
-    config: TrainingConfig, before: MemoryReport, estimate: Callable[[tuple[str, ...]], MemoryReport]
+    config: TrainingConfig,
+    before: MemoryReport,
+    estimate: Callable[[tuple[str, ...]], MemoryReport],
+    model: ModelFacts | None = None,
 ) -> list[Lever]:
-    """Return every lever that applies to `config`, the largest saving first; `estimate` takes `--set` words."""
+    """Return every lever that applies to `config`, the largest saving first; `estimate` takes `--set` words.
+
+    Without the facts of the model there is no lever on the number of layers, and some that turn out to save nothing.
+    """
     priced = []
-    for words in levers(config):
+    for words in _every_lever(config, before, model):
         try:
             after = estimate(words)
         except VlmtuneError:  # such as rows that no longer fit into max_length: no lever for these rows
@@ -40,31 +43,8 @@ def price_levers(
     return sorted(priced, key=lambda lever: -lever.saved_bytes)
 
 
-def levers(config: TrainingConfig) -> list[tuple[str, ...]]:
-    """Return the `--set` words of every change that applies to `config`."""
-    training, data = config.training, config.data
-    rows_per_step = training.batch_size * training.gradient_accumulation_steps
-    image_px = (data.image_size or 1024) * 3 // 4
-    adapters = training.method != "full"
-    found = [
-        (True, (f"hardware.gradient_checkpointing={_word(not config.hardware.gradient_checkpointing)}",)),
-        (
-            training.batch_size > 1,
-            ("training.batch_size=1", f"training.gradient_accumulation_steps={rows_per_step}"),
-        ),
-        (adapters and training.lora.rank > SMALLEST_RANK, (f"training.lora.rank={training.lora.rank // 2}",)),
-        (data.max_length > SMALLEST_TEXT_TOKENS, (f"data.max_length={data.max_length // 2}", "data.truncation=cut")),
-        (image_px > SMALLEST_IMAGE_PX, (f"data.image_size={image_px}",)),
-        (training.method == "lora", ("training.method=qlora",)),
-        (training.method == "full", ("training.method=lora",)),
-        (
-            training.method == "qlora",
-            ("training.quantization.quantize_vision_tower=" + _word(not training.quantization.quantize_vision_tower),),
-        ),
-        *((training.optim != name, (f"training.optim={name}",)) for name in ("adamw", "adamw_8bit")),
-    ]
-    return [words for applies, words in found if applies]
-
-
-def _word(value: bool) -> str:
-    return str(value).lower()
+def _every_lever(config: TrainingConfig, before: MemoryReport, model: ModelFacts | None) -> list[tuple[str, ...]]:
+    """Return the `--set` words of every change that applies: the next step of each saving, then what costs memory."""
+    saving = [saving.steps(config, model, before.tokens["text"])[:1] for saving in SAVINGS]
+    steps = [step for first in saving for step in first] + spendings(config, model)
+    return list(dict.fromkeys(words_of(values) for values in steps))

@@ -1,0 +1,116 @@
+"""`vlmtune plan` through the command line, on tiny models: what it says, what it writes, and that the file trains."""
+
+import json
+import re
+
+import pytest
+import yaml
+from tiny import save_tiny
+
+from vlmtune.config.load import load_config
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    return save_tiny("qwen3_vl", tmp_path_factory.mktemp("plan") / "qwen3-vl")
+
+
+def needed_gib(run_cli, model, *settings) -> float:
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = run_cli("estimate-vram", "--model", model, "--gpu", "8gb", "--json", *words)
+    return json.loads(done.stdout)["peak_reserved_bytes"] / 2**30
+
+
+def reserve_for(run_cli, budget_gib: float, model) -> str:
+    """The reserve that leaves so much."""
+    done = run_cli("estimate-vram", "--model", model, "--gpu", "8gb", "--reserve-gib", "0", "--json")
+    return str(json.loads(done.stdout)["budget_bytes"] / 2**30 - budget_gib)
+
+
+def test_with_room_it_buys_speed_and_writes_a_config_that_validates(run_cli, qwen, tmp_path):
+    out = tmp_path / "run.yaml"
+    done = run_cli("plan", "--model", qwen, "--gpu", "8gb", "-o", out)
+    assert done.code == 0, done.stderr
+    assert "fits: " in done.stdout and "hardware.gradient_checkpointing: false" in done.stdout
+    text = out.read_text()
+    assert "preset: 8gb" in text and "# true in preset 8gb: memory is left: every activation is kept" in text
+    assert re.search(r"# Estimated, not measured: a peak of \d\.\d\d of \d\.\d\d GiB", text)
+    loaded = load_config(out)
+    assert loaded.config.hardware.gradient_checkpointing is False
+    training = loaded.config.training
+    assert training.batch_size * training.gradient_accumulation_steps == 32 and training.batch_size > 1
+    assert loaded.resolve_path(loaded.config.model.name).resolve() == qwen.resolve()
+    (tmp_path / "train.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    assert run_cli("validate", out).code == 0
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_with_little_room_it_gives_up_what_it_must_and_says_so(run_cli, qwen):
+    full = needed_gib(run_cli, qwen)
+    least = needed_gib(run_cli, qwen, "data.max_length=128", "data.image_size=224", "training.lora.rank=4")
+    budget = (0.4 * full + 0.6 * least) / 0.96
+    arguments = ("--model", qwen, "--gpu", "8gb", "--reserve-gib", reserve_for(run_cli, budget, qwen))
+    plan = json.loads(run_cli("plan", *arguments, "--json").stdout)
+    assert plan["fits"] is True and plan["report"]["fast"] is False and plan["changes"]
+    assert plan["report"]["peak_reserved_bytes"] <= 0.97 * plan["report"]["budget_bytes"]
+    words = [word for change in plan["changes"] for word in change["words"]]
+    assert words == plan["words"] and any(word.startswith("data.") for word in words)
+    asked = run_cli("estimate-vram", *arguments, "--json", *(part for word in words for part in ("--set", word)))
+    assert json.loads(asked.stdout)["peak_reserved_bytes"] == plan["report"]["peak_reserved_bytes"]
+
+
+def test_when_nothing_fits_it_says_by_how_much_and_writes_nothing(run_cli, qwen, tmp_path):
+    out = tmp_path / "run.yaml"
+    reserve = reserve_for(run_cli, 0.01, qwen)
+    done = run_cli("plan", "--model", qwen, "--gpu", "8gb", "--reserve-gib", reserve, "-o", out)
+    assert done.code == 3 and not out.exists()
+    assert "nothing fits" in done.stderr and "with everything given up" in done.stderr
+    assert "a card of 4 GB would hold that" in done.stderr
+    as_json = run_cli("plan", "--model", qwen, "--gpu", "8gb", "--reserve-gib", reserve, "--json")
+    assert as_json.code == 3 and json.loads(as_json.stdout)["fits"] is False
+
+
+def test_a_file_is_never_overwritten_unasked(run_cli, qwen, tmp_path):
+    out = tmp_path / "run.yaml"
+    out.write_text("mine")
+    done = run_cli("plan", "--model", qwen, "--gpu", "8gb", "-o", out)
+    assert done.code == 1 and "exists already" in done.stderr and out.read_text() == "mine"
+    assert run_cli("plan", "--model", qwen, "--gpu", "8gb", "-o", out, "--force").code == 0
+    assert yaml.safe_load(out.read_text())["preset"] == "8gb"
+
+
+def test_with_data_the_longest_row_decides_and_the_file_trains(project, qwen, run_cli, tmp_path):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    done = run_cli("plan", "--model", qwen, "--gpu", "8gb", "--data", "rows.jsonl", "-o", folder / "run.yaml")
+    assert done.code == 0, done.stderr
+    assert "rows.jsonl:" in done.stdout and f"vlmtune train {folder / 'run.yaml'}" in done.stdout
+    config = load_config(folder / "run.yaml").config
+    assert config.data.train_path == "../rows.jsonl"
+    trained = run_cli("train", folder / "run.yaml", "--set", "training.max_steps=1")
+    assert trained.code == 0, trained.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpu", "preset"), [("8gb", "8gb"), ("11gb", "8gb"), ("4gb", "6gb"), ("a100-80gb", "48gb"), ("rtx-3090", "24gb")]
+)
+def test_the_preset_is_that_of_the_cards_size(gpu, preset):
+    from vlmtune.cli.plan import _preset_for
+    from vlmtune.estimate.cards import find_card
+
+    assert _preset_for(find_card(gpu).nominal_bytes) == preset
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "org/none", "--gpu", "8gb"], "is not in the local cache"),
+        (["--model", "Qwen/Qwen3-VL-2B-Instruct", "--gpu", "rtx-4061"], "did you mean"),
+        (["--model", "Qwen/Qwen3-VL-2B-Instruct", "--gpu", "8gb", "--preset", "9gb"], "preset 9gb is unknown"),
+        (["--model", "Qwen/Qwen3-VL-2B-Instruct", "--gpu", "8gb", "--data", "no.jsonl"], "no.jsonl"),
+    ],
+)
+def test_wrong_input_is_one_error(run_cli, arguments, words):
+    done = run_cli("plan", *arguments)
+    assert done.code == 1
+    assert words in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr

@@ -1,0 +1,211 @@
+"""`vlmtune plan`: the config that fits a card, what it changes of a preset and why, as a file to train with."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmtune.cli.options import JsonOption
+from vlmtune.cli.targets import GpuOption, PlatformOption, ReserveOption, choose_target
+from vlmtune.errors import ExitCode, VlmtuneError
+
+if TYPE_CHECKING:
+    from vlmtune.cli.targets import Chosen
+    from vlmtune.config.load import LoadedConfig
+    from vlmtune.data.types import Sample
+    from vlmtune.estimate.fit import Fit
+    from vlmtune.estimate.report import MemoryReport, Target
+
+EXAMPLE = "Example: [bold]vlmtune plan --model Qwen/Qwen3-VL-8B-Instruct --gpu 8gb -o my-run.yaml[/bold]"
+GIB = 2**30
+MODELS_SHOWN = 3
+
+
+def plan(
+    model: Annotated[str, typer.Option(help="A model of the catalogue, a hub id, or a folder.")],
+    gpu: GpuOption = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Training rows: what fits is searched for the longest of them.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="What to start from. Default: the preset of the card's size.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the config.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    platform: PlatformOption = None,
+    reserve_gib: ReserveOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the best config that fits a card: as little as possible is given up, memory that is left buys speed.
+
+    Exit codes: 0 found, 3 nothing fits, 4 cannot tell.
+    """
+    if out and out.exists() and not force:
+        raise VlmtuneError(f"{out} exists already", "give another name, or overwrite it with --force")
+    chosen = choose_target(gpu, preset, platform, reserve_gib)
+    start = _start(model, preset or _preset_for(chosen.target.card.nominal_bytes), data)
+    fit = _search(start, chosen.target)
+    if as_json:
+        _print_json(fit, start)
+    elif fit.fits:
+        _print(fit, start, chosen)
+    if not fit.fits:
+        if as_json:
+            raise typer.Exit(ExitCode.DOES_NOT_FIT)
+        raise _nothing_fits(fit, start, chosen.target)
+    if out:
+        _write(fit, start, chosen.target.card.name, out, force)
+        if not as_json:
+            typer.echo(_next_step(out, data))
+
+
+def _start(model: str, preset: str, data: Path | None) -> "LoadedConfig":
+    from vlmtune.config.load import NO_DATA, preset_config
+
+    return preset_config(model, preset, train_path=str(data) if data else NO_DATA)
+
+
+def _preset_for(nominal_bytes: int) -> str:
+    """Return the largest preset whose card is no larger than this one; the smallest where none is."""
+    from vlmtune.config.presets import names
+
+    sizes = {name: int(name.removesuffix("gb")) * GIB for name in names()}
+    return max((name for name in sizes if sizes[name] <= nominal_bytes), key=sizes.get, default=names()[0])
+
+
+def _search(start: "LoadedConfig", target: "Target") -> "Fit":
+    from rich.console import Console
+
+    from vlmtune.engine.runtime import quiet_libraries
+    from vlmtune.estimate.fit import fit_card
+    from vlmtune.models.source import open_model
+
+    quiet_libraries()
+    config = start.config
+    samples = _samples(start)
+    source = open_model(config.model.name, None, start.base_dir, offline_catalog=not samples)
+    status = Console(stderr=True).status("simulating training steps…")
+    tried = 0
+
+    def estimate_of(words: tuple[str, ...], target: "Target", fast: bool) -> "MemoryReport":
+        nonlocal tried
+        tried += 1
+        status.update(f"simulating training steps: config {tried}, {' '.join(words) or 'the preset'}")
+        from vlmtune.config.load import preset_config
+        from vlmtune.estimate.run import estimate_largest, estimate_rows
+
+        changed = preset_config(config.model.name, config.preset, words, train_path=config.data.train_path).config
+        if samples:
+            return estimate_rows(changed, source, samples, target, fast=fast)
+        return estimate_largest(changed, source, target, fast=fast)
+
+    with status:
+        try:
+            return fit_card(config, source, target, estimate_of)
+        except (NotImplementedError, RuntimeError) as error:
+            raise VlmtuneError(
+                f"cannot tell: the step of {config.model.name} cannot be run without storage ({error})",
+                "please report the model",
+                code=ExitCode.CANNOT_TELL,
+            ) from error
+
+
+def _samples(start: "LoadedConfig") -> "list[Sample]":
+    from vlmtune.cli.rows import read_rows
+    from vlmtune.config.load import NO_DATA
+    from vlmtune.data.samples import require_good
+
+    data = start.config.data
+    if data.train_path == NO_DATA:
+        return []
+    return require_good(read_rows(start, start.resolve_path(data.train_path)), data.on_bad_row)
+
+
+def _print(fit: "Fit", start: "LoadedConfig", chosen: "Chosen") -> None:
+    from rich.padding import Padding
+
+    from vlmtune.cli import render
+    from vlmtune.estimate.plan_file import changed_lines
+
+    out, report, tokens = render.console(), fit.report, fit.report.tokens
+    preset = start.config.preset
+    out.print(f"{report.model} on {chosen.target.card.name} ({chosen.card_from})", style="bold", soft_wrap=True)
+    share = report.peak_reserved_bytes / report.budget_bytes
+    out.print(
+        f"fits: {report.peak_reserved_bytes / GIB:.2f} of {report.budget_bytes / GIB:.2f} GiB ({share:.0%})",
+        soft_wrap=True,
+    )
+    total = f"{tokens['text']} text + {tokens['image']} image = {tokens['total']} tokens"
+    out.print(f"longest row: {total} ({report.worst_row})", soft_wrap=True)
+    lines = changed_lines(fit, start)
+    if not lines:
+        out.print(f"preset {preset} is kept as it is; no memory is left that would buy speed", soft_wrap=True)
+        return
+    out.print()
+    for line in lines:
+        out.print(f"{line.key}: {line.value}", style="bold", soft_wrap=True)
+        out.print(Padding(line.why, (0, 0, 0, 2)))
+    out.print()
+    out.print(f"everything else as in preset {preset}; {fit.tried} configs were simulated", soft_wrap=True)
+
+
+def _print_json(fit: "Fit", start: "LoadedConfig") -> None:
+    from vlmtune.cli import render
+
+    report = dataclasses.asdict(fit.report)
+    render.print_json(
+        {
+            "model": fit.report.model,
+            "preset": start.config.preset,
+            "gpu": fit.report.gpu,
+            "fits": fit.fits,
+            "words": fit.words,
+            "changes": [dataclasses.asdict(change) for change in fit.changes],
+            "tried": fit.tried,
+            "report": report,
+        }
+    )
+
+
+def _nothing_fits(fit: "Fit", start: "LoadedConfig", target: "Target") -> VlmtuneError:
+    """Say by how much the nearest miss misses, which size of card would hold it, and which models are smaller."""
+    from vlmtune.estimate.cards import budget_bytes, find_card, sizes
+    from vlmtune.estimate.fit import MARGIN
+    from vlmtune.models.catalog import catalog, find_entry
+
+    needed, name = fit.report.peak_reserved_bytes, start.config.model.name
+    larger = (size for size in sizes() if budget_bytes(find_card(size), "linux") * (1 - MARGIN) >= needed)
+    card = next(larger, None)
+    hints = [f"a card of {card.removesuffix('gb')} GB would hold that"] if card else ["no known card would hold that"]
+    if entry := find_entry(name):
+        fitting = [other for other in catalog() if other.family and other.num_parameters < entry.num_parameters]
+        fitting.sort(key=lambda other: -other.num_parameters)
+        if fitting:
+            hints.append(f"smaller models: {', '.join(other.model_id for other in fitting[:MODELS_SHOWN])}")
+    return VlmtuneError(
+        f"nothing fits: {name} needs {needed / GIB:.2f} GiB with everything given up "
+        f"({' '.join(fit.words) or 'nothing could be'}), and {target.budget_bytes * (1 - MARGIN) / GIB:.2f} GiB of "
+        f"{target.card.name} can be used",
+        "; ".join(hints),
+        code=ExitCode.DOES_NOT_FIT,
+    )
+
+
+def _write(fit: "Fit", start: "LoadedConfig", card: str, out: Path, force: bool) -> None:
+    from vlmtune.estimate.plan_file import plan_yaml
+
+    text = plan_yaml(fit, start, card, out.parent)
+    try:
+        with out.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise VlmtuneError(f"{out} exists already", "give another name, or overwrite it with --force") from None
+    except OSError as error:
+        raise VlmtuneError(f"{out} cannot be written: {error.strerror}", "check the folder") from None
+
+
+def _next_step(out: Path, data: Path | None) -> str:
+    if data:
+        return f"wrote {out}; next: vlmtune train {out}"
+    return f"wrote {out}: change the line marked <--, then run: vlmtune validate {out}"
