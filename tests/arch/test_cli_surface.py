@@ -25,6 +25,7 @@ SURFACE = {
     "generate": ["RUN", "--prompt", "--image", "--max-new-tokens", "--json"],
     "merge": ["RUN", "-o", "--json"],
     "doctor": ["--json"],
+    "calibrate": ["--json"],
     "presets list": ["--json"],
     "presets show": ["NAME", "--json"],
     "presets copy": ["NAME", "FILE", "--force"],

@@ -8,6 +8,7 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.cache import cache_folder
 
 
@@ -58,10 +59,19 @@ def calibration_path(setup: Setup) -> Path:
 
 
 def keep_calibration(calibration: Calibration) -> Path:
-    """Write a result for later estimates; return its file."""
+    """Write a result for later estimates; return its file.
+
+    Raises:
+        VlmtuneError: the folder cannot be written.
+    """
     path = calibration_path(calibration.setup)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(calibration), indent=2) + "\n", encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(calibration), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise VlmtuneError(
+            f"the result cannot be kept: {path}: {error.strerror}", "XDG_CACHE_HOME can name another folder"
+        ) from None
     return path
 
 

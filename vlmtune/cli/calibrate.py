@@ -1,0 +1,72 @@
+"""`vlmtune calibrate`: measure the GPU at hand, so that estimates for it need to assume nothing of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlmtune.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from vlmtune.estimate.calibration import Calibration, Check
+
+EXAMPLE = "Example: [bold]vlmtune calibrate[/bold]"
+MIB = 2**20
+
+
+def calibrate(as_json: JsonOption = False) -> None:
+    """Measure the GPU here in a minute: CUDA context, cuBLAS, a short run beside its estimate. Estimates use it."""
+    from vlmtune.engine.runtime import prepare_environment
+
+    prepare_environment()
+    from vlmtune.estimate.at_hand import require_card
+
+    require_card()
+    from rich.console import Console
+
+    from vlmtune.estimate.calibration import keep_calibration
+
+    with Console(stderr=True).status("loading libraries…") as status:
+        from vlmtune.estimate.calibrate import calibrate
+
+        result = calibrate(lambda doing: status.update(f"{doing}…"))
+    path = keep_calibration(result)
+    if as_json:
+        from dataclasses import asdict
+
+        from vlmtune.cli import render
+
+        render.print_json(asdict(result) | {"file": str(path)})
+    else:
+        _print(result, path)
+
+
+def _print(result: "Calibration", path: Path) -> None:
+    from vlmtune.cli import render
+
+    out, setup, figures = render.console(), result.setup, result.figures
+    out.print(f"{setup.card}, driver {setup.driver}, torch {setup.torch}", soft_wrap=True)
+    out.print()
+    table = render.table("the process takes", "MiB", right=("MiB",))
+    context = "the driver does not tell" if figures.context_bytes is None else f"{figures.context_bytes / MIB:,.1f}"
+    table.add_row("CUDA context", context)
+    for name, blocks in zip(("forward", "backward"), figures.cublas_bytes, strict=True):
+        table.add_row(f"cuBLAS, {name} pass", " + ".join(f"{size / MIB:,.1f}" for size in blocks) or "0.0")
+    out.print(table)
+    out.print()
+    out.print(_check_table(result.check))
+    out.print()
+    out.print(f"kept in {path}: estimates for this card use it", soft_wrap=True)
+
+
+def _check_table(check: "Check"):
+    from vlmtune.cli import render
+
+    numbers = ("estimated, MiB", "measured, MiB", "difference")
+    table = render.table("a short training run", *numbers, right=numbers)
+    for name, estimated, measured in (
+        ("peak reserved", check.estimated_reserved_bytes, check.measured_reserved_bytes),
+        ("peak allocated", check.estimated_allocated_bytes, check.measured_allocated_bytes),
+    ):
+        table.add_row(
+            name, f"{estimated / MIB:,.1f}", f"{measured / MIB:,.1f}", f"{100 * (estimated / measured - 1):+.2f}%"
+        )
+    return table
