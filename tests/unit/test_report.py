@@ -8,6 +8,7 @@ import pytest
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.report import LongestRow, RunFolder, StepRecord, TrainReport, library_versions, write_report
+from vlmtune.report_memory import Memory
 from vlmtune.report_page import Series, make_chart
 
 GIB = 2**30
@@ -187,6 +188,22 @@ def test_a_cpu_run_without_evaluation_has_a_page(folder):
     page = Page(folder.report_html.read_text(encoding="utf-8"))
     assert "CPU" in page.texts and "no evaluation data" in page.texts
     assert [tag for tag, _ in page.tags].count("svg") == 1
+
+
+def test_the_page_shows_memory_as_estimated_and_as_measured(folder):
+    parts = {"weights and adapters": 3 * GIB, "optimizer": GIB, "step": GIB}
+    report = a_report(memory_measured=Memory(6 * GIB, 5 * GIB, parts))
+    write_report(folder, report, [a_record(step) for step in (1, 2)])
+    without = Page(folder.report_html.read_text(encoding="utf-8")).texts
+    assert "peak reserved" in without and "6.00 GiB" in without and "estimated peak" not in without
+    report = dataclasses.replace(report, memory_estimated=Memory(11 * GIB // 2, 9 * GIB // 2, parts))
+    write_report(folder, report, [a_record(step, gpu_estimate_bytes=11 * GIB // 2) for step in (1, 2)])
+    with_estimate = Page(folder.report_html.read_text(encoding="utf-8")).texts
+    for text in ("6.00 GiB, estimated 5.50 GiB", "5.00 GiB, estimated 4.50 GiB", "optimizer", "estimated peak"):
+        assert text in with_estimate
+    values = json.loads(folder.report_json.read_text())
+    assert values["memory_estimated"]["peak_reserved_bytes"] == 11 * GIB // 2
+    assert values["memory_measured"]["parts"] == parts
 
 
 def test_a_run_without_records_has_a_page(folder):

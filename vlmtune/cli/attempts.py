@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from vlmtune.cli.job import Job, Words
-from vlmtune.cli.launch import expect, refuse_too_large, with_changes
+from vlmtune.cli.launch import Expected, expect, first_fitting, refuse_too_large, with_changes
 
 if TYPE_CHECKING:
     from vlmtune.data.run_data import RunData
@@ -52,10 +52,12 @@ def train_and_retry(job: Job, data: "RunData", folder: "RunFolder", flags: Flags
         if not isinstance(outcome, OutOfMemory):
             return outcome
         free_memory()
-        changed = _changed(job, folder, outcome) if num_retries < MAX_RETRIES else None
-        if changed is None:
+        words = None
+        if job.loaded.config.hardware.on_oom == "retry" and num_retries < MAX_RETRIES:
+            words = _next_change(outcome, job, data, expected, has_checkpoint=folder.latest_checkpoint() is not None)
+        if words is None:
             break
-        job = changed
+        job = _changed(job, words, folder, outcome)
         typer.echo(folder.read_retries()[-1].note, err=flags.as_json)
     raise with_changes(outcome, job, data.train, expected)
 
@@ -83,31 +85,34 @@ def _attempt(
             return error.without_traceback()
 
 
-def _changed(job: Job, folder: "RunFolder", error: "OutOfMemory") -> Job | None:
-    """Return the run with the next change and keep it in its folder; None when it is not to change, or cannot."""
+def _next_change(
+    error: "OutOfMemory", job: Job, data: "RunData", expected: Expected | None, has_checkpoint: bool
+) -> Words | None:
+    """Return the first saving, in the order in which savings are given up, that changes allowed keys and would fit.
+
+    Where none would, or nobody can tell, it is the first at all; None when there is nothing left to save.
+    """
+    from vlmtune.estimate.levers import SAVINGS, model_facts, words_of
+
+    allowed = KEPT_BY_A_CHECKPOINT if has_checkpoint else KEPT_BY_A_CHECKPOINT | KEPT_AT_THE_START
+    config = job.loaded.config
+    facts = model_facts(job.source, config.model.name)
+    steps = (values for saving in SAVINGS for values in saving.steps(config, facts, 0))
+    candidates = [words_of(values) for values in steps if set(values) <= allowed]
+    fitting = first_fitting(candidates, error, job, data.train, expected) if expected and candidates else None
+    return fitting or next(iter(candidates), None)
+
+
+def _changed(job: Job, words: Words, folder: "RunFolder", error: "OutOfMemory") -> Job:
+    """Return the run with a change, kept in its folder."""
     from vlmtune.report import Retry
 
-    if job.loaded.config.hardware.on_oom != "retry":
-        return None
-    checkpoint = folder.latest_checkpoint()
-    words = _next_change(job, KEPT_BY_A_CHECKPOINT if checkpoint else KEPT_BY_A_CHECKPOINT | KEPT_AT_THE_START)
-    if words is None:
-        return None
     changed = job.changed(words)
+    checkpoint = folder.latest_checkpoint()
     start = checkpoint.name if checkpoint else "the start"
     folder.add_retry(Retry(words, f"{error.headline}; from {start} on: {', '.join(words)}"))
     keep_job(changed, folder)
     return changed
-
-
-def _next_change(job: Job, allowed: frozenset[str]) -> Words | None:
-    """Return the first saving, in the order in which savings are given up, that changes allowed keys alone."""
-    from vlmtune.estimate.levers import SAVINGS, model_facts, words_of
-
-    config = job.loaded.config
-    facts = model_facts(job.source, config.model.name)
-    weakest = (steps[0] for saving in SAVINGS if (steps := saving.steps(config, facts, 0)))
-    return next((words_of(values) for values in weakest if set(values) <= allowed), None)
 
 
 def keep_job(job: Job, folder: "RunFolder") -> None:

@@ -1,5 +1,6 @@
 """The estimate inside `train`: said before the model loads, refused when it cannot fit, asked again after an OOM."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 LESS_SHARE = 0.95
-"""A change after a failed run must take this share of what the run was estimated at, or less."""
+CANNOT_TELL = (VlmtuneError, NotImplementedError, RuntimeError)
+"""What an estimate raises that cannot be made: for a row, for a card, for an operation that needs real numbers."""
 
 
 @dataclass(frozen=True)
@@ -86,37 +88,56 @@ def refuse_too_large(job: Job, samples: "list[Sample]", expected: Expected) -> N
 
 
 def with_changes(error: "OutOfMemory", job: Job, samples: "list[Sample]", expected: Expected | None) -> VlmtuneError:
-    """Return the error of a failed run with the changes that would have fitted; its own hint where nobody can tell.
-
-    They must fit into what the card really gave. Where the estimate said that this was enough, it was too low: then
-    they must take clearly less than the estimate of the run that failed.
-    """
+    """Return the error of a failed run with the changes that would have fitted; its own hint where nobody can tell."""
     if expected is None:
         return error
+    changes = _changes_in_words(job, samples, expected, budget_left(error, expected))
+    return VlmtuneError(error.message, changes or error.hint)
+
+
+def first_fitting(
+    candidates: list[Words], error: "OutOfMemory", job: Job, samples: "list[Sample]", expected: Expected
+) -> Words | None:
+    """Return the first of some changes that would have fitted; None where none would, or nobody can tell."""
+    estimate_with = _estimator(job, samples, expected, budget_left(error, expected))
+    for words in candidates:
+        try:
+            if estimate_with(words).fits:
+                return words
+        except CANNOT_TELL:
+            continue
+    return None
+
+
+def budget_left(error: "OutOfMemory", expected: Expected) -> int:
+    """Return what a smaller run must fit into: what the card really had to give.
+
+    Where the estimate said that this was enough, it was too low: then the smaller run must be estimated at clearly
+    less than the one that failed.
+    """
     estimated = int(expected.report.peak_reserved_bytes * LESS_SHARE)
-    budget_bytes = min(expected.target.budget_bytes, error.reserved_bytes, estimated)
-    return VlmtuneError(error.message, _changes_in_words(job, samples, expected, budget_bytes) or error.hint)
+    return min(expected.target.budget_bytes, error.available_bytes, estimated)
 
 
 def _changes_in_words(job: Job, samples: "list[Sample]", expected: Expected, budget_bytes: int) -> str | None:
     """Return the cheapest changes that fit into a budget as a hint, None when there are none or nobody can tell."""
     from vlmtune.estimate.fit import cheapest_changes
 
-    target = replace(expected.target, budget_bytes=budget_bytes)
-
-    def estimate_with(words: Words) -> "MemoryReport":
-        return _estimate(job.changed(words), samples, target)
-
-    typer.echo("looking for changes that fit ...", err=True)
+    estimate_with = _estimator(job, samples, expected, budget_bytes)
     try:
         changes = cheapest_changes(job.loaded.config, expected.report, estimate_with)
-    except (VlmtuneError, NotImplementedError, RuntimeError):
+    except CANNOT_TELL:
         return None
-    return "; or ".join(_options(change.words) for change in changes) or None
+    return "; or ".join(" ".join(f"--set {word}" for word in change.words) for change in changes) or None
 
 
-def _options(words: Words) -> str:
-    return " ".join(f"--set {word}" for word in words)
+def _estimator(
+    job: Job, samples: "list[Sample]", expected: Expected, budget_bytes: int
+) -> "Callable[[Words], MemoryReport]":
+    """Say that it takes a while, and return what estimates the run with more words against a budget."""
+    typer.echo("looking for changes that fit ...", err=True)
+    target = replace(expected.target, budget_bytes=budget_bytes)
+    return lambda words: _estimate(job.changed(words), samples, target)
 
 
 def _estimate(job: Job, samples: "list[Sample]", target: "Target") -> "MemoryReport":

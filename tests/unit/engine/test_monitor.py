@@ -87,6 +87,10 @@ def test_no_line_of_the_panel_is_longer_than_the_terminal(width):
         assert wanted in text
 
 
+def test_panel_shows_the_estimate_beside_the_peak():
+    assert "5.9 now  6.2 peak (estimate 6.0)  8.0 GiB" in panel(dataclasses.replace(RECORD, gpu_estimate_bytes=6 * GIB))
+
+
 def test_a_narrow_panel_shows_the_newest_losses():
     records = [RECORD] * 59 + [dataclasses.replace(RECORD, loss=9.0)]
     assert "▁▁█ │" in panel(*records, width=60)

@@ -1,0 +1,265 @@
+"""The estimate inside `train`: one line before the model loads, a refusal, and computed changes after an OOM.
+
+There is no GPU: the card at hand is made up, and so are most estimates.
+"""
+
+import dataclasses
+import gc
+import json
+import weakref
+
+import pytest
+import torch
+
+from vlmtune.cli import launch
+from vlmtune.engine import run as engine_run
+from vlmtune.engine import trainer
+from vlmtune.errors import ExitCode, VlmtuneError
+from vlmtune.estimate import run as estimate_run
+from vlmtune.estimate.cards import find_card
+from vlmtune.estimate.report import MemoryReport, PeakAt, Target
+from vlmtune.report_memory import Memory
+
+GIB = 2**30
+NAMES = {"model": "llava", "gpu": "8gb", "worst_row": "rows.jsonl:6", "versions": {}, "preset": None}
+
+
+def a_report(needed_gib: float, budget_bytes: int) -> MemoryReport:
+    needed = int(needed_gib * GIB)
+    values = dict.fromkeys(field.name for field in dataclasses.fields(MemoryReport)) | NAMES
+    values |= {
+        "fits": needed <= budget_bytes,
+        "peak_reserved_bytes": needed,
+        "peak_allocated_bytes": needed - GIB // 4,
+        "budget_bytes": budget_bytes,
+        "parts": {"weights and adapters": GIB, "optimizer": GIB, "step": needed - 9 * GIB // 4},
+        "peak_at": PeakAt("step 1", "aten.mm", ""),
+        "tokens": {"text": 66, "image": 4, "total": 70},
+        "flops_per_row": 1.0,
+    }
+    return MemoryReport(**values)
+
+
+@pytest.fixture
+def card(monkeypatch, tmp_path):
+    """A function that makes up a card with so many GiB to reserve, on which a run needs what `needs(plan)` says."""
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def put(budget_gib: float, needs=None) -> list:
+        target = Target(find_card("8gb"), int(budget_gib * GIB), True)
+        monkeypatch.setattr(launch, "target_of", lambda plan: target)
+        asked = []
+
+        def estimate_plan(plan, source, samples, target, *, fast=False):
+            asked.append((plan, target.budget_bytes))
+            return a_report(needs(plan), target.budget_bytes)
+
+        if needs:
+            monkeypatch.setattr(estimate_run, "estimate_plan", estimate_plan)
+        return asked
+
+    return put
+
+
+def by_batch(plan) -> float:
+    """2 GiB, and for each row of a forward pass one more, or two where nothing is recomputed."""
+    return 2 + plan.batch_size * (1 if plan.gradient_checkpointing else 2)
+
+
+def test_one_line_before_the_model_loads(project, card, monkeypatch):
+    asked = card(7.4, by_batch)
+    real = engine_run.build_model
+    monkeypatch.setattr(engine_run, "build_model", lambda plan: print("the model loads") or real(plan))
+    done = project.train("run", "training.max_steps=1")
+    assert done.code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "estimate: 3.00 of 7.40 GiB (41%), longest row rows.jsonl:6"
+    assert lines.index("the model loads") > 0
+    assert len(asked) == 1 and asked[0][0].data_sha256, "the plan of the run itself"
+    kept = json.loads(project.run("run").estimate.read_text())
+    assert kept["peak_reserved_bytes"] == 3 * GIB and kept["tokens"]["total"] == 70
+
+
+def test_on_a_cpu_nothing_is_estimated_and_nothing_said(project):
+    done = project.train("run", "training.max_steps=1")
+    assert "estimate" not in done.stdout + done.stderr and not project.run("run").estimate.exists()
+
+
+def test_what_cannot_fit_is_refused_with_the_changes_that_make_it_fit(project, card, monkeypatch):
+    card(7.4, by_batch)
+    monkeypatch.setattr(engine_run, "build_model", None)
+    refused = project.train("run", "training.batch_size=4", "hardware.gradient_checkpointing=false")
+    assert refused.code == ExitCode.DOES_NOT_FIT
+    assert refused.stdout == "estimate: 10.00 of 7.40 GiB (135%), longest row rows.jsonl:6\n"
+    note, error, hint = refused.stderr.splitlines()
+    assert note == "looking for changes that fit ..."
+    assert error.startswith("error: it does not fit: 10.00 GiB are needed, 7.40 GiB can be reserved on 8 GB card")
+    assert hint == (
+        "hint:  --set hardware.gradient_checkpointing=true; or "
+        "--set training.batch_size=2 --set training.gradient_accumulation_steps=4; --force tries it all the same"
+    )
+    assert not project.run("run").path.exists()
+
+
+def test_no_change_makes_it_fit(project, card):
+    card(1.0, by_batch)
+    refused = project.train("run")
+    assert refused.code == 3 and "hint:  no single change makes it fit; --force tries it all the same" in refused.stderr
+
+
+def test_force_trains_all_the_same(project, card):
+    card(1.0, by_batch)
+    done = project.train("run", "training.max_steps=1", flags=("--force",))
+    assert done.code == 0 and done.stdout.startswith("estimate: 3.00 of 1.00 GiB (300%)")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotImplementedError("no kernel\nfor this"),
+        RuntimeError("no kernel"),
+        VlmtuneError("no kernel", "a hint", code=ExitCode.CANNOT_TELL),
+    ],
+)
+def test_an_estimate_that_cannot_be_made_stops_nothing(project, card, error):
+    def fail(plan):
+        raise error
+
+    card(7.4, fail)
+    done = project.train("run", "training.max_steps=1")
+    assert done.code == 0 and done.stdout.startswith("estimate: none, the run goes on without it: no kernel\n")
+    assert not project.run("run").estimate.exists()
+
+
+def test_a_row_that_is_refused_is_refused_before_the_model_loads(project, card, monkeypatch):
+    card(7.4)
+    monkeypatch.setattr(engine_run, "build_model", None)
+    refused = project.train("run", "data.max_length=16")
+    assert refused.code == 1 and "have more than data.max_length: 16 text tokens" in refused.stderr
+    assert not project.run("run").path.exists()
+
+
+def test_the_real_estimate_of_the_runs_own_plan(project, card):
+    card(7.4)
+    shown = project.train("run", flags=("--dry-run", "--json"))
+    assert shown.code == 0, shown.stderr
+    values = json.loads(shown.stdout)
+    assert values["lora_rank"] == 4 and values["estimate"]["worst_row"].startswith("rows.jsonl:")
+    assert 0 < values["estimate"]["peak_reserved_bytes"] < GIB
+    assert shown.stderr.startswith("estimate: 0.")
+
+
+def test_dry_run_prints_the_estimate_and_refuses_as_the_run_would(project, card):
+    card(7.4, by_batch)
+    shown = project.train("run", flags=("--dry-run",))
+    assert shown.code == 0 and "\nestimate: 3.00 of 7.40 GiB (41%), longest row rows.jsonl:6\n" in shown.stdout
+    assert project.train("run", "training.batch_size=8", flags=("--dry-run",)).code == 3
+    assert not (project.root / "runs").exists()
+
+
+@pytest.fixture
+def fail_at(monkeypatch):
+    """A function that makes calls of the loss run out of memory, on a card with so many GiB left for us."""
+
+    def put(*numbers, available_gib=7.5):
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 7 * GIB)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 7 * GIB)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int((available_gib - 7) * GIB), 8 * GIB))
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0)
+        properties = type("Properties", (), {"total_memory": 8 * GIB})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        real, count = trainer.forward_loss, iter(range(1, 10_000))
+
+        def call(*args, **kwargs):
+            if next(count) in numbers:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.20 GiB.")
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(trainer, "forward_loss", call)
+
+    return put
+
+
+def test_out_of_memory_names_the_changes_that_would_have_fitted(project, card, fail_at, monkeypatch):
+    built, alive = [], []
+    real = engine_run.build_model
+
+    def build(plan):
+        built.append(weakref.ref(model := real(plan)))
+        return model
+
+    def needs(plan):
+        alive.append(sum(model() is not None for model in built))
+        return by_batch(plan)
+
+    monkeypatch.setattr(engine_run, "build_model", build)
+    asked = card(12, needs)
+    fail_at(1, available_gib=7.25)
+    gc.disable()
+    try:
+        stopped = project.train("oom", "training.batch_size=8")
+    finally:
+        gc.enable()
+    assert stopped.code == 1
+    note, error, hint = stopped.stderr.splitlines()
+    assert error.startswith("error: out of GPU memory at rows.jsonl:6, ")
+    assert hint == "hint:  --set training.batch_size=4 --set training.gradient_accumulation_steps=4"
+    assert {budget for _, budget in asked[1:]} == {int(7.25 * GIB)}, "what the card really had"
+    assert len(alive) > 2 and not any(alive), "the model is freed before anything is computed"
+
+
+def test_an_estimate_that_was_too_low_is_not_believed_again(project, card, fail_at):
+    """3.00 of 7.40 GiB were estimated: only what is clearly less may be named."""
+    asked = card(7.4, by_batch)
+    fail_at(1)
+    stopped = project.train("oom")
+    assert stopped.code == 1 and "--set" not in stopped.stderr and "smaller pictures" in stopped.stderr
+    assert {budget for _, budget in asked[1:]} == {int(3 * GIB * 0.95)}
+
+
+def test_changes_that_cannot_be_computed_leave_the_short_hint(project, card, fail_at):
+    def needs(plan):
+        if plan.batch_size < 8:
+            raise NotImplementedError("no kernel")
+        return 6
+
+    card(7.4, needs)
+    fail_at(1)
+    stopped = project.train("oom", "training.batch_size=8")
+    assert stopped.code == 1 and stopped.stderr.splitlines()[-1].startswith("hint:  smaller pictures")
+
+
+def test_a_retry_takes_the_weakest_change_that_would_have_fitted(project, card, fail_at):
+    card(12, by_batch)
+    fail_at(1, available_gib=4.5)
+    done = project.train("retried", "hardware.on_oom=retry", "training.batch_size=8", "training.max_steps=1")
+    assert done.code == 0, done.stderr
+    assert "from the start on: training.batch_size=2, training.gradient_accumulation_steps=8" in done.stdout
+    assert done.stdout.count("estimate: ") == 2 and "estimate: 4.00 of 12.00 GiB" in done.stdout
+    assert json.loads(project.run("retried").estimate.read_text())["peak_reserved_bytes"] == 4 * GIB
+
+
+def test_the_last_lines_have_what_was_estimated_and_what_was_measured(project, card, monkeypatch):
+    real = engine_run.train
+
+    def measured(plan, source, data, folder, view, *, resume):
+        report = real(plan, source, data, folder, view, resume=resume)
+        parts = {"weights and adapters": GIB, "optimizer": GIB // 2, "step": 3 * GIB // 2}
+        return dataclasses.replace(
+            report, memory_estimated=folder.read_estimate(), memory_measured=Memory(13 * GIB // 4, 3 * GIB, parts)
+        )
+
+    card(7.4, by_batch)
+    monkeypatch.setattr(engine_run, "train", measured)
+    done = project.train("run", "training.max_steps=1")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    start = lines.index(["memory,", "GiB", "estimated", "measured"])
+    assert lines[start + 2 : start + 7] == [
+        ["peak", "reserved", "3.00", "3.25"],
+        ["peak", "allocated", "2.75", "3.00"],
+        ["weights", "and", "adapters", "1.00", "1.00"],
+        ["optimizer", "1.00", "0.50"],
+        ["step", "0.75", "1.50"],
+    ]
+    assert done.stdout.endswith("adapter, log and report.html in runs/run\n")
