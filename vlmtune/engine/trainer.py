@@ -80,6 +80,8 @@ class TuneTrainer(Trainer):
         super().__init__(model=model, args=training_arguments(plan, folder), **kwargs)
         # The loss is divided by the labelled tokens of the whole step, so Trainer must not average again.
         self.model_accepts_loss_kwargs = True
+        # Batches go to the device one at a time: a step's batches are fetched together, and images are large.
+        self.accelerator.device_placement = False
         self.plan = plan
         self.folder = folder
         self.work = Work()

@@ -163,12 +163,6 @@ class Recorder(TorchDispatchMode):
         """Return the handle of a recorded tensor."""
         return self._handles[tensor.untyped_storage()._cdata]
 
-    def end(self, tensor: Tensor) -> None:
-        """Record that a tensor's memory is free, whatever becomes of the tensor."""
-        key = tensor.untyped_storage()._cdata
-        if self._live.pop(key, None) is not None:
-            self.free(self._handles.pop(key))
-
     def stop(self) -> None:
         """Record no longer what becomes of the tensors."""
         self._live.clear()

@@ -1,11 +1,11 @@
 """One batch simulated, the rest of two optimizer steps repeated from it: the same events in a quarter of the time.
 
-Steps of equal batches allocate the same again, but for three things. Gradients of a step's second batch are added to
-those of the first and freed at once; what the first batch or the optimizer keeps (workspaces, states) is there already;
-and the inputs of a step are freed once those of the next have been taken.
+Steps of equal batches allocate the same again, but for two things. Gradients of a step's second batch are added to
+those of the first and freed at once, and what the first batch or the optimizer keeps (workspaces, states) is there
+already.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,7 +21,6 @@ CLONES = ("aten.clone.default", "aten.new_empty_strided.default")
 class StepCuts:
     """Where in the log the pieces of a recorded step begin."""
 
-    inputs: int = 0
     batch: int = 0
     optimizer: int = 0
     end: int = 0
@@ -44,36 +43,28 @@ def gradients_noted(model: nn.Module, recorder: Recorder, cuts: StepCuts) -> Ite
             hook.remove()
 
 
-def repeat_step(recorder: Recorder, cuts: StepCuts, held: list[dict[str, Tensor]]) -> None:
+def repeat_step(recorder: Recorder, cuts: StepCuts, accumulates: bool) -> None:
     """Complete the recorded first step with its second batch, and add the second step.
 
     Args:
         cuts: of the last thing in the log, a step of which only the first batch was computed.
-        held: all batches of that step.
+        accumulates: whether a step has more than one batch.
     """
-    accumulates = len(held) > 1
     log = recorder.log
-    events = log.events[:]
-    inputs = events[cuts.inputs : cuts.batch]
-    one_batch = events[cuts.batch : cuts.optimizer]
-    optimizer = events[cuts.optimizer : cuts.end]
-    kept = _live(events[cuts.batch : cuts.end])
-    gradients = {handle for _, handle in cuts.accumulated}
+    batch = log.events[cuts.batch : cuts.optimizer]
+    optimizer = log.events[cuts.optimizer : cuts.end]
+    kept = _live([*batch, *optimizer])
 
     del log.events[cuts.optimizer :]
-    repeated = _Repeated(recorder)
     if accumulates:
-        repeated.add_to_gradients(one_batch, cuts, kept, gradients)
+        _Repeated(recorder).add_to_gradients(batch, cuts, kept)
     log.events += optimizer
 
     log.begin("step 2")
     repeated = _Repeated(recorder)
-    repeated.copy(inputs, frozenset())
-    for tensor in (tensor for batch in held for tensor in batch.values()):
-        recorder.end(tensor)
-    repeated.copy(one_batch, kept)
+    repeated.copy(batch, kept)
     if accumulates:
-        _Repeated(recorder).add_to_gradients(one_batch, cuts, kept, gradients)
+        _Repeated(recorder).add_to_gradients(batch, cuts, kept)
     repeated.copy(optimizer, kept)
 
 
@@ -84,16 +75,15 @@ class _Repeated:
         self.recorder = recorder
         self.copies: dict[int, int] = {}
 
-    def copy(self, events: Iterable[tuple[int, int]], left_out: frozenset[int] | set[int]) -> None:
+    def copy(self, events: list[tuple[int, int]], left_out: set[int]) -> None:
         """Append the events again, but for what is there already."""
         for event in events:
             self._one(event, left_out)
 
-    def add_to_gradients(
-        self, batch: list[tuple[int, int]], cuts: StepCuts, kept: set[int], gradients: set[int]
-    ) -> None:
+    def add_to_gradients(self, batch: list[tuple[int, int]], cuts: StepCuts, kept: set[int]) -> None:
         """Append a batch whose gradients are added to those that parameters have."""
         log = self.recorder.log
+        gradients = {handle for _, handle in cuts.accumulated}
         cloned = {handle for handle in gradients if log.tags[handle][1] in CLONES}
         freed_at: dict[int, list[int]] = {}
         for index, handle in cuts.accumulated:
@@ -103,7 +93,7 @@ class _Repeated:
             self._one(event, kept - gradients | cloned)
         self._free(freed_at.get(cuts.optimizer, []))
 
-    def _one(self, event: tuple[int, int], left_out: frozenset[int] | set[int]) -> None:
+    def _one(self, event: tuple[int, int], left_out: set[int]) -> None:
         handle, num_bytes = event
         if handle > 0 and handle not in left_out:
             self.copies[handle] = self.recorder.allocate_again(handle, num_bytes)

@@ -69,37 +69,29 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
     recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
     _first_step_check(model, recorder)
     with _named_modules(model, recorder), recorder:
-        held = _record_steps(model, plan, run, recorder)
+        _record_steps(model, plan, run, recorder)
         if run.evaluated is not None:
             recorder.log.begin("evaluation")
             _evaluate(model, plan, run.evaluated, recorder)
     recorder.stop()
-    del held
     return recorder.log
 
 
-def _record_steps(model: nn.Module, plan: RunPlan, run: Run, recorder: Recorder) -> list[Batch]:
-    """Record the steps; return the batches of the last one, which the trainer holds until it has those of the next."""
+def _record_steps(model: nn.Module, plan: RunPlan, run: Run, recorder: Recorder) -> None:
     optimizer = build_optimizer(model, plan)
-    held: list[Batch] = []
     for number, batches in enumerate(run.steps[:1] if run.repeat else run.steps, 1):
         recorder.log.begin(f"step {number}")
-        cuts = StepCuts(inputs=len(recorder.log.events))
-        recorder.kind = "inputs"
-        # The trainer moves all batches of a step to the device at once.
-        held = [_copied(batch) for batch in batches]
-        cuts.batch = len(recorder.log.events)
+        cuts = StepCuts(batch=len(recorder.log.events))
         with gradients_noted(model, recorder, cuts) if run.repeat else nullcontext():
-            _forward_and_backward(model, plan, held, recorder, most=1 if run.repeat else None)
+            _forward_and_backward(model, plan, batches, recorder, most=1 if run.repeat else None)
         cuts.optimizer = len(recorder.log.events)
         _update(model, plan, optimizer, recorder)
         gc.collect()
         cuts.end = len(recorder.log.events)
         if run.repeat:
-            repeat_step(recorder, cuts, held)
+            repeat_step(recorder, cuts, accumulates=len(batches) > 1)
         if run.repeat or number == CHECKED_STEP:
             _first_step_check(model, recorder)
-    return held
 
 
 def _forward_and_backward(
@@ -108,8 +100,11 @@ def _forward_and_backward(
     num_items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
     for batch in _different(batches)[:most]:
         recorder.log.num_rows += len(batch["labels"])
+        recorder.kind = "inputs"
+        inputs = _copied(batch)
         recorder.kind = ACTIVATIONS
-        loss = forward_loss(model, batch, plan, num_items)
+        loss = forward_loss(model, inputs, plan, num_items)
+        del inputs  # as in the trainer
         recorder.kind = GRADIENTS
         loss.backward()
 

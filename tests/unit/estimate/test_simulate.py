@@ -92,7 +92,8 @@ def test_repeating_one_batch_gives_the_whole_log(name, accumulation, models, tmp
     same = [[steps[0][0]] * accumulation] * 2
     whole, repeated = (simulate(plan, Run(same, load=None, evaluated=steps[0][0], repeat=r)) for r in (False, True))
     expected, found = peaks_of(whole, True), peaks_of(repeated, True)
-    assert (found.allocated_bytes, found.reserved_bytes) == (expected.allocated_bytes, expected.reserved_bytes)
+    assert found.reserved_bytes == expected.reserved_bytes
+    assert found.allocated_bytes == pytest.approx(expected.allocated_bytes, rel=1e-3)
     for name, phase in expected.phases.items():
         assert found.phases[name].peak_allocated_bytes == pytest.approx(phase.peak_allocated_bytes, rel=1e-3)
         assert found.phases[name].allocated_at_end_bytes == phase.allocated_at_end_bytes
