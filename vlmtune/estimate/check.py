@@ -1,5 +1,6 @@
 """The contract of a model family, tried on a tiny random model of a config.json: what holds, and what does not."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,11 @@ from vlmtune.data.encode import Encoded
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.engine.evaluate import generate
 from vlmtune.engine.load import Tuned
-from vlmtune.engine.step import forward_loss
+from vlmtune.engine.step import IGNORED, forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.allocator import RESET_PEAK
-from vlmtune.estimate.record import Log, no_hidden
-from vlmtune.estimate.simulate import record_steps, simulate
+from vlmtune.estimate.record import Log
+from vlmtune.estimate.simulate import Run, record_steps, simulate
 from vlmtune.models.build import base_of, build_model, build_tuned
 from vlmtune.models.families import find_family
 from vlmtune.models.families.base import Family
@@ -62,9 +63,9 @@ class Subject:
         """Its configs."""
         return open_model(str(self.folder), None, Path("/"))
 
-    def batch(self) -> dict[str, Tensor]:
-        """Return both rows as the model takes them."""
-        batch = collate(self.rows, Collator(self.processor).pad_token_id)
+    def batch(self, num_rows: int = 1) -> dict[str, Tensor]:
+        """Return rows as the model takes them."""
+        batch = collate(self.rows[:num_rows], Collator(self.processor).pad_token_id)
         return {key: value for key, value in batch.items() if key != WHERE}
 
 
@@ -115,7 +116,7 @@ def _subject(folder: Path) -> Subject:
 
 def tiny_plan(folder: Path) -> RunPlan:
     """Return the plan for two steps of QLoRA on a CPU with the checkpoint in `folder`."""
-    training = {"gradient_accumulation_steps": 1, "batch_size": 2}
+    training = {"gradient_accumulation_steps": 1, "batch_size": 1}
     config = TrainingConfig.model_validate(
         {"model": {"name": str(folder)}, "data": {"train_path": "rows.jsonl"}, "training": training}
     )
@@ -191,6 +192,18 @@ def the_tower_stays_outside_autograd(subject: Subject) -> None:
     assert not any(value.requires_grad for output in seen for value in _tensors(output)), "the tower is in the graph"
 
 
+def rows_share_a_batch(subject: Subject) -> None:
+    """Two rows of different lengths in one batch give the loss that they give alone."""
+    model = build_model(subject.plan).eval()
+    labelled = [int((row.labels[:, 1:] != IGNORED).sum()) for row in subject.rows]
+    with torch.no_grad():
+        together = forward_loss(model, subject.batch(len(labelled)), subject.plan, sum(labelled))
+        first = forward_loss(model, subject.batch(), subject.plan, sum(labelled))
+        subject_of_second = dataclasses.replace(subject, rows=subject.rows[1:])
+        second = forward_loss(model, subject_of_second.batch(), subject.plan, sum(labelled))
+    torch.testing.assert_close(together, first + second, rtol=1e-3, atol=1e-4)
+
+
 def it_generates(subject: Subject) -> None:
     """The tuned model writes tokens."""
     model = build_model(subject.plan).eval()
@@ -199,9 +212,9 @@ def it_generates(subject: Subject) -> None:
 
 def the_estimate_is_the_real_peak(subject: Subject) -> None:
     """The step without weights takes what the step takes on a CPU."""
-    steps = [[subject.batch()]] * 2
-    real = peak_bytes(record_steps(build_model(subject.plan).train(), subject.plan, steps))
-    simulated = peak_bytes(simulate(subject.plan, steps, no_hidden, lambda model, recorder: None))
+    run = Run([[subject.batch()]] * 2, load=None)
+    real = peak_bytes(record_steps(build_model(subject.plan).train(), subject.plan, run))
+    simulated = peak_bytes(simulate(subject.plan, run))
     off = simulated / real - 1
     assert abs(off) <= ESTIMATE_TOLERANCE, f"estimated {simulated}, real {real} bytes: {off:+.2%}"
 
@@ -212,6 +225,7 @@ POINTS: dict[str, Callable[[Subject], None]] = {
     "loss": loss_is_the_librarys,
     "tower outside autograd": the_tower_stays_outside_autograd,
     "generates": it_generates,
+    "rows in one batch": rows_share_a_batch,
     "estimate": the_estimate_is_the_real_peak,
 }
 

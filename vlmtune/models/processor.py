@@ -60,8 +60,7 @@ def image_token_id(processor: ProcessorMixin) -> int:
     for owner in (processor.tokenizer, processor):  # Gemma 3's processor calls the mark before an image so
         if (own := getattr(owner, "image_token_id", None)) is not None:
             return own
-    own = getattr(processor, "image_token_id", None)  # not that of `image_token` where one token stands for an image
-    return own if isinstance(own, int) else processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+    return processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
 
 
 def _check_image_token(processor: ProcessorMixin, config: Json, plan: RunPlan) -> None:

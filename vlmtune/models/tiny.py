@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlmtune.models.families.base import Json
-from vlmtune.models.families.standin import standin_processor
+from vlmtune.models.families.standin import SAID, image_processor_of, standin_processor, tokens_per_view
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -23,7 +23,6 @@ PATCHES_PER_SIDE = 4
 Rule = tuple[str, Any]
 RULES: tuple[Rule, ...] = (
     (r"(num_)?(hidden_|encoder_|decoder_)?layers|depth|n_layers?|num_blocks", LAYERS),
-    (r"num_(key_value|kv)_heads|attn_kv_heads|num_global_key_value_heads", KV_HEADS),
     (
         r"(num_|n_|encoder_|decoder_)?(attention_)?(attn_)?heads?|num_attention_heads|attn_heads|linear_num_\w+_heads",
         HEADS,
@@ -41,18 +40,68 @@ RULES: tuple[Rule, ...] = (
     (r"max_position_embeddings|model_max_length", 4096),
     (r"sliding_window", 32),
 )
+MROPE = {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}}
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "chameleon": {"vq_config": {"resolution": 64, "base_channels": 64, "channel_multiplier": [1, 1]}},
+    "fast_vlm": {
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "fastvit_mci3",
+            "do_pooling": True,
+            "model_args": {"inference_mode": True},
+        }
+    },
+    "gemma4": {
+        "vision_config": {
+            "model_type": "gemma4_vision",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 16,
+            "global_head_dim": 16,
+        }
+    },
+    **dict.fromkeys(
+        ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl"), MROPE
+    ),
+    "qwen2_5_omni_thinker": {**MROPE, "vision_start_token_id": 3, "audio_start_token_id": 3},
+    "qwen3_omni_moe_thinker": {**MROPE, "vision_start_token_id": 3, "audio_start_token_id": 3},
+    "video_llava": {},
+    "vipllava": {"vision_config": {"num_hidden_layers": 3}, "vision_feature_layers": [-1, -2]},
+}
+"""What the rules do not shrink, or shrink too far, by model type."""
 KEPT = re.compile(r"rope_dim|temporal_dim|in_dim|num_mel")
 
 
 def shrink(config: Json) -> dict[str, Any]:
     """Return the config of a tiny model of the same architecture, its vocabulary still to be set."""
     whole = AutoConfig.for_model(**deepcopy(dict(config))).to_dict()
-    return _section(whole)
+    small = _section(whole)
+    _merge(small, EXCEPTIONS.get(config["model_type"], {}))
+    vision = small.get("vision_config") or {}
+    for name in (name for name in SAID if isinstance(small.get(name), int)):
+        small[name] = tokens_per_view({**small, **dict.fromkeys(SAID)}) or small[name]
+    if small.get("image_grid_pinpoints") and isinstance(vision.get("image_size"), int):
+        side = vision["image_size"]
+        small["image_grid_pinpoints"] = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
+    return small
+
+
+def _merge(section: dict[str, Any], changes: Json) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(section.get(key), dict):
+            _merge(section[key], value)
+        else:
+            section[key] = value
 
 
 def _section(section: dict[str, Any]) -> dict[str, Any]:
     small = {key: _value(key, value) for key, value in section.items() if key not in ("id2label", "label2id")}
-    layers = next((key for key in small if re.fullmatch(RULES[0][0], key) and isinstance(section[key], int)), None)
+    _fit_heads(small, section)
+    _fit_rope(small)
+    layers = next((key for key in small if _is_layers(key) and isinstance(section[key], int)), None)
     if layers is not None:
         _fit_lists(small, section, layers)
     patch_px = section.get("patch_size")
@@ -63,8 +112,40 @@ def _section(section: dict[str, Any]) -> dict[str, Any]:
     return small
 
 
+def _is_layers(key: Any) -> bool:
+    return isinstance(key, str) and re.fullmatch(RULES[0][0], key) is not None
+
+
+def _fit_heads(small: dict[str, Any], section: dict[str, Any]) -> None:
+    """Keep whether heads share keys and values, and that heads times their width is the model's."""
+    for key in ("num_key_value_heads", "num_global_key_value_heads", "attn_kv_heads", "num_kv_heads"):
+        if isinstance(section.get(key), int):
+            heads = section.get("num_attention_heads", section.get("num_heads"))
+            small[key] = HEADS if section[key] == heads else KV_HEADS
+    if "head_dim" in section and section["head_dim"] is None and "num_attention_heads" in section:
+        small["head_dim"] = HEAD_DIM
+
+
+def _fit_rope(small: dict[str, Any]) -> None:
+    """Divide the rotated half of a head among time, height and width as before."""
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = small.get(key)
+        if not isinstance(rope, dict):
+            continue
+        for holder in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+            sections = holder.get("mrope_section") or holder.get("xdrope_section")
+            if not sections:
+                continue
+            half = int(HEAD_DIM * (holder.get("partial_rotary_factor") or small.get("partial_rotary_factor") or 1)) // 2
+            parts = [max(1, round(part * half / sum(sections))) for part in sections]
+            parts[0] += half - sum(parts)
+            holder["mrope_section" if "mrope_section" in holder else "xdrope_section"] = parts
+
+
 def _value(key: str, value: Any) -> Any:
     if isinstance(value, dict):
+        if value and all(re.fullmatch(r"\d+", str(entry)) for entry in value):
+            return {entry: value[entry] for entry in value if int(entry) < LAYERS}
         return _section(value)
     if isinstance(value, bool) or not isinstance(value, int) or KEPT.search(key):
         return value
@@ -111,11 +192,11 @@ def set_token_ids(config: dict[str, Any], processor: "ProcessorMixin") -> None:
     for key, value in config.items():
         if isinstance(value, dict):
             set_token_ids(value, processor)
-        elif key == "vocab_size":
+        elif key in ("vocab_size", "vocab_size_per_layer_input"):
             config[key] = len(tokenizer)
         elif found := re.fullmatch(r"(\w+)_token_(id|index)|image_token_index", key):
             token_id = token_of(found.group(1) or "image", processor)
-            if value is not None:
+            if value is not None or (found.group(1) or "image") == "image":
                 config[key] = token_id if token_id is not None else 3
 
 
@@ -133,9 +214,7 @@ def token_of(name: str, processor: "ProcessorMixin") -> int | None:
 
 def tiny_preprocessor(config: Json, preprocessor: Json) -> dict[str, Any]:
     """Return the image processor's settings for the tiny model: images of few patches."""
-    from vlmtune.models.families.standin import image_processor_of
-
-    settings = {**image_processor_of(config["model_type"], preprocessor).to_dict(), **preprocessor}
+    settings = {**image_processor_of(config, preprocessor).to_dict(), **preprocessor}
     vision = config.get("vision_config") or {}
     patch = _one(vision.get("patch_size"), 14)
     side = _one(vision.get("image_size"), patch * PATCHES_PER_SIDE * 2)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 NAME = "generic"
-OTHER = re.compile(r"audio|speech|sound|vq|codec|talker|mtp|nextn|generation|action|motion|protein")
+OTHER = re.compile(r"audio|video|speech|sound|vq|codec|talker|mtp|nextn|generation|action|motion|protein")
 """Words in the names of parts that neither see images nor write text."""
 PROJECTOR = re.compile(r"merger|projector|connector|aligner|adapter|resampler|abstractor")
 ROUTERS = ("gate", "router")

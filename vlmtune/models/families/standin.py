@@ -55,34 +55,42 @@ def byte_tokenizer(
     )
 
 
+def processor_class_of(config: Json, preprocessor: Json) -> type:
+    """Return the class of the model's processor."""
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    kind = config["model_type"]
+    named = preprocessor.get("processor_class")
+    name = (
+        named if named and hasattr(transformers, named) else PROCESSORS.get(kind) or PROCESSOR_MAPPING_NAMES.get(kind)
+    )
+    if name is None:
+        raise VlmtuneError(f"no processor is known for model_type {kind}", "estimate with the model's folder and data")
+    return getattr(transformers, name)
+
+
 def standin_processor(config: Json, preprocessor: Json) -> "ProcessorMixin":
     """Return the processor of this model with a stand-in tokenizer.
 
     Raises:
         VlmtuneError: the model's processor cannot be made from its configs alone.
     """
-    import transformers
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-
-    kind = config["model_type"]
-    name = preprocessor.get("processor_class") or PROCESSORS.get(kind) or PROCESSOR_MAPPING_NAMES.get(kind)
-    if name is None or not hasattr(transformers, name):
-        raise VlmtuneError(f"no processor is known for model_type {kind}", "estimate with the model's folder and data")
-    processor_class = getattr(transformers, name)
-    tokenizer = _tokenizer_for(processor_class)
+    processor_class = processor_class_of(config, preprocessor)
     known = _known_values(config, preprocessor)
-    arguments: dict[str, Any] = {"chat_template": None}
+    arguments: dict[str, Any] = {}
     for argument, parameter in inspect.signature(processor_class.__init__).parameters.items():
         if argument == "tokenizer":
-            arguments[argument] = tokenizer
+            arguments[argument] = _tokenizer_for(processor_class)
         elif argument in processor_class.get_attributes():
-            arguments[argument] = _part(argument, kind, preprocessor)
+            arguments[argument] = _part(argument, config, preprocessor)
         elif argument in known and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             arguments[argument] = known[argument]
     try:
         processor = processor_class(**arguments)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise VlmtuneError(f"{name} cannot be made from the configs alone: {error}") from None
+        reason = f"{processor_class.__name__} cannot be made from the configs alone: {error}"
+        raise VlmtuneError(reason, "estimate with the model's folder and data") from None
     processor.chat_template = CHAT_TEMPLATE.replace("IMAGE", placeholder(processor))
     return processor
 
@@ -99,9 +107,12 @@ def _tokenizer_for(processor_class: type) -> "PreTrainedTokenizerFast":
         if "processing_" in kind.__module__ and not kind.__module__.startswith("transformers.processing")
     )
     written = list(dict.fromkeys(TOKEN.findall(source)))
-    named = {name: f"<|{name}|>" for name in dict.fromkeys(NAMED.findall(source)) if name not in ORDINARY}
-    named.setdefault("image_token", "<image>")
-    ends = ["<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    named = {
+        name: f"<|{name}|>"
+        for name in dict.fromkeys(NAMED.findall(source))
+        if name not in ORDINARY and not name.startswith("add_")
+    }
+    ends = ["<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
     tiles = TILES if "row_" in source else []
     special = list(dict.fromkeys([*ends, *written, *named.values(), *tiles]))
     tokenizer = byte_tokenizer(special, bos="<|bos|>", eos="<|im_end|>", pad="<|endoftext|>", **named)
@@ -111,53 +122,67 @@ def _tokenizer_for(processor_class: type) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def _part(argument: str, kind: str, preprocessor: Json) -> Any:
+def _part(argument: str, config: Json, preprocessor: Json) -> Any:
     """Return an image processor with the model's settings, or another part with its defaults."""
     import transformers
     from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
     from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
 
+    if argument == "image_processor":
+        return image_processor_of(config, preprocessor)
     if argument == "qformer_tokenizer":
         return byte_tokenizer(["<|pad|>"], eos="<|pad|>", pad="<|pad|>")
     mapping = {"video_processor": VIDEO_PROCESSOR_MAPPING_NAMES, "feature_extractor": FEATURE_EXTRACTOR_MAPPING_NAMES}
-    if argument != "image_processor":
-        name = mapping.get(argument, {}).get(kind)
-        name = name.get("torchvision") if isinstance(name, dict) else name
-        return getattr(transformers, name)() if name else None
-    return image_processor_of(kind, preprocessor)
+    kinds = _kinds(config, preprocessor)
+    name = PARTS.get((kinds[0], argument)) or _named(mapping.get(argument, {}), kinds)
+    return getattr(transformers, name)() if name else None
 
 
-def image_processor_of(kind: str, preprocessor: Json) -> Any:
-    """Return the image processor of a model type with these settings."""
+def _kinds(config: Json, preprocessor: Json) -> tuple[str, str]:
+    """Return the model type, and the one whose processor the model has."""
+    return config["model_type"], processor_class_of(config, preprocessor).__module__.split(".")[-2]
+
+
+def _named(mapping: Json, kinds: tuple[str, ...]) -> str | None:
+    """Return the class that transformers maps the first known of these model types to."""
+    for kind in kinds:
+        if name := mapping.get(kind):
+            return name if isinstance(name, str) else name.get("torchvision") or name.get("pil")
+    return None
+
+
+def image_processor_of(config: Json, preprocessor: Json) -> Any:
+    """Return the image processor with these settings: the class they name, or that of the first known model type."""
     import transformers
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
+    kinds = _kinds(config, preprocessor)
     named = str(preprocessor.get("image_processor_type", "")).removesuffix("Fast")
-    by_type = (IMAGE_PROCESSOR_MAPPING_NAMES.get(kind) or {}).get("torchvision")
-    name = named if hasattr(transformers, named) else IMAGE_PROCESSORS.get(kind) or by_type
-    settings = {key: value for key, value in preprocessor.items() if not key.endswith(("_class", "_type", "_map"))}
+    by_type = PARTS.get((kinds[0], "image_processor")) or _named(IMAGE_PROCESSOR_MAPPING_NAMES, kinds)
+    name = named if hasattr(transformers, named) else by_type
     if name is None:
-        raise VlmtuneError(f"no image processor is known for model_type {kind}")
+        raise VlmtuneError(f"no image processor is known for model_type {kinds[0]}")
+    settings = {key: value for key, value in preprocessor.items() if not key.endswith(("_class", "_type", "_map"))}
     return getattr(transformers, name)(**settings)
 
 
-IMAGE_PROCESSORS = {
-    "diffusion_gemma": "Gemma4ImageProcessor",
-    "fast_vlm": "CLIPImageProcessor",
-    "glm4v_moe": "Glm4vImageProcessor",
-    "glm_ocr": "Glm46VImageProcessor",
-    "llava": "CLIPImageProcessor",
-    "qwen2_5_omni_thinker": "Qwen2VLImageProcessor",
-    "qwen3_omni_moe_thinker": "Qwen2VLImageProcessor",
-    "qwen3_vl_moe": "Qwen2VLImageProcessor",
+PARTS = {
+    ("fast_vlm", "image_processor"): "CLIPImageProcessor",
+    ("llava", "image_processor"): "CLIPImageProcessor",
+    ("qwen2_5_omni_thinker", "feature_extractor"): "WhisperFeatureExtractor",
+    ("qwen2_5_omni_thinker", "image_processor"): "Qwen2VLImageProcessor",
+    ("qwen2_5_omni_thinker", "video_processor"): "Qwen2VLVideoProcessor",
+    ("qwen3_omni_moe_thinker", "feature_extractor"): "WhisperFeatureExtractor",
+    ("qwen3_omni_moe_thinker", "image_processor"): "Qwen2VLImageProcessor",
+    ("qwen3_omni_moe_thinker", "video_processor"): "Qwen2VLVideoProcessor",
 }
 """Of model types that transformers maps to none, or to one that their published files do not use."""
-ALIASES = {
-    "image_seq_length": ("mm_tokens_per_image", "image_seq_length", "image_token_num", "vision_soft_tokens_per_image"),
-    "image_seq_len": ("image_seq_len",),
-    "num_image_tokens": ("num_image_tokens",),
-    "num_query_tokens": ("num_query_tokens",),
-}
+SETTINGS = {"fast_vlm": {"patch_size": 64, "num_additional_image_tokens": 0, "vision_feature_select_strategy": "full"}}
+"""What published processors say and their model configs do not."""
+TOKENS_PER_VIEW = ("image_seq_length", "image_seq_len", "num_image_tokens")
+"""Names of the processors' argument: image tokens of one tile or view."""
+SAID = ("mm_tokens_per_image", "image_seq_length", "vision_soft_tokens_per_image", "num_image_tokens")
+SHRINK = ("downsample_ratio", "downsample_factor", "scale_factor", "pixel_shuffle_ratio")
 
 
 def _known_values(config: Json, preprocessor: Json) -> dict[str, Any]:
@@ -166,18 +191,36 @@ def _known_values(config: Json, preprocessor: Json) -> dict[str, Any]:
     known = {
         key: value for section in sections for key, value in section.items() if not key.startswith(("image_m", "im_"))
     }
-    for argument, names in ALIASES.items():
-        for name in names:
-            if known.get(name) is not None:
-                known[argument] = known[name]
-                break
+    if tokens := tokens_per_view(config):
+        known |= dict.fromkeys(TOKENS_PER_VIEW, tokens)
     vision = config.get("vision_config") or {}
     if isinstance(vision.get("patch_size"), int):
         known["patch_size"] = vision["patch_size"]
     if "clip" in str(vision.get("model_type", "")) and "siglip" not in str(vision.get("model_type", "")):
         known["num_additional_image_tokens"] = 1
+        known.setdefault("vision_feature_select_strategy", "default")
+    known |= SETTINGS.get(config["model_type"], {})
+    if side := _first(vision.get("image_size")):
+        known["img_size"] = side
     known.pop("image_token", None)
     return known
+
+
+def tokens_per_view(config: Json) -> int | None:
+    """Return the tokens that the model makes of one tile: as its config says, or its patches less what is merged."""
+    for name in SAID:
+        if isinstance(config.get(name), int):
+            return config[name]
+    vision = config.get("vision_config") or {}
+    side, patch = (_first(vision.get(key)) for key in ("image_size", "patch_size"))
+    if not side or not patch:
+        return None
+    factor = next((config[name] for name in SHRINK if config.get(name)), 1)
+    return round((side // patch) ** 2 * (factor**2 if factor < 1 else factor**-2))
+
+
+def _first(value: Any) -> int | None:
+    return value[0] if isinstance(value, (list, tuple)) else value
 
 
 @lru_cache(maxsize=100_000)
