@@ -138,9 +138,12 @@ def _print(fit: "Fit", start: "LoadedConfig", chosen: "Chosen") -> None:
     )
     total = f"{tokens['text']} text + {tokens['image']} image = {tokens['total']} tokens"
     out.print(f"longest row: {total} ({report.worst_row})", soft_wrap=True)
+    work = report.flops_per_row / fit.unchanged.flops_per_row
+    as_it_is = f"preset {preset} as it is: {fit.unchanged.peak_reserved_bytes / GIB:.2f} GiB"
+    out.print(as_it_is if not fit.changes else f"{as_it_is}; a row is ×{work:.2f} of its work now", soft_wrap=True)
     lines = changed_lines(fit, start)
     if not lines:
-        out.print(f"preset {preset} is kept as it is; no memory is left that would buy speed", soft_wrap=True)
+        out.print("it is kept: no memory is left that would buy speed", soft_wrap=True)
         return
     out.print()
     for line in lines:
@@ -162,6 +165,7 @@ def _print_json(fit: "Fit", start: "LoadedConfig") -> None:
             "fits": fit.fits,
             "words": fit.words,
             "changes": [dataclasses.asdict(change) for change in fit.changes],
+            "unchanged_peak_reserved_bytes": fit.unchanged.peak_reserved_bytes,
             "tried": fit.tried,
             "report": report,
         }

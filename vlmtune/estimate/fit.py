@@ -43,6 +43,8 @@ class Fit:
     report: MemoryReport
     fits: bool
     """With MARGIN of the budget kept free."""
+    unchanged: MemoryReport
+    """What the config that the search began with would take."""
     tried: int
     """Configs that were simulated."""
 
@@ -76,7 +78,7 @@ def find_fit(config: TrainingConfig, model: ModelFacts, estimate: EstimateWith, 
     changes = _as_changes(config, found)
     report = full.report(merged(found)) or full.base
     tried = len(quick.reports) + len(full.reports)
-    return Fit(_all_words(changes), changes, report, report.fits, tried)
+    return Fit(_all_words(changes), changes, report, report.fits, quick.base, tried)
 
 
 def cheapest_changes(config: TrainingConfig, report: MemoryReport, estimate_with: EstimateWith) -> list[Change]:
