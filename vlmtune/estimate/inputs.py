@@ -8,9 +8,10 @@ import transformers
 from PIL import Image
 from torch import Tensor, arange, full, ones_like, tensor, where
 
-from vlmtune.data.encode import IGNORED, Encoded
+from vlmtune.data.encode import IGNORED, QFORMER_KEYS, Encoded
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.families.base import Family
+from vlmtune.models.families.instructblip import QFORMER_LIMIT
 from vlmtune.models.qwen_vl import QwenVLImageProcessor
 from vlmtune.models.qwen_vl.configuration import IMAGE_TOKEN_AFTER_START
 from vlmtune.models.source import ModelSource
@@ -21,6 +22,7 @@ TEXT_TOKEN = 5  # any id below every special one
 PROCESSORS = {
     "gemma3": "Gemma3ImageProcessor",
     "idefics3": "Idefics3ImageProcessor",
+    "instructblip": "BlipImageProcessor",
     "llava": "CLIPImageProcessor",
     "paligemma": "SiglipImageProcessor",
     "qwen2_5_vl": "Qwen2VLImageProcessor",
@@ -49,6 +51,9 @@ def largest_row(plan: RunPlan, source: ModelSource, family: Family) -> Encoded:
         tensors["token_type_ids"] = answer.long()[None]
     elif kind.startswith("qwen") and kind != "qwen":
         tensors["mm_token_type_ids"] = is_feature.int()[None]
+    if family.qformer:
+        most_tokens = min(plan.max_length, family.processor_settings(source.config)[QFORMER_LIMIT])
+        tensors |= dict.fromkeys(QFORMER_KEYS, ones_like(ids)[None, :most_tokens])
     labels = where(answer, ids, full((), IGNORED))
     return Encoded(tensors, labels[None], is_image, "largest row allowed")
 

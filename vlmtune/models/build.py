@@ -11,7 +11,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -120,6 +120,7 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
             "download the model again; training would start from random numbers there",
         )
     refuse_other_numbers(model, stored, folder)
+    _name_image_token(model, plan)
     _forbid_packing(model)
     return model
 
@@ -134,6 +135,15 @@ def check_checkpoint(plan: RunPlan) -> dict[str, StoredTensor]:
     stored = stored_tensors(folder)
     refuse_other_tensors(_weightless(plan), stored, folder)
     return stored
+
+
+def _name_image_token(model: PreTrainedModel, plan: RunPlan) -> None:
+    """Set the id of the image token where config.json lacks it, as InstructBLIP's did until the end of 2024."""
+    if not family_of(plan).qformer or model.config.image_token_index is not None:
+        return
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder(plan.model, plan.revision, weights=False))
+    # The processor adds the token to a tokenizer that does not have it.
+    model.config.image_token_index = tokenizer.get_vocab().get("<image>", len(tokenizer))
 
 
 def _misshapen_4bit(model: nn.Module) -> list[str]:
@@ -180,6 +190,7 @@ def _weightless(plan: RunPlan) -> PreTrainedModel:
             "download the file again",
         ) from None
     model.tie_weights()
+    _name_image_token(model, plan)
     return model
 
 
