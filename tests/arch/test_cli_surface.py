@@ -16,6 +16,7 @@ SURFACE = {
         "--platform",
         "--reserve-gib",
         "--explain",
+        "--fast",
         "--compare",
         "--set",
         "--json",

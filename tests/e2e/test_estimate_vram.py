@@ -30,6 +30,9 @@ KEYS = {
     "gpu_name",
     "gpu_from",
     "budget_from",
+    "without_worst",
+    "phases",
+    "fast",
 }
 
 
@@ -86,6 +89,26 @@ def test_with_data_the_longest_row_decides_and_is_named(run_cli, folder, tmp_pat
     assert report["tokens"]["image"] == 4 and report["tokens"]["total"] == 4 + report["tokens"]["text"]
 
 
+def test_leaving_out_the_longest_rows_is_priced(run_cli, folder, tmp_path):
+    rows = [{"question": "Who?", "answer": "me " * (2000 if index == 7 else 50)} for index in range(100)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    config = config_file(tmp_path / "run.yaml", folder, data={"train_path": "rows.jsonl", "max_length": 9000})
+    report = json.loads(run_cli("estimate-vram", config, "--json").stdout)
+    assert report["worst_row"] == "rows.jsonl:8" and report["tokens"]["text"] > 6000
+    saved = report["without_worst"]
+    assert saved["num_rows"] == 1 and saved["longest_tokens"] < 200
+    assert 0 < saved["saved_bytes"] < report["peak_reserved_bytes"]
+    words = " ".join(run_cli("estimate-vram", config).stdout.split())
+    assert f"without the longest 1 row: {saved['saved_bytes'] / 2**30:.2f} GiB less" in words
+
+
+def test_fast_is_near(run_cli, folder):
+    arguments = ("estimate-vram", "--model", folder, "--set", "data.max_length=4096", "--json")
+    full, fast = (json.loads(run_cli(*arguments, *more).stdout) for more in ((), ("--fast",)))
+    assert (full["fast"], fast["fast"]) == (False, True)
+    assert fast["peak_reserved_bytes"] == pytest.approx(full["peak_reserved_bytes"], rel=0.01)
+
+
 def test_more_text_takes_more_memory(run_cli, folder):
     def peak(max_length: int) -> int:
         done = run_cli("estimate-vram", "--model", folder, "--set", f"data.max_length={max_length}", "--json")
@@ -95,7 +118,7 @@ def test_more_text_takes_more_memory(run_cli, folder):
 
 
 def test_levers_are_priced_by_simulating_them(run_cli, folder):
-    arguments = ("--model", folder, "--set", "data.max_length=4096", "--explain")
+    arguments = ("--model", folder, "--set", "data.max_length=4096", "--fast", "--explain")
     report = json.loads(run_cli("estimate-vram", *arguments, "--json").stdout)
     levers = {lever["words"][0]: lever for lever in report["levers"]}
     keep, rank = levers["hardware.gradient_checkpointing=false"], levers["training.lora.rank=4"]
@@ -125,6 +148,7 @@ def test_people_get_a_bar_and_a_table(run_cli, folder):
     assert lines[6] == "budget       7.01 GiB = 7.62 of the card - 0.22 CUDA context - 0.39 others"
     assert lines[7] == "longest row  512 text + 4 image = 516 tokens (largest row allowed)"
     assert lines[8].startswith("peak at      step ")
+    assert lines[9].startswith("             model.") and lines[10].startswith("allocated    load 0.00, step 1 0.0")
     assert "CUDA context" in done.stdout and lines[-1].startswith("total on the device")
     assert max(map(len, lines[1:])) <= 80
 
@@ -135,6 +159,7 @@ def test_what_is_too_large_sticks_out(run_cli, folder):
 
 
 def config_file(path, folder, **settings):
+    """Write a config of the tiny model; without `data` it has no rows."""
     values = {"model": {"name": str(folder)}, "data": {"train_path": "none.jsonl"}, **settings}
     path.write_text(json.dumps(values))
     return path

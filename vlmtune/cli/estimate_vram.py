@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlmtune.config.load import LoadedConfig
     from vlmtune.data.types import Sample
     from vlmtune.estimate.explain import Lever
-    from vlmtune.estimate.run import MemoryReport, Target
+    from vlmtune.estimate.report import MemoryReport, Target, WithoutWorst
 
 EXAMPLE = "Example: [bold]vlmtune estimate-vram --model Qwen/Qwen3-VL-4B-Instruct --preset 8gb --gpu rtx-4060[/bold]"
 
@@ -33,6 +33,7 @@ def estimate_vram(
     platform: PlatformOption = None,
     reserve_gib: ReserveOption = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also price every lever: GiB saved, work added.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Simulate one batch and repeat it: sooner, within 1 %.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Put two or more CONFIGs side by side.")] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -53,12 +54,12 @@ def estimate_vram(
     loaded = [load(file) for file in files or [None]]
     chosen = [choose_target(gpu, one.config.preset, platform, reserve_gib) for one in loaded]
     names = [str(file) for file in files] or [model]
-    plans = [_estimated(name, *pair) for name, *pair in zip(names, loaded, chosen, strict=True)]
+    plans = [_estimated(name, *pair, fast) for name, *pair in zip(names, loaded, chosen, strict=True)]
     if compare:
         _show_side_by_side(plans, as_json)
     else:
         first = files[0] if files else None
-        levers = _levers(plans[0], loaded[0], chosen[0], lambda more: load(first, more)) if explain else None
+        levers = _levers(plans[0], loaded[0], lambda more: load(first, more)) if explain else None
         _show_one(plans[0], levers, as_json)
     raise typer.Exit(ExitCode.OK if all(plan.report.fits for plan in plans) else ExitCode.DOES_NOT_FIT)
 
@@ -75,33 +76,52 @@ def _check_words(files: list[Path], model: str | None, explain: bool, compare: b
         raise typer.BadParameter("the levers are those of one CONFIG", param_hint="--explain")
 
 
-def _estimated(name: str, loaded: "LoadedConfig", chosen: Chosen) -> "Estimated":
+def _estimated(name: str, loaded: "LoadedConfig", chosen: Chosen, fast: bool) -> "Estimated":
     from rich.console import Console
 
     from vlmtune.cli.memory_view import Estimated
 
     with Console(stderr=True).status(f"simulating a training step of {name}…"):
-        report = _estimate(loaded, chosen.target)
-    return Estimated(name, loaded.values(), report, chosen)
+        simulation = _Simulation(loaded)
+        report = simulation.report(chosen.target, fast)
+        without_worst = simulation.without_worst(chosen.target)
+    return Estimated(name, loaded.values(), report, chosen, without_worst)
 
 
-def _estimate(loaded: "LoadedConfig", target: "Target") -> "MemoryReport":
-    from vlmtune.engine.runtime import quiet_libraries
-    from vlmtune.estimate.run import estimate_largest, estimate_rows
-    from vlmtune.models.source import open_model
+class _Simulation:
+    """A config's model and rows, ready to be estimated."""
 
-    quiet_libraries()
-    config = loaded.config
-    samples = _samples(loaded)
-    source = open_model(config.model.name, config.model.revision, loaded.base_dir, offline_catalog=not samples)
-    try:
-        return estimate_rows(config, source, samples, target) if samples else estimate_largest(config, source, target)
-    except (NotImplementedError, RuntimeError) as error:
-        raise VlmtuneError(
-            f"cannot tell: the step of {config.model.name} cannot be run without storage ({error})",
-            "please report the model and the config",
-            code=ExitCode.CANNOT_TELL,
-        ) from error
+    def __init__(self, loaded: "LoadedConfig") -> None:
+        from vlmtune.engine.runtime import quiet_libraries
+        from vlmtune.models.source import open_model
+
+        quiet_libraries()
+        self.config = config = loaded.config
+        self.samples = _samples(loaded)
+        self.source = open_model(
+            config.model.name, config.model.revision, loaded.base_dir, offline_catalog=not self.samples
+        )
+
+    def report(self, target: "Target", fast: bool) -> "MemoryReport":
+        """Return the estimate for the longest row, or without rows for the longest that the config allows."""
+        from vlmtune.estimate.run import estimate_largest, estimate_rows
+
+        try:
+            if self.samples:
+                return estimate_rows(self.config, self.source, self.samples, target, fast=fast)
+            return estimate_largest(self.config, self.source, target, fast=fast)
+        except (NotImplementedError, RuntimeError) as error:
+            raise VlmtuneError(
+                f"cannot tell: the step of {self.config.model.name} cannot be run without storage ({error})",
+                "please report the model and the config",
+                code=ExitCode.CANNOT_TELL,
+            ) from error
+
+    def without_worst(self, target: "Target") -> "WithoutWorst | None":
+        """Return what leaving out the longest rows would save; None without rows, or where it saves nothing."""
+        from vlmtune.estimate.run import without_worst
+
+        return without_worst(self.config, self.source, self.samples, target) if self.samples else None
 
 
 def _samples(loaded: "LoadedConfig") -> "list[Sample]":
@@ -116,11 +136,17 @@ def _samples(loaded: "LoadedConfig") -> "list[Sample]":
 
 
 def _levers(
-    plan: "Estimated", loaded: "LoadedConfig", chosen: Chosen, load: "Callable[[tuple[str, ...]], LoadedConfig]"
+    plan: "Estimated", loaded: "LoadedConfig", load: "Callable[[tuple[str, ...]], LoadedConfig]"
 ) -> "list[Lever]":
+    """Return every lever, priced by an estimate that is as fast as the plan's."""
     from vlmtune.estimate.explain import price_levers
+    from vlmtune.estimate.levers import model_facts
 
-    return price_levers(loaded.config, plan.report, lambda more: _estimate(load(more), chosen.target))
+    def estimate(more: tuple[str, ...]) -> "MemoryReport":
+        return _Simulation(load(more)).report(plan.chosen.target, plan.report.fast)
+
+    facts = model_facts(_Simulation(loaded).source, loaded.config.model.name)
+    return price_levers(loaded.config, plan.report, estimate, facts)
 
 
 def _show_one(plan: "Estimated", levers: "list[Lever] | None", as_json: bool) -> None:
@@ -148,7 +174,9 @@ def _show_side_by_side(plans: "list[Estimated]", as_json: bool) -> None:
 def _as_json(plan: "Estimated") -> dict[str, Any]:
     """Return the report, with the plan's name and what the user meant by the card."""
     chosen = plan.chosen
+    without_worst = plan.without_worst and dataclasses.asdict(plan.without_worst)
     return dataclasses.asdict(plan.report) | {
+        "without_worst": without_worst,
         "config": plan.name,
         "gpu_name": chosen.target.card.name,
         "gpu_from": chosen.card_from,

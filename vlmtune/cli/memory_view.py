@@ -11,7 +11,7 @@ from vlmtune.cli import render
 if TYPE_CHECKING:
     from vlmtune.cli.targets import Chosen
     from vlmtune.estimate.explain import Lever
-    from vlmtune.estimate.run import MemoryReport
+    from vlmtune.estimate.report import MemoryReport, WithoutWorst
 
 GIB, MIB = 2**30, 2**20
 BAR_MOST, SHARE_BAR = 48, 16
@@ -29,6 +29,7 @@ class Estimated:
     """The config, by dotted key."""
     report: "MemoryReport"
     chosen: "Chosen"
+    without_worst: "WithoutWorst | None"
 
 
 def print_one(plan: Estimated) -> None:
@@ -134,10 +135,15 @@ def _verdict(report: "MemoryReport") -> Text:
     spare_gib = (report.budget_bytes - report.peak_reserved_bytes) / GIB
     if report.fits:
         return Text.assemble(("fits", "bold green"), f", {spare_gib:.2f} GiB to spare")
-    return Text.assemble(("does not fit", "bold red"), f", {-spare_gib:.2f} GiB too much" if spare_gib < 0 else "")
+    if spare_gib < 0:
+        return Text.assemble(("does not fit", "bold red"), f", {-spare_gib:.2f} GiB too much")
+    load_gib = report.phases[0].peak_allocated_bytes / GIB
+    return Text.assemble(("does not fit", "bold red"), f": loading the model takes {load_gib:.2f} GiB")
 
 
 def _facts(plan: Estimated) -> Table:
+    from vlmtune.data.types import count
+
     report, tokens = plan.report, plan.report.tokens
     at = report.peak_at
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -148,7 +154,13 @@ def _facts(plan: Estimated) -> Table:
         "longest row",
         f"{tokens['text']:,} text + {tokens['image']:,} image = {tokens['total']:,} tokens ({report.worst_row})",
     )
-    grid.add_row("peak at", f"{at.phase}: {at.op}{f' in {at.module}' if at.module else ''}")
+    if rest := plan.without_worst:
+        saved = f"{rest.saved_bytes / GIB:.2f} GiB less, {rest.longest_tokens:,} tokens at most"
+        grid.add_row("", f"without the longest {count(rest.num_rows, 'row')}: {saved}")
+    grid.add_row("peak at", f"{at.phase}, {at.op}")
+    grid.add_row("", at.module)
+    phases = ", ".join(f"{phase.name} {phase.peak_allocated_bytes / GIB:.2f}" for phase in report.phases)
+    grid.add_row("allocated", f"{phases} GiB")
     return grid
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from vlmtune.estimate.run import Target
+    from vlmtune.estimate.report import Target
 
 GIB = 2**30
 HERE = "here"
@@ -94,7 +94,7 @@ def _from_table(gpu: str | None, preset: str | None, platform: Platform, reserve
     from vlmtune.engine.runtime import prepare_environment
 
     prepare_environment()
-    from vlmtune.estimate.run import Target
+    from vlmtune.estimate.report import Target
 
     why = "--gpu" if gpu else f"preset {preset}" if preset else f"no GPU here, no preset: {DEFAULT_SIZE}"
     total, context, reserve = (size / GIB for size in (card.total_bytes(platform), card.context_bytes, reserve_bytes))

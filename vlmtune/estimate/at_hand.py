@@ -10,7 +10,7 @@ from vlmtune.engine.sensors import GpuReading, read_gpu
 from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.calibration import Figures, Setup, kept_calibration
 from vlmtune.estimate.cards import Card, Platform, card_of_driver
-from vlmtune.estimate.run import Target
+from vlmtune.estimate.report import Target
 
 DEVICE = 0
 """Training takes torch's first device."""

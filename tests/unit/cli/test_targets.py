@@ -9,7 +9,7 @@ from vlmtune.cli.targets import choose_target
 from vlmtune.engine import sensors
 from vlmtune.estimate import at_hand
 from vlmtune.estimate.cards import MIB, find_card
-from vlmtune.estimate.run import Target
+from vlmtune.estimate.report import Target
 
 GIB = 2**30
 HERE = dataclasses.replace(find_card("rtx-3090"), total_bytes_linux=20 * GIB)

@@ -12,7 +12,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.estimate import calibrate
 from vlmtune.estimate.calibration import Setup
 from vlmtune.estimate.cards import MIB, find_card
-from vlmtune.estimate.run import Target
+from vlmtune.estimate.report import Target
 from vlmtune.plan import Device
 
 SETUP = Setup("card", "aaaa", "580.1", "2.11")
