@@ -34,7 +34,7 @@ def parts_of_peak(loaded_bytes: int, between_steps_bytes: int, peak_allocated_by
     """
     return {
         "weights and adapters": loaded_bytes,
-        "optimizer": between_steps_bytes - loaded_bytes,
+        "optimizer and workspaces": between_steps_bytes - loaded_bytes,
         "step": peak_allocated_bytes - between_steps_bytes,
     }
 

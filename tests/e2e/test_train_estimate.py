@@ -32,7 +32,7 @@ def a_report(needed_gib: float, budget_bytes: int) -> MemoryReport:
         "peak_reserved_bytes": needed,
         "peak_allocated_bytes": needed - GIB // 4,
         "budget_bytes": budget_bytes,
-        "parts": {"weights and adapters": GIB, "optimizer": GIB, "step": needed - 9 * GIB // 4},
+        "parts": {"weights and adapters": GIB, "optimizer and workspaces": GIB, "step": needed - 9 * GIB // 4},
         "peak_at": PeakAt("step 1", "aten.mm", ""),
         "tokens": {"text": 66, "image": 4, "total": 70},
         "flops_per_row": 1.0,
@@ -96,7 +96,7 @@ def test_what_cannot_fit_is_refused_with_the_changes_that_make_it_fit(project, c
     assert note == "looking for changes that fit ..."
     assert error.startswith("error: it does not fit: 10.00 GiB are needed, 7.40 GiB can be reserved on 8 GB card")
     assert hint == (
-        "hint:  --set hardware.gradient_checkpointing=true; or "
+        "hint:  would fit: --set hardware.gradient_checkpointing=true; or "
         "--set training.batch_size=2 --set training.gradient_accumulation_steps=4; --force tries it all the same"
     )
     assert not project.run("run").path.exists()
@@ -105,7 +105,10 @@ def test_what_cannot_fit_is_refused_with_the_changes_that_make_it_fit(project, c
 def test_no_change_makes_it_fit(project, card):
     card(1.0, by_batch)
     refused = project.train("run")
-    assert refused.code == 3 and "hint:  no single change makes it fit; --force tries it all the same" in refused.stderr
+    assert (
+        refused.code == 3
+        and "hint:  no change of the config is known to make it fit; --force tries it all the same" in refused.stderr
+    )
 
 
 def test_force_trains_all_the_same(project, card):
@@ -204,7 +207,7 @@ def test_out_of_memory_names_the_changes_that_would_have_fitted(project, card, f
     assert stopped.code == 1
     note, error, hint = stopped.stderr.splitlines()
     assert error.startswith("error: out of GPU memory at rows.jsonl:6, ")
-    assert hint == "hint:  --set training.batch_size=4 --set training.gradient_accumulation_steps=4"
+    assert hint == "hint:  would have fitted: --set training.batch_size=4 --set training.gradient_accumulation_steps=4"
     assert {budget for _, budget in asked[1:]} == {int(7.25 * GIB)}, "what the card really had"
     assert len(alive) > 2 and not any(alive), "the model is freed before anything is computed"
 
@@ -245,7 +248,7 @@ def test_the_last_lines_have_what_was_estimated_and_what_was_measured(project, c
 
     def measured(plan, source, data, folder, view, *, resume):
         report = real(plan, source, data, folder, view, resume=resume)
-        parts = {"weights and adapters": GIB, "optimizer": GIB // 2, "step": 3 * GIB // 2}
+        parts = {"weights and adapters": GIB, "optimizer and workspaces": GIB // 2, "step": 3 * GIB // 2}
         return dataclasses.replace(
             report, memory_estimated=folder.read_estimate(), memory_measured=Memory(13 * GIB // 4, 3 * GIB, parts)
         )
@@ -259,7 +262,7 @@ def test_the_last_lines_have_what_was_estimated_and_what_was_measured(project, c
         ["peak", "reserved", "3.00", "3.25"],
         ["peak", "allocated", "2.75", "3.00"],
         ["weights", "and", "adapters", "1.00", "1.00"],
-        ["optimizer", "1.00", "0.50"],
+        ["optimizer", "and", "workspaces", "1.00", "0.50"],
         ["step", "0.75", "1.50"],
     ]
     assert done.stdout.endswith("adapter, log and report.html in runs/run\n")

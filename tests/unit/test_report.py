@@ -191,7 +191,7 @@ def test_a_cpu_run_without_evaluation_has_a_page(folder):
 
 
 def test_the_page_shows_memory_as_estimated_and_as_measured(folder):
-    parts = {"weights and adapters": 3 * GIB, "optimizer": GIB, "step": GIB}
+    parts = {"weights and adapters": 3 * GIB, "optimizer and workspaces": GIB, "step": GIB}
     report = a_report(memory_measured=Memory(6 * GIB, 5 * GIB, parts))
     write_report(folder, report, [a_record(step) for step in (1, 2)])
     without = Page(folder.report_html.read_text(encoding="utf-8")).texts
@@ -199,7 +199,12 @@ def test_the_page_shows_memory_as_estimated_and_as_measured(folder):
     report = dataclasses.replace(report, memory_estimated=Memory(11 * GIB // 2, 9 * GIB // 2, parts))
     write_report(folder, report, [a_record(step, gpu_estimate_bytes=11 * GIB // 2) for step in (1, 2)])
     with_estimate = Page(folder.report_html.read_text(encoding="utf-8")).texts
-    for text in ("6.00 GiB, estimated 5.50 GiB", "5.00 GiB, estimated 4.50 GiB", "optimizer", "estimated peak"):
+    for text in (
+        "6.00 GiB, estimated 5.50 GiB",
+        "5.00 GiB, estimated 4.50 GiB",
+        "optimizer and workspaces",
+        "estimated peak",
+    ):
         assert text in with_estimate
     values = json.loads(folder.report_json.read_text())
     assert values["memory_estimated"]["peak_reserved_bytes"] == 11 * GIB // 2

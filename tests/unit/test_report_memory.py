@@ -10,7 +10,7 @@ GIB = 2**30
 
 def test_parts_sum_to_the_allocated_peak():
     parts = parts_of_peak(5 * GIB, 6 * GIB, 9 * GIB)
-    assert parts == {"weights and adapters": 5 * GIB, "optimizer": GIB, "step": 3 * GIB}
+    assert parts == {"weights and adapters": 5 * GIB, "optimizer and workspaces": GIB, "step": 3 * GIB}
     assert sum(parts.values()) == 9 * GIB
 
 
@@ -20,7 +20,7 @@ def test_both_peaks_and_every_part_are_compared():
         Compared("peak reserved", 10, 12),
         Compared("peak allocated", 9, 11),
         Compared("weights and adapters", 5, 5),
-        Compared("optimizer", 1, 2),
+        Compared("optimizer and workspaces", 1, 2),
         Compared("step", 3, 4),
     ]
     assert {row.estimated_bytes for row in compare(None, measured)} == {None}

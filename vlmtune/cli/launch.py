@@ -82,7 +82,8 @@ def refuse_too_large(job: Job, samples: "list[Sample]", expected: Expected) -> N
     raise VlmtuneError(
         f"it does not fit: {needed:.2f} GiB are needed, {budget:.2f} GiB can be reserved on "
         f"{expected.target.card.name} (longest row {expected.report.worst_row})",
-        f"{changes or 'no single change makes it fit'}; --force tries it all the same",
+        f"{f'would fit: {changes}' if changes else 'no change of the config is known to make it fit'}; "
+        "--force tries it all the same",
         code=ExitCode.DOES_NOT_FIT,
     )
 
@@ -92,7 +93,7 @@ def with_changes(error: "OutOfMemory", job: Job, samples: "list[Sample]", expect
     if expected is None:
         return error
     changes = _changes_in_words(job, samples, expected, budget_left(error, expected))
-    return VlmtuneError(error.message, changes or error.hint)
+    return VlmtuneError(error.message, f"would have fitted: {changes}" if changes else error.hint)
 
 
 def first_fitting(
