@@ -185,7 +185,7 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_
         family=_checked_family(family, config, choices).name,
         device=device.kind,
         method=training.method,
-        attention=_attention(source, choices),
+        attention=_attention(source, family, choices),
         **_number_formats(config, device, choices),
         **_quantization(config, family, source, choices),
         **_trainable(config, family),
@@ -221,7 +221,10 @@ def _checked_family(family: Family, config: TrainingConfig, choices: list[Choice
     return family
 
 
-def _attention(source: ModelSource, choices: list[Choice]) -> str:
+def _attention(source: ModelSource, family: Family, choices: list[Choice]) -> str:
+    if family.attention != "sdpa":
+        choices.append(Choice("attention", family.attention, "the model has no other: slower, and more memory"))
+        return family.attention
     if not (source.config.get("text_config") or {}).get("attn_logit_softcapping", _default_softcap(source)):
         return "sdpa"
     choices.append(Choice("attention", "eager", "the model caps its attention scores: slower, and more memory"))

@@ -6,6 +6,7 @@ tokens by the tokenizer's character offsets. Nothing is searched for in the text
 Shapes: T tokens of this row.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,14 +67,15 @@ def encode(sample: Sample, images: list[Image], processor: ProcessorMixin, famil
         output = _call_processor(processor, text, images, offsets=True)
     except ValueError as error:
         raise VlmtuneError(f"{sample.where}: the processor refuses this row: {error}") from None
-    replaced = (output.pop("text_replacement_offsets", None) or [[]])[0]
+    reported = output.pop("text_replacement_offsets", None)
+    offsets = output.pop("offset_mapping")[0]
+    offsets = offsets.tolist() if isinstance(offsets, Tensor) else offsets
+    replaced = reported[0] if reported else _replacements(text, processor, max(end for _, end in offsets))
     if len(replaced) != len(images):
         raise VlmtuneError(
             f"{sample.where}: the text holds {len(replaced)} image tokens for {len(images)} images",
             f"remove the model's own image token {processor.image_token!r} from the texts",
         )
-    offsets = output.pop("offset_mapping")[0]
-    offsets = offsets.tolist() if isinstance(offsets, Tensor) else offsets
     is_image = torch.tensor([any(s <= a < e for s, e in (r["new_span"] for r in replaced)) for a, _ in offsets])
     spans = [_expanded(answer, replaced) for answer in answers]
     labels = _labels(output["input_ids"][0], offsets, spans, processor, sample.where)
@@ -174,6 +176,16 @@ def _call_processor(processor: ProcessorMixin, text: str, images: list[Image], o
         add_special_tokens=not (bos and text.startswith(bos)),
         **wanted,
     )
+
+
+def _replacements(text: str, processor: ProcessorMixin, num_characters: int) -> list[dict]:
+    """Return where image tokens were and are, for a processor that does not say: all its images take the same room."""
+    spans = [found.span() for found in re.finditer(re.escape(processor.image_token), text)]
+    grown = (num_characters - len(text)) // max(1, len(spans))
+    return [
+        {"span": (start, end), "new_span": (start + index * grown, end + (index + 1) * grown)}
+        for index, (start, end) in enumerate(spans)
+    ]
 
 
 def _expanded(span: Span, replaced: list[dict]) -> Span:

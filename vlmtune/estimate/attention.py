@@ -66,4 +66,4 @@ def _float_mask(mask: Tensor | None, q: Tensor) -> Tensor | None:
     """A boolean mask becomes 0 and -inf in the query's format, as torch's own kernels' entry does it."""
     if mask is None or mask.dtype != torch.bool:
         return mask
-    return torch.where(mask.to(q.device), torch.zeros((), dtype=q.dtype, device=q.device), float("-inf"))
+    return torch.where(mask, torch.zeros((), dtype=q.dtype, device=q.device), float("-inf"))

@@ -247,7 +247,9 @@ def peak_bytes(log: Log) -> int:
 
 
 def _tensors(output) -> list[Tensor]:
-    values = output.values() if hasattr(output, "values") else output if isinstance(output, (tuple, list)) else [output]
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if hasattr(output, "values") else output
     return [value for value in values if isinstance(value, Tensor)]
 
 

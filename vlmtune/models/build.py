@@ -172,6 +172,7 @@ def weightless_base(plan: RunPlan) -> PreTrainedModel:
                 if isinstance(module, Linear4bit):
                     _quantise_nothing(module, quantization)
         model.is_loaded_in_4bit = True
+    _forbid_packing(model)
     return model
 
 

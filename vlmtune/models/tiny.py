@@ -6,6 +6,7 @@ Sizes are multiples of 64, the smallest that bitsandbytes quantises.
 
 import re
 from copy import deepcopy
+from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "chameleon": {"vq_config": {"resolution": 64, "base_channels": 64, "channel_multiplier": [1, 1]}},
     "fast_vlm": {
         "vision_config": {
+            "hidden_size": 3072,
             "model_type": "timm_wrapper",
             "architecture": "fastvit_mci3",
             "do_pooling": True,
@@ -68,7 +70,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     ),
     "qwen2_5_omni_thinker": {**MROPE, "vision_start_token_id": 3, "audio_start_token_id": 3},
     "qwen3_omni_moe_thinker": {**MROPE, "vision_start_token_id": 3, "audio_start_token_id": 3},
-    "video_llava": {},
+    "gemma3n": {"text_config": {"num_kv_shared_layers": 0}},
     "vipllava": {"vision_config": {"num_hidden_layers": 3}, "vision_feature_layers": [-1, -2]},
 }
 """What the rules do not shrink, or shrink too far, by model type."""
@@ -202,7 +204,7 @@ def set_token_ids(config: dict[str, Any], processor: "ProcessorMixin") -> None:
 
 def token_of(name: str, processor: "ProcessorMixin") -> int | None:
     """Return the id of a token by the config's name for it."""
-    for holder in (processor, processor.tokenizer):
+    for holder in (processor.tokenizer, processor):
         value = getattr(holder, f"{name}_token_id", None)
         if isinstance(value, int):
             return value
@@ -230,6 +232,10 @@ def tiny_preprocessor(config: Json, preprocessor: Json) -> dict[str, Any]:
         settings["image_grid_pinpoints"] = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
     if "patch_size" in settings and "patch_size" in vision:
         settings["patch_size"] = vision["patch_size"]
+    if config["model_type"] == "cohere2_vision":  # by this name it has the side of a tile in tokens
+        settings["patch_size"] = isqrt(tokens_per_view(config))
+    if "tile_size" in settings:
+        settings["tile_size"] = side
     return {key: value for key, value in settings.items() if value is not None}
 
 

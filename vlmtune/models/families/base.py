@@ -56,6 +56,8 @@ class Family:
     """The transformers class of its processor, where published files name another."""
     processor_settings: Callable[[Json], dict[str, Any]] = lambda config: {}
     """config -> attributes that the processor must have; old files lack them. A dot leads to a part of it."""
+    attention: str = "sdpa"
+    """`eager` where a part of the model has no other."""
     other: tuple[str, ...] = ()
     """Modules that neither see images nor write text, such as an audio tower; never trained."""
 

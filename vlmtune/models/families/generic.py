@@ -35,7 +35,10 @@ def generic_family(config: Json, model_name: str) -> Family:
 @cache
 def _derived(config_json: str, model_name: str) -> Family:
     config = json.loads(config_json)
-    model = _weightless(config, model_name)
+    try:
+        model, attention = _weightless(config, model_name, "sdpa"), "sdpa"
+    except ValueError:  # a part of it has no such attention
+        model, attention = _weightless(config, model_name, "eager"), "eager"
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     paths = {id(module): name for name, module in model.named_modules()}
     if head is None or embedding is None or id(head) not in paths or id(embedding) not in paths:
@@ -60,6 +63,7 @@ def _derived(config_json: str, model_name: str) -> Family:
         image_tokens=image_tokens,
         image_settings=image_settings,
         head=head_path,
+        attention=attention,
         other=other,
     )
 
@@ -71,7 +75,7 @@ def image_tokens(config: Json, preprocessor: Json, width_px: int, height_px: int
     return count_image_tokens(json.dumps([config, preprocessor], sort_keys=True), width_px, height_px)
 
 
-def _weightless(config: Json, model_name: str) -> "nn.Module":
+def _weightless(config: Json, model_name: str, attention: str) -> "nn.Module":
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -83,7 +87,8 @@ def _weightless(config: Json, model_name: str) -> "nn.Module":
             "give a model that AutoModelForImageTextToText loads",
         )
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(AutoConfig.for_model(**json.loads(json.dumps(config))))
+        whole = AutoConfig.for_model(**json.loads(json.dumps(config)))
+        return AutoModelForImageTextToText.from_config(whole, attn_implementation=attention)
 
 
 def _outside(model: "nn.Module", text: str, head: str) -> dict[str, int]:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% for p in m['content'] %}{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TOKEN = re.compile(r"""["'](</?[^"'<>\s{}]+>|<\|[^"'|\s{}]+\|>|\[[A-Z_]+\])["']""")
-NAMED = re.compile(r"tokenizer\.(\w+_token)(?:_id)?\b")
+NAMED = re.compile(r"""tokenizer(?:\.|, ["'])(\w+_token)(?:_id)?\b""")
 ORDINARY = {"bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"}
 TILES = [f"<row_{row}_col_{column}>" for row in range(1, 13) for column in range(1, 13)]
 PROCESSORS = {
@@ -115,11 +115,7 @@ def _tokenizer_for(processor_class: type) -> "PreTrainedTokenizerFast":
     ends = ["<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
     tiles = TILES if "row_" in source else []
     special = list(dict.fromkeys([*ends, *written, *named.values(), *tiles]))
-    tokenizer = byte_tokenizer(special, bos="<|bos|>", eos="<|im_end|>", pad="<|endoftext|>", **named)
-    for name in dict.fromkeys(re.findall(r"tokenizer\.(\w+_token)_id\b", source)):
-        if name in named:
-            setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(named[name]))
-    return tokenizer
+    return byte_tokenizer(special, bos="<|bos|>", eos="<|im_end|>", pad="<|endoftext|>", **named)
 
 
 def _part(argument: str, config: Json, preprocessor: Json) -> Any:
@@ -163,7 +159,10 @@ def image_processor_of(config: Json, preprocessor: Json) -> Any:
     if name is None:
         raise VlmtuneError(f"no image processor is known for model_type {kinds[0]}")
     settings = {key: value for key, value in preprocessor.items() if not key.endswith(("_class", "_type", "_map"))}
-    return getattr(transformers, name)(**settings)
+    processor = getattr(transformers, name)(**settings)
+    if getattr(processor, "image_seq_length", None) is None:
+        processor.image_seq_length = tokens_per_view(config)  # PaliGemma's processor looks for it there
+    return processor
 
 
 PARTS = {
@@ -229,9 +228,10 @@ def count_image_tokens(configs_json: str, width_px: int, height_px: int) -> int:
     from PIL import Image
 
     processor = _cached_processor(configs_json)
-    empty = len(processor.tokenizer("q")["input_ids"])
+    start = processor.tokenizer.bos_token
+    empty = len(processor.tokenizer(f"{start}q", add_special_tokens=False)["input_ids"])
     image = Image.new("RGB", (width_px, height_px))
-    output = processor(text=[placeholder(processor) + "q"], images=[image], add_special_tokens=False)
+    output = processor(text=[f"{start}{placeholder(processor)}q"], images=[image], add_special_tokens=False)
     return len(output["input_ids"][0]) - empty
 
 
