@@ -1,6 +1,7 @@
 """`vlmtune estimate-vram`: the memory a run needs, before it runs, on a card that need not be there."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,9 +59,9 @@ def estimate_vram(
     if compare:
         _show_side_by_side(plans, as_json)
     else:
-        first = files[0] if files else None
-        levers = _levers(plans[0], loaded[0], lambda more: load(first, more)) if explain else None
-        _show_one(plans[0], levers, as_json)
+        file = files[0] if files else None
+        price = partial(_levers, plans[0], loaded[0], partial(load, file)) if explain else None
+        _show_one(plans[0], price, as_json)
     raise typer.Exit(ExitCode.OK if all(plan.report.fits for plan in plans) else ExitCode.DOES_NOT_FIT)
 
 
@@ -139,26 +140,32 @@ def _levers(
     plan: "Estimated", loaded: "LoadedConfig", load: "Callable[[tuple[str, ...]], LoadedConfig]"
 ) -> "list[Lever]":
     """Return every lever, priced by an estimate that is as fast as the plan's."""
+    from rich.console import Console
+
     from vlmtune.estimate.explain import price_levers
     from vlmtune.estimate.levers import model_facts
 
-    def estimate(more: tuple[str, ...]) -> "MemoryReport":
-        return _Simulation(load(more)).report(plan.chosen.target, plan.report.fast)
+    with Console(stderr=True).status("looking for levers…") as status:
 
-    facts = model_facts(_Simulation(loaded).source, loaded.config.model.name)
-    return price_levers(loaded.config, plan.report, estimate, facts)
+        def estimate(more: tuple[str, ...]) -> "MemoryReport":
+            status.update(f"simulating {' '.join(more)}…")
+            return _Simulation(load(more)).report(plan.chosen.target, plan.report.fast)
+
+        facts = model_facts(_Simulation(loaded).source, loaded.config.model.name)
+        return price_levers(loaded.config, plan.report, estimate, facts)
 
 
-def _show_one(plan: "Estimated", levers: "list[Lever] | None", as_json: bool) -> None:
+def _show_one(plan: "Estimated", price: "Callable[[], list[Lever]] | None", as_json: bool) -> None:
+    """Show the answer at once; pricing the levers takes as long again for each of them."""
     from vlmtune.cli import memory_view, render
 
     if as_json:
-        more = {} if levers is None else {"levers": [dataclasses.asdict(lever) for lever in levers]}
+        more = {"levers": [dataclasses.asdict(lever) for lever in price()]} if price else {}
         render.print_json(_as_json(plan) | more)
         return
     memory_view.print_one(plan)
-    if levers is not None:
-        memory_view.print_levers(levers)
+    if price:
+        memory_view.print_levers(price())
 
 
 def _show_side_by_side(plans: "list[Estimated]", as_json: bool) -> None:

@@ -53,8 +53,8 @@ def print_levers(levers: "list[Lever]") -> None:
     """Print what each change would save, and what it costs in work."""
     table = render.table("lever", "GiB saved", "work", "fits", right=("GiB saved", "work"))
     for lever in levers:
-        words = "\n".join(f"--set {word}" for word in lever.words)
-        table.add_row(words, f"{lever.saved_bytes / GIB:+.2f}", f"×{lever.work:.2f}", "yes" if lever.fits else "no")
+        words = "\n  ".join(f"--set {word}" for word in lever.words)
+        table.add_row(words, f"{lever.saved_bytes / GIB:+z.2f}", f"×{lever.work:.2f}", "yes" if lever.fits else "no")
     out = render.console()
     out.print()
     out.print(table)

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from vlmtune.engine import sensors
 from vlmtune.engine.sensors import GpuProcess, read_gpu
 
 GIB = 2**30
@@ -144,3 +145,17 @@ def test_a_card_is_found_by_its_uuid_whatever_the_order(nvml, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert read_gpu(uuid="GPU-cccc-3").name == "card 2"
     assert read_gpu(uuid="GPU-dddd-4") is None
+
+
+@pytest.mark.parametrize(("platform", "library"), [("linux", "libcuda.so.1"), ("win32", "nvcuda.dll")])
+def test_the_driver_is_there_when_its_library_loads(monkeypatch, platform, library):
+    def load(name):
+        if name not in installed:
+            raise OSError(name)
+
+    monkeypatch.setattr(sensors.ctypes, "CDLL", load)
+    monkeypatch.setattr(sensors.sys, "platform", platform)
+    installed = {library}
+    assert sensors.has_driver()
+    installed = set()
+    assert not sensors.has_driver()
