@@ -59,7 +59,7 @@ def test_a_pickle_is_refused_with_the_way_out(project, monkeypatch, model):
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     error = fails(project, monkeypatch)
     assert "its weights in pytorch_model.bin, a pickle" in error
-    assert "convert it to safetensors: python -c" in error and "save_pretrained" in error
+    assert "convert it to safetensors, which runs nothing of it: python -m vlmtune.models.to_safetensors" in error
 
 
 def test_no_weights_at_all(project, monkeypatch, model):

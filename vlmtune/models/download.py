@@ -87,7 +87,8 @@ def _weight_files(name: str, folder: Path, files: "Sequence[RepoFile]") -> "list
         kind = f"its weights in {pickles[0]}, a pickle" if pickles else "no weights that transformers loads"
         raise VlmtuneError(
             f"model.name: {name} has {kind}: vlmtune loads safetensors only",
-            "look for a revision or a copy of the model with model.safetensors",
+            f"look for a revision or a copy with model.safetensors, or fetch all of it (hf download {name} "
+            "--local-dir FOLDER) and give the folder: vlmtune says how to convert it",
         )
     return [file for file in files if file.path in wanted]
 

@@ -5,6 +5,7 @@ No torch here, and no weight is read.
 
 import json
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,11 +113,8 @@ def _no_weights(folder: Path) -> VlmtuneError:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if not pickles:
         return VlmtuneError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}", "download the model again")
-    convert = (
-        "from transformers import AutoModelForImageTextToText as M; "
-        f"M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}')"
-    )
+    convert = f"python -m vlmtune.models.to_safetensors {shlex.quote(str(folder))}"
     return VlmtuneError(
         f"{folder} has its weights in {pickles[0]}, a pickle: opening one can run any program, so vlmtune does not",
-        f'if you trust where it came from, convert it to safetensors: python -c "{convert}"',
+        f"convert it to safetensors, which runs nothing of it: {convert}",
     )

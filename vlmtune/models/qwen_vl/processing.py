@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import ProcessorMixin
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, make_flat_list_of_images
 from transformers.utils import cached_file
 
 from vlmtune.errors import VlmtuneError
@@ -71,9 +71,21 @@ class QwenVLProcessor(ProcessorMixin):
         images = QwenVLImageProcessor(size={"height": side_px, "width": side_px})
         return cls(image_processor=images, tokenizer=build_tokenizer(ranks))
 
+    def validate_inputs(self, images=None, text=None, **kwargs: Any) -> None:
+        """Raise ValueError unless the texts hold one `<imgpad>` an image (older transformers do not count)."""
+        super().validate_inputs(images=images, text=text, **kwargs)
+        if text is not None:
+            found, wanted = sum(part.count(self.image_token) for part in text), len(_flat(images))
+            if found != wanted:
+                raise ValueError(f"the texts hold {found} {self.image_token} for {wanted} images")
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """Return what stands for one image in the text that is tokenised."""
         return self.image_token * NUM_QUERIES
+
+
+def _flat(images: Any) -> list:
+    return make_flat_list_of_images(images) if images is not None else []
 
 
 def _file(folder_or_id: str | Path, name: str, kwargs: dict[str, Any]) -> Path | None:
