@@ -9,7 +9,7 @@ SURFACE = {
     "train": ["CONFIG", "--set", "--dry-run", "--resume", "--force", "--json"],
     "validate": ["CONFIG", "--set", "--json", "--schema", "--preview"],
     "estimate-vram": [
-        "[CONFIG]...",
+        "CONFIG",
         "--model",
         "--preset",
         "--gpu",

@@ -26,7 +26,7 @@ EXAMPLE = "Example: [bold]vlmtune estimate-vram --model Qwen/Qwen3-VL-4B-Instruc
 def estimate_vram(
     configs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[CONFIG]...", help="The YAML file of the run.", show_default=False),
+        typer.Argument(metavar="CONFIG", help="The YAML file of the run; several with --compare.", show_default=False),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Without CONFIG: a model of the catalogue, or a folder.")] = None,
     preset: Annotated[str, typer.Option(help="Without CONFIG: the preset.")] = "8gb",

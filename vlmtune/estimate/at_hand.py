@@ -61,7 +61,8 @@ def target_at_hand(platform: Platform | None = None, reserve_bytes: int | None =
 
 def calibrated(card: Card, measured: Figures) -> Card:
     """Return the card with what was measured on it."""
-    card = replace(card, cublas_bytes=measured.cublas_bytes)
+    forward, backward = measured.cublas_bytes
+    card = replace(card, cublas_forward_bytes=forward, cublas_backward_bytes=backward)
     if measured.context_bytes is None:
         return card
     sources = card.sources | {"context_bytes": "measured by vlmtune calibrate"}

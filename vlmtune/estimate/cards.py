@@ -44,8 +44,10 @@ class Card:
     """Dense; of fp16 where the card computes no bf16. None for a card that is not in the table."""
     has_display: bool
     sources: dict[str, str]
-    cublas_bytes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-    """Blocks that the first matrix products of forward and backward pass keep, as measured; None: by architecture."""
+    cublas_forward_bytes: tuple[int, ...] | None = None
+    """Blocks that the first matrix product of the forward pass keeps, as measured; None: by architecture."""
+    cublas_backward_bytes: tuple[int, ...] | None = None
+    """The same of the backward pass."""
 
     def total_bytes(self, platform: Platform) -> int:
         """The memory of the card as torch reports it on the platform."""

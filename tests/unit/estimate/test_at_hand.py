@@ -129,7 +129,7 @@ def test_what_was_measured_on_this_card_is_used(machine):
     assert kept_calibration(kept.setup) == kept and path.name == "nvidia-geforce-rtx-4060-aaaa-bbb.json"
     card = at_hand.card_at_hand()
     assert (card.context_bytes, card.sources["context_bytes"]) == (333 * MIB, "measured by vlmtune calibrate")
-    assert card.cublas_bytes == ((8 * MIB, MIB), (8 * MIB,))
+    assert (card.cublas_forward_bytes, card.cublas_backward_bytes) == ((8 * MIB, MIB), (8 * MIB,))
     assert at_hand.target_at_hand().budget_bytes == NVML_TOTAL - 900 * MIB - 333 * MIB
 
 
@@ -146,4 +146,4 @@ def test_what_was_measured_with_another_torch_or_is_damaged_is_not_used(machine,
 def test_a_context_that_could_not_be_measured_is_the_tables(machine):
     keep_calibration(Calibration(at_hand.setup_at_hand(), Figures(None, ((MIB,), (MIB,))), Check(1, 2, 3, 4)))
     card = at_hand.card_at_hand()
-    assert card.context_bytes == CONTEXT and card.cublas_bytes == ((MIB,), (MIB,))
+    assert card.context_bytes == CONTEXT and (card.cublas_forward_bytes, card.cublas_backward_bytes) == ((MIB,), (MIB,))

@@ -98,7 +98,10 @@ def test_the_run_is_estimated_with_what_was_measured(card_here, monkeypatch):
     result = calibrate.calibrate(said.append)
     assert result.setup == SETUP and len(said) == 3
     assert result.figures.context_bytes == 400 * MIB
-    assert targets[0].card.context_bytes == 400 * MIB and targets[0].card.cublas_bytes == ((40 * MIB,), (20 * MIB,))
+    assert targets[0].card.context_bytes == 400 * MIB and (
+        targets[0].card.cublas_forward_bytes,
+        targets[0].card.cublas_backward_bytes,
+    ) == ((40 * MIB,), (20 * MIB,))
     assert [size // MIB for size in dataclasses.astuple(result.check)] == [303, 300, 199, 200]
 
 
