@@ -91,6 +91,14 @@ def test_with_data_the_longest_row_decides_and_the_file_trains(project, qwen, ru
     assert trained.code == 0, trained.stderr
 
 
+def test_models_that_may_fit_are_named():
+    from vlmtune.cli.plan import _smaller_models
+
+    assert _smaller_models("llava-hf/llava-1.5-13b-hf", 0.9)[0] == "Qwen/Qwen-VL-Chat"
+    assert "google/gemma-3-12b-it" in _smaller_models("llava-hf/llava-1.5-13b-hf", 0.95)
+    assert _smaller_models("a-folder", 0.9) == []
+
+
 @pytest.mark.parametrize(
     ("gpu", "preset"), [("8gb", "8gb"), ("11gb", "8gb"), ("4gb", "6gb"), ("a100-80gb", "48gb"), ("rtx-3090", "24gb")]
 )

@@ -173,27 +173,33 @@ def _print_json(fit: "Fit", start: "LoadedConfig") -> None:
 
 
 def _nothing_fits(fit: "Fit", start: "LoadedConfig", target: "Target") -> VlmtuneError:
-    """Say by how much the nearest miss misses, which size of card would hold it, and which models are smaller."""
+    """Say by how much the nearest miss misses, which size of card would hold it, and which models may fit."""
     from vlmtune.estimate.cards import budget_bytes, find_card, sizes
     from vlmtune.estimate.fit import MARGIN
-    from vlmtune.models.catalog import catalog, find_entry
 
-    needed, name = fit.report.peak_reserved_bytes, start.config.model.name
+    needed, usable = fit.report.peak_reserved_bytes, target.budget_bytes * (1 - MARGIN)
     larger = (size for size in sizes() if budget_bytes(find_card(size), "linux") * (1 - MARGIN) >= needed)
     card = next(larger, None)
-    hints = [f"a card of {card.removesuffix('gb')} GB would hold that"] if card else ["no known card would hold that"]
-    if entry := find_entry(name):
-        fitting = [other for other in catalog() if other.family and other.num_parameters < entry.num_parameters]
-        fitting.sort(key=lambda other: -other.num_parameters)
-        if fitting:
-            hints.append(f"smaller models: {', '.join(other.model_id for other in fitting[:MODELS_SHOWN])}")
+    hints = [f"a card of {card.removesuffix('gb')} GB would hold that" if card else "no known card would hold that"]
+    if smaller := _smaller_models(start.config.model.name, usable / needed):
+        hints.append(f"models of a size that may fit: {', '.join(smaller)}")
     return VlmtuneError(
-        f"nothing fits: {name} needs {needed / GIB:.2f} GiB with everything given up "
-        f"({' '.join(fit.words) or 'nothing could be'}), and {target.budget_bytes * (1 - MARGIN) / GIB:.2f} GiB of "
-        f"{target.card.name} can be used",
+        f"nothing fits: {start.config.model.name} needs {needed / GIB:.2f} GiB with everything given up "
+        f"({' '.join(fit.words) or 'nothing could be'}), and {usable / GIB:.2f} GiB of {target.card.name} can be used",
         "; ".join(hints),
         code=ExitCode.DOES_NOT_FIT,
     )
+
+
+def _smaller_models(model: str, share: float) -> list[str]:
+    """Return the largest models of the catalogue that have at most this share of a model's parameters."""
+    from vlmtune.models.catalog import catalog, find_entry
+
+    entry = find_entry(model)
+    most = entry.num_parameters * share if entry else 0
+    smaller = [other for other in catalog() if other.family and other.num_parameters <= most]
+    smaller.sort(key=lambda other: -other.num_parameters)
+    return [other.model_id for other in smaller[:MODELS_SHOWN]]
 
 
 def _write(fit: "Fit", start: "LoadedConfig", card: str, out: Path, force: bool) -> None:
