@@ -84,6 +84,12 @@ def encode(sample: Sample, images: list[Image], processor: ProcessorMixin, famil
 
 def misfit(sample: Sample, processor: ProcessorMixin, family: Family) -> VlmtuneError | None:
     """Return why a model of this family cannot take the row, known without opening its images; None where it can."""
+    marks = getattr(processor, "image_marks", ())
+    if written := next((mark for mark in marks if any(mark in turn.text for turn in sample.turns)), None):
+        return VlmtuneError(
+            f"{sample.where}: a text holds {written}, by which the model knows an image",
+            "remove it: images belong into the row's image column, and <image> where they go",
+        )
     if family.one_answer and [turn.role for turn in sample.turns] != ["user", "assistant"]:
         return VlmtuneError(
             f"{sample.where}: this model takes one question and one answer a row, no system turn",

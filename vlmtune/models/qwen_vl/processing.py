@@ -11,9 +11,8 @@ from transformers.utils import cached_file
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.qwen_vl.configuration import NUM_QUERIES, VISUAL_DEFAULTS
-from vlmtune.models.qwen_vl.tokenizer import FILE_NAME, build_tokenizer
+from vlmtune.models.qwen_vl.tokenizer import FILE_NAME, IMAGE, build_tokenizer
 
-IMAGE_SLOT = "<imgpad>"
 SYSTEM = "You are a helpful assistant."
 CHAT_TEMPLATE = (
     "{% set images = namespace(count=0) %}"
@@ -46,9 +45,12 @@ class QwenVLImageProcessor(PilBackend):
 class QwenVLProcessor(ProcessorMixin):
     """Image processor, tokenizer and chat template. A text holds one `<imgpad>` an image, which becomes 256."""
 
+    image_marks = IMAGE
+    """Strings that only the chat template may write. The original opens a path or address between the first two."""
+
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs) -> None:
-        self.image_token = IMAGE_SLOT
-        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_SLOT)
+        self.image_token = IMAGE[-1]
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     @classmethod

@@ -186,11 +186,23 @@ def test_grounding_answers_are_learned_whole(processor, checkout):
     assert processor.tokenizer.decode(learned) == answer + "<|im_end|>"
 
 
-def test_image_slots_in_texts_are_refused(processor, checkout):
+@pytest.mark.parametrize("mark", ["<imgpad>", "<img>", "</img>", "Picture 1: <img>a.png</img>\n"])
+@pytest.mark.parametrize("num_images", [0, 1])
+def test_image_marks_in_texts_are_refused_by_row(processor, checkout, mark, num_images):
+    """Rows in the original's own way of naming pictures would be trained without them."""
     family = family_of(tiny_plan(checkout))
-    with pytest.raises(VlmtuneError, match="rows.jsonl:1"):
-        encode(sample("an <imgpad> here", "yes", ImageRef(path="in memory")), [blank()], processor, family)
-    marks = encode(sample("an <img> here", "yes", ImageRef(path="in memory")), [blank()], processor, family)
-    assert (marks.tensors["input_ids"] == SLOT).sum() == 256
-    with pytest.raises(VlmtuneError, match="rows.jsonl:1"):
-        encode(sample("an <imgpad> here", "yes"), [], processor, family)
+    row = sample(f"What is {mark} here?", "a cat", *[ImageRef(path="in memory")] * num_images)
+    with pytest.raises(VlmtuneError, match="rows.jsonl:1: a text holds <"):
+        encode(row, [blank()] * num_images, processor, family)
+
+
+@pytest.mark.parametrize(("found", "wanted"), [(0, 1), (2, 1), (1, 0)])
+def test_slots_and_images_are_counted(processor, found, wanted):
+    with pytest.raises(ValueError, match="<imgpad>"):
+        processor(text="<imgpad> " * found + "q", images=[blank()] * wanted or None)
+
+
+def test_special_strings_in_texts_are_special_tokens(processor):
+    """As in the original: grounding marks are written this way."""
+    ids = processor(text="a<|im_end|>b<|extra_0|><box>", return_tensors="pt")["input_ids"][0].tolist()
+    assert ids == [64, 151_645, 65, 151_646, 151_853]
