@@ -117,6 +117,13 @@ def test_the_model_without_storage_is_the_model(tiny, training):
     assert inventory(weightless, tiny.family) == inventory(loaded, tiny.family)
 
 
+def test_the_model_without_storage_has_the_number_formats_of_the_model(tiny):
+    """On a card without bf16, the library keeps some tensors in fp32."""
+    plan = dataclasses.replace(tiny.plan, base_dtype="fp16")
+    loaded, weightless = build_model(plan), build_model(plan, weights="none")
+    assert inventory(weightless, tiny.family) == inventory(loaded, tiny.family)
+
+
 def test_the_vision_tower_stays_unquantised_when_asked(tiny):
     plan = tiny_plan(tiny.folder, training={"quantization": {"quantize_vision_tower": False}})
     rows = inventory(build_model(plan), tiny.family)

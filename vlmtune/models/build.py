@@ -190,6 +190,11 @@ def _weightless(plan: RunPlan) -> PreTrainedModel:
             f"{folder / 'config.json'} describes no model: {type(error).__name__}: {_last_line(error)}",
             "download the file again",
         ) from None
+    exceptions = model._get_dtype_plan(DTYPES[plan.base_dtype])  # in fp16, some models keep parts in fp32
+    for name, parameter in model.named_parameters() if exceptions else ():
+        for part, dtype in exceptions.items():
+            if part in name:
+                parameter.data = parameter.data.to(dtype)
     model.tie_weights()
     _name_image_token(model, plan)
     return model
