@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest lint bench gpu gpu-check docs plans clean
+.PHONY: help install demo test test-oldest lint bench gpu gpu-check docs architectures plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ gpu: install  ## train the 42 cases on the GPU at hand and write what the alloca
 
 docs: install  ## renew what is generated: the README's tables, configs/schema.json, configs/all-keys.yaml
 	$(BIN)/python docs/renew.py
+
+architectures: install  ## try every architecture of transformers on a tiny model; 20 minutes, can be stopped and started
+	$(BIN)/python docs/architectures.py
 
 plans: install  ## plan every preset for every model of the catalogue; takes hours, can be stopped and started
 	$(BIN)/python docs/plans.py

@@ -27,6 +27,7 @@ SURFACE = {
     "merge": ["RUN", "-o", "--json"],
     "doctor": ["--json"],
     "calibrate": ["--json"],
+    "models check": ["FOLDER_OR_ID", "--json"],
     "presets list": ["--json"],
     "presets show": ["NAME", "--json"],
     "presets copy": ["NAME", "FILE", "--force"],

@@ -11,7 +11,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from vlmtune import __version__
-from vlmtune.cli import calibrate, doctor, estimate_vram, evaluate, generate, merge, plan, presets, train, validate
+from vlmtune.cli import (
+    calibrate,
+    doctor,
+    estimate_vram,
+    evaluate,
+    generate,
+    merge,
+    models,
+    plan,
+    presets,
+    train,
+    validate,
+)
 from vlmtune.errors import ExitCode, VlmtuneError
 
 app = typer.Typer(
@@ -31,6 +43,7 @@ app.command(epilog=merge.EXAMPLE)(merge.merge)
 app.command(epilog=validate.EXAMPLE)(validate.validate)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command(epilog=calibrate.EXAMPLE)(calibrate.calibrate)
+app.add_typer(models.app, name="models")
 app.add_typer(presets.app, name="presets")
 
 

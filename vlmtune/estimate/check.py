@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch import Tensor, nn
 from transformers import ProcessorMixin
@@ -15,6 +16,7 @@ from vlmtune.data.collate import WHERE, Collator, collate
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.encode import Encoded
 from vlmtune.data.types import ImageRef, Sample, Turn
+from vlmtune.engine.checkpoints import save_adapter
 from vlmtune.engine.evaluate import generate
 from vlmtune.engine.load import Tuned
 from vlmtune.engine.step import IGNORED, forward_loss
@@ -33,8 +35,9 @@ from vlmtune.plan import Device, RunPlan, make_plan
 ESTIMATE_TOLERANCE = 0.005
 """Between the simulated and the real peak on a CPU."""
 FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError)
-FAILURES += (TypeError, ValueError, VlmtuneError)
+FAILURES += (StrictDataclassError, TypeError, ValueError, VlmtuneError)
 """What an architecture that keeps other conventions raises: anything, in the library's code."""
+LONGEST_REASON = 300
 CPU = Device("cpu", "CPU", bf16=False)
 
 
@@ -97,8 +100,8 @@ def check(source: ModelSource, folder: Path) -> list[Finding]:
 
 
 def _reason(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {lines[0].strip()}"[:300]
+    told = error.message if isinstance(error, VlmtuneError) else str(error)
+    return f"{type(error).__name__}: {' '.join(told.split())}"[:LONGEST_REASON]
 
 
 def _subject(folder: Path) -> Subject:
@@ -171,7 +174,7 @@ def two_steps_train_the_adapters(subject: Subject) -> None:
     assert not changed, f"{changed[0]} is frozen and changed"
     still = [name for name, value in adapters.items() if torch.equal(after[name], value)]
     assert len(still) < len(adapters), "no adapter changed"
-    model.save_pretrained(subject.folder.parent / "adapter")
+    save_adapter(model, subject.folder.parent / "adapter")
     model.eval()
     reloaded = build_tuned(subject.plan, str(subject.folder.parent / "adapter"))
     inputs = {key: value for key, value in batch.items() if key != "labels"}
@@ -228,6 +231,10 @@ POINTS: dict[str, Callable[[Subject], None]] = {
     "rows in one batch": rows_share_a_batch,
     "estimate": the_estimate_is_the_real_peak,
 }
+
+
+COUNTED = tuple(name for name in POINTS if name != "rows in one batch")
+"""The points that a run with one row at a time needs."""
 
 
 def peak_bytes(log: Log) -> int:

@@ -1,105 +1,77 @@
 """The largest row that a config allows, made up: for estimating without a data set and without a tokenizer.
 
-The image goes through the model's real image processor; text is as many tokens as `data.max_length` allows, half of it
-answer.
+The model's own processor makes it, with a stand-in for its tokenizer; text is as many tokens as `data.max_length`
+allows, half of it answer.
 """
 
-import transformers
-from PIL import Image
-from torch import Tensor, arange, full, ones_like, tensor, where
+import dataclasses
+import re
 
-from vlmtune.data.encode import IGNORED, QFORMER_KEYS, Encoded
-from vlmtune.errors import VlmtuneError
-from vlmtune.models.families.base import Family
-from vlmtune.models.families.instructblip import QFORMER_LIMIT
-from vlmtune.models.qwen_vl import QwenVLImageProcessor
+from PIL import Image
+from torch import Tensor, full_like, where
+from transformers import ProcessorMixin
+
+from vlmtune.data.encode import IGNORED, Encoded, encode
+from vlmtune.data.types import ImageRef, Sample, Turn
+from vlmtune.models.families.base import Family, Json
+from vlmtune.models.families.standin import byte_tokenizer, standin_processor, token_of
+from vlmtune.models.processor import apply_settings
+from vlmtune.models.qwen_vl import QwenVLImageProcessor, QwenVLProcessor
 from vlmtune.models.qwen_vl.configuration import IMAGE_TOKEN_AFTER_START
 from vlmtune.models.source import ModelSource
 from vlmtune.plan import RunPlan
 
 DEFAULT_IMAGE_PX = 1024
 TEXT_TOKEN = 5  # any id below every special one
-PROCESSORS = {
-    "gemma3": "Gemma3ImageProcessor",
-    "idefics3": "Idefics3ImageProcessor",
-    "instructblip": "BlipImageProcessor",
-    "llava": "CLIPImageProcessor",
-    "paligemma": "SiglipImageProcessor",
-    "qwen2_5_vl": "Qwen2VLImageProcessor",
-    "qwen2_vl": "Qwen2VLImageProcessor",
-    "qwen3_vl": "Qwen2VLImageProcessor",
-    "smolvlm": "SmolVLMImageProcessor",
-}
-"""The image processor of each model_type, for models whose configs do not name it."""
-NOT_FOR_THE_MODEL = ("rows", "cols", "num_crops")
+TOKEN_KEY = re.compile(r"(\w+)_token_(?:id|index)")
+QWEN_VL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<imgpad>"]
 
 
 def largest_row(plan: RunPlan, source: ModelSource, family: Family) -> Encoded:
     """Return one row with one square image as large as allowed and as much text as allowed."""
     side = plan.image_size or DEFAULT_IMAGE_PX
-    images = _image_tensors(source, plan, Image.new("RGB", (side, side), "grey"))
-    preprocessor = {**source.preprocessor, **plan.image_overrides}
-    total = family.image_tokens(source.config, preprocessor, side, side)
-    features = _feature_tokens(source, total, images)
-    ids, is_feature, is_image = _tokens(source, plan.max_length, total, features)
-    answer = arange(len(ids)) >= len(ids) - max(1, plan.max_length // 2)
-    tensors = {"input_ids": ids[None], "attention_mask": ones_like(ids)[None], **images}
-    kind = source.config["model_type"]
-    if kind == "gemma3":
-        tensors["token_type_ids"] = is_feature.long()[None]
-    elif kind == "paligemma":
-        tensors["token_type_ids"] = answer.long()[None]
-    elif kind.startswith("qwen") and kind != "qwen":
-        tensors["mm_token_type_ids"] = is_feature.int()[None]
-    if family.qformer:
-        most_tokens = min(plan.max_length, family.processor_settings(source.config)[QFORMER_LIMIT])
-        tensors |= dict.fromkeys(QFORMER_KEYS, ones_like(ids)[None, :most_tokens])
-    labels = where(answer, ids, full((), IGNORED))
-    return Encoded(tensors, labels[None], is_image, "largest row allowed")
+    processor = _processor(source, plan)
+    settings = family.processor_settings(source.config)
+    apply_settings(processor, settings)
+    image = Image.new("RGB", (side, side), "grey")
+    num_answer = max(1, plan.max_length // 2)
+    shortest = encode(_sample(1, 1), [image], processor, family)
+    marks = shortest.num_text_tokens - 2
+    ends = int((shortest.labels != IGNORED).sum()) - 1
+    answer = max(1, num_answer - ends)
+    row = encode(_sample(max(1, plan.max_length - marks - answer), answer), [image], processor, family)
+    ids = _own_ids(row.tensors["input_ids"], source.config, processor)
+    labels = where(row.labels == IGNORED, IGNORED, ids)
+    return dataclasses.replace(row, tensors={**row.tensors, "input_ids": ids}, labels=labels)
 
 
-def _image_tensors(source: ModelSource, plan: RunPlan, image: Image.Image) -> dict[str, Tensor]:
-    kind = source.config["model_type"]
-    if kind == "qwen":
-        return dict(QwenVLImageProcessor(**_square(source.config["visual"]["image_size"]))([image], return_tensors="pt"))
-    if kind not in PROCESSORS:
-        raise VlmtuneError(f"the images of model_type {kind} cannot be made up", "estimate with a config and its data")
-    settings = {key: value for key, value in source.preprocessor.items() if not key.endswith(("_class", "_type"))}
-    if not settings:
-        side = source.config.get("vision_config", {}).get("image_size", 896 if kind == "gemma3" else 224)
-        settings = _square(side)
-    processor = getattr(transformers, PROCESSORS[kind])(**{**settings, **plan.image_overrides})
-    images = [[image]] if kind in ("smolvlm", "idefics3") else [image]
-    made = processor(images=images, return_tensors="pt")
-    return {key: value for key, value in made.items() if key not in NOT_FOR_THE_MODEL}
+def _sample(question: int, answer: int) -> Sample:
+    """Return a row whose question and answer have so many tokens of one character."""
+    turns = (Turn("user", (ImageRef(path="made up"), "q" * question)), Turn("assistant", ("a" * answer,)))
+    return Sample(turns, "largest row allowed")
 
 
-def _square(side_px: int) -> dict[str, dict[str, int]]:
-    return {"size": {"height": side_px, "width": side_px}}
+def _processor(source: ModelSource, plan: RunPlan) -> ProcessorMixin:
+    if source.config["model_type"] == "qwen":
+        side = source.config["visual"]["image_size"]
+        tokenizer = byte_tokenizer(QWEN_VL_TOKENS, eos="<|im_end|>", pad="<|endoftext|>")
+        return QwenVLProcessor(QwenVLImageProcessor(size={"height": side, "width": side}), tokenizer)
+    return standin_processor(source.config, {**source.preprocessor, **plan.image_overrides})
 
 
-def _feature_tokens(source: ModelSource, total: int, images: dict[str, Tensor]) -> int:
-    """How many of an image's tokens hold its features; the others are markers."""
-    config, kind = source.config, source.config["model_type"]
-    if kind == "gemma3":
-        return config.get("mm_tokens_per_image", 256)
-    if kind in ("smolvlm", "idefics3"):
-        vision = config["vision_config"]
-        patches = images["pixel_values"].shape[-1] // vision.get("patch_size", 14)
-        return images["pixel_values"].shape[1] * (patches**2 // config.get("scale_factor", 2) ** 2)
-    return total
+def _own_ids(ids: Tensor, config: Json, processor: ProcessorMixin) -> Tensor:
+    """Return the ids with the model's own numbers for the tokens that its config names; all others are plain text."""
+    own = full_like(ids, TEXT_TOKEN)
+    for name, token_id in _named_tokens(config).items():
+        made = token_of(name, processor)
+        if made is not None:
+            own[ids == made] = token_id
+    return own
 
 
-def _tokens(source: ModelSource, num_text: int, num_image: int, num_features: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids [T], where features go [T], and where the image's tokens are [T]: a start, the image, then text."""
-    config = source.config
-    image_id = config.get("image_token_id", config.get("image_token_index"))
+def _named_tokens(config: Json) -> dict[str, int]:
     if config["model_type"] == "qwen":
-        image_id = config["visual"]["image_start_id"] + IMAGE_TOKEN_AFTER_START
-    start = config.get("vision_start_token_id", TEXT_TOKEN)
-    markers = num_image - num_features
-    ids = [start] + [TEXT_TOKEN] * markers + [image_id] * num_features + [TEXT_TOKEN] * (num_text - 1)
-    places = arange(len(ids))
-    is_image = (places >= 1) & (places < 1 + num_image)
-    is_feature = (places >= 1 + markers) & (places < 1 + num_image)
-    return tensor(ids), is_feature, is_image
+        return {"image": config["visual"]["image_start_id"] + IMAGE_TOKEN_AFTER_START}
+    named = {found.group(1): value for key, value in config.items() if (found := TOKEN_KEY.fullmatch(key))}
+    ordinary = ("bos", "eos", "pad", "sep", "decoder_start")
+    return {name: value for name, value in named.items() if isinstance(value, int) and name not in ordinary}

@@ -2,6 +2,7 @@
 
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import transformers
 from transformers import ProcessorMixin
@@ -39,9 +40,7 @@ def load_processor(plan: RunPlan) -> ProcessorMixin:
     config = open_model(plan.model, plan.revision, Path("/")).config
     if family in FAMILIES:
         _check_image_token(processor, config, plan)
-    for name, value in family.processor_settings(config).items():
-        owner, _, attribute = name.rpartition(".")
-        setattr(attrgetter(owner)(processor) if owner else processor, attribute, value)
+    apply_settings(processor, family.processor_settings(config))
     for name, value in plan.image_overrides.items():
         setattr(processor.image_processor, name, value)
     if not family.one_answer:
@@ -53,6 +52,13 @@ def load_processor(plan: RunPlan) -> ProcessorMixin:
                 "use the instruction-tuned version of the model, or add the end token to its chat_template.jinja",
             )
     return processor
+
+
+def apply_settings(processor: ProcessorMixin, settings: dict[str, Any]) -> None:
+    """Set attributes of a processor, or of its parts where a name has a dot."""
+    for name, value in settings.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(attrgetter(owner)(processor) if owner else processor, attribute, value)
 
 
 def image_token_id(processor: ProcessorMixin) -> int:

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlmtune.models.families.base import Json
-from vlmtune.models.families.standin import SAID, image_processor_of, standin_processor, tokens_per_view
+from vlmtune.models.families.standin import SAID, image_processor_of, standin_processor, token_of, tokens_per_view
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -200,18 +200,6 @@ def set_token_ids(config: dict[str, Any], processor: "ProcessorMixin") -> None:
             token_id = token_of(found.group(1) or "image", processor)
             if value is not None or (found.group(1) or "image") == "image":
                 config[key] = token_id if token_id is not None else 3
-
-
-def token_of(name: str, processor: "ProcessorMixin") -> int | None:
-    """Return the id of a token by the config's name for it."""
-    for holder in (processor.tokenizer, processor):
-        value = getattr(holder, f"{name}_token_id", None)
-        if isinstance(value, int):
-            return value
-        token = getattr(holder, f"{name}_token", None)
-        if isinstance(token, str):
-            return processor.tokenizer.convert_tokens_to_ids(token)
-    return None
 
 
 def tiny_preprocessor(config: Json, preprocessor: Json) -> dict[str, Any]:

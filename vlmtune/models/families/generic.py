@@ -20,6 +20,7 @@ NAME = "generic"
 OTHER = re.compile(r"audio|video|speech|sound|vq|codec|talker|mtp|nextn|generation|action|motion|protein")
 """Words in the names of parts that neither see images nor write text."""
 PROJECTOR = re.compile(r"merger|projector|connector|aligner|adapter|resampler|abstractor")
+ENCODER_DECODERS = ("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder")
 ROUTERS = ("gate", "router")
 
 
@@ -81,6 +82,8 @@ def _weightless(config: Json, model_name: str, attention: str) -> "nn.Module":
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     kind = config.get("model_type")
+    if config.get("is_encoder_decoder") or kind in ENCODER_DECODERS:
+        raise VlmtuneError(f"{model_name}: {kind} is an encoder-decoder", "give a model with a decoder alone")
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise VlmtuneError(
             f"{model_name}: model_type {kind!r} is no vision-language model that transformers knows",

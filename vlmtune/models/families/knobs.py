@@ -11,15 +11,6 @@ def tile_settings(preprocessor: Json, image_size: int, most: str, tile_px: int) 
     return ImageSettings({most: tiles}, note)
 
 
-def grid_settings(preprocessor: Json, image_size: int) -> ImageSettings:
-    """Keep the grids of tiles whose longer side is within image_size, and at least the smallest."""
-    grids = preprocessor["image_grid_pinpoints"]
-    kept = [grid for grid in grids if max(grid) <= image_size]
-    smallest = min(grids, key=lambda grid: grid[0] * grid[1])
-    note = None if kept else f"the smallest grid of tiles is {smallest[1]}×{smallest[0]} px: it is used"
-    return ImageSettings({"image_grid_pinpoints": kept or [smallest]}, note)
-
-
 def image_settings(config: Json, preprocessor: Json, image_size: int | None) -> ImageSettings:
     """Set what the image processor has; say so when it has nothing to set."""
     if image_size is None:
@@ -29,9 +20,9 @@ def image_settings(config: Json, preprocessor: Json, image_size: int | None) -> 
         return smolvlm.image_settings(config, preprocessor, image_size)
     if "merge_size" in preprocessor or "max_pixels" in preprocessor:
         return qwen2_vl.image_settings(config, preprocessor, image_size)
-    if preprocessor.get("image_grid_pinpoints"):
-        return grid_settings(preprocessor, image_size)
-    if preprocessor.get("crop_to_patches") and "max_patches" in preprocessor:
+    if "image_grid_pinpoints" in preprocessor or "image_grid_pinpoints" in config or "tile_size" in preprocessor:
+        return ImageSettings({})  # images come shrunk to image_size, and smaller ones take fewer tiles
+    if "max_patches" in preprocessor:
         return tile_settings(preprocessor, image_size, "max_patches", size.get("height", image_size))
     if set(size) == {"longest_edge"}:
         return ImageSettings({"size": {"longest_edge": min(size["longest_edge"], image_size)}})

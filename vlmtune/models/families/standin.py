@@ -6,6 +6,7 @@ The tokenizer works on bytes and has every special token that the processor's co
 import inspect
 import json
 import re
+from copy import deepcopy
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,7 @@ def standin_processor(config: Json, preprocessor: Json) -> "ProcessorMixin":
     Raises:
         VlmtuneError: the model's processor cannot be made from its configs alone.
     """
+    config, preprocessor = _complete(config), deepcopy(dict(preprocessor))  # processors write into what they are given
     processor_class = processor_class_of(config, preprocessor)
     known = _known_values(config, preprocessor)
     arguments: dict[str, Any] = {}
@@ -95,9 +97,28 @@ def standin_processor(config: Json, preprocessor: Json) -> "ProcessorMixin":
     return processor
 
 
+def _complete(config: Json) -> Json:
+    """Return the config with the defaults of its classes, which published files leave out."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**deepcopy(dict(config))).to_dict()
+
+
 def placeholder(processor: "ProcessorMixin") -> str:
     """Return the text that stands for one image."""
-    return getattr(processor, "image_token", None) or "<image>"
+    return str(getattr(processor, "image_token", None) or "<image>")
+
+
+def token_of(name: str, processor: "ProcessorMixin") -> int | None:
+    """Return the id of a token by the config's name for it."""
+    for holder in (processor.tokenizer, processor):
+        value = getattr(holder, f"{name}_token_id", None)
+        if isinstance(value, int):
+            return value
+        token = getattr(holder, f"{name}_token", None)
+        if isinstance(token, str):
+            return processor.tokenizer.convert_tokens_to_ids(token)
+    return None
 
 
 def _tokenizer_for(processor_class: type) -> "PreTrainedTokenizerFast":
@@ -110,7 +131,7 @@ def _tokenizer_for(processor_class: type) -> "PreTrainedTokenizerFast":
     named = {
         name: f"<|{name}|>"
         for name in dict.fromkeys(NAMED.findall(source))
-        if name not in ORDINARY and not name.startswith("add_")
+        if name not in ORDINARY and not name.startswith("add_") and f"self.{name}.content" not in source
     }
     ends = ["<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
     tiles = TILES if "row_" in source else []
