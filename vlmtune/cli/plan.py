@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: [bold]vlmtune plan --model Qwen/Qwen3-VL-8B-Instruct --gpu 8gb -o my-run.yaml[/bold]"
 GIB = 2**30
 MODELS_SHOWN = 3
+FELT_WORK = 0.995
+"""A share of the work below which the difference is worth a word."""
 
 
 def plan(
@@ -123,7 +125,7 @@ def _samples(start: "LoadedConfig") -> "list[Sample]":
 
 
 def _print(fit: "Fit", start: "LoadedConfig", chosen: "Chosen") -> None:
-    from rich.padding import Padding
+    import textwrap
 
     from vlmtune.cli import render
     from vlmtune.estimate.plan_file import changed_lines
@@ -138,9 +140,10 @@ def _print(fit: "Fit", start: "LoadedConfig", chosen: "Chosen") -> None:
     )
     total = f"{tokens['text']} text + {tokens['image']} image = {tokens['total']} tokens"
     out.print(f"longest row: {total} ({report.worst_row})", soft_wrap=True)
-    work = report.flops_per_row / fit.unchanged.flops_per_row
     as_it_is = f"preset {preset} as it is: {fit.unchanged.peak_reserved_bytes / GIB:.2f} GiB"
-    out.print(as_it_is if not fit.changes else f"{as_it_is}; a row is ×{work:.2f} of its work now", soft_wrap=True)
+    work = report.flops_per_row / fit.unchanged.flops_per_row
+    is_faster = tokens == fit.unchanged.tokens and work < FELT_WORK
+    out.print(f"{as_it_is}; here ×{work:.2f} of its work a row" if is_faster else as_it_is, soft_wrap=True)
     lines = changed_lines(fit, start)
     if not lines:
         out.print("it is kept: no memory is left that would buy speed", soft_wrap=True)
@@ -148,7 +151,7 @@ def _print(fit: "Fit", start: "LoadedConfig", chosen: "Chosen") -> None:
     out.print()
     for line in lines:
         out.print(f"{line.key}: {line.value}", style="bold", soft_wrap=True)
-        out.print(Padding(line.why, (0, 0, 0, 2)))
+        out.print(textwrap.fill(line.why, out.width, initial_indent="  ", subsequent_indent="  "), soft_wrap=True)
     out.print()
     out.print(f"everything else as in preset {preset}; {fit.tried} configs were simulated", soft_wrap=True)
 

@@ -156,24 +156,19 @@ def test_what_costs_no_quality_goes_first():
 
 
 def test_the_stated_order_of_quality():
-    """Rank down to 8, then texts to 256, then images, and only then the last resorts."""
+    """Rank down to 4, then texts to 256, then images, and texts below that last."""
     preset, seen = "24gb", []
-    before = config_with(preset)
-    least = least_mib(preset)
-    budget = needed_mib(before)
+    budget, least = needed_mib(config_with(preset)), least_mib(preset)
     while budget > least:
         after = config_with(preset, Simulator(preset, budget).fit().words)
-        seen.append({key: value_at(after, key) for key in QUALITY})
+        seen.append([value_at(after, key) for key in QUALITY])
         budget -= 40
-    assert all(values["training.lora.rank"] >= 8 or values["data.max_length"] <= 256 for values in seen)
-    assert any(values["data.image_size"] < 1024 for values in seen)
-    for values in seen:
-        if values["data.max_length"] < 2048:
-            assert values["training.lora.rank"] <= 16 or values["data.image_size"] == 1024
-        if values["data.image_size"] < 1024:
-            assert values["data.max_length"] < 1024
-    assert min(values["data.max_length"] for values in seen) < 256, "the last resort was reached"
-    assert all(values["data.image_size"] < 336 for values in seen if values["data.max_length"] < 256)
+    texts, images, ranks = zip(*seen, strict=True)
+    assert min(texts) < 256 and min(images) < 300 and min(ranks) == 4, "every lever was needed in the end"
+    assert all(rank < 32 for text, _, rank in seen if text < 1536), "texts are not cut far before the rank is lowered"
+    assert all(text <= 512 for text, image, _ in seen if image < 896), "images are not shrunk far before texts are cut"
+    assert all(image < 336 for text, image, _ in seen if text < 256), "the shortest texts are the last resort"
+    assert ranks[0] == 32 and ranks.index(16) < texts.index(next(text for text in texts if text < 2048))
 
 
 def test_alpha_keeps_the_scale_of_the_adapters():
