@@ -284,7 +284,7 @@ def _quantization(config: TrainingConfig, family: Family, source: ModelSource, c
     return {
         "quant_type": quantization.bnb_4bit_quant_type,
         "double_quant": quantization.bnb_4bit_use_double_quant,
-        "unquantized": (*(() if packs_head else (family.head,)), *tower),
+        "unquantized": (*(() if packs_head else (family.head,)), *tower, *family.unpacked),
     }
 
 

@@ -81,7 +81,9 @@ class _BodyOutput:
 def _own_logits(owner: nn.Module, hidden_NH: Tensor) -> Tensor:
     """Return the logits as the model's own forward makes them of these hidden states."""
     with patch.object(owner.model, "forward", lambda *args, **kwargs: _BodyOutput(hidden_NH[None])):
-        return owner(use_cache=False).logits[0]
+        # Some look at the number of ids.
+        ids_1N = torch.zeros(1, len(hidden_NH), dtype=torch.long, device=hidden_NH.device)
+        return owner(input_ids=ids_1N, use_cache=False).logits[0]
 
 
 def _owner(base: nn.Module, head: nn.Module) -> nn.Module:

@@ -56,6 +56,8 @@ class Family:
     """The transformers class of its processor, where published files name another."""
     processor_settings: Callable[[Json], dict[str, Any]] = lambda config: {}
     """config -> attributes that the processor must have; old files lack them. A dot leads to a part of it."""
+    unpacked: tuple[str, ...] = ()
+    """Ends of the names of linear layers that are never 4-bit and get no adapter."""
     attention: str = "sdpa"
     """`eager` where a part of the model has no other."""
     other: tuple[str, ...] = ()

@@ -21,6 +21,8 @@ OTHER = re.compile(r"audio|video|speech|sound|vq|codec|talker|mtp|nextn|generati
 """Words in the names of parts that neither see images nor write text."""
 PROJECTOR = re.compile(r"merger|projector|connector|aligner|adapter|resampler|abstractor")
 ENCODER_DECODERS = ("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder")
+UNPACKED = {"gemma3n": ("prediction_coefs", "correction_coefs")}
+"""By model type: the model's own code changes these weights in place, which would destroy packed ones."""
 ROUTERS = ("gate", "router")
 
 
@@ -52,19 +54,22 @@ def _derived(config_json: str, model_name: str) -> Family:
         raise VlmtuneError(f"{model_name}: no vision tower beside the language model was found in it", "write a family")
     vision = max(seeing, key=seeing.get)
     inside = [f"{vision}.{name}" for name, _ in model.get_submodule(vision).named_children() if PROJECTOR.search(name)]
+    unpacked = UNPACKED.get(config["model_type"], ())
     projector = (*(path for path in seeing if path != vision), *inside)
+    linears = _linears(model.get_submodule(text), (vision, *projector, *other), text)
     return Family(
         name=NAME,
         model_types=(config["model_type"],),
         text=text,
         vision=vision,
         projector=projector,
-        text_linears=_linears(model.get_submodule(text), (vision, *projector, *other), text),
+        text_linears=tuple(name for name in linears if name not in unpacked),
         vision_linears=_linears(model.get_submodule(vision), inside, vision),
         image_tokens=image_tokens,
         image_settings=image_settings,
         head=head_path,
         attention=attention,
+        unpacked=unpacked,
         other=other,
     )
 
@@ -77,8 +82,6 @@ def image_tokens(config: Json, preprocessor: Json, width_px: int, height_px: int
 
 
 def _weightless(config: Json, model_name: str, attention: str) -> "nn.Module":
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     kind = config.get("model_type")
@@ -89,6 +92,17 @@ def _weightless(config: Json, model_name: str, attention: str) -> "nn.Module":
             f"{model_name}: model_type {kind!r} is no vision-language model that transformers knows",
             "give a model that AutoModelForImageTextToText loads",
         )
+    try:
+        return _on_meta(config, attention)
+    except ImportError as error:
+        needed = " ".join(str(error).split())
+        raise VlmtuneError(f"{model_name}: a library is missing: {needed[:200]}", "install it, such as timm") from None
+
+
+def _on_meta(config: Json, attention: str) -> "nn.Module":
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
     with torch.device("meta"):
         whole = AutoConfig.for_model(**json.loads(json.dumps(config)))
         return AutoModelForImageTextToText.from_config(whole, attn_implementation=attention)

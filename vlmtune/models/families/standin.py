@@ -180,10 +180,35 @@ def image_processor_of(config: Json, preprocessor: Json) -> Any:
     if name is None:
         raise VlmtuneError(f"no image processor is known for model_type {kinds[0]}")
     settings = {key: value for key, value in preprocessor.items() if not key.endswith(("_class", "_type", "_map"))}
-    processor = getattr(transformers, name)(**settings)
+    processor_class = getattr(transformers, name)
+    if "size" not in settings:
+        settings = {**_sizes_of_tower(config, processor_class()), **settings}
+    processor = processor_class(**settings)
     if getattr(processor, "image_seq_length", None) is None:
         processor.image_seq_length = tokens_per_view(config)  # PaliGemma's processor looks for it there
     return processor
+
+
+def _sizes_of_tower(config: Json, default: Any) -> dict[str, Any]:
+    """Return the settings that follow from the tower's input, for files that do not say them."""
+    vision = config.get("vision_config") or {}
+    side = _first(vision.get("image_size"))
+    found = {}
+    for key in ("size", "crop_size"):
+        sides = dict(getattr(default, key, None) or {})
+        if (
+            side
+            and sides
+            and all(value is None or name in ("height", "width", "shortest_edge") for name, value in sides.items())
+        ):
+            found[key] = {name: side for name, value in sides.items() if value is not None}
+    for key, value in (
+        ("image_grid_pinpoints", config.get("image_grid_pinpoints")),
+        ("max_image_tiles", vision.get("max_num_tiles")),
+    ):
+        if value and hasattr(default, key):
+            found[key] = value
+    return found
 
 
 PARTS = {
