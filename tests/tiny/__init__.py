@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 import transformers as hf
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from vlmtune.models.families.standin import byte_tokenizer as tokenizer
 from vlmtune.models.qwen_vl import QwenVLConfig, QwenVLForConditionalGeneration, QwenVLImageProcessor, QwenVLProcessor
 from vlmtune.models.qwen_vl.tokenizer import wrap_tokenizer
 
@@ -55,21 +56,6 @@ SIGLIP = {
     "vision_use_head": False,
 }
 QWEN_ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-
-
-def tokenizer(
-    special: list[str], *, bos: str | None = None, eos: str, pad: str, **named: str
-) -> hf.PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer with these special tokens; a blank line is one token, as in real vocabularies."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*alphabet, "ĊĊ"])}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "Ċ")]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token=pad, extra_special_tokens=named or None
-    )
 
 
 def instructblip() -> tuple:

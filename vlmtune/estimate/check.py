@@ -84,7 +84,7 @@ def check(source: ModelSource, folder: Path) -> list[Finding]:
         try:
             result = work()
         except FAILURES as error:
-            findings.append(Finding(name, False, _reason(error)))
+            findings.append(Finding(name, False, _reason(error).replace(str(folder / "model"), "the model")))
             return None
         findings.append(Finding(name, True))
         return result

@@ -41,7 +41,18 @@ RULES: tuple[Rule, ...] = (
     (r"max_position_embeddings|model_max_length", 4096),
     (r"sliding_window", 32),
 )
-MROPE = {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
+MROPE = {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [2, 3, 3]}}}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "head_dim": HEAD_DIM,
+    "vocab_size": 0,
+}
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "chameleon": {"vq_config": {"resolution": 64, "base_channels": 64, "channel_multiplier": [1, 1]}},
     "fast_vlm": {
@@ -65,9 +76,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
             "global_head_dim": 16,
         }
     },
-    **dict.fromkeys(
-        ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl"), MROPE
-    ),
+    "aria": {"projector_patch_to_query_dict": {"64": 16}},
+    "glm4v_moe": {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 2]}}},
+    "got_ocr2": {"vision_config": {"image_size": 1024}},
+    "instructblip": {"text_config": LLAMA, "num_query_tokens": 4},
+    **dict.fromkeys(("glm46v", "glm4v", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl"), MROPE),
     "qwen2_5_omni_thinker": {**MROPE, "vision_start_token_id": 3, "audio_start_token_id": 3},
     "qwen3_omni_moe_thinker": {**MROPE, "vision_start_token_id": 3, "audio_start_token_id": 3},
     "gemma3n": {"text_config": {"num_kv_shared_layers": 0}},
@@ -146,7 +159,7 @@ def _fit_rope(small: dict[str, Any]) -> None:
 
 def _value(key: str, value: Any) -> Any:
     if isinstance(value, dict):
-        if value and all(re.fullmatch(r"\d+", str(entry)) for entry in value):
+        if key == "per_layer_config":
             return {entry: value[entry] for entry in value if int(entry) < LAYERS}
         return _section(value)
     if isinstance(value, bool) or not isinstance(value, int) or KEPT.search(key):

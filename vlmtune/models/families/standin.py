@@ -104,9 +104,16 @@ def _complete(config: Json) -> Json:
     return AutoConfig.for_model(**deepcopy(dict(config))).to_dict()
 
 
+BETWEEN_MARKS = ("HunYuanVLProcessor",)
+"""Processors that refuse an image token without the marks around it."""
+
+
 def placeholder(processor: "ProcessorMixin") -> str:
     """Return the text that stands for one image."""
-    return str(getattr(processor, "image_token", None) or "<image>")
+    token = str(getattr(processor, "image_token", None) or "<image>")
+    if type(processor).__name__ in BETWEEN_MARKS:
+        return f"{processor.image_start_token}{token}{processor.image_end_token}"
+    return token
 
 
 def token_of(name: str, processor: "ProcessorMixin") -> int | None:
@@ -116,8 +123,8 @@ def token_of(name: str, processor: "ProcessorMixin") -> int | None:
         if isinstance(value, int):
             return value
         token = getattr(holder, f"{name}_token", None)
-        if isinstance(token, str):
-            return processor.tokenizer.convert_tokens_to_ids(token)
+        if token is not None:
+            return processor.tokenizer.convert_tokens_to_ids(str(token))
     return None
 
 

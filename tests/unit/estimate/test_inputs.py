@@ -1,0 +1,43 @@
+"""Rows made up from the catalogue's configs alone, by each model's own processor."""
+
+import dataclasses
+
+import pytest
+
+from vlmtune.config.schema import TrainingConfig
+from vlmtune.data.encode import IGNORED
+from vlmtune.estimate.inputs import TEXT_TOKEN, largest_row
+from vlmtune.models.build import family_of
+from vlmtune.models.catalog import find_entry
+from vlmtune.models.source import open_model
+from vlmtune.plan import Device, make_plan
+
+CARD = Device("cuda", "a card", bf16=True)
+# model, image size, tokens that hold the image, of them with the image's own id, that id
+ROWS = [
+    ("google/gemma-3-4b-it", None, 260, 256, 262144),
+    ("google/gemma-4-E2B-it", None, 258, 256, 258880),
+    ("HuggingFaceTB/SmolVLM-256M-Instruct", 336, 67, 64, 49190),
+    ("LiquidAI/LFM2-VL-450M", 336, 102, 100, 396),
+    ("llava-hf/llava-1.5-7b-hf", 336, 576, 576, 32000),
+    ("mistral-community/pixtral-12b", 336, 462, 441, 10),
+    ("OpenGVLab/InternVL3-1B-hf", 336, 258, 256, 151667),
+    ("Qwen/Qwen3.5-0.8B", 336, 100, 100, 248056),
+    ("Qwen/Qwen-VL-Chat", 336, 256, 256, 151859),
+    ("Salesforce/instructblip-vicuna-7b", 336, 32, 32, 32001),
+]
+
+
+@pytest.mark.parametrize(("model_id", "image_size", "image", "features", "image_id"), ROWS)
+def test_largest_row(model_id, image_size, image, features, image_id, tmp_path):
+    source = open_model(model_id, None, tmp_path, offline_catalog=True)
+    data = {"train_path": "rows.jsonl", "max_length": 300, "image_size": image_size}
+    config = TrainingConfig.model_validate({"model": {"name": model_id}, "data": data})
+    plan = make_plan(config, source, CARD)
+    plan = dataclasses.replace(plan, model=str(find_entry(model_id).folder))
+    row = largest_row(plan, source, family_of(plan))
+    ids = row.tensors["input_ids"]
+    assert (row.num_text_tokens, row.num_image_tokens) == (300, image)
+    assert int((ids == image_id).sum()) == features
+    assert int((row.labels != IGNORED).sum()) == 150
+    assert set(ids[row.labels != IGNORED].tolist()) == {TEXT_TOKEN}
