@@ -3,9 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
@@ -102,18 +103,23 @@ def generate(
     for sample in samples:
         images = [open_image(ref, plan.image_size) for ref in sample.images]
         prompt = {key: value.to(plan.device) for key, value in encode_prompt(sample, images, processor, family).items()}
-        with torch.no_grad():
-            ids = tuned.model.generate(
-                **prompt,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=ends,
-                pad_token_id=processor.tokenizer.pad_token_id,
-            )
+        ids = greedy(
+            tuned.model,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=processor.tokenizer.pad_token_id,
+        )
         new_ids = ids[0, prompt["input_ids"].shape[1] :]
         answers.append(processor.tokenizer.decode(new_ids, skip_special_tokens=True).strip())
         on_answer()
     return answers
+
+
+def greedy(model: nn.Module, prompt: dict[str, Tensor], **settings: Any) -> Tensor:
+    """Return prompt and answer [1, T], always the likeliest token; `settings` are those of transformers' generate."""
+    with torch.no_grad():
+        return model.generate(**prompt, do_sample=False, **settings)
 
 
 def end_token_ids(base: nn.Module, processor: ProcessorMixin) -> list[int]:

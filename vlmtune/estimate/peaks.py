@@ -55,6 +55,11 @@ def peaks_of(log: Log, expandable_segments: bool) -> Peaks:
     )
 
 
+def phases_of(log: Log) -> dict[str, Phase]:
+    """Return the phases of a log by their names."""
+    return _phases(log)[0]
+
+
 def _phases(log: Log) -> tuple[dict[str, Phase], dict[str, int]]:
     """Return the phases, and the index of the event that makes each one's peak."""
     sizes: dict[int, int] = {}

@@ -195,7 +195,9 @@ class Recorder(TorchDispatchMode):
         """Run the operation, moved to where its tensors are, and record what it made."""
         args, kwargs = _placed(operation, args, dict(kwargs or {}))
         if operation is aten._local_scalar_dense.default and args[0].device.type == "meta":
-            return 0.0 if args[0].dtype.is_floating_point else 0
+            return torch.zeros((), dtype=args[0].dtype).item()
+        if operation is aten._is_all_true.default and args[0].device.type == "meta":
+            return torch.tensor(True)  # a model's own check of its inputs, which training runs on real values
         if operation is aten.add.Tensor and _adds_in_place(args):
             return args[0].add_(args[1])
         name = _name_of(operation)

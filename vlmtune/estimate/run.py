@@ -9,7 +9,7 @@ from vlmtune.config.schema import TrainingConfig
 from vlmtune.data.types import Sample
 from vlmtune.estimate.cache import cached
 from vlmtune.estimate.cards import Card
-from vlmtune.estimate.report import MemoryReport, Share, Target, WithoutWorst
+from vlmtune.estimate.report import MemoryReport, Phase, Share, Target, WithoutWorst
 from vlmtune.models.catalog import find_entry
 from vlmtune.models.source import ModelSource
 from vlmtune.plan import Device, RunPlan, make_plan
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from vlmtune.data.dataset import RowTokens
     from vlmtune.data.encode import Encoded
     from vlmtune.estimate.peaks import Peaks
+    from vlmtune.estimate.record import Hidden
 
 STEPS = 2
 """The optimizer's states exist from the end of the first step on: the second is the steady one."""
 SMALLEST_SHARE_BYTES = 2**20
+ANSWER_TOKENS = 256
+"""What `vlmtune evaluate` lets a model write at most."""
 WORST_SHARE = 100
 """One row in so many is looked at as an outlier."""
 
@@ -43,8 +46,8 @@ def estimate_largest(
         row = largest_row(plan, source, family_of(plan))
         return _estimate(plan, [row] * plan.batch_size, 0, target, fast)
 
-    decided_by = [dataclasses.asdict(plan), source.config, source.preprocessor, dataclasses.asdict(target), fast]
-    return dataclasses.replace(cached(decided_by, made), preset=config.preset)
+    decided_by = [dataclasses.asdict(plan), source.config, source.preprocessor, _memory_of(target), fast]
+    return dataclasses.replace(_held_to(cached(decided_by, made), target), preset=config.preset)
 
 
 def estimate_rows(
@@ -104,8 +107,22 @@ class _Rows:
         """Return what the plan needs without its longest rows."""
         chosen = self.order[skipped : skipped + self.plan.batch_size]
         encoded = [self.rows[index] for index in chosen]
-        decided_by = [dataclasses.asdict(self.plan), dataclasses.asdict(target), fast, *map(_digest, encoded)]
-        return cached(decided_by, lambda: _estimate(self.plan, encoded, self.pad_token_id, target, fast))
+        decided_by = [dataclasses.asdict(self.plan), _memory_of(target), fast, *map(_digest, encoded)]
+        report = cached(decided_by, lambda: _estimate(self.plan, encoded, self.pad_token_id, target, fast))
+        return _held_to(report, target)
+
+
+def _memory_of(target: Target) -> dict:
+    """Return what of a target decides how much is taken: all but the budget, which changes with what else runs."""
+    return dataclasses.asdict(dataclasses.replace(target, budget_bytes=0))
+
+
+def _held_to(report: MemoryReport, target: Target) -> MemoryReport:
+    """Return the report with the verdict for this budget; loading may take more than training."""
+    load = next(phase for phase in report.phases if phase.name == "load")
+    most_bytes = max(report.peak_reserved_bytes, load.peak_allocated_bytes)
+    budget = target.budget_bytes
+    return dataclasses.replace(report, budget_bytes=budget, fits=most_bytes <= budget)
 
 
 def _digest(row: "Encoded") -> list:
@@ -126,7 +143,10 @@ def _plan_for(config: TrainingConfig, source: ModelSource, target: Target) -> Ru
 
 
 def _estimate(plan: RunPlan, rows: list["Encoded"], pad: int, target: Target, fast: bool) -> MemoryReport:
-    """Estimate with the worst batch in each place of a step: its gradients beside those of the batch before it."""
+    """Estimate with the worst batch in each place of a step: its gradients beside those of the batch before it.
+
+    `budget_bytes` and `fits` are left to `_held_to`.
+    """
     from vlmtune.data.collate import WHERE, collate
 
     started = time.perf_counter()
@@ -138,15 +158,15 @@ def _estimate(plan: RunPlan, rows: list["Encoded"], pad: int, target: Target, fa
         model=plan.model_name,
         preset=None,
         gpu=target.card.key,
-        fits=max(peaks.reserved_bytes, peaks.phases["load"].peak_allocated_bytes) <= target.budget_bytes,
+        fits=False,
         peak_reserved_bytes=peaks.reserved_bytes,
         peak_allocated_bytes=peaks.allocated_bytes,
         device_total_bytes=peaks.reserved_bytes + target.card.context_bytes,
-        budget_bytes=target.budget_bytes,
+        budget_bytes=0,
         breakdown=_breakdown(peaks, target.card),
         parts=_parts(peaks),
         peak_at=peaks.at[peaks.highest],
-        phases=tuple(peaks.phases.values()),
+        phases=(*peaks.phases.values(), *([] if fast else [_answering(plan, longest, target)])),
         worst_row=row.where,
         tokens={
             "text": row.num_text_tokens,
@@ -164,13 +184,36 @@ def _peaks(
     plan: RunPlan, batch: dict[str, "Tensor"], longest: dict[str, "Tensor"], target: Target, fast: bool
 ) -> "Peaks":
     """Return the peaks of two steps and an evaluation."""
-    from vlmtune.estimate.cuda import hidden_of
     from vlmtune.estimate.peaks import peaks_of
     from vlmtune.estimate.simulate import Run, simulate
 
     steps = [[batch] * plan.gradient_accumulation_steps] * STEPS
-    run = Run(steps, hidden_of(target.card.sm), evaluated=longest, repeat=fast)
+    run = Run(steps, _hidden_of(target.card), evaluated=longest, repeat=fast)
     return peaks_of(simulate(plan, run), target.expandable_segments)
+
+
+def _hidden_of(card: Card) -> "Hidden":
+    """Return what this card's operations take besides their outputs, as measured on it if it was."""
+    from vlmtune.estimate.cuda import hidden_of
+
+    measured = (card.cublas_forward_bytes, card.cublas_backward_bytes)
+    return hidden_of(card.sm, None if None in measured else measured)
+
+
+def _answering(plan: RunPlan, longest: dict[str, "Tensor"], target: Target) -> Phase:
+    """Return the peak of `vlmtune evaluate` on the longest row, question and answer read, an answer written.
+
+    Two tokens are simulated: what the second one adds, each further one adds.
+    """
+    from vlmtune.estimate.peaks import phases_of
+    from vlmtune.estimate.simulate import simulate_answer
+
+    prompt = {name: tensor for name, tensor in longest.items() if name != "labels"}
+    phases = phases_of(simulate_answer(plan, prompt, _hidden_of(target.card), num_tokens=2))
+    first, second = phases["token 1"], phases["token 2"]
+    grown_bytes = (ANSWER_TOKENS - 2) * (second.peak_allocated_bytes - first.peak_allocated_bytes)
+    peak = max(phases["prompt"].peak_allocated_bytes, second.peak_allocated_bytes + grown_bytes)
+    return Phase("answering", peak, second.allocated_at_end_bytes + grown_bytes)
 
 
 def _breakdown(peaks: "Peaks", card: Card) -> tuple[Share, ...]:

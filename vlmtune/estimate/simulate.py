@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vlmtune.engine import callbacks
+from vlmtune.engine.evaluate import greedy
 from vlmtune.engine.optim import build_optimizer
 from vlmtune.engine.step import IGNORED, forward_loss
 from vlmtune.estimate.allocator import EMPTY_CACHE, RESET_PEAK
@@ -54,6 +55,37 @@ def simulate(plan: RunPlan, run: Run) -> Log:
             return record_steps(model, plan, run)
     finally:
         gc.unfreeze()
+
+
+def simulate_answer(plan: RunPlan, prompt: Batch, hidden: Hidden, num_tokens: int) -> Log:
+    """Return what a tuned model allocates to read a prompt and to write this many tokens, each a phase of the log."""
+    model = build_model(plan, weights="none").eval()
+    recorder = Recorder(hidden)
+    recorder.log.begin("load")
+    load_checkpoint(model, recorder)
+    recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
+
+    def next_token(ids: Tensor, scores: Tensor, **kwargs) -> Tensor:
+        written = sum(name.startswith("token") for name, _ in recorder.log.phases)
+        if written == num_tokens:
+            recorder.stop()
+            raise _Written
+        recorder.log.begin(f"token {written + 1}")
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    with _meta_allowed(), attention_of(plan.device), _named_modules(model, recorder), recorder:
+        recorder.log.begin("prompt")
+        recorder.kind = "inputs"
+        inputs = _copied(prompt)
+        recorder.kind = ACTIVATIONS
+        with suppress(_Written):
+            # The criterion ends it: values without storage never reach an end token or a comparison's yes.
+            greedy(model, inputs, max_new_tokens=10**6, pad_token_id=0, stopping_criteria=[next_token])
+    return recorder.log
+
+
+class _Written(Exception):
+    """As many tokens as wanted are written."""
 
 
 def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
