@@ -17,7 +17,7 @@ def model(project, llava):
 def fails(project, monkeypatch, *settings, builds=False):
     """The error of a run that must end before a model is built."""
     if not builds:
-        monkeypatch.setattr("vlmtune.models.build.AutoModelForImageTextToText", None)
+        monkeypatch.setattr("vlmtune.models.build.load_base", None)
     failed = project.train("run", "model.name=model", *settings)
     assert failed.code == 1 and failed.stderr.startswith("error: "), failed.stderr
     assert "Traceback" not in failed.stderr and failed.stderr.count("error:") == 1
@@ -64,7 +64,7 @@ def test_a_pickle_is_refused_with_the_way_out(project, monkeypatch, model):
 
 def test_no_weights_at_all(project, monkeypatch, model):
     (model / "model.safetensors").unlink()
-    assert "has no weights: no *.safetensors file" in fails(project, monkeypatch)
+    assert "has no weights: neither model.safetensors nor model.safetensors.index.json" in fails(project, monkeypatch)
 
 
 def test_a_tensor_missing_is_not_made_up(project, monkeypatch, model):
