@@ -79,6 +79,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "aria": {"projector_patch_to_query_dict": {"64": 16}},
     "glm4v_moe": {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 2]}}},
     "got_ocr2": {"vision_config": {"image_size": 1024}},
+    "llama4": {"vision_config": {"intermediate_size": 4 * WIDTH}},
+    "mllama": {"vision_config": {"vision_output_dim": 2 * WIDTH}},
     "instructblip": {"text_config": LLAMA, "num_query_tokens": 4},
     **dict.fromkeys(("glm46v", "glm4v", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl"), MROPE),
     "qwen2_5_omni_thinker": {**MROPE, "vision_start_token_id": 3, "audio_start_token_id": 3},

@@ -125,7 +125,7 @@ def test_the_library_and_the_catalogue_agree_on_heads():
     """The catalogue counts an output layer of its own; models of other families may load one beside a tied config."""
     tried = 0
     for entry in catalog():
-        if entry.family is None:
+        if entry.family in (None, "generic"):
             continue
         known = text_model(open_model(entry.model_id, None, entry.folder, offline_catalog=True).config)
         assert known.shares_embedding == (entry.parameters["head"] == 0), entry.model_id

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 from vlmtune.models.families import FAMILIES
+from vlmtune.models.families.generic import ENCODER_DECODERS
+from vlmtune.models.families.generic import NAME as GENERIC
 
 FOLDER = Path(__file__).parent
 NAMES_SHOWN = 3
@@ -21,7 +23,7 @@ class Entry:
     model_id: str
     model_type: str
     family: str | None
-    """Name of the family that tunes it; None where vlmtune has none yet."""
+    """Name of the family that tunes it; None for encoder-decoders, which vlmtune does not tune."""
     parameters: dict[str, int]
     """By part: vision, projector, text, head, other."""
     download_bytes: int
@@ -67,5 +69,6 @@ def _entries() -> dict[str, Entry]:
 
 def _entry(row: dict[str, Any]) -> Entry:
     model_type = row["model_type"]
-    by_type = next((family.name for family in FAMILIES if model_type in family.model_types), None)
+    other = None if model_type in ENCODER_DECODERS else GENERIC
+    by_type = next((family.name for family in FAMILIES if model_type in family.model_types), other)
     return Entry(model_id=row["id"], **({"family": by_type} | {key: row[key] for key in row if key != "id"}))
