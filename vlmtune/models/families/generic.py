@@ -6,6 +6,7 @@ imported when such a model is asked for.
 
 import json
 import re
+from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -88,9 +89,11 @@ def _weightless(config: Json, model_name: str, attention: str) -> "nn.Module":
     if config.get("is_encoder_decoder") or kind in ENCODER_DECODERS:
         raise VlmtuneError(f"{model_name}: {kind} is an encoder-decoder", "give a model with a decoder alone")
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        near = get_close_matches(str(kind), MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, n=1)
         raise VlmtuneError(
-            f"{model_name}: model_type {kind!r} is no vision-language model that transformers knows",
-            "give a model that AutoModelForImageTextToText loads",
+            f"{model_name}: model_type {kind!r} belongs to no known family",
+            "the installed transformers knows no vision-language model of this type"
+            f"{f'; nearest: {near[0]}' if near else ''}",
         )
     try:
         return _on_meta(config, attention)
