@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit, Params4bit
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
@@ -29,7 +30,7 @@ from vlmtune.plan import RunPlan
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CONFIG_ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError)
-CONFIG_ERRORS += (TypeError, ValueError)
+CONFIG_ERRORS += (StrictDataclassError, TypeError, ValueError)
 """What building a model from a damaged config.json raises: anything, wherever a number is used first."""
 
 

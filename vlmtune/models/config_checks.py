@@ -16,16 +16,17 @@ EXAMPLES_OF_IMAGES = ("vision", "visual", "image", "img", "mm_", "multimodal")
 
 
 def refuse_absurd(config: dict[str, Any], path: Path) -> None:
-    """Raise when `config` is of a model without images, or has sizes that no model has."""
+    """Raise when `config` is of a model without images, or has values that no model has."""
     _refuse_text_only(config, path)
-    for key, value in _numbers(config):
+    for key, value in _leaves(config):
         name = key.rpartition(".")[2]
         limit = next((limit for pattern, limit in LIMITS if pattern.search(name)), None)
-        if limit is not None and not -limit <= value <= limit:
-            raise VlmtuneError(f"{path}: {key} is {value}: no model has that", "download the file again")
-    for key in (key for key in config if key.endswith("_config")):
-        if not isinstance(config[key], dict | None):
-            raise VlmtuneError(f"{path}: {key} is not an object", "download the file again")
+        if limit is not None and (isinstance(value, str) or not -limit <= (value or 0) <= limit):
+            raise VlmtuneError(f"{path}: {key} is {value!r}: no model has that", "download the file again")
+    for key, part in [("", config), *config.items()]:
+        kind = part.get("model_type", "") if isinstance(part, dict) else ""
+        if not isinstance(kind, str) or (key.endswith("_config") and not isinstance(part, dict | None)):
+            raise VlmtuneError(f"{path}: {key or 'model_type'} is damaged", "download the file again")
 
 
 def _refuse_text_only(config: dict[str, Any], path: Path) -> None:
@@ -39,12 +40,10 @@ def _refuse_text_only(config: dict[str, Any], path: Path) -> None:
         )
 
 
-def _numbers(values: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
-    """Yield every number with its path, such as text_config.hidden_size."""
-    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
-    for key, value in pairs:
-        path = f"{prefix}.{key}" if prefix and isinstance(values, dict) else prefix or str(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            yield path, value
-        else:
-            yield from _numbers(value, path)
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, str | int | float | None]]:
+    """Yield every value with its path, such as text_config.hidden_size."""
+    if not isinstance(values, dict | list):
+        yield prefix, values
+        return
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        yield from _leaves(value, prefix if isinstance(values, list) else f"{prefix}.{key}".lstrip("."))

@@ -24,6 +24,8 @@ PROJECTOR = re.compile(r"merger|projector|connector|aligner|adapter|resampler|ab
 ENCODER_DECODERS = ("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder")
 UNPACKED = {"gemma3n": ("prediction_coefs", "correction_coefs")}
 """By model type: the model's own code changes these weights in place, which would destroy packed ones."""
+DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What building a model from a damaged config.json raises: anything, wherever a number is used first."""
 ROUTERS = ("gate", "router")
 
 
@@ -39,10 +41,7 @@ def generic_family(config: Json, model_name: str) -> Family:
 @cache
 def _derived(config_json: str, model_name: str) -> Family:
     config = json.loads(config_json)
-    try:
-        model, attention = _weightless(config, model_name, "sdpa"), "sdpa"
-    except ValueError:  # a part of it has no such attention
-        model, attention = _weightless(config, model_name, "eager"), "eager"
+    model, attention = _weightless(config, model_name)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     paths = {id(module): name for name, module in model.named_modules()}
     if head is None or embedding is None or id(head) not in paths or id(embedding) not in paths:
@@ -82,7 +81,9 @@ def image_tokens(config: Json, preprocessor: Json, width_px: int, height_px: int
     return count_image_tokens(json.dumps([config, preprocessor], sort_keys=True), width_px, height_px)
 
 
-def _weightless(config: Json, model_name: str, attention: str) -> "nn.Module":
+def _weightless(config: Json, model_name: str) -> tuple["nn.Module", str]:
+    """Return the model without storage, and the attention that all of its parts have."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     kind = config.get("model_type")
@@ -96,10 +97,19 @@ def _weightless(config: Json, model_name: str, attention: str) -> "nn.Module":
             f"{f'; nearest: {near[0]}' if near else ''}",
         )
     try:
-        return _on_meta(config, attention)
+        try:
+            return _on_meta(config, "sdpa"), "sdpa"
+        except ValueError:  # a part of it has no such attention
+            return _on_meta(config, "eager"), "eager"
     except ImportError as error:
-        needed = " ".join(str(error).split())
-        raise VlmtuneError(f"{model_name}: a library is missing: {needed[:200]}", "install it, such as timm") from None
+        raise VlmtuneError(f"{model_name}: a library is missing: {_line(error)}", "install it, such as timm") from None
+    except (*DAMAGED, StrictDataclassError) as error:
+        said = f"{type(error).__name__}: {_line(error)}"
+        raise VlmtuneError(f"{model_name}: its config.json describes no model: {said}", "download it again") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _on_meta(config: Json, attention: str) -> "nn.Module":
