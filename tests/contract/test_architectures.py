@@ -64,3 +64,9 @@ def test_the_parts_of_a_generic_family_are_full_paths():
 def test_what_cannot_be_tuned_is_named(kind, words):
     with pytest.raises(VlmtuneError, match=words):
         find_family({"model_type": kind}, "org/model")
+
+
+def test_a_damaged_config_is_named():
+    damaged = {"model_type": "internvl", "text_config": {"model_type": "qwen2", "hidden_size": "wide"}}
+    with pytest.raises(VlmtuneError, match="org/model: its config.json describes no model"):
+        find_family(damaged, "org/model")

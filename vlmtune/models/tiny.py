@@ -76,7 +76,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
             "global_head_dim": 16,
         }
     },
-    "aria": {"projector_patch_to_query_dict": {"64": 16}},
+    "aria": {"projector_patch_to_query_dict": {64: 16}, "text_config": {"moe_num_experts": EXPERTS}},
     "glm4v_moe": {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 2]}}},
     "got_ocr2": {"vision_config": {"image_size": 1024}},
     "llama4": {"vision_config": {"intermediate_size": 4 * WIDTH}},
@@ -164,9 +164,9 @@ def _value(key: str, value: Any) -> Any:
         if key == "per_layer_config":
             return {entry: value[entry] for entry in value if int(entry) < LAYERS}
         return _section(value)
-    if isinstance(value, bool) or not isinstance(value, int) or KEPT.search(key):
+    if isinstance(value, bool) or not isinstance(value, int) or KEPT.search(str(key)):
         return value
-    return next((small for pattern, small in RULES if re.fullmatch(pattern, key) and value > small), value)
+    return next((small for pattern, small in RULES if re.fullmatch(pattern, str(key)) and value > small), value)
 
 
 def _fit_lists(small: dict[str, Any], section: dict[str, Any], layers: str) -> None:
