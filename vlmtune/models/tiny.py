@@ -76,7 +76,6 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
             "global_head_dim": 16,
         }
     },
-    "aria": {"projector_patch_to_query_dict": {64: 16}, "text_config": {"moe_num_experts": EXPERTS}},
     "glm4v_moe": {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 2]}}},
     "got_ocr2": {"vision_config": {"image_size": 1024}},
     "llama4": {"vision_config": {"intermediate_size": 4 * WIDTH}},
@@ -211,7 +210,7 @@ def set_token_ids(config: dict[str, Any], processor: "ProcessorMixin") -> None:
             set_token_ids(value, processor)
         elif key in ("vocab_size", "vocab_size_per_layer_input"):
             config[key] = len(tokenizer)
-        elif found := re.fullmatch(r"(\w+)_token_(id|index)|image_token_index", key):
+        elif found := re.fullmatch(r"(\w+)_token_(id|index)|image_token_index", str(key)):
             token_id = token_of(found.group(1) or "image", processor)
             if value is not None or (found.group(1) or "image") == "image":
                 config[key] = token_id if token_id is not None else 3
