@@ -130,7 +130,7 @@ class RunPlan:
     def save(self, path: Path) -> None:
         """Write the plan as JSON; a model folder is written relative to it: the run folder can be shared."""
         values = dataclasses.asdict(self)
-        if Path(self.model).is_dir():
+        if Path(self.model).is_absolute():
             values["model"] = os.path.relpath(self.model, path.parent.resolve())
         path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

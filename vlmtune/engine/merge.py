@@ -63,7 +63,7 @@ def merge(folder: RunFolder, out_dir: Path) -> MergeProof:
     model.merge_and_unload().save_pretrained(partial)
     processor.save_pretrained(partial)
     del model
-    merged = _logits(load_base(dataclasses.replace(plan, model=str(partial)), quantized=False).eval(), inputs)
+    merged = _logits(load_base(dataclasses.replace(plan, model=str(partial.resolve())), quantized=False).eval(), inputs)
     proof = _compare(expected, merged, BOUNDS[plan.base_dtype])
     if not proof.holds:
         shutil.rmtree(partial)

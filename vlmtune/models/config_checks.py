@@ -8,10 +8,11 @@ from typing import Any
 from vlmtune.errors import VlmtuneError
 
 LIMITS = (
-    (re.compile(r"(^|_)(layers?|depth|blocks)$|^num_(local_|routed_)?experts$"), 1_000),
+    (re.compile(r"(^|_)(layers?|depths?|blocks)$|^num_(local_|routed_)?experts$"), 1_000),
     (re.compile(r"(_size|_dim|_heads|_channels|_tokens|_positions?|_embeddings|_rank|_factor)$"), 2**24),
 )
 """Keys and the largest value that any model comes near: builders loop over the first kind."""
+NEVER_TEXT = ("layers", "_size", "_dim", "_heads")
 EXAMPLES_OF_IMAGES = ("vision", "visual", "image", "img", "mm_", "multimodal")
 
 
@@ -19,14 +20,21 @@ def refuse_absurd(config: dict[str, Any], path: Path) -> None:
     """Raise when `config` is of a model without images, or has values that no model has."""
     _refuse_text_only(config, path)
     for key, value in _leaves(config):
-        name = key.rpartition(".")[2]
-        limit = next((limit for pattern, limit in LIMITS if pattern.search(name)), None)
-        if limit is not None and (isinstance(value, str) or not -limit <= (value or 0) <= limit):
+        if _is_absurd(key.rpartition(".")[2], value):
             raise VlmtuneError(f"{path}: {key} is {value!r}: no model has that", "download the file again")
     for key, part in [("", config), *config.items()]:
         kind = part.get("model_type", "") if isinstance(part, dict) else ""
         if not isinstance(kind, str) or (key.endswith("_config") and not isinstance(part, dict | None)):
             raise VlmtuneError(f"{path}: {key or 'model_type'} is damaged", "download the file again")
+
+
+def _is_absurd(name: str, value: str | int | float | None) -> bool:
+    limit = next((limit for pattern, limit in LIMITS if pattern.search(name)), None)
+    if limit is None or value is None:
+        return False
+    if isinstance(value, str):
+        return name.endswith(NEVER_TEXT)
+    return not -limit <= value <= limit  # true for nan
 
 
 def _refuse_text_only(config: dict[str, Any], path: Path) -> None:

@@ -6,7 +6,6 @@ file that stays, and are compared with the hub's SHA-256 before they get their p
 """
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.hub import hub_errors
+from vlmtune.models.shards import INDEX, PICKLES, SINGLE, weight_map
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 """Config, processor, tokenizer and the index of the weights."""
 NOT_NEEDED = ["original/*", "onnx/*", "*.gguf", "*.pt", "*.bin"]
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 Advance = Callable[[int], None]
 
 
@@ -38,7 +36,9 @@ def checkpoint_folder(model: str, revision: str | None, *, weights: bool = True,
     Raises:
         VlmtuneError: the hub refuses or cannot be reached, the disk is full, or the model has no safetensors.
     """
-    if Path(model).is_dir():
+    if Path(model).is_absolute():
+        if not Path(model).is_dir():
+            raise VlmtuneError(f"there is no folder {model}", "put the model back where it was")
         return Path(model)
     folder, files = _small_files(model, revision)
     if weights and files:
@@ -79,7 +79,7 @@ def _weight_files(name: str, folder: Path, files: "Sequence[RepoFile]") -> "list
     if SINGLE in names:
         wanted = {SINGLE}
     elif INDEX in names:
-        wanted = set(_weight_map(folder / INDEX).values())
+        wanted = set(weight_map(folder / INDEX).values())
         if absent := sorted(wanted - names):
             raise VlmtuneError(f"{name} lacks {absent[0]}, which its index names", "choose another model.revision")
     else:
@@ -91,13 +91,6 @@ def _weight_files(name: str, folder: Path, files: "Sequence[RepoFile]") -> "list
             "--local-dir FOLDER) and give the folder: vlmtune says how to convert it",
         )
     return [file for file in files if file.path in wanted]
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, TypeError, KeyError):
-        raise VlmtuneError(f"{path} is damaged", "delete it and run again: it is downloaded anew") from None
 
 
 def _fetch(name: str, commit: str, files: "Sequence[RepoFile]", live: bool) -> None:

@@ -34,6 +34,8 @@ def hub_errors(name: str, revision: str | None) -> Iterator[None]:
             f"model.name: neither a folder nor a hub model is called {name}",
             f"check the spelling of the hub id; if the model is private, run `hf auth login`{_nearest(name)}",
         ) from None
+    except errors.HFValidationError:
+        raise VlmtuneError(f"{name} is neither a folder nor a hub id", "a hub id is org/model") from None
     except errors.RevisionNotFoundError:
         raise VlmtuneError(f"model.revision: {name} has no revision {revision}", "see its branches and tags") from None
     except (errors.RevisionResolutionError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):

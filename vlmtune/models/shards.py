@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.models.download import INDEX, PICKLES, SINGLE
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 LENGTH_BYTES = 8
 LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -38,8 +39,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         return dict(_read_header(folder / SINGLE))
     if not (folder / INDEX).is_file():
         raise _no_weights(folder)
-    weight_map = _weight_map(folder / INDEX)
-    files = sorted(set(weight_map.values()))
+    places = weight_map(folder / INDEX)
+    files = sorted(set(places.values()))
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise VlmtuneError(
@@ -47,23 +48,25 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             "download the model again",
         )
     tensors = dict(pair for file in files for pair in _read_header(folder / file))
-    lost = sorted(name for name, file in weight_map.items() if name not in tensors or tensors[name].file.name != file)
+    lost = sorted(name for name, file in places.items() if name not in tensors or tensors[name].file.name != file)
     if lost:
         raise VlmtuneError(
-            f"{folder / weight_map[lost[0]]} lacks {lost[0]}, which {INDEX} names",
+            f"{folder / places[lost[0]]} lacks {lost[0]}, which {INDEX} names",
             "its files are of different downloads: download the model again",
         )
     return tensors
 
 
-def _weight_map(path: Path) -> dict[str, str]:
+def weight_map(path: Path) -> dict[str, str]:
+    """Return tensor name → file name of an index."""
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = set(names.values())
+        index = json.loads(path.read_text(encoding="utf-8"))
+        names = index["weight_map"]
+        files, described = set(names.values()), isinstance(index.get("metadata", {}), dict)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise VlmtuneError(f"{path} is damaged: it has no weight_map", "download the model again") from None
-    if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
-        raise VlmtuneError(f"{path} is damaged: it names no files of this folder", "download the model again")
+        raise _damaged(path, "it has no weight_map") from None
+    if not described or not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
+        raise _damaged(path, "it names no files of this folder")
     return names
 
 
