@@ -15,7 +15,7 @@ LAYERS = (
     ("engine",),
     ("models", "data"),
     ("plan",),
-    ("models.families", "models.source", "models.catalog"),
+    (*(f"models.{name}" for name in ("families", "source", "catalog", "config_checks", "download", "hub", "shards")),),
     ("config",),
     ("report", "report_page", "report_memory"),
     ("errors",),
