@@ -36,7 +36,7 @@ def checkpoint_folder(model: str, revision: str | None, *, weights: bool = True,
     Raises:
         VlmtuneError: the hub refuses or cannot be reached, the disk is full, or the model has no safetensors.
     """
-    if Path(model).is_absolute():
+    if Path(model).is_absolute() or model.startswith("."):
         if not Path(model).is_dir():
             raise VlmtuneError(f"there is no folder {model}", "put the model back where it was")
         return Path(model)
@@ -63,7 +63,8 @@ def _small_files(name: str, revision: str | None) -> "tuple[Path, list[RepoFile]
         with hub_errors(name, revision):
             found = snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES, ignore_patterns=NOT_NEEDED)
     except VlmtuneError:
-        config = try_to_load_from_cache(name, "config.json", revision=revision)
+        with hub_errors(name, revision):
+            config = try_to_load_from_cache(name, "config.json", revision=revision)
         if not isinstance(config, str):
             raise
         found = Path(config).parent
