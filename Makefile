@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest lint bench gpu gpu-check docs architectures plans clean
+.PHONY: help install demo test test-oldest lint bench gpu gpu-check docs architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,12 @@ docs: install  ## renew what is generated: the README's tables, configs/schema.j
 
 architectures: install  ## try every architecture of transformers on a tiny model; 20 minutes, can be stopped and started
 	$(BIN)/python docs/architectures.py
+
+catalogue: install  ## estimate every model of the catalogue at every preset anew; half an hour, can be stopped and started
+	$(BIN)/python docs/catalogue.py
+
+guide: install  ## renew docs/guide.md: what LLaVA 1.5 7B takes on an 8 GB card; three minutes
+	$(BIN)/vlmtune guide --model llava-hf/llava-1.5-7b-hf --gpu 8gb --md docs/guide.md
 
 plans: install  ## plan every preset for every model of the catalogue; takes hours, can be stopped and started
 	$(BIN)/python docs/plans.py

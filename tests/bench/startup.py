@@ -18,6 +18,7 @@ LIMIT_S = 0.3
 COMMANDS = {
     "vlmtune --help": ["-m", "vlmtune", "--help"],
     "vlmtune presets list": ["-m", "vlmtune", "presets", "list"],
+    "vlmtune models list --gpu 8gb": ["-m", "vlmtune", "models", "list", "--gpu", "8gb"],
     "vlmtune validate configs/8gb.yaml": ["-m", "vlmtune", "validate", "configs/8gb.yaml"],
 }
 

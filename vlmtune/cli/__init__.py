@@ -17,6 +17,7 @@ from vlmtune.cli import (
     estimate_vram,
     evaluate,
     generate,
+    guide,
     merge,
     models,
     plan,
@@ -43,6 +44,7 @@ app.command(epilog=merge.EXAMPLE)(merge.merge)
 app.command(epilog=validate.EXAMPLE)(validate.validate)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command(epilog=calibrate.EXAMPLE)(calibrate.calibrate)
+app.command(epilog=guide.EXAMPLE)(guide.guide)
 app.add_typer(models.app, name="models")
 app.add_typer(presets.app, name="presets")
 

@@ -1,18 +1,21 @@
-"""`vlmtune models`: what vlmtune can do with a model."""
+"""`vlmtune models`: the catalogue, and what vlmtune can do with any other model."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vlmtune.cli import catalogue
 from vlmtune.cli.options import JsonOption
 from vlmtune.errors import ExitCode
 
 app = typer.Typer(
-    help="Models: check whether one can be tuned.",
+    help="Models: list those known, show one, check any other.",
     no_args_is_help=True,
-    epilog="Example: [bold]vlmtune models check Qwen/Qwen3.5-4B[/bold]",
+    epilog=catalogue.LIST_EXAMPLE,
 )
+app.command("list", epilog=catalogue.LIST_EXAMPLE)(catalogue.list_models)
+app.command("show", epilog=catalogue.SHOW_EXAMPLE)(catalogue.show_model)
 
 
 @app.command("check", epilog="Example: [bold]vlmtune models check Qwen/Qwen3.5-4B[/bold]")

@@ -45,8 +45,10 @@ def plan(
     """
     if out and out.exists() and not force:
         raise VlmtuneError(f"{out} exists already", "give another name, or overwrite it with --force")
+    from vlmtune.config.presets import for_card
+
     chosen = choose_target(gpu, preset, platform, reserve_gib)
-    start = _start(model, preset or _preset_for(chosen.target.card.nominal_bytes), data)
+    start = _start(model, preset or for_card(chosen.target.card.nominal_bytes), data)
     fit = _search(start, chosen.target)
     if as_json:
         _print_json(fit, start)
@@ -66,14 +68,6 @@ def _start(model: str, preset: str, data: Path | None) -> "LoadedConfig":
     from vlmtune.config.load import NO_DATA, preset_config
 
     return preset_config(model, preset, train_path=str(data) if data else NO_DATA)
-
-
-def _preset_for(nominal_bytes: int) -> str:
-    """Return the largest preset whose card is no larger than this one; the smallest where none is."""
-    from vlmtune.config.presets import names
-
-    sizes = {name: int(name.removesuffix("gb")) * GIB for name in names()}
-    return max((name for name in sizes if sizes[name] <= nominal_bytes), key=sizes.get, default=names()[0])
 
 
 def _search(start: "LoadedConfig", target: "Target") -> "Fit":

@@ -45,6 +45,16 @@ def find(name: str) -> Preset:
     return Preset(own_name, facts["Card"], facts["Suits"], read_text(text, f"preset {own_name}").values, text)
 
 
+def for_card(nominal_bytes: int) -> str:
+    """The largest preset whose card is no larger than this one; the smallest where none is."""
+    fitting = [name for name in names() if _nominal_bytes(name) <= nominal_bytes]
+    return fitting[-1] if fitting else names()[0]
+
+
+def _nominal_bytes(name: str) -> int:
+    return int(name.removesuffix("gb")) * 2**30
+
+
 def document(name: str) -> Document:
     """The preset's values as a layer of a config; its lines are not the user's, so it has none."""
     preset = find(name)
