@@ -11,7 +11,7 @@ from vlmtune.cli.targets import Chosen, GpuOption, choose_target
 from vlmtune.errors import ExitCode, VlmtuneError
 
 if TYPE_CHECKING:
-    from vlmtune.estimate.guide import Guide
+    from vlmtune.estimate.guide_report import Guide
 
 EXAMPLE = "Example: [bold]vlmtune guide --model llava-hf/llava-1.5-7b-hf --gpu 8gb --md guide.md[/bold]"
 

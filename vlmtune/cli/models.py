@@ -5,17 +5,17 @@ from typing import Annotated
 
 import typer
 
-from vlmtune.cli import catalogue
+from vlmtune.cli import models_list, models_show
 from vlmtune.cli.options import JsonOption
 from vlmtune.errors import ExitCode
 
 app = typer.Typer(
     help="Models: list those known, show one, check any other.",
     no_args_is_help=True,
-    epilog=catalogue.LIST_EXAMPLE,
+    epilog=models_list.EXAMPLE,
 )
-app.command("list", epilog=catalogue.LIST_EXAMPLE)(catalogue.list_models)
-app.command("show", epilog=catalogue.SHOW_EXAMPLE)(catalogue.show_model)
+app.command("list", epilog=models_list.EXAMPLE)(models_list.list_models)
+app.command("show", epilog=models_show.EXAMPLE)(models_show.show_model)
 
 
 @app.command("check", epilog="Example: [bold]vlmtune models check Qwen/Qwen3.5-4B[/bold]")

@@ -1,7 +1,8 @@
 """The guide as Markdown: numbers in the form that people read, and the sentences that depend on them."""
 
 from vlmtune.estimate.cards import budget_bytes, find_card
-from vlmtune.estimate.guide import NAMED, Guide, Named
+from vlmtune.estimate.guide import NAMED
+from vlmtune.estimate.guide_report import Guide, Named
 from vlmtune.models.catalog import find_entry
 from vlmtune.models.catalog.stored import stored
 

@@ -1,13 +1,12 @@
-"""`vlmtune models list` and `vlmtune models show`: the catalogue, from what is stored of it; nothing is simulated."""
+"""`vlmtune models list`: the catalogue, from what is stored of it; nothing is simulated."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlmtune.cli.options import JsonOption
 from vlmtune.cli.targets import HERE
-from vlmtune.errors import VlmtuneError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,17 +15,11 @@ if TYPE_CHECKING:
     from vlmtune.models.catalog import Entry
     from vlmtune.models.catalog.stored import Peak, Stored
 
-LIST_EXAMPLE = "Example: [bold]vlmtune models list --gpu 12gb[/bold]"
-SHOW_EXAMPLE = "Example: [bold]vlmtune models show Qwen/Qwen3-VL-4B-Instruct[/bold]"
+EXAMPLE = "Example: [bold]vlmtune models list --gpu 12gb[/bold]"
 GIB, GB = 2**30, 10**9
 WIDE = 120
 """Columns of a terminal from which a model takes one line."""
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
-CONFIDENCE = {
-    "hub": "config.json is the hub's own: its hash was compared",
-    "copy": "config.json is a public copy, without a hash to compare",
-    "built": "config.json was put together from a sibling's file and published sizes",
-}
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ def list_models(
     from vlmtune.config.presets import find, for_card
 
     name = find(preset).name if preset else None
-    card, budget = _card_and_budget(gpu or name)
+    card, budget = card_and_budget(gpu or name)
     name = name or for_card(card.nominal_bytes)
     rows = rows_for(name, budget)
     if as_json:
@@ -93,7 +86,7 @@ def list_models(
     fitting = sum(row.fits is True for row in rows)
     out.print(f"{fitting} of {len(rows)} models fit {card.name}: {budget / GIB:.2f} GiB, preset {name}.")
     out.print("tokens: of an image; GiB: the estimated peak; GB: the download; -: cannot be tuned so")
-    out.print(_checked([row.stored for row in rows]))
+    out.print(checked_with([row.stored for row in rows]))
     out.print("Next: vlmtune models show MODEL")
 
 
@@ -116,7 +109,7 @@ def _place(row: Row) -> tuple[int, int]:
     return (0, -row.entry.num_parameters) if row.fits else (1, row.peak.most_bytes)
 
 
-def _card_and_budget(gpu: str | None) -> "tuple[Card, int]":
+def card_and_budget(gpu: str | None) -> "tuple[Card, int]":
     """Return the card and what can be reserved of it beside a Linux desktop; of the GPU here, at this moment."""
     if gpu == HERE:
         from vlmtune.cli.targets import choose_target
@@ -176,124 +169,8 @@ def billions(parameters: int) -> str:
     return f"{parameters / GB:.2f}B" if parameters >= GB else f"{parameters / 1e6:.0f}M"
 
 
-def _checked(all_stored: "list[Stored]") -> str:
+def checked_with(all_stored: "list[Stored]") -> str:
     """Say when the estimates were made and with what; of several days the first."""
     oldest = min(all_stored, key=lambda stored: stored.checked)
     libraries = ", ".join(f"{name} {oldest.versions[name]}" for name in LIBRARIES)
     return f"checked {oldest.checked} with {libraries}"
-
-
-def show_model(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An id of `vlmtune models list`.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Show one model of the catalogue: its parts, licence, image tokens, and what each preset takes."""
-    from vlmtune.cli import render
-    from vlmtune.models.catalog import find_entry, nearest_ids
-    from vlmtune.models.catalog.stored import stored
-
-    entry = find_entry(model)
-    if entry is None:
-        near = nearest_ids(model)
-        did_you_mean = f"did you mean {', '.join(near)}? " if near else ""
-        raise VlmtuneError(
-            f"{model[:100]} is not in the catalogue",
-            f"{did_you_mean}`vlmtune models list` lists it; `vlmtune models check {model[:100]}` tries any other",
-        )
-    known = stored(entry.model_id)
-    if as_json:
-        render.print_json(_everything(entry, known))
-    else:
-        _print_model(entry, known)
-
-
-def _everything(entry: "Entry", known: "Stored") -> dict[str, Any]:
-    facts = asdict(entry)
-    facts["id"] = facts.pop("model_id")
-    presets = {name: asdict(peak) | {"budget_bytes": budget, "fits": fits} for name, peak, budget, fits in _fits(known)}
-    return facts | asdict(known) | {"peaks": presets}
-
-
-def _fits(known: "Stored") -> "list[tuple[str, Peak, int, bool]]":
-    """Return each preset with its peak, the budget of a card of its size, and whether it fits there."""
-    found = []
-    for name, peak in known.peaks.items():
-        _, budget = _card_and_budget(name)
-        found.append((name, peak, budget, peak.most_bytes <= budget))
-    return found
-
-
-def _print_model(entry: "Entry", known: "Stored") -> None:
-    from vlmtune.cli import render
-
-    out = render.console()
-    out.print(entry.model_id, style="bold", soft_wrap=True)
-    facts = render.Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column()
-    facts.add_column(overflow="fold")
-    facts.add_row("family", f"{entry.family or 'none'} (model_type {entry.model_type})")
-    facts.add_row("licence", f"{entry.licence} ({entry.licence_source})")
-    facts.add_row("download", f"{entry.download_bytes / GB:.2f} GB ({entry.download_source})")
-    facts.add_row("config", f"{CONFIDENCE[entry.confidence]} ({entry.source})")
-    facts.add_row("checked", _checked([known]).removeprefix("checked "))
-    out.print(facts)
-    out.print()
-    out.print(_parts(entry))
-    if known.problem:
-        out.print()
-        out.print(f"vlmtune cannot tune it: {known.problem}")
-        return
-    out.print()
-    out.print(_image_tokens(known))
-    out.print()
-    out.print(_presets(known))
-    for name, reason in known.refused.items():
-        out.print(f"not with preset {name}: {reason}")
-    out.print("on a card of the preset's size beside a Linux desktop, for the largest row the preset allows")
-    for run in known.measured:
-        size = f"{run.reserved_bytes / GIB:.2f} GiB reserved ({run.method}, rank {run.rank}, {run.tokens} tokens)"
-        libraries = f"torch {run.versions['torch']}, transformers {run.versions['transformers']}"
-        out.print(f"measured on {run.gpu}: {size}; random weights, {libraries}")
-    out.print()
-    out.print(f"Next: vlmtune {_next(entry, known)}", soft_wrap=True)
-
-
-def _next(entry: "Entry", known: "Stored") -> str:
-    """Return the command for the smallest card that the model fits; where none does, the one that searches."""
-    from vlmtune.estimate.cards import sizes
-
-    fitting = next((name for name, _, _, fits in _fits(known) if fits), sizes()[-1])
-    return f"plan --model {entry.model_id} --gpu {fitting} -o my-run.yaml"
-
-
-def _parts(entry: "Entry") -> "Table":
-    from vlmtune.cli import render
-
-    table = render.table("part", "parameters", "share", right=("parameters", "share"))
-    for part, parameters in entry.parameters.items():
-        if parameters:
-            table.add_row(part, f"{parameters:,}", f"{parameters / entry.num_parameters:.1%}")
-    table.add_section()
-    table.add_row("all", f"{entry.num_parameters:,}", "100.0%")
-    return table
-
-
-def _image_tokens(known: "Stored") -> "Table":
-    from vlmtune.cli import render
-
-    sizes = [f"{side_px} px" for side_px in known.image_tokens]
-    table = render.table("data.image_size", *sizes, right=tuple(sizes))
-    table.add_row("image tokens", *(f"{tokens:,}" for tokens in known.image_tokens.values()))
-    return table
-
-
-def _presets(known: "Stored") -> "Table":
-    from vlmtune.cli import render
-
-    numbers = ("text", "image", "peak GiB", "of GiB")
-    table = render.table("preset", "method", *numbers, "fits", right=numbers)
-    for name, peak, budget, fits in _fits(known):
-        tokens = (f"{peak.text_tokens}", f"{peak.image_tokens}")
-        sizes = (f"{peak.most_bytes / GIB:.2f}", f"{budget / GIB:.2f}")
-        table.add_row(name, peak.method, *tokens, *sizes, "yes" if fits else "no")
-    return table
