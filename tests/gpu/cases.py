@@ -1,24 +1,25 @@
 """The training runs whose memory is measured on a GPU and estimated without one: one list for both.
 
-Models have their real sizes and random weights; tokenizers are the tests' byte-level ones, image processors are real.
+Models have their real sizes and random weights; tokenizers are byte-level stand-ins, image processors are real.
 """
 
 import json
 import random
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import transformers
 from PIL import Image
 from tiny import TINY
+from transformers import ProcessorMixin
 
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.data.samples import read_samples
 from vlmtune.data.types import Sample
+from vlmtune.models.families.standin import standin_processor
 from vlmtune.models.source import ModelSource, open_model
+from vlmtune.models.tiny import set_token_ids
 
-ID_KEYS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "image_token_index")
-MARKER_KEYS = ("boi_token_index", "eoi_token_index")
 ROWS = 4
 
 
@@ -35,6 +36,8 @@ class Case:
     expandable: bool = True
     settings: dict = field(default_factory=dict)
     """Config values by dotted key."""
+    from_checkpoint: bool = False
+    """Whether weights are loaded from files, as users' are, or made on the card."""
 
 
 def config_of(case: Case, folder: Path) -> TrainingConfig:
@@ -65,38 +68,34 @@ def prepare(case: Case, catalogue: Path, folder: Path) -> tuple[TrainingConfig, 
 
 
 def _write_model(source: Path, folder: Path) -> None:
-    """The real config with the tests' tokenizer: the ids of image tokens are those of that tokenizer."""
-    config = transformers.AutoConfig.from_pretrained(source)
-    _, tiny_config, processor = TINY[config.model_type]()
-    for key in (*ID_KEYS, *MARKER_KEYS):
-        if hasattr(tiny_config, key):
-            setattr(config, key, getattr(tiny_config, key))
-    if (source / "preprocessor_config.json").exists():
-        processor.image_processor = transformers.AutoImageProcessor.from_pretrained(source)
-    else:
-        _real_size(processor, config)
-    if hasattr(processor, "image_seq_len"):
-        vision = config.vision_config
-        processor.image_seq_len = (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
-    config.save_pretrained(folder)
+    """The real config with the ids of a stand-in tokenizer, and the real processor around that."""
+    model = open_model(str(source.resolve()), None, source)
+    config = deepcopy(model.config)
+    kind = config["model_type"]
+    processor = _own_processor(config) if kind == "qwen" else standin_processor(config, model.preprocessor)
+    set_token_ids(config, processor)
+    _restore(config, model.config, ("vocab_size", "vocab_size_per_layer_input"))
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     processor.save_pretrained(folder)
     (folder / "model.safetensors").touch()  # weights are made on the card
 
 
-def _real_size(processor: transformers.ProcessorMixin, config: transformers.PreTrainedConfig) -> None:
-    """Set a processor whose model publishes no settings: square images of the tower's size."""
-    side = config.vision_config.image_size
+def _own_processor(config: dict) -> ProcessorMixin:
+    """Qwen-VL-Chat's, which is vlmtune's own and not among those of transformers."""
+    _, _, processor = TINY["qwen"]()
+    side = config["visual"]["image_size"]
     processor.image_processor.size = {"height": side, "width": side}
-    if config.model_type == "gemma3":
-        tokens = config.mm_tokens_per_image
-        tokenizer = processor.tokenizer
-        processor.image_seq_length = tokens
-        processor.full_image_sequence = (
-            f"\n\n{tokenizer.boi_token}{tokenizer.image_token * tokens}{tokenizer.eoi_token}\n\n"
-        )
-    else:
-        patches = (side // config.vision_config.patch_size) ** 2
-        processor.image_seq_length = processor.image_processor.image_seq_length = patches
+    config["visual"]["image_start_id"] = processor.tokenizer.convert_tokens_to_ids("<img>")
+    return processor
+
+
+def _restore(config: dict, real: dict, keys: tuple[str, ...]) -> None:
+    for key, value in real.items():
+        if isinstance(value, dict):
+            _restore(config[key], value, keys)
+        elif key in keys:
+            config[key] = value
 
 
 def _write_rows(case: Case, folder: Path) -> None:
@@ -118,6 +117,23 @@ QWEN3_2B, QWEN3_4B, QWEN3_8B = (f"Qwen__Qwen3-VL-{size}-Instruct" for size in ("
 QWEN25_3B, QWEN25_7B = (f"Qwen__Qwen2.5-VL-{size}-Instruct" for size in ("3B", "7B"))
 LLAVA_7B, SMOL_2B = "llava-hf__llava-1.5-7b-hf", "HuggingFaceTB__SmolVLM2-2.2B-Instruct"
 GEMMA_4B, PALI_3B = "google__gemma-3-4b-it", "google__paligemma-3b-pt-224"
+UNSEEN = {
+    "qwen-vl-chat": "Qwen__Qwen-VL-Chat",
+    "instructblip-7b": "Salesforce__instructblip-vicuna-7b",
+    "llava-13b": "llava-hf__llava-1.5-13b-hf",
+    "llava-next-7b": "llava-hf__llava-v1.6-mistral-7b-hf",
+    "onevision-7b": "llava-hf__llava-onevision-qwen2-7b-ov-hf",
+    "internvl3-2b": "OpenGVLab__InternVL3-2B-hf",
+    "internvl3-8b": "OpenGVLab__InternVL3-8B-hf",
+    "idefics3-8b": "HuggingFaceM4__Idefics3-8B-Llama3",
+    "mllama-11b": "meta-llama__Llama-3.2-11B-Vision-Instruct",
+    "lfm2-vl-1.6b": "LiquidAI__LFM2-VL-1.6B",
+    "qwen35-4b": "Qwen__Qwen3.5-4B",
+    "granite-2b": "ibm-granite__granite-vision-3.2-2b",
+    "qwen2-vl-2b": "Qwen__Qwen2-VL-2B-Instruct",
+    "gemma4-e2b": "google__gemma-4-E2B-it",
+}
+"""Models that no rule was found on: their runs test the rules blind."""
 KEEP = {"hardware.gradient_checkpointing": False}
 FP32_STATES = {"training.optim": "adamw"}
 UNPAGED = {"training.optim": "adamw_8bit"}
@@ -166,4 +182,11 @@ CASES = (
     Case("pali-3b-long", PALI_3B, text_chars=1200),
     Case("pali-3b-tower16", PALI_3B, settings=TOWER_16BIT),
     Case("pali-3b-lora", PALI_3B, settings={"training.method": "lora", "training.lora.rank": 32}),
+    Case("qwen3-2b-files", QWEN3_2B, from_checkpoint=True),
+    Case("qwen3-2b-files-native", QWEN3_2B, expandable=False, from_checkpoint=True),
+    Case("qwen25-3b-files-native", QWEN25_3B, expandable=False, from_checkpoint=True),
+    Case("smol-2b-files-native", SMOL_2B, expandable=False, from_checkpoint=True),
+    Case("pali-3b-files", PALI_3B, from_checkpoint=True),
+    Case("qwen3-4b-files", QWEN3_4B, settings={"training.optim": "adamw"}, from_checkpoint=True),
+    *(Case(name, model) for name, model in UNSEEN.items()),
 )

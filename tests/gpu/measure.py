@@ -1,13 +1,13 @@
 """Runs the cases on the GPU at hand and writes what the allocator showed: `make gpu`.
 
 Each case is the real trainer in a process of its own, several at a time: what one process allocates does not depend on
-the others. Weights are random and made on the card, layer by layer.
+the others. Weights are random: made on the card, layer by layer, or written to files first and loaded from there.
 """
 
-import gc
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -23,7 +24,7 @@ from gpu.cases import CASES, Case, prepare  # noqa: E402
 
 from vlmtune.report import library_versions  # noqa: E402
 
-AT_A_TIME = 6
+AT_A_TIME = 8
 
 
 def random_weights(model: nn.Module, device: str) -> nn.Module:
@@ -55,84 +56,120 @@ def random_weights(model: nn.Module, device: str) -> nn.Module:
     return model
 
 
-def run(case: Case, catalogue: Path, out: Path) -> None:
-    """Train the case and write `out`."""
-    from rich.console import Console
-
+def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, history: bool = False) -> None:
+    """Train the case and write `out`; with a cap the process may not reserve more than that once the model is there."""
     from vlmtune.data.run_data import RunData
     from vlmtune.engine import run as engine
-    from vlmtune.engine.callbacks import DIGEST_BYTES
     from vlmtune.engine.monitor import LiveView
+    from vlmtune.engine.oom import OutOfMemory
     from vlmtune.engine.runtime import probe_device, quiet_libraries
     from vlmtune.models import build
     from vlmtune.plan import make_plan
     from vlmtune.report import RunFolder
 
     quiet_libraries()
-    build.load_base = lambda plan, quantized=True: random_weights(build.weightless_base(plan), plan.device)
-    engine.check_checkpoint = lambda plan: {}  # there are no weights to check
+    _, total = torch.cuda.mem_get_info()
+    loaded: dict[str, int] = {}
+
+    def build_model(plan):
+        model = build.build_model(plan)
+        loaded["load_peak_bytes"] = torch.cuda.max_memory_allocated()
+        if cap_bytes is not None:
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(cap_bytes / total)
+        return model
+
+    engine.build_model = build_model
     with tempfile.TemporaryDirectory() as folder:
         config, source, samples = prepare(case, catalogue, Path(folder))
+        if case.from_checkpoint:
+            subprocess.run([sys.executable, __file__, "--weights", config.model.name], check=True)
+        else:
+            build.load_base = lambda plan, quantized=True: random_weights(build.weightless_base(plan), plan.device)
+            engine.check_checkpoint = lambda plan: {}  # there are no files to check
         plan = make_plan(config, source, probe_device())
         runs = RunFolder.create(config.run_dir)
         plan.save(runs.plan)
         started = time.perf_counter()
-        history = sys.argv[-1] == "keep"
         if history:
             torch.cuda.memory._record_memory_history(context=None, max_entries=2_000_000)
-        with LiveView(case.name, Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
-            report = engine.train(plan, source, RunData(samples, []), runs, view)
-        if history:
-            trace = torch.cuda.memory._snapshot()["device_traces"][0]
-            events = [[entry["action"], entry["addr"], entry["size"]] for entry in trace]
-            out.with_suffix(".trace.gz").write_bytes(gzip.compress(json.dumps(events).encode()))
-        gc.collect()
-        free, total = torch.cuda.mem_get_info()
-        result = {
-            "case": case.name,
-            "allocated_bytes": report.peak_allocated_bytes,
-            "reserved_bytes": report.peak_reserved_bytes,
-            "check_piece_bytes": DIGEST_BYTES,
-            "longest_row_tokens": report.longest_row.tokens,
-            "seconds": round(time.perf_counter() - started, 1),
-            "gpu": report.gpu,
-            "gpu_total_bytes": total,
-        }
+        try:
+            with LiveView(case.name, Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
+                report = engine.train(plan, source, RunData(samples, []), runs, view)
+        except OutOfMemory:
+            out.write_text(json.dumps({"case": case.name, "out_of_memory": True}), encoding="utf-8")
+            return
+    if history:
+        trace = torch.cuda.memory._snapshot()["device_traces"][0]
+        events = [[entry["action"], entry["addr"], entry["size"]] for entry in trace]
+        out.with_suffix(".trace.gz").write_bytes(gzip.compress(json.dumps(events).encode()))
+    result = {
+        "case": case.name,
+        "allocated_bytes": report.peak_allocated_bytes,
+        "reserved_bytes": report.peak_reserved_bytes,
+        "parts": report.memory_measured.parts,
+        **loaded,
+        "longest_row_tokens": report.longest_row.tokens,
+        "seconds": round(time.perf_counter() - started, 1),
+        "gpu": report.gpu,
+        "gpu_total_bytes": total,
+    }
     out.write_text(json.dumps(result), encoding="utf-8")
 
 
+def write_weights(folder: str) -> None:
+    """Fill a folder that has a config.json with random weights in bf16."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with torch.device("cuda"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+
+
 def main() -> int:
-    """Measure the cases; arguments: OUT.json, CATALOGUE, name filter, names whose allocation history is kept."""
+    """Measure the cases; arguments: OUT.json, CATALOGUE, pattern of names, names whose allocation history is kept."""
     out, catalogue = Path(sys.argv[1]), Path(sys.argv[2])
     wanted = sys.argv[3] if len(sys.argv) > 3 else ""
-    cases = [case for case in CASES if wanted in case.name]
+    cases = [case for case in CASES if re.search(wanted, case.name)]
+    results = []
     with tempfile.TemporaryDirectory() as folder:
+
+        def measured(case: Case) -> str:
+            options = ["--history"] if case.name in sys.argv[4:] else []
+            return in_its_own_process(case, catalogue, Path(folder) / f"{case.name}.json", options)
+
         with ThreadPoolExecutor(AT_A_TIME) as pool:
-            for name, error in pool.map(lambda case: _in_its_own_process(case, catalogue, Path(folder)), cases):
-                print(name, error or "ok", flush=True)
-        results = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
+            for case, error in zip(cases, pool.map(measured, cases), strict=True):
+                print(case.name, error or "ok", flush=True)
+                results = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
+                # After each case: what is measured is kept if the rest takes too long.
+                text = json.dumps({"versions": library_versions(), "runs": results}, indent=1)
+                out.write_text(text + "\n", encoding="utf-8")
         for trace in Path(folder).glob("*.trace.gz"):
             (out.parent / trace.name).write_bytes(trace.read_bytes())
-    out.write_text(json.dumps({"versions": library_versions(), "runs": results}, indent=1) + "\n", encoding="utf-8")
     print(f"{len(results)} of {len(cases)} cases measured")
     return int(len(results) < len(cases))
 
 
-def _in_its_own_process(case: Case, catalogue: Path, folder: Path) -> tuple[str, str]:
-    """Measure one case; return its name and the end of what went wrong, if anything."""
+def in_its_own_process(case: Case, catalogue: Path, out: Path, options: list[str]) -> str:
+    """Measure one case into `out`; return the end of what went wrong, if anything."""
     settings = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if case.expandable else {}
-    keep = ["keep"] if case.name in sys.argv[4:] else []
     done = subprocess.run(
-        [sys.executable, __file__, "--one", case.name, str(catalogue), str(folder / f"{case.name}.json"), *keep],
+        [sys.executable, __file__, "--one", case.name, str(catalogue), str(out), *options],
         env={**{k: v for k, v in os.environ.items() if k != "PYTORCH_ALLOC_CONF"}, **settings},
         capture_output=True,
         text=True,
     )
-    return case.name, done.stderr[-1500:] if done.returncode else ""
+    return done.stderr[-1500:] if done.returncode else ""
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--one":
-        run(next(case for case in CASES if case.name == sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+    if sys.argv[1] == "--weights":
+        write_weights(sys.argv[2])
+    elif sys.argv[1] == "--one":
+        name, catalogue, out, *options = sys.argv[2:]
+        cap = next((int(option) for option in options if option.isdigit()), None)
+        chosen = next(case for case in CASES if case.name == name)
+        run(chosen, Path(catalogue), Path(out), cap, history="--history" in options)
     else:
         sys.exit(main())

@@ -196,6 +196,8 @@ class CachingAllocator:
         return True
 
     def _expand(self, pool: Pool, size: int) -> Block | None:
+        if size > self.address_space_bytes:
+            return None
         block = self._lowest_room(pool, size)
         if not block.mapped and not self._map(pool, block, min(block.size, size)):
             return None

@@ -159,10 +159,6 @@ class Recorder(TorchDispatchMode):
         self.log.tags[self._count] = self.log.tags[handle]
         return self._count
 
-    def handle_of(self, tensor: Tensor) -> int:
-        """Return the handle of a recorded tensor."""
-        return self._handles[tensor.untyped_storage()._cdata]
-
     def stop(self) -> None:
         """Record no longer what becomes of the tensors."""
         self._live.clear()

@@ -77,8 +77,8 @@ class MemoryReport:
     """`train.jsonl:12`, or that it was made up as large as the config allows."""
     tokens: dict[str, int]
     flops_per_row: float
-    """Floating-point operations of forward, recomputation and backward for one row as long as the longest."""
+    """Floating-point operations of forward, recomputation and backward for a row, the mean of those simulated."""
     fast: bool
-    """Whether one batch was simulated and the others repeated from it."""
+    """Whether two batches were simulated and their step repeated, in place of six, and no answer."""
     seconds: float
     versions: dict[str, str]

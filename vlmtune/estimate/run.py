@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from vlmtune.data.encode import Encoded
     from vlmtune.estimate.peaks import Peaks
     from vlmtune.estimate.record import Hidden
+    from vlmtune.estimate.simulate import Batch, Steps
 
-STEPS = 2
-"""The optimizer's states exist from the end of the first step on: the second is the steady one."""
 SMALLEST_SHARE_BYTES = 2**20
+SHARES_OF_LONGEST = (1.0, 0.75, 0.5, 0.25)
+"""Texts of the made-up rows: batches of other lengths leave holes that the longest cannot use."""
+SHORTEST_TEXT_TOKENS = 16
 ANSWER_TOKENS = 256
 """What `vlmtune evaluate` lets a model write at most."""
 WORST_SHARE = 100
@@ -43,8 +45,9 @@ def estimate_largest(
         from vlmtune.estimate.inputs import largest_row
         from vlmtune.models.build import family_of
 
-        row = largest_row(plan, source, family_of(plan))
-        return _estimate(plan, [row] * plan.batch_size, 0, target, fast)
+        family = family_of(plan)
+        rows = [largest_row(plan_of_texts(plan, share), source, family) for share in SHARES_OF_LONGEST]
+        return _estimate(_Work(plan, _made_up_steps(plan, rows, fast), rows[0], fast), target)
 
     decided_by = [dataclasses.asdict(plan), source.config, source.preprocessor, _memory_of(target), fast]
     return dataclasses.replace(_held_to(cached(decided_by, made), target), preset=config.preset)
@@ -66,8 +69,7 @@ def estimate_plan(
     plan: RunPlan, source: ModelSource, samples: list[Sample], target: Target, *, fast: bool = False
 ) -> MemoryReport:
     """Return what a plan that is about to run needs for the longest of its rows; raises as `estimate_rows` does."""
-    rows = _Rows(plan, source, samples)
-    return rows.estimate(0, target, fast)
+    return _Rows(plan, source, samples).estimate(0, target, fast)
 
 
 def without_worst(
@@ -96,7 +98,7 @@ class _Rows:
         self.measured: list[RowTokens] = measure_rows(samples, processor, family, plan, source)
         refuse_too_long(self.measured, plan)
         self.rows: TuneDataset = TuneDataset(samples, processor, family, plan)
-        self.pad_token_id = Collator(processor).pad_token_id
+        self.collator = Collator(processor)
         self.order = sorted(range(len(samples)), key=lambda index: -self.measured[index].total)
 
     def longest(self, skipped: int) -> "RowTokens":
@@ -105,11 +107,67 @@ class _Rows:
 
     def estimate(self, skipped: int, target: Target, fast: bool) -> MemoryReport:
         """Return what the plan needs without its longest rows."""
-        chosen = self.order[skipped : skipped + self.plan.batch_size]
-        encoded = [self.rows[index] for index in chosen]
-        decided_by = [dataclasses.asdict(self.plan), _memory_of(target), fast, *map(_digest, encoded)]
-        report = cached(decided_by, lambda: _estimate(self.plan, encoded, self.pad_token_id, target, fast))
-        return _held_to(report, target)
+        from torch.utils.data import Subset
+
+        from vlmtune.estimate.steps import sampled_steps, two_lengths
+
+        size, kept = self.plan.batch_size, self.order[skipped:]
+        if fast:
+            middle = len(kept) // 2
+            batches = (self._batch(kept[start : start + size]) for start in (0, middle))
+            steps = two_lengths(self.plan, *batches)
+        else:
+            rows = Subset(self.rows, kept)
+            steps = sampled_steps(self.plan, rows, [self.measured[index].total for index in kept], self.collator)
+        work = _Work(self.plan, steps, self.rows[kept[0]], fast)
+        decided_by = [dataclasses.asdict(self.plan), _memory_of(target), work.longest.where, work.digest()]
+        return _held_to(cached(decided_by, lambda: _estimate(work, target)), target)
+
+    def _batch(self, indices: list[int]) -> "Batch":
+        from vlmtune.data.collate import WHERE
+
+        batch = self.collator([self.rows[index] for index in indices])
+        return {name: tensor for name, tensor in batch.items() if name != WHERE}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What is simulated."""
+
+    plan: RunPlan
+    steps: "Steps"
+    longest: "Encoded"
+    fast: bool
+
+    @property
+    def longest_batch(self) -> "Batch":
+        """The longest row on its own, as the loss of held-out rows takes it."""
+        return self.longest.tensors | {"labels": self.longest.labels}
+
+    def digest(self) -> list:
+        """Return what of the batches decides the memory: sizes of tensors, and the values of whole numbers."""
+        batches = [batch for step in self.steps for batch in step]
+        return [self.fast, *([(key, value.shape, _values(value)) for key, value in batch.items()] for batch in batches)]
+
+
+def _made_up_steps(plan: RunPlan, rows: list["Encoded"], fast: bool) -> "Steps":
+    """Return steps of batches of equal rows, in the order in which the trainer takes rows: the longest first."""
+    from vlmtune.data.collate import WHERE, collate
+    from vlmtune.estimate.steps import two_lengths
+
+    batches = [collate([row] * plan.batch_size, 0) for row in rows]
+    for batch in batches:
+        del batch[WHERE]
+    if fast:
+        return two_lengths(plan, batches[0], batches[2])
+    if plan.gradient_accumulation_steps == 1:
+        return [[batch] for batch in batches[:3]]
+    return [batches[:2], batches[2:], [batches[0], batches[2]]]
+
+
+def plan_of_texts(plan: RunPlan, share: float) -> RunPlan:
+    """Return the plan with texts of a share of its `max_length`."""
+    return dataclasses.replace(plan, max_length=max(SHORTEST_TEXT_TOKENS, round(plan.max_length * share)))
 
 
 def _memory_of(target: Target) -> dict:
@@ -125,11 +183,6 @@ def _held_to(report: MemoryReport, target: Target) -> MemoryReport:
     return dataclasses.replace(report, budget_bytes=budget, fits=most_bytes <= budget)
 
 
-def _digest(row: "Encoded") -> list:
-    """Return what of a row decides the memory: the sizes of its tensors, and the values of whole numbers."""
-    return [row.where, *((name, tensor.shape, _values(tensor)) for name, tensor in sorted(row.tensors.items()))]
-
-
 def _values(tensor: "Tensor") -> str | None:
     return None if tensor.is_floating_point() else hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
@@ -142,18 +195,11 @@ def _plan_for(config: TrainingConfig, source: ModelSource, target: Target) -> Ru
     return dataclasses.replace(plan, model=str(entry.folder)) if entry else plan
 
 
-def _estimate(plan: RunPlan, rows: list["Encoded"], pad: int, target: Target, fast: bool) -> MemoryReport:
-    """Estimate with the worst batch in each place of a step: its gradients beside those of the batch before it.
-
-    `budget_bytes` and `fits` are left to `_held_to`.
-    """
-    from vlmtune.data.collate import WHERE, collate
-
+def _estimate(work: _Work, target: Target) -> MemoryReport:
+    """Return the report; `budget_bytes` and `fits` are left to `_held_to`."""
     started = time.perf_counter()
-    batch, longest = collate(rows, pad), collate(rows[:1], pad)
-    del batch[WHERE], longest[WHERE]
-    peaks = _peaks(plan, batch, longest, target, fast)
-    row = rows[0]
+    plan, row, fast = work.plan, work.longest, work.fast
+    peaks = _peaks(work, target)
     return MemoryReport(
         model=plan.model_name,
         preset=None,
@@ -166,7 +212,7 @@ def _estimate(plan: RunPlan, rows: list["Encoded"], pad: int, target: Target, fa
         breakdown=_breakdown(peaks, target.card),
         parts=_parts(peaks),
         peak_at=peaks.at[peaks.highest],
-        phases=(*peaks.phases.values(), *([] if fast else [_answering(plan, longest, target)])),
+        phases=(*peaks.phases.values(), *([] if fast else [_answering(plan, work.longest_batch, target)])),
         worst_row=row.where,
         tokens={
             "text": row.num_text_tokens,
@@ -180,16 +226,13 @@ def _estimate(plan: RunPlan, rows: list["Encoded"], pad: int, target: Target, fa
     )
 
 
-def _peaks(
-    plan: RunPlan, batch: dict[str, "Tensor"], longest: dict[str, "Tensor"], target: Target, fast: bool
-) -> "Peaks":
-    """Return the peaks of two steps and an evaluation."""
+def _peaks(work: _Work, target: Target) -> "Peaks":
+    """Return the peaks of the steps and of an evaluation."""
     from vlmtune.estimate.peaks import peaks_of
     from vlmtune.estimate.simulate import Run, simulate
 
-    steps = [[batch] * plan.gradient_accumulation_steps] * STEPS
-    run = Run(steps, _hidden_of(target.card), evaluated=longest, repeat=fast)
-    return peaks_of(simulate(plan, run), target.expandable_segments)
+    run = Run(work.steps, _hidden_of(target.card), evaluated=work.longest_batch, repeat=work.fast)
+    return peaks_of(simulate(work.plan, run), target.expandable_segments)
 
 
 def _hidden_of(card: Card) -> "Hidden":
@@ -200,7 +243,7 @@ def _hidden_of(card: Card) -> "Hidden":
     return hidden_of(card.sm, None if None in measured else measured)
 
 
-def _answering(plan: RunPlan, longest: dict[str, "Tensor"], target: Target) -> Phase:
+def _answering(plan: RunPlan, longest: "Batch", target: Target) -> Phase:
     """Return the peak of `vlmtune evaluate` on the longest row, question and answer read, an answer written.
 
     Two tokens are simulated: what the second one adds, each further one adds.

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -18,7 +18,7 @@ from vlmtune.estimate.allocator import EMPTY_CACHE, RESET_PEAK
 from vlmtune.estimate.attention import attention_of
 from vlmtune.estimate.load import load_checkpoint
 from vlmtune.estimate.record import ACTIVATIONS, GRADIENTS, Hidden, Log, Recorder, no_hidden
-from vlmtune.estimate.repeat import StepCuts, gradients_noted, repeat_step
+from vlmtune.estimate.repeat import repeat_step
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.plan import RunPlan
 
@@ -43,7 +43,7 @@ class Run:
     evaluated: Batch | None = None
     """One held-out row, whose loss is computed after the steps."""
     repeat: bool = False
-    """Simulate one batch and repeat the rest of two steps from it; all batches must be the same."""
+    """Append the first step once more, as it is when the optimizer's states exist, without simulating it."""
 
 
 def simulate(plan: RunPlan, run: Run) -> Log:
@@ -110,27 +110,25 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
 
 
 def _record_steps(model: nn.Module, plan: RunPlan, run: Run, recorder: Recorder) -> None:
-    optimizer = build_optimizer(model, plan)
-    for number, batches in enumerate(run.steps[:1] if run.repeat else run.steps, 1):
+    optimizer, ends = build_optimizer(model, plan), [len(recorder.log.events)]
+    for number, batches in enumerate(run.steps, 1):
         recorder.log.begin(f"step {number}")
-        cuts = StepCuts(batch=len(recorder.log.events))
-        with gradients_noted(model, recorder, cuts) if run.repeat else nullcontext():
-            _forward_and_backward(model, plan, batches, recorder, most=1 if run.repeat else None)
-        cuts.optimizer = len(recorder.log.events)
+        _forward_and_backward(model, plan, batches, recorder)
         _update(model, plan, optimizer, recorder)
         gc.collect()
-        cuts.end = len(recorder.log.events)
-        if run.repeat:
-            repeat_step(recorder, cuts, accumulates=len(batches) > 1)
-        if run.repeat or number == CHECKED_STEP:
+        ends.append(len(recorder.log.events))
+        if number == CHECKED_STEP:
+            _first_step_check(model, recorder)
+    if run.repeat:
+        recorder.log.begin(f"step {len(run.steps) + 1}")
+        repeat_step(recorder, *ends[:2])
+        if len(run.steps) < CHECKED_STEP:
             _first_step_check(model, recorder)
 
 
-def _forward_and_backward(
-    model: nn.Module, plan: RunPlan, batches: list[Batch], recorder: Recorder, most: int | None
-) -> None:
+def _forward_and_backward(model: nn.Module, plan: RunPlan, batches: list[Batch], recorder: Recorder) -> None:
     num_items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
-    for batch in _different(batches)[:most]:
+    for batch in _different(batches):
         recorder.log.num_rows += len(batch["labels"])
         recorder.kind = "inputs"
         inputs = _copied(batch)

@@ -5,7 +5,7 @@ from itertools import count, islice
 
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.engine.trainer import LengthGroupedOrder
-from vlmtune.estimate.simulate import Steps
+from vlmtune.estimate.simulate import Batch, Steps
 from vlmtune.plan import RunPlan
 
 NUM_STEPS = 3
@@ -24,6 +24,18 @@ def first_steps(
     num_steps = min(num_steps, plan.max_steps or num_steps)
     batch_of = _once(rows, collator)
     return [[batch_of(batch) for batch in step] for step in islice(_order(plan, lengths), num_steps)]
+
+
+def sampled_steps(plan: RunPlan, rows: Sequence, lengths: list[int], collator: Collator) -> Steps:
+    """Return the first steps with the first and the last of each one's batches: those between differ less."""
+    batch_of = _once(rows, collator)
+    steps = islice(_order(plan, lengths), min(NUM_STEPS, plan.max_steps or NUM_STEPS))
+    return [[batch_of(batch) for batch in (step if len(step) <= 2 else (step[0], step[-1]))] for step in steps]
+
+
+def two_lengths(plan: RunPlan, longest: Batch, other: Batch) -> Steps:
+    """Return the fewest steps that show what batches of different lengths do to each other's memory."""
+    return [[longest, other]] if plan.gradient_accumulation_steps > 1 else [[longest], [other]]
 
 
 def _order(plan: RunPlan, lengths: list[int]):
