@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest lint bench gpu gpu-check docs architectures catalogue guide plans clean
+.PHONY: help install demo test test-oldest lint bench gpu gpu-check gpu-cap docs architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,11 +41,14 @@ lint: install  ## check and format the code
 bench: install  ## measure the start-up time of the light commands
 	$(BIN)/python tests/bench/startup.py
 
-gpu-check: install  ## estimate every measured GPU run anew and hold the error bounds; needs no GPU, seven minutes
+gpu-check: install  ## estimate every measured GPU run anew and hold the error bounds; needs no GPU, ten minutes
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/gpu/test_measured.py
 
-gpu: install  ## train the 42 cases on the GPU at hand and write what the allocator showed; about seven minutes
+gpu: install  ## train the 62 cases on the GPU at hand and write what the allocator showed; about eight minutes
 	$(BIN)/python tests/gpu/measure.py tests/gpu/measured/here.json vlmtune/models/catalog
+
+gpu-cap: install  ## train plans under a cap a little above and below their estimate, on the GPU at hand; about five minutes
+	$(BIN)/python tests/gpu/cap.py tests/gpu/measured/cap-here.json
 
 docs: install  ## renew what is generated: the README's tables, configs/schema.json, configs/all-keys.yaml
 	$(BIN)/python docs/renew.py

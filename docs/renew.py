@@ -1,4 +1,4 @@
-"""Renews what is generated from the code (`make docs`): the README's config table, the schema, all-keys, the picture.
+"""Renews what is generated (`make docs`): the README's tables of keys and of errors, the schema, all-keys, the picture.
 
 The picture of the live view is drawn from live-view.jsonl, the log of a real run; its caption in the README names it.
 """
@@ -13,14 +13,28 @@ from vlmtune.engine.monitor import render
 from vlmtune.report import StepRecord
 
 ROOT = Path(__file__).parents[1]
-START, END = "<!-- config table: start -->\n", "<!-- config table: end -->"
 
 
-def renew_readme() -> None:
-    """Put the current config table between the README's markers."""
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(START)
-    readme.write_text(before + START + config_table_markdown() + END + rest.partition(END)[2], encoding="utf-8")
+def between(name: str) -> tuple[str, str]:
+    """Return the README's marks around a generated table."""
+    return f"<!-- {name} table: start -->\n", f"<!-- {name} table: end -->"
+
+
+def errors_table() -> str:
+    """Return how far estimates are off, without the single runs: the first table that compare.py wrote."""
+    lines = (ROOT / "tests/gpu/measured/errors.md").read_text(encoding="utf-8").splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("|"))
+    last = lines.index("", first)
+    return "\n".join(lines[first:last]) + "\n"
+
+
+def renewed(readme: str) -> str:
+    """Return the README with its tables as they are."""
+    for name, table in (("config", config_table_markdown()), ("errors", errors_table())):
+        start, end = between(name)
+        before, _, rest = readme.partition(start)
+        readme = before + start + table + end + rest.partition(end)[2]
+    return readme
 
 
 def draw_live_view() -> None:
@@ -35,7 +49,8 @@ def draw_live_view() -> None:
 
 def main() -> None:
     """Renew everything."""
-    renew_readme()
+    readme = ROOT / "README.md"
+    readme.write_text(renewed(readme.read_text(encoding="utf-8")), encoding="utf-8")
     (ROOT / "configs" / "schema.json").write_text(schema_json(), encoding="utf-8")
     (ROOT / "configs" / "all-keys.yaml").write_text(all_keys_yaml(), encoding="utf-8")
     draw_live_view()

@@ -1,21 +1,41 @@
 """The README's generated parts are current."""
 
+import importlib.util
 from pathlib import Path
 
-import pytest
-
-from vlmtune.config.docs import config_table_markdown
-
-README = Path(__file__).parents[2] / "README.md"
-START, END = "<!-- config table: start -->\n", "<!-- config table: end -->"
+ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_holds_the_config_table():
-    if not README.exists():
-        pytest.skip("there is no README yet")
-    text = README.read_text(encoding="utf-8")
-    assert START in text and END in text, f"README.md needs the lines {START.strip()} and {END}"
-    held = text.partition(START)[2].partition(END)[0]
-    assert held.strip() == config_table_markdown().strip(), (
-        "renew it: python -c 'from vlmtune.config.docs import *; print(config_table_markdown())'"
-    )
+def renew():
+    """The module that makes them."""
+    spec = importlib.util.spec_from_file_location("renew", ROOT / "docs" / "renew.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_holds_the_tables_of_keys_and_of_errors():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("config", "errors"):
+        assert all(mark.strip() in text for mark in renew().between(name)), f"README.md needs the marks of {name}"
+    assert text == renew().renewed(text), "renew it: make docs"
+
+
+def test_a_changed_table_would_be_seen():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert renew().renewed(text.replace("| all | 62 |", "| all | 63 |")) == renew().renewed(text)
+    assert text.replace("| all | 62 |", "| all | 63 |") != renew().renewed(text)
+
+
+def test_the_map_names_every_module():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.partition("## Map of the code")[2].partition("| I want")[0]
+    package = ROOT / "vlmtune"
+    named_by_folder = {package / "cli", package / "config", package / "data", package / "demo"}
+    named_by_folder |= {package / "models" / "families", package / "models" / "qwen_vl", package / "models" / "catalog"}
+    missing = [
+        file.relative_to(package).as_posix()
+        for file in package.rglob("*.py")
+        if not file.name.startswith("__") and file.parent not in named_by_folder and file.name not in tree
+    ]
+    assert missing == []

@@ -60,7 +60,7 @@ def test_the_error_names_rows_and_bytes(project, fail_at):
     stopped = project.train("oom", "training.batch_size=2")
     assert stopped.code == 1
     head, hint = stopped.stderr.splitlines()
-    assert head.startswith("error: out of GPU memory at rows.jsonl:6, rows.jsonl:")
+    assert head.startswith("error: out of GPU memory at rows.jsonl:6 and ")
     assert "(2×70 tokens): 7.00 GiB in tensors, 7.50 GiB reserved, card 8.00 GiB. CUDA out of memory. Tried" in head
     assert hint.startswith("hint:  smaller pictures (data.image_size)")
     assert not project.run("oom").path.exists(), "the next try may have the same name"

@@ -206,7 +206,7 @@ def test_out_of_memory_names_the_changes_that_would_have_fitted(project, card, f
         gc.enable()
     assert stopped.code == 1
     note, error, hint = stopped.stderr.splitlines()
-    assert error.startswith("error: out of GPU memory at rows.jsonl:6, ")
+    assert error.startswith("error: out of GPU memory at rows.jsonl:6 and ")
     assert hint == "hint:  would have fitted: --set training.batch_size=4 --set training.gradient_accumulation_steps=4"
     assert {budget for _, budget in asked[1:]} == {int(7.25 * GIB)}, "what the card really had"
     assert len(alive) > 2 and not any(alive), "the model is freed before anything is computed"

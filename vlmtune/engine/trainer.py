@@ -127,7 +127,8 @@ class TuneTrainer(Trainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
             tokens = "×".join(str(size) for size in inputs["labels"].shape)
-            raise out_of_memory(error, f"at {', '.join(where)} ({tokens} tokens)") from None
+            rows = where[0] + (f" and {len(where) - 1} more" if len(where) > 1 else "")
+            raise out_of_memory(error, f"at {rows} ({tokens} tokens)") from None
         if not torch.isfinite(loss):
             raise VlmtuneError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1}, rows {', '.join(where)}",
