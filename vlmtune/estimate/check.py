@@ -84,7 +84,7 @@ def check(source: ModelSource, folder: Path) -> list[Finding]:
         try:
             result = work()
         except FAILURES as error:
-            findings.append(Finding(name, False, _reason(error).replace(str(folder / "model"), "the model")))
+            findings.append(Finding(name, False, _reason(error, folder)))
             return None
         findings.append(Finding(name, True))
         return result
@@ -99,8 +99,9 @@ def check(source: ModelSource, folder: Path) -> list[Finding]:
     return findings
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, folder: Path) -> str:
     told = error.message if isinstance(error, VlmtuneError) else str(error)
+    told = told.replace(str(folder / "model"), "the model").replace(str(folder / "adapter"), "the adapter's folder")
     return f"{type(error).__name__}: {' '.join(told.split())}"[:LONGEST_REASON]
 
 

@@ -9,7 +9,7 @@ from tiny.rows import TinyModel, colour_rows, tiny_plan
 
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
-from vlmtune.estimate.allocator import RESET_PEAK
+from vlmtune.estimate.check import peak_bytes
 from vlmtune.estimate.peaks import peaks_of, phases_of
 from vlmtune.estimate.record import Log, Recorder, Workspaces, no_hidden
 from vlmtune.estimate.simulate import Run, record_steps, simulate, simulate_answer
@@ -63,26 +63,11 @@ def plan_and_steps(model: TinyModel, folder, sections: dict, num_steps: int = 2)
     return plan, first_steps(plan, rows, lengths, Collator(model.processor), num_steps)
 
 
-def peak(log: Log) -> int:
-    """Most bytes that were live at once, from the beginning of training on."""
-    sizes, live, most, training = {}, 0, 0, False
-    for event in log.events:
-        handle, num_bytes = event
-        if handle > 0:
-            sizes[handle] = num_bytes
-            live += num_bytes
-        elif handle < 0:
-            live -= sizes.pop(-handle)
-        training = training or event == RESET_PEAK
-        most = max(most, live) if training else 0
-    return most
-
-
 @pytest.mark.parametrize(("name", "sections"), PLANS, ids=str)
 def test_simulated_peak_is_the_real_one(name, sections, models, tmp_path):
     plan, steps = plan_and_steps(models(name), tmp_path, sections)
-    real = peak(record_steps(build_model(plan).train(), plan, Run(steps, load=None)))
-    simulated = peak(simulate(plan, Run(steps, load=None)))
+    real = peak_bytes(record_steps(build_model(plan).train(), plan, Run(steps, load=None)))
+    simulated = peak_bytes(simulate(plan, Run(steps, load=None)))
     assert simulated == pytest.approx(real, rel=TOLERANCE)
 
 
