@@ -168,7 +168,7 @@ def test_show_of_an_unknown_model_names_the_nearest(run_cli):
     assert answer.stderr.splitlines() == [
         "error: llava-hf/llava-1.5-7b is not in the catalogue",
         "hint:  did you mean llava-hf/llava-1.5-7b-hf, llava-hf/llava-1.5-13b-hf, llava-hf/llava-v1.6-mistral-7b-hf? "
-        "`vlmtune models list` lists it; `vlmtune models check llava-hf/llava-1.5-7b` tries any other",
+        "`vlmtune models list` shows those that are; `vlmtune models check llava-hf/llava-1.5-7b` tries any other",
     ]
 
 
