@@ -38,7 +38,8 @@ def show_model(
         did_you_mean = f"did you mean {', '.join(near)}? " if near else ""
         raise VlmtuneError(
             f"{model[:100]} is not in the catalogue",
-            f"{did_you_mean}`vlmtune models list` shows those that are; `vlmtune models check {model[:100]}` tries any other",
+            f"{did_you_mean}`vlmtune models list` shows those that are; "
+            f"`vlmtune models check {model[:100]}` tries any other",
         )
     known = stored(entry.model_id)
     if as_json:

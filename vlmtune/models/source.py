@@ -21,7 +21,7 @@ class ModelSource:
     config: dict[str, Any]
     """config.json; its sizes are whole numbers within reason."""
     preprocessor: dict[str, Any]
-    """preprocessor_config.json, or the image part of processor_config.json; empty when there is neither."""
+    """preprocessor_config.json, or class and image part of processor_config.json; empty when there is neither."""
     revision: str | None = None
     """The commit of a hub model: its files are the same ever after."""
 
@@ -60,8 +60,10 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
     if (folder / "preprocessor_config.json").is_file():
         return _read_json(folder / "preprocessor_config.json")
     if (folder / "processor_config.json").is_file():
-        settings = _read_json(folder / "processor_config.json").get("image_processor", {})
-        return settings if isinstance(settings, dict) else {}
+        whole = _read_json(folder / "processor_config.json")
+        settings = whole.get("image_processor")
+        named = {key: whole[key] for key in ("processor_class",) if isinstance(whole.get(key), str)}
+        return {**named, **settings} if isinstance(settings, dict) else named
     return {}
 
 

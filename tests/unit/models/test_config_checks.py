@@ -75,3 +75,15 @@ def test_a_text_only_model_is_said_to_be_one(tmp_path):
 def test_sections_of_the_wrong_kind(tmp_path, config):
     with pytest.raises(VlmtuneError, match=r"(text_config|model_type) is damaged"):
         opened(tmp_path, json.dumps(config))
+
+
+def test_the_processor_class_of_a_processor_config_is_kept(tmp_path):
+    """Pixtral has the model_type of LLaVA: only the class says how it counts image tokens."""
+    from vlmtune.models.source import open_model
+
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    (tmp_path / "processor_config.json").write_text(
+        '{"processor_class": "PixtralProcessor", "image_processor": {"patch_size": 16}}'
+    )
+    found = open_model(str(tmp_path), None, tmp_path).preprocessor
+    assert found == {"processor_class": "PixtralProcessor", "patch_size": 16}
