@@ -34,7 +34,7 @@ def estimate_vram(
     platform: PlatformOption = None,
     reserve_gib: ReserveOption = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also price every lever: GiB saved, work added.")] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="Simulate one batch and repeat it: sooner, within 1 %.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Simulate one step and repeat it: sooner, within 1 %.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Put two or more CONFIGs side by side.")] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -81,8 +81,9 @@ def _estimated(name: str, loaded: "LoadedConfig", chosen: Chosen, fast: bool) ->
     from rich.console import Console
 
     from vlmtune.cli.memory_view import Estimated
+    from vlmtune.engine.runtime import collector_paused
 
-    with Console(stderr=True).status(f"simulating a training step of {name}…"):
+    with Console(stderr=True).status(f"simulating a training step of {name}…"), collector_paused():
         simulation = _Simulation(loaded)
         report = simulation.report(chosen.target, fast)
         without_worst = simulation.without_worst(chosen.target)

@@ -1,8 +1,11 @@
 """The machine a run finds itself on: device, allocator settings, quiet libraries."""
 
+import gc
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vlmtune.plan import Device
 
@@ -32,6 +35,18 @@ def quiet_libraries() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|accelerate")
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause the garbage collector: imports and simulations make millions of objects, hardly any of them garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def probe_device() -> Device:

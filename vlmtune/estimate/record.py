@@ -6,7 +6,7 @@ What dispatch cannot see (memory taken inside a kernel) comes from `hidden`, a t
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from math import prod
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from vlmtune.estimate.outputs import Outputs, tensors_in
 
 aten = torch.ops.aten
 ARANGE = (aten.arange.default, aten.arange.start, aten.arange.start_step)
@@ -136,6 +138,7 @@ class Recorder(TorchDispatchMode):
         self._live: dict[int, weakref.ref] = {}
         self._handles: dict[int, int] = {}
         self._count = 0
+        self._outputs = Outputs()
 
     def add(self, tensor: Tensor, kind: str, operation: str = "load") -> None:
         """Record a tensor that already exists, such as a weight, or say anew of which kind a recorded one is."""
@@ -202,10 +205,10 @@ class Recorder(TorchDispatchMode):
         if operation is aten.index_put.default and _in_backward():
             # The gradient of indexing: written into fresh zeros in place, except under a dispatch mode.
             operation = aten.index_put_.default
-        out = operation(*args, **kwargs)
+        out = self._outputs.of(operation, args, kwargs)
         if formula := FLOPS_OF.get(operation.overloadpacket):
             self.log.flops += formula(*args, **kwargs, out_val=out)
-        for tensor in _tensors_in(out):
+        for tensor in tensors_in(out):
             self._track(tensor, self._kind_of(tensor), name)
         for size in spaces.kept:
             self.allocate(size, WORKSPACES, name)
@@ -243,7 +246,7 @@ def _in_backward() -> bool:
 
 def _placed(operation, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Return arguments that go together: floats of a weightless computation on meta, whole numbers on the CPU."""
-    tensors = [*_tensors_in(args), *_tensors_in(kwargs)]
+    tensors = [*tensors_in(args), *tensors_in(kwargs)]
     if operation is aten._to_copy.default:
         return args, _copy_target(args[0], kwargs)
     if operation in FACTORIES:
@@ -283,17 +286,6 @@ def _without_masks(indices: list) -> list:
         is_mask = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and index.device.type == "cpu"
         plain += list(index.nonzero(as_tuple=True)) if is_mask else [index]
     return plain
-
-
-def _tensors_in(value) -> Iterator[Tensor]:
-    """Yield the tensors of an operation's arguments or results. torch's own tree functions take half the run's time."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors_in(item)
-    elif isinstance(value, dict):
-        yield from _tensors_in(list(value.values()))
 
 
 def _on_meta(value):
