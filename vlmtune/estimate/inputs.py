@@ -1,7 +1,7 @@
 """The largest row that a config allows, made up: for estimating without a data set and without a tokenizer.
 
 The model's own processor makes it, with a stand-in for its tokenizer; text is as many tokens as `data.max_length`
-allows, half of it answer.
+allows, half of it answer, or more where a Q-Former reads no question that long.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ def largest_row(plan: RunPlan, source: ModelSource, family: Family) -> Encoded:
     settings = family.processor_settings(source.config)
     apply_settings(processor, settings)
     image = Image.new("RGB", (side, side), "grey")
-    num_answer = max(1, plan.max_length // 2)
     shortest = encode(_sample(1, 1), [image], processor, family)
     marks = shortest.num_text_tokens - 2
     ends = int((shortest.labels != IGNORED).sum()) - 1
-    answer = max(1, num_answer - ends)
-    row = encode(_sample(max(1, plan.max_length - marks - answer), answer), [image], processor, family)
+    most_question = _longest_question(processor) if family.qformer else plan.max_length
+    question = min(most_question, max(1, plan.max_length - marks - max(1, plan.max_length // 2 - ends)))
+    row = encode(_sample(question, max(1, plan.max_length - marks - question)), [image], processor, family)
     ids = _own_ids(row.tensors["input_ids"], source.config, processor)
     labels = where(row.labels == IGNORED, IGNORED, ids)
     return dataclasses.replace(row, tensors={**row.tensors, "input_ids": ids}, labels=labels)
@@ -49,6 +49,12 @@ def _sample(question: int, answer: int) -> Sample:
     """Return a row whose question and answer have so many tokens of one character."""
     turns = (Turn("user", (ImageRef(path="made up"), "q" * question)), Turn("assistant", ("a" * answer,)))
     return Sample(turns, "largest row allowed")
+
+
+def _longest_question(processor: ProcessorMixin) -> int:
+    """Return how many tokens of a question a Q-Former reads."""
+    tokenizer = processor.qformer_tokenizer
+    return tokenizer.model_max_length - len(tokenizer("")["input_ids"])
 
 
 def _processor(source: ModelSource, plan: RunPlan) -> ProcessorMixin:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vlmtune.estimate.peaks import Peaks
     from vlmtune.estimate.record import Hidden
     from vlmtune.estimate.simulate import Batch, Steps
+    from vlmtune.estimate.steps import Numbers
 
 SMALLEST_SHARE_BYTES = 2**20
 SHARES_OF_LONGEST = (1.0, 0.75, 0.5, 0.25)
@@ -42,12 +43,15 @@ def estimate_largest(
     plan = _plan_for(config, source, target)
 
     def made() -> MemoryReport:
+        from vlmtune.data.collate import collate
         from vlmtune.estimate.inputs import largest_row
+        from vlmtune.estimate.steps import collated
         from vlmtune.models.build import family_of
 
         family = family_of(plan)
         rows = [largest_row(plan_of_texts(plan, share), source, family) for share in SHARES_OF_LONGEST]
-        return _estimate(_Work(plan, _made_up_steps(plan, rows, fast), rows[0], fast), target)
+        steps = collated(_made_up_steps(plan, fast), rows, lambda batch: collate(batch, 0))
+        return _estimate(_Work(plan, steps, rows[0], fast), target)
 
     decided_by = [dataclasses.asdict(plan), source.config, source.preprocessor, _memory_of(target), fast]
     return dataclasses.replace(_held_to(cached(decided_by, made), target), preset=config.preset)
@@ -109,25 +113,14 @@ class _Rows:
         """Return what the plan needs without its longest rows."""
         from torch.utils.data import Subset
 
-        from vlmtune.estimate.steps import sampled_steps, two_lengths
+        from vlmtune.estimate.steps import collated, fewest_steps, telling_steps
 
-        size, kept = self.plan.batch_size, self.order[skipped:]
-        if fast:
-            middle = len(kept) // 2
-            batches = (self._batch(kept[start : start + size]) for start in (0, middle))
-            steps = two_lengths(self.plan, *batches)
-        else:
-            rows = Subset(self.rows, kept)
-            steps = sampled_steps(self.plan, rows, [self.measured[index].total for index in kept], self.collator)
+        kept = self.order[skipped:]
+        chosen = (fewest_steps if fast else telling_steps)(self.plan, [self.measured[index].total for index in kept])
+        steps = collated(chosen, Subset(self.rows, kept), self.collator)
         work = _Work(self.plan, steps, self.rows[kept[0]], fast)
         decided_by = [dataclasses.asdict(self.plan), _memory_of(target), work.longest.where, work.digest()]
         return _held_to(cached(decided_by, lambda: _estimate(work, target)), target)
-
-    def _batch(self, indices: list[int]) -> "Batch":
-        from vlmtune.data.collate import WHERE
-
-        batch = self.collator([self.rows[index] for index in indices])
-        return {name: tensor for name, tensor in batch.items() if name != WHERE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,19 +143,13 @@ class _Work:
         return [self.fast, *([(key, value.shape, _values(value)) for key, value in batch.items()] for batch in batches)]
 
 
-def _made_up_steps(plan: RunPlan, rows: list["Encoded"], fast: bool) -> "Steps":
-    """Return steps of batches of equal rows, in the order in which the trainer takes rows: the longest first."""
-    from vlmtune.data.collate import WHERE, collate
-    from vlmtune.estimate.steps import two_lengths
-
-    batches = [collate([row] * plan.batch_size, 0) for row in rows]
-    for batch in batches:
-        del batch[WHERE]
-    if fast:
-        return two_lengths(plan, batches[0], batches[2])
+def _made_up_steps(plan: RunPlan, fast: bool) -> "Numbers":
+    """Return steps of batches of equal rows, numbered from the longest on: any two rows may be as long as allowed."""
     if plan.gradient_accumulation_steps == 1:
-        return [[batch] for batch in batches[:3]]
-    return [batches[:2], batches[2:], [batches[0], batches[2]]]
+        steps = [[0], [2], [3]] if fast else [[0], [2], [3], [0]]
+    else:
+        steps = [[0, 0, 3]] if fast else [[0, 0, 2], [1, 2, 3], [0, 0, 3]]
+    return [[[row] * plan.batch_size for row in step[: plan.gradient_accumulation_steps]] for step in steps]
 
 
 def plan_of_texts(plan: RunPlan, share: float) -> RunPlan:

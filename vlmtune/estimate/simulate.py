@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from vlmtune.engine import callbacks
 from vlmtune.engine.evaluate import greedy
 from vlmtune.engine.optim import build_optimizer
+from vlmtune.engine.runtime import collector_paused
 from vlmtune.engine.step import IGNORED, forward_loss
 from vlmtune.estimate.allocator import EMPTY_CACHE, RESET_PEAK
 from vlmtune.estimate.attention import attention_of
@@ -51,7 +52,7 @@ def simulate(plan: RunPlan, run: Run) -> Log:
     model = build_model(plan, weights="none").train()
     gc.freeze()  # what exists already need not be looked through after every step
     try:
-        with _meta_allowed(), attention_of(plan.device):
+        with collector_paused(), _meta_allowed(), attention_of(plan.device):
             return record_steps(model, plan, run)
     finally:
         gc.unfreeze()

@@ -1,11 +1,12 @@
 """Rows made up from the catalogue's configs alone, by each model's own processor."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from vlmtune.config.schema import TrainingConfig
-from vlmtune.data.encode import IGNORED
+from vlmtune.data.encode import IGNORED, Encoded
 from vlmtune.estimate.inputs import TEXT_TOKEN, largest_row
 from vlmtune.models.build import family_of
 from vlmtune.models.catalog import find_entry
@@ -28,16 +29,27 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("model_id", "image_size", "image", "features", "image_id"), ROWS)
-def test_largest_row(model_id, image_size, image, features, image_id, tmp_path):
-    source = open_model(model_id, None, tmp_path, offline_catalog=True)
-    data = {"train_path": "rows.jsonl", "max_length": 300, "image_size": image_size}
+def row_of(model_id: str, folder: Path, max_length: int = 300, image_size: int | None = None) -> Encoded:
+    source = open_model(model_id, None, folder, offline_catalog=True)
+    data = {"train_path": "rows.jsonl", "max_length": max_length, "image_size": image_size}
     config = TrainingConfig.model_validate({"model": {"name": model_id}, "data": data})
     plan = make_plan(config, source, CARD)
     plan = dataclasses.replace(plan, model=str(find_entry(model_id).folder))
-    row = largest_row(plan, source, family_of(plan))
+    return largest_row(plan, source, family_of(plan))
+
+
+@pytest.mark.parametrize(("model_id", "image_size", "image", "features", "image_id"), ROWS)
+def test_largest_row(model_id, image_size, image, features, image_id, tmp_path):
+    row = row_of(model_id, tmp_path, image_size=image_size)
     ids = row.tensors["input_ids"]
     assert (row.num_text_tokens, row.num_image_tokens) == (300, image)
     assert int((ids == image_id).sum()) == features
     assert int((row.labels != IGNORED).sum()) == 150
     assert set(ids[row.labels != IGNORED].tolist()) == {TEXT_TOKEN}
+
+
+def test_what_a_q_former_cannot_read_of_the_question_becomes_answer(tmp_path):
+    row = row_of("Salesforce/instructblip-vicuna-7b", tmp_path, max_length=2048)
+    assert row.num_text_tokens == 2048
+    assert row.tensors["qformer_input_ids"].shape[1] == 512
+    assert int((row.labels != IGNORED).sum()) > 1500

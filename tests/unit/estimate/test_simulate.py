@@ -13,7 +13,7 @@ from vlmtune.estimate.check import peak_bytes
 from vlmtune.estimate.peaks import peaks_of, phases_of
 from vlmtune.estimate.record import Log, Recorder, Workspaces, no_hidden
 from vlmtune.estimate.simulate import Run, record_steps, simulate, simulate_answer
-from vlmtune.estimate.steps import first_steps
+from vlmtune.estimate.steps import collated, first_steps
 from vlmtune.models.build import build_model
 
 TOLERANCE = 0.005
@@ -60,7 +60,7 @@ def plan_and_steps(model: TinyModel, folder, sections: dict, num_steps: int = 2)
     plan = tiny_plan(model.folder, **{**sections, "training": training})
     rows = TuneDataset(colour_rows(folder), model.processor, model.family, plan)
     lengths = [rows[index].labels.shape[1] for index in range(len(rows))]
-    return plan, first_steps(plan, rows, lengths, Collator(model.processor), num_steps)
+    return plan, collated(first_steps(plan, lengths, num_steps), rows, Collator(model.processor))
 
 
 @pytest.mark.parametrize(("name", "sections"), PLANS, ids=str)
