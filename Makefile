@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest lint bench gpu gpu-check gpu-cap docs architectures catalogue guide plans clean
+.PHONY: help install demo test test-oldest lint bench gpu gpu-check gpu-errors gpu-cap docs architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,7 +44,11 @@ bench: install  ## measure the start-up time of the light commands
 gpu-check: install  ## estimate every measured GPU run anew and hold the error bounds; needs no GPU, ten minutes
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/gpu/test_measured.py
 
-gpu: install  ## train the 62 cases on the GPU at hand and write what the allocator showed; about eight minutes
+gpu-errors:  ## estimate them with the library versions that were measured and write the table of errors
+	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+	.venv-oldest/bin/python tests/gpu/compare.py
+
+gpu: install  ## train the 81 cases on the GPU at hand and write what the allocator showed; about 13 minutes
 	$(BIN)/python tests/gpu/measure.py tests/gpu/measured/here.json vlmtune/models/catalog
 
 gpu-cap: install  ## train plans under a cap a little above and below their estimate, on the GPU at hand; about five minutes

@@ -6,7 +6,7 @@ Models have their real sizes and random weights; tokenizers are byte-level stand
 import json
 import random
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -19,8 +19,6 @@ from vlmtune.data.types import Sample
 from vlmtune.models.families.standin import standin_processor
 from vlmtune.models.source import ModelSource, open_model
 from vlmtune.models.tiny import set_token_ids
-
-ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,9 @@ class Case:
     """Config values by dotted key."""
     from_checkpoint: bool = False
     """Whether weights are loaded from files, as users' are, or made on the card."""
+    rows: int = 4
+    mixed_images: bool = False
+    """Whether images have half to all of `image_px`, or all have the same size."""
 
 
 def config_of(case: Case, folder: Path) -> TrainingConfig:
@@ -102,10 +103,11 @@ def _write_rows(case: Case, folder: Path) -> None:
     """Rows of growing length; the last is the longest, half of it answer."""
     rng = random.Random(0)
     lines = []
-    for index in range(ROWS):
+    for index in range(case.rows):
         picture = folder / f"{index}.png"
-        Image.effect_noise(case.image_px, 64).convert("RGB").save(picture)
-        chars = case.text_chars * (index + 1) // ROWS
+        share = rng.uniform(0.5, 1) if case.mixed_images else 1
+        Image.effect_noise(tuple(round(side * share) for side in case.image_px), 64).convert("RGB").save(picture)
+        chars = case.text_chars * (index + 1) // case.rows
         words = "".join(rng.choice("abcdefgh ") for _ in range(chars)).strip() or "ab"
         half = max(1, len(words) // 2)
         row = {"image": picture.name, "question": words[:half].strip() or "a", "answer": words[half:].strip() or "b"}
@@ -132,12 +134,41 @@ UNSEEN = {
     "granite-2b": "ibm-granite__granite-vision-3.2-2b",
     "qwen2-vl-2b": "Qwen__Qwen2-VL-2B-Instruct",
     "gemma4-e2b": "google__gemma-4-E2B-it",
+    "gemma3n-e2b": "google__gemma-3n-E2B-it",
+    "gemma-12b": "google__gemma-3-12b-it",
+    "paligemma2-3b": "google__paligemma2-3b-pt-224",
+    "fastvlm-0.5b": "KamilaMila__FastVLM-0.5B",
+    "minicpm-v-1.3b": "openbmb__MiniCPM-V-4.6",
+    "pixtral-12b": "mistral-community__pixtral-12b",
+    "mistral-24b": "mistralai__Mistral-Small-3.1-24B-Instruct-2503",
 }
 """Models that no rule was found on: their runs test the rules blind."""
+EPOCHS = {
+    "training.gradient_accumulation_steps": 4,
+    "training.max_steps": 14,
+}
+"""More than two epochs of 24 rows."""
 KEEP = {"hardware.gradient_checkpointing": False}
 FP32_STATES = {"training.optim": "adamw"}
 UNPAGED = {"training.optim": "adamw_8bit"}
 TOWER_16BIT = {"training.quantization.quantize_vision_tower": False}
+
+RANK_64 = {"training.lora.rank": 64, **FP32_STATES}
+LONG = (
+    Case("qwen3-2b-epochs", QWEN3_2B),
+    Case("qwen3-2b-epochs-native", QWEN3_2B, expandable=False),
+    Case("qwen3-2b-epochs-rank64", QWEN3_2B, settings=RANK_64),
+    Case("qwen3-4b-epochs-batch2", QWEN3_4B, settings={"training.batch_size": 2}),
+    Case("qwen25-3b-epochs-native", QWEN25_3B, expandable=False),
+    Case("qwen25-7b-epochs", QWEN25_7B, settings=RANK_64),
+    Case("llava-7b-epochs", LLAVA_7B),
+    Case("llava-7b-epochs-native", LLAVA_7B, expandable=False, settings=RANK_64),
+    Case("smol-2b-epochs", SMOL_2B),
+    Case("gemma-4b-epochs", GEMMA_4B),
+    Case("pali-3b-epochs", PALI_3B, settings={"training.gradient_accumulation_steps": 1}),
+    Case("internvl3-2b-epochs-native", UNSEEN["internvl3-2b"], expandable=False),
+)
+"""Runs of some epochs over rows of many lengths."""
 
 CASES = (
     Case("qwen3-2b", QWEN3_2B),
@@ -146,7 +177,7 @@ CASES = (
     Case("qwen3-2b-large-image", QWEN3_2B, image_px=(1280, 960)),
     Case("qwen3-2b-batch4", QWEN3_2B, settings={"training.batch_size": 4}),
     Case("qwen3-2b-keep", QWEN3_2B, settings=KEEP),
-    Case("qwen3-2b-rank64", QWEN3_2B, settings={"training.lora.rank": 64, **FP32_STATES}),
+    Case("qwen3-2b-rank64", QWEN3_2B, settings=RANK_64),
     Case("qwen3-2b-lora", QWEN3_2B, settings={"training.method": "lora"}),
     Case("qwen3-4b", QWEN3_4B),
     Case("qwen3-4b-native", QWEN3_4B, expandable=False, settings=UNPAGED),
@@ -189,4 +220,5 @@ CASES = (
     Case("pali-3b-files", PALI_3B, from_checkpoint=True),
     Case("qwen3-4b-files", QWEN3_4B, settings={"training.optim": "adamw"}, from_checkpoint=True),
     *(Case(name, model) for name, model in UNSEEN.items()),
+    *(replace(case, rows=24, text_chars=600, mixed_images=True, settings={**EPOCHS, **case.settings}) for case in LONG),
 )
