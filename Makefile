@@ -38,7 +38,7 @@ lint: install  ## check and format the code
 	$(BIN)/ruff check --fix vlmtune tests
 	$(BIN)/ruff format vlmtune tests
 
-bench: install  ## measure the start-up time of the light commands
+bench: install  ## measure the time of the light commands and of an estimate
 	$(BIN)/python tests/bench/startup.py
 
 gpu-check: install  ## estimate every measured GPU run anew and hold the error bounds; needs no GPU, ten minutes

@@ -25,7 +25,6 @@ from vlmtune.models.source import ModelSource, open_model
 from vlmtune.report import library_versions
 
 TESTS = Path(__file__).parents[1] / "tests"
-REASON_CHARS = 160
 MEASURED = TESTS / "gpu" / "measured" / "h100.json"
 
 
@@ -52,10 +51,10 @@ def stored_of(entry: Entry) -> Stored:
     source = open_model(entry.model_id, None, FILE.parent, offline_catalog=True)
     today = datetime.date.today().isoformat()
     if entry.family is None:
-        return Stored({}, {}, {}, (), problem_of(source, entry), library_versions(), today)
+        return Stored({}, {}, (), problem_of(source, entry), library_versions(), today)
     tokens = {side_px: image_tokens(source, entry, side_px) for side_px in IMAGE_SIZES_PX}
-    peaks, refused = peaks_of(entry.model_id, source)
-    return Stored(tokens, peaks, refused, measured_of(entry), None, library_versions(), today)
+    peaks = {preset: peak_of(entry.model_id, preset, source) for preset in names()}
+    return Stored(tokens, peaks, measured_of(entry), None, library_versions(), today)
 
 
 def problem_of(source: ModelSource, entry: Entry) -> str:
@@ -72,19 +71,6 @@ def image_tokens(source: ModelSource, entry: Entry, side_px: int) -> int:
     family = find_family(source.config, entry.model_id)
     overrides = family.image_settings(source.config, source.preprocessor, side_px).overrides
     return family.image_tokens(source.config, {**source.preprocessor, **overrides}, side_px, side_px)
-
-
-def peaks_of(model_id: str, source: ModelSource) -> tuple[dict[str, Peak], dict[str, str]]:
-    """Return what each preset takes, and of those that the model cannot be trained with, why."""
-    peaks, refused = {}, {}
-    for preset in names():
-        try:
-            peaks[preset] = peak_of(model_id, preset, source)
-        except VlmtuneError as error:
-            refused[preset] = error.message
-        except (NotImplementedError, RuntimeError) as error:
-            refused[preset] = f"its step cannot be simulated: {' '.join(str(error).split())[:REASON_CHARS]}"
-    return peaks, refused
 
 
 def peak_of(model_id: str, preset: str, source: ModelSource) -> Peak:

@@ -3,6 +3,7 @@
 import os
 import socket
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 
@@ -39,6 +40,15 @@ socket.socket.connect_ex = _refuse(REAL_CONNECT_EX)
 def _nothing_kept(monkeypatch, tmp_path_factory):
     """Give each test a cache folder of its own: no test meets an estimate that another one made."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache", numbered=True)))
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """A function that returns a tiny model by its name, each made once; tests must not change its files."""
+    from tiny.rows import TinyModel
+
+    folder = tmp_path_factory.mktemp("models")
+    return cache(lambda name: TinyModel(name, folder))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def holding() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["internvl", "qwen3_5", "idefics2"])
+@pytest.mark.parametrize("kind", ["internvl", "qwen3_5", "idefics2", "minicpmv4_6"])
 def test_what_the_table_says_is_so(kind, tmp_path):
     findings = check(ModelSource(kind, {"model_type": kind}, {}), tmp_path)
     tried = [[finding.name, finding.holds, finding.reason] for finding in findings]

@@ -1,7 +1,7 @@
 """Every training run measured on a GPU, estimated anew without one; and the runs under a cap.
 
-Bounds of reserved memory over all 62 runs (tests/gpu/measured/errors.md): median of the error's size 0.1 %, 95th
-percentile below 2 %, never more than 1 % too low, and at most 3.1 % too high (Gemma 4). Each run is held to these.
+With the versions that were measured, the bounds over all 81 runs are in tests/gpu/measured/errors.md: median of the
+error's size 0.0 %, 95th percentile 0.7 %, -1.0 to +1.3 %. Each run is held to bounds that other versions keep too.
 """
 
 import json
@@ -12,8 +12,8 @@ from gpu.compare import MEASURED, errors_of
 
 ALLOCATED_PERCENT = (-0.1, 0.5)
 RESERVED_PERCENT = (-1.1, 2.0)
-TOO_HIGH = {"gemma4-e2b"}
-"""3 % too high: its tower's peak. Not looked into."""
+MORE_PERCENT = {"gemma4-e2b": 4, "paligemma2-3b": 2}
+"""What these models take more with newer versions of transformers than with the measured one."""
 IN_EVERY_RUN = {
     "qwen3-2b",
     "qwen3-4b-native",
@@ -24,6 +24,8 @@ IN_EVERY_RUN = {
     "pali-3b-lora",
     "pali-3b-files",
     "instructblip-7b",
+    "pixtral-12b",
+    "qwen3-2b-epochs-rank64",
 }
 
 
@@ -34,7 +36,7 @@ def marked(case: Case):
 @pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_estimate_of_a_measured_run(case):
     errors = errors_of(case)
-    more = 4 if case.name in TOO_HIGH else 0
+    more = MORE_PERCENT.get(case.name, 0)
     assert RESERVED_PERCENT[0] <= errors.reserved <= RESERVED_PERCENT[1] + more
     assert ALLOCATED_PERCENT[0] <= errors.allocated <= ALLOCATED_PERCENT[1] + more
 
@@ -47,10 +49,7 @@ def test_the_table_holds_the_bounds():
     assert (median <= 2, at_95 <= 5, lowest >= -3) == (True, True, True)
 
 
-def test_plans_just_below_the_cap_ran_and_those_above_it_did_as_the_allocator_s_model_says():
+def test_plans_ran_below_the_cap_and_not_above_it_as_the_allocator_s_model_says():
     runs = json.loads((MEASURED / "cap.json").read_text(encoding="utf-8"))["runs"]
-    assert len(runs) == 24 and all(run["ran"] == run["predicted"] for run in runs)
-    assert all(run["ran"] for run in runs if run["percent"] < 100)
-    ran_above = [run["case"] for run in runs if run["percent"] > 100 and run["ran"]]
-    # Short of memory, PyTorch gives cached blocks back and tries again: that saves this one run.
-    assert ran_above == ["qwen3-2b"]
+    assert sorted({run["percent"] for run in runs}) == [92, 98, 105] and len(runs) == 24
+    assert all(run["ran"] == (run["percent"] < 100) == run["predicted"] for run in runs)

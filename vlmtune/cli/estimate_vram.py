@@ -9,7 +9,7 @@ import typer
 
 from vlmtune.cli.options import JsonOption, SetOption
 from vlmtune.cli.targets import Chosen, GpuOption, PlatformOption, ReserveOption, choose_target
-from vlmtune.errors import ExitCode, VlmtuneError
+from vlmtune.errors import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,16 +108,9 @@ class _Simulation:
         """Return the estimate for the longest row, or without rows for the longest that the config allows."""
         from vlmtune.estimate.run import estimate_largest, estimate_rows
 
-        try:
-            if self.samples:
-                return estimate_rows(self.config, self.source, self.samples, target, fast=fast)
-            return estimate_largest(self.config, self.source, target, fast=fast)
-        except (NotImplementedError, RuntimeError) as error:
-            raise VlmtuneError(
-                f"cannot tell: the step of {self.config.model.name} cannot be run without storage ({error})",
-                "please report the model and the config",
-                code=ExitCode.CANNOT_TELL,
-            ) from error
+        if self.samples:
+            return estimate_rows(self.config, self.source, self.samples, target, fast=fast)
+        return estimate_largest(self.config, self.source, target, fast=fast)
 
     def without_worst(self, target: "Target") -> "WithoutWorst | None":
         """Return what leaving out the longest rows would save; None without rows, or where it saves nothing."""

@@ -88,8 +88,6 @@ def _print_model(entry: "Entry", known: "Stored") -> None:
     out.print(_image_tokens(known))
     out.print()
     out.print(_presets(known))
-    for name, reason in known.refused.items():
-        out.print(f"not with preset {name}: {reason}")
     out.print("on a card of the preset's size beside a Linux desktop, for the largest row the preset allows")
     for run in known.measured:
         size = f"{run.reserved_bytes / GIB:.2f} GiB reserved ({run.method}, rank {run.rank}, {run.tokens} tokens)"

@@ -97,14 +97,7 @@ def _search(start: "LoadedConfig", target: "Target") -> "Fit":
         return estimate_largest(changed, source, target, fast=fast)
 
     with status:
-        try:
-            return fit_card(config, source, target, estimate_of)
-        except (NotImplementedError, RuntimeError) as error:
-            raise VlmtuneError(
-                f"cannot tell: the step of {config.model.name} cannot be run without storage ({error})",
-                "please report the model",
-                code=ExitCode.CANNOT_TELL,
-            ) from error
+        return fit_card(config, source, target, estimate_of)
 
 
 def _samples(start: "LoadedConfig") -> "list[Sample]":

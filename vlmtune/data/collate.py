@@ -10,6 +10,8 @@ from vlmtune.errors import VlmtuneError
 
 WHERE = "where"
 """Key under which a batch carries the names of its rows, for messages; never given to a model."""
+PACKED_SIZES = "target_sizes"
+"""Sizes of images whose pixels a processor puts behind each other, [1, channels, patch, pixels] (MiniCPM-V)."""
 
 
 class Collator:
@@ -46,7 +48,9 @@ def collate(rows: list[Encoded | VlmtuneError], pad_token_id: int) -> dict[str, 
             most = max(row.tensors[key].shape[1] for row in rows)
             batch[key] = torch.cat([_padded(row.tensors[key], most, 0) for row in rows])
         else:
-            batch[key] = _joined([row.tensors[key] for row in with_key])
+            tensors = [row.tensors[key] for row in with_key]
+            packed = key == "pixel_values" and PACKED_SIZES in with_key[0].tensors
+            batch[key] = torch.cat(tensors, dim=-1) if packed else _joined(tensors)
     return batch
 
 

@@ -119,7 +119,7 @@ def generate(
 def greedy(model: nn.Module, prompt: dict[str, Tensor], **settings: Any) -> Tensor:
     """Return prompt and answer [1, T], always the likeliest token; `settings` are those of transformers' generate."""
     with torch.no_grad():
-        return model.generate(**prompt, do_sample=False, **settings)
+        return model.generate(**prompt, do_sample=False, use_cache=True, **settings)
 
 
 def end_token_ids(base: nn.Module, processor: ProcessorMixin) -> list[int]:

@@ -3,10 +3,13 @@
 import dataclasses
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.data.types import Sample
+from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.estimate.cache import cached
 from vlmtune.estimate.cards import Card
 from vlmtune.estimate.report import MemoryReport, Phase, Share, Target, WithoutWorst
@@ -48,10 +51,11 @@ def estimate_largest(
         from vlmtune.estimate.steps import collated
         from vlmtune.models.build import family_of
 
-        family = family_of(plan)
-        rows = [largest_row(plan_of_texts(plan, share), source, family) for share in SHARES_OF_LONGEST]
-        steps = collated(_made_up_steps(plan, fast), rows, lambda batch: collate(batch, 0))
-        return _estimate(_Work(plan, steps, rows[0], fast), target)
+        with _cannot_tell(plan):
+            family = family_of(plan)
+            rows = [largest_row(plan_of_texts(plan, share), source, family) for share in SHARES_OF_LONGEST]
+            steps = collated(_made_up_steps(plan, fast), rows, lambda batch: collate(batch, 0))
+            return _estimate(_Work(plan, steps, rows[0], fast), target)
 
     decided_by = [dataclasses.asdict(plan), source.config, source.preprocessor, _memory_of(target), fast]
     return dataclasses.replace(_held_to(cached(decided_by, made), target), preset=config.preset)
@@ -63,7 +67,7 @@ def estimate_rows(
     """Return what `config` needs for the longest of its rows; needs the model's tokenizer, but no weights.
 
     Raises:
-        VlmtuneError: the processor cannot be loaded, or a row is refused, as in training.
+        VlmtuneError: the processor cannot be loaded, or a row is refused, as in training; or nobody can tell.
     """
     plan = _plan_for(config, source, target)
     return dataclasses.replace(estimate_plan(plan, source, samples, target, fast=fast), preset=config.preset)
@@ -120,7 +124,8 @@ class _Rows:
         steps = collated(chosen, Subset(self.rows, kept), self.collator)
         work = _Work(self.plan, steps, self.rows[kept[0]], fast)
         decided_by = [dataclasses.asdict(self.plan), _memory_of(target), work.longest.where, work.digest()]
-        return _held_to(cached(decided_by, lambda: _estimate(work, target)), target)
+        with _cannot_tell(self.plan):
+            return _held_to(cached(decided_by, lambda: _estimate(work, target)), target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +155,20 @@ def _made_up_steps(plan: RunPlan, fast: bool) -> "Numbers":
     else:
         steps = [[0, 0, 3]] if fast else [[0, 0, 2], [1, 2, 3], [0, 0, 3]]
     return [[[row] * plan.batch_size for row in step[: plan.gradient_accumulation_steps]] for step in steps]
+
+
+@contextmanager
+def _cannot_tell(plan: RunPlan) -> Iterator[None]:
+    """Say so where a model's step cannot be run without storage, or not with such rows or batches."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise VlmtuneError(
+            f"cannot tell: the step of {plan.model_name} cannot be run without storage ({reason})",
+            "please report the model and the config",
+            code=ExitCode.CANNOT_TELL,
+        ) from error
 
 
 def plan_of_texts(plan: RunPlan, share: float) -> RunPlan:

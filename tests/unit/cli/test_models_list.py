@@ -35,7 +35,6 @@ def line(model: str) -> dict:
         "model": model,
         "image_tokens": {} if model == NONE else {"336": 100, "1024": 1024},
         "peaks": {} if model == NONE else peaks,
-        "refused": {"48gb": "a batch of four"} if model == MISS else {},
         "measured": [measured] if model == FIT else [],
         "problem": "florence2 is an encoder-decoder" if model == NONE else None,
         "versions": VERSIONS,
@@ -145,7 +144,6 @@ def test_show_says_everything_of_a_model(run_cli):
 def test_show_names_the_smallest_card_that_holds_the_preset(run_cli):
     text = run_cli("models", "show", MISS).stdout
     assert f"Next: vlmtune plan --model {MISS} --gpu 12gb " in text
-    assert "not with preset 48gb: a batch of four" in text
 
 
 def test_show_as_json(run_cli):

@@ -42,19 +42,6 @@ PLANS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Returns each tiny model once."""
-    folder, made = tmp_path_factory.mktemp("models"), {}
-
-    def get(name: str) -> TinyModel:
-        if name not in made:
-            made[name] = TinyModel(name, folder)
-        return made[name]
-
-    return get
-
-
 def plan_and_steps(model: TinyModel, folder, sections: dict, num_steps: int = 2):
     training = {"gradient_accumulation_steps": 1, **sections.get("training", {})}
     plan = tiny_plan(model.folder, **{**sections, "training": training})

@@ -5,7 +5,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from tiny import TINY
-from tiny.rows import TinyModel, colour_rows, tiny_plan
+from tiny.rows import colour_rows, tiny_plan
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlmtune.data.collate import WHERE, collate
@@ -19,19 +19,6 @@ from vlmtune.models.source import open_model
 
 UNTIED = ("llava", "smolvlm", "qwen2_5_vl")
 HEAD = {"training": {"quantization": {"quantize_head": True}}}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Returns each tiny model once."""
-    folder, made = tmp_path_factory.mktemp("models"), {}
-
-    def get(name: str) -> TinyModel:
-        if name not in made:
-            made[name] = TinyModel(name, folder)
-        return made[name]
-
-    return get
 
 
 @pytest.fixture

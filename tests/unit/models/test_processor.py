@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
-from tiny.rows import TinyModel, colour_rows, sample, tiny_plan
+from tiny.rows import colour_rows, sample, tiny_plan
 from transformers import AutoProcessor
 
 from vlmtune.data.dataset import measure_rows
@@ -27,19 +27,6 @@ LLAVA_FILES = [
     {"patch_size": 14, "vision_feature_select_strategy": "default"},
     {"patch_size": 16, "vision_feature_select_strategy": "full", "num_additional_image_tokens": 1},
 ]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Returns each tiny model once; tests must not change its files."""
-    folder, made = tmp_path_factory.mktemp("models"), {}
-
-    def get(name: str) -> TinyModel:
-        if name not in made:
-            made[name] = TinyModel(name, folder)
-        return made[name]
-
-    return get
 
 
 @pytest.fixture

@@ -57,8 +57,6 @@ class Stored:
     """`data.image_size` -> tokens; empty where the model cannot be tuned."""
     peaks: dict[str, Peak]
     """By preset."""
-    refused: dict[str, str]
-    """Presets that the model cannot be trained with, and why."""
     measured: tuple[Measured, ...]
     problem: str | None
     """Why the model cannot be tuned."""
