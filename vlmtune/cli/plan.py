@@ -73,7 +73,7 @@ def _start(model: str, preset: str, data: Path | None) -> "LoadedConfig":
 def _search(start: "LoadedConfig", target: "Target") -> "Fit":
     from rich.console import Console
 
-    from vlmtune.engine.runtime import quiet_libraries
+    from vlmtune.engine.runtime import collector_paused, quiet_libraries
     from vlmtune.estimate.fit import fit_card
     from vlmtune.models.source import open_model
 
@@ -96,7 +96,7 @@ def _search(start: "LoadedConfig", target: "Target") -> "Fit":
             return estimate_rows(changed, source, samples, target, fast=fast)
         return estimate_largest(changed, source, target, fast=fast)
 
-    with status:
+    with status, collector_paused():
         return fit_card(config, source, target, estimate_of)
 
 

@@ -117,7 +117,10 @@ def generate(
 
 
 def greedy(model: nn.Module, prompt: dict[str, Tensor], **settings: Any) -> Tensor:
-    """Return prompt and answer [1, T], always the likeliest token; `settings` are those of transformers' generate."""
+    """Return prompt and answer [1, T], always the likeliest token; `settings` are those of transformers' generate.
+
+    With a cache of keys and values whatever the model's config says: SmolVLM's says no.
+    """
     with torch.no_grad():
         return model.generate(**prompt, do_sample=False, use_cache=True, **settings)
 

@@ -18,7 +18,7 @@ from vlmtune.models.source import ModelSource
 MARGIN = 0.03
 """Share of the budget that stays free: the estimate's bound on the low side."""
 FAST_MARGIN = 0.01
-"""Kept free beside it while candidates are simulated with fewer layers."""
+"""Kept free beside it while candidates are simulated fast."""
 MOST_CHANGES = 3
 
 
@@ -50,7 +50,7 @@ class Fit:
 
 
 EstimateOf = Callable[[tuple[str, ...], Target, bool], MemoryReport]
-"""(`--set` words on top of the config, card and budget, with fewer layers or not) → the estimate."""
+"""(`--set` words on top of the config, card and budget, fast or not) → the estimate."""
 
 
 def fit_card(config: TrainingConfig, source: ModelSource, target: Target, estimate_of: EstimateOf) -> Fit:
@@ -68,12 +68,16 @@ def fit_card(config: TrainingConfig, source: ModelSource, target: Target, estima
 def find_fit(config: TrainingConfig, model: ModelFacts, estimate: EstimateWith, fast: EstimateWith) -> Fit:
     """Return the config that fits: searched with `fast`, confirmed with `estimate`; with it alone where they differ.
 
+    They differ also where something would be given up of a config that fits.
+
     Args:
         estimate: must take MARGIN of the budget for used; `fast` MARGIN and FAST_MARGIN.
     """
     quick, full = Search(config, model, fast), Search(config, model, estimate)
     found = quick.run()
-    if quick.fits(merged(found)) and not full.fits(merged(found)):
+    over = quick.base.peak_reserved_bytes / max(1, quick.base.budget_bytes) - 1
+    gives_up_too_much = 0 < over < 2 * FAST_MARGIN and full.base.fits
+    if gives_up_too_much or (quick.fits(merged(found)) and not full.fits(merged(found))):
         found = full.run()
     changes = _as_changes(config, found)
     report = full.report(merged(found)) or full.base

@@ -214,9 +214,16 @@ def test_a_fast_search_that_was_wrong_is_done_again_in_full():
     fast = Simulator("8gb", needed_mib(config) + 30)
     fit = find_fit(config, MODEL, full, fast)
     assert fit.fits and needed_mib(config_with("8gb", fit.words)) <= full.budget_mib
-    agreeing = Simulator("8gb", full.budget_mib)
-    find_fit(config, MODEL, agreeing, Simulator("8gb", full.budget_mib))
+    agreeing = Simulator("8gb", 0.9 * needed_mib(config))
+    find_fit(config, MODEL, agreeing, Simulator("8gb", agreeing.budget_mib))
     assert len(agreeing.asked) == 1, "the full estimate is made once, of what the fast one found"
+
+
+def test_a_config_that_fits_gives_nothing_up_for_the_margin_of_the_fast_search():
+    config = config_with("8gb")
+    full = Simulator("8gb", 1.001 * needed_mib(config))
+    fit = find_fit(config, MODEL, full, Simulator("8gb", 0.991 * needed_mib(config)))
+    assert fit.fits and fit.words == ()
 
 
 def test_a_candidate_that_is_refused_is_no_candidate():
