@@ -91,12 +91,14 @@ def test_with_data_the_longest_row_decides_and_the_file_trains(project, qwen, ru
     assert trained.code == 0, trained.stderr
 
 
-def test_models_that_may_fit_are_named():
-    from vlmtune.cli.plan import _smaller_models
+def test_the_largest_models_that_fit_are_named():
+    from vlmtune.cli.plan import _models_that_fit
+    from vlmtune.models.catalog.stored import stored
 
-    assert "Qwen/Qwen-VL-Chat" in _smaller_models("llava-hf/llava-1.5-13b-hf", 0.9)
-    assert "google/gemma-3-12b-it" in _smaller_models("llava-hf/llava-1.5-13b-hf", 0.95)
-    assert _smaller_models("a-folder", 0.9) == []
+    named = _models_that_fit("8gb", 5 * 2**30)
+    assert named[:2] == ["Salesforce/instructblip-vicuna-7b", "llava-hf/llava-1.5-7b-hf"]
+    assert all(stored(model).peaks["8gb"].most_bytes <= 5 * 2**30 for model in named)
+    assert _models_that_fit("8gb", 0) == []
 
 
 @pytest.mark.parametrize(

@@ -171,8 +171,8 @@ def _nothing_fits(fit: "Fit", start: "LoadedConfig", target: "Target") -> Vlmtun
     larger = (size for size in sizes() if budget_bytes(find_card(size), "linux") * (1 - MARGIN) >= needed)
     card = next(larger, None)
     hints = [f"a card of {card.removesuffix('gb')} GB would hold that" if card else "no known card would hold that"]
-    if smaller := _smaller_models(start.config.model.name, usable / needed):
-        hints.append(f"models of a size that may fit: {', '.join(smaller)}")
+    if fitting := _models_that_fit(start.config.preset, usable):
+        hints.append(f"models that fit: {', '.join(fitting)}")
     return VlmtuneError(
         f"nothing fits: {start.config.model.name} needs {needed / GIB:.2f} GiB with everything given up "
         f"({' '.join(fit.words) or 'nothing could be'}), and {usable / GIB:.2f} GiB of {target.card.name} can be used",
@@ -181,15 +181,15 @@ def _nothing_fits(fit: "Fit", start: "LoadedConfig", target: "Target") -> Vlmtun
     )
 
 
-def _smaller_models(model: str, share: float) -> list[str]:
-    """Return the largest models of the catalogue that have at most this share of a model's parameters."""
-    from vlmtune.models.catalog import catalog, find_entry
+def _models_that_fit(preset: str, usable_bytes: float) -> list[str]:
+    """Return the largest models of the catalogue that take no more with this preset as it is."""
+    from vlmtune.models.catalog import catalog
+    from vlmtune.models.catalog.stored import stored
 
-    entry = find_entry(model)
-    most = entry.num_parameters * share if entry else 0
-    smaller = [other for other in catalog() if other.family and other.num_parameters <= most]
-    smaller.sort(key=lambda other: -other.num_parameters)
-    return [other.model_id for other in smaller[:MODELS_SHOWN]]
+    tunable = (entry for entry in catalog() if entry.family)
+    fitting = [entry for entry in tunable if stored(entry.model_id).peaks[preset].most_bytes <= usable_bytes]
+    fitting.sort(key=lambda entry: -entry.num_parameters)
+    return [entry.model_id for entry in fitting[:MODELS_SHOWN]]
 
 
 def _write(fit: "Fit", start: "LoadedConfig", card: str, out: Path, force: bool) -> None:
