@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest lint bench gpu gpu-check gpu-errors gpu-cap docs architectures catalogue guide plans clean
+.PHONY: help install demo test test-oldest lint bench gpu gpu-check gpu-errors gpu-cap gpu-train docs architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ gpu: install  ## train the 81 cases on the GPU at hand and write what the alloca
 
 gpu-cap: install  ## train plans under a cap a little above and below their estimate, on the GPU at hand; about five minutes
 	$(BIN)/python tests/gpu/cap.py tests/gpu/measured/cap-here.json
+
+gpu-train: install  ## run `vlmtune train` on the GPU at hand, estimates beside measurements; about six minutes
+	$(BIN)/python tests/gpu/train.py tests/gpu/measured/train-here.json
 
 docs: install  ## renew what is generated: the README's tables, configs/schema.json, configs/all-keys.yaml
 	$(BIN)/python docs/renew.py

@@ -49,6 +49,21 @@ def test_the_table_holds_the_bounds():
     assert (median <= 2, at_95 <= 5, lowest >= -3) == (True, True, True)
 
 
+def test_the_readme_says_how_many_are_within_one_percent():
+    table = (MEASURED / "errors.md").read_text(encoding="utf-8").partition("| Run | Allocated |")[2]
+    reserved = [float(line.split("|")[3]) for line in table.splitlines()[2:]]
+    within = sum(abs(error) <= 1 for error in reserved)
+    readme = (MEASURED.parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"within 1 % of what {within} of {len(CASES)} measured runs then took" in readme
+
+
+def test_what_train_estimated_is_what_it_took():
+    for run in json.loads((MEASURED / "train.json").read_text(encoding="utf-8"))["runs"]:
+        estimated, measured = run["memory_estimated"], run["memory_measured"]
+        for peak in ("peak_reserved_bytes", "peak_allocated_bytes"):
+            assert estimated[peak] == pytest.approx(measured[peak], rel=0.015), run["name"]
+
+
 def test_plans_ran_below_the_cap_and_not_above_it_as_the_allocator_s_model_says():
     runs = json.loads((MEASURED / "cap.json").read_text(encoding="utf-8"))["runs"]
     assert sorted({run["percent"] for run in runs}) == [92, 98, 105] and len(runs) == 24
