@@ -149,6 +149,7 @@ def test_people_get_a_bar_and_a_table(run_cli, folder):
     assert lines[7] == "longest row  512 text + 4 image = 516 tokens (largest row allowed)"
     assert lines[8].startswith("peak at      step ")
     assert lines[9].startswith("             model.") and lines[10].startswith("allocated    load 0.00, step 1 0.0")
+    assert ", later steps 0.0" in lines[10] and "step 2 0" not in lines[10]
     assert "CUDA context" in done.stdout and lines[-1].startswith("total on the device")
     assert max(map(len, lines[1:])) <= 80
 

@@ -159,9 +159,18 @@ def _facts(plan: Estimated) -> Table:
         grid.add_row("", f"without the longest {count(rest.num_rows, 'row')}: {saved}")
     grid.add_row("peak at", f"{at.phase}, {at.op}")
     grid.add_row("", at.module)
-    phases = ", ".join(f"{phase.name} {phase.peak_allocated_bytes / GIB:.2f}" for phase in report.phases)
+    phases = ", ".join(f"{name} {peak / GIB:.2f}" for name, peak in _by_phase(report).items())
     grid.add_row("allocated", f"{phases} GiB")
     return grid
+
+
+def _by_phase(report: "MemoryReport") -> dict[str, int]:
+    """Return the peak of each phase; of the steps after the first, the highest."""
+    peaks: dict[str, int] = {}
+    for phase in report.phases:
+        name = "later steps" if phase.name.startswith("step ") and phase.name != "step 1" else phase.name
+        peaks[name] = max(peaks.get(name, 0), phase.peak_allocated_bytes)
+    return peaks
 
 
 def _parts(report: "MemoryReport") -> Table:
