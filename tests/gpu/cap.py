@@ -1,7 +1,7 @@
 """Runs plans on a GPU whose memory is held to a little more and a little less than their estimate: `make gpu-cap`.
 
-A plan estimated at 92 to 98 % of the memory must run. One that needs 105 % must not: what it needs is less than what it
-reserves where memory is plenty, since PyTorch, short of memory, gives back what it holds unused and tries again.
+A plan estimated at 92 to 98 % of the memory must run. One that needs 105 % must not; one estimated at 105 % may, since
+PyTorch, short of memory, gives back what it holds unused and tries again, so that it needs less than it would reserve.
 Expandable segments; random weights made on the card, as in measure.py, which takes more than loading them: the cap
 holds from then on.
 """
@@ -22,8 +22,9 @@ from vlmtune.estimate.record import Log  # noqa: E402
 from vlmtune.report import library_versions  # noqa: E402
 
 NAMES = ("qwen3-2b", "qwen3-4b-long", "qwen25-3b", "llava-7b", "smol-2b", "gemma-4b", "pali-3b", "internvl3-2b")
-PERCENT_OF_MEMORY = (92, 98, 105)
-"""The estimate, as a share of what the process may reserve; above 100 what the plan needs at least."""
+ESTIMATE, NEED = "estimate", "need"
+SHARES = ((92, ESTIMATE), (98, ESTIMATE), (105, ESTIMATE), (105, NEED))
+"""Percent of what the process may reserve: of the estimate, or of the least that the plan runs with."""
 STEP_BYTES = 2**21
 
 
@@ -53,16 +54,17 @@ def least_bytes(log: Log, reserved_bytes: int) -> int:
     return runs * STEP_BYTES
 
 
-def capped_run(case: Case, log: Log, percent: int, folder: Path) -> dict:
+def capped_run(case: Case, log: Log, percent: int, of: str, folder: Path) -> dict:
     """Train the case under a cap; return what happened."""
     estimated_bytes = replay_of(case, log).peak_reserved_bytes
-    taken_bytes = estimated_bytes if percent < 100 else least_bytes(log, estimated_bytes)
-    cap_bytes, out = taken_bytes * 100 // percent, folder / f"{case.name}-{percent}.json"
+    taken_bytes = least_bytes(log, estimated_bytes) if of == NEED else estimated_bytes
+    cap_bytes, out = taken_bytes * 100 // percent, folder / f"{case.name}-{percent}-{of}.json"
     error = in_its_own_process(case, CATALOGUE, out, [str(cap_bytes)])
     shown = json.loads(out.read_text()) if out.exists() else {"error": error}
     return {
         "case": case.name,
         "percent": percent,
+        "of": of,
         "estimated_bytes": estimated_bytes,
         "taken_bytes": taken_bytes,
         "cap_bytes": cap_bytes,
@@ -79,13 +81,13 @@ def main(out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_A_TIME) as pool:
         for case in (case for case in CASES if case.name in NAMES):
             log = prepared(case, Path(folder) / case.name).log()
-            runs += [pool.submit(capped_run, case, log, percent, Path(folder)) for percent in PERCENT_OF_MEMORY]
+            runs += [pool.submit(capped_run, case, log, *share, Path(folder)) for share in SHARES]
         for run in runs:
             results.append(run.result())
             text = json.dumps({"versions": library_versions(), "runs": results}, indent=1)
             out.write_text(text + "\n", encoding="utf-8")
             outcome = "ran" if results[-1]["ran"] else "did not run"
-            print(results[-1]["case"], results[-1]["percent"], outcome, flush=True)
+            print(results[-1]["case"], results[-1]["percent"], results[-1]["of"], outcome, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import pytest
 from gpu.cases import CASES, Case
 from gpu.compare import MEASURED, errors_of
 
+from vlmtune.report import library_versions
+
 ALLOCATED_PERCENT = (-0.1, 0.5)
 RESERVED_PERCENT = (-1.1, 2.0)
 MORE_PERCENT = {"gemma4-e2b": 4, "paligemma2-3b": 2}
@@ -29,6 +31,11 @@ IN_EVERY_RUN = {
 }
 
 
+def measured_with() -> str:
+    """The version of transformers."""
+    return json.loads((MEASURED / "h100.json").read_text(encoding="utf-8"))["versions"]["transformers"]
+
+
 def marked(case: Case):
     return pytest.param(case, id=case.name, marks=() if case.name in IN_EVERY_RUN else pytest.mark.slow)
 
@@ -36,7 +43,7 @@ def marked(case: Case):
 @pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_estimate_of_a_measured_run(case):
     errors = errors_of(case)
-    more = MORE_PERCENT.get(case.name, 0)
+    more = 0 if library_versions()["transformers"] == measured_with() else MORE_PERCENT.get(case.name, 0)
     assert RESERVED_PERCENT[0] <= errors.reserved <= RESERVED_PERCENT[1] + more
     assert ALLOCATED_PERCENT[0] <= errors.allocated <= ALLOCATED_PERCENT[1] + more
 
@@ -64,7 +71,10 @@ def test_what_train_estimated_is_what_it_took():
             assert estimated[peak] == pytest.approx(measured[peak], rel=0.015), run["name"]
 
 
-def test_plans_ran_below_the_cap_and_not_above_it_as_the_allocator_s_model_says():
+def test_plans_ran_below_the_cap_and_not_above_what_they_need_as_the_allocator_s_model_says():
     runs = json.loads((MEASURED / "cap.json").read_text(encoding="utf-8"))["runs"]
-    assert sorted({run["percent"] for run in runs}) == [92, 98, 105] and len(runs) == 24
-    assert all(run["ran"] == (run["percent"] < 100) == run["predicted"] for run in runs)
+    assert len(runs) == 32 and all(run["ran"] == run["predicted"] for run in runs)
+    assert all(run["ran"] for run in runs if run["percent"] < 100)
+    ran_above = [(run["case"], run["of"]) for run in runs if run["percent"] > 100 and run["ran"]]
+    # Short of memory, PyTorch gives cached blocks back and tries again: that saves this one run.
+    assert ran_above == [("qwen3-2b", "estimate")]

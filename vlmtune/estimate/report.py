@@ -79,6 +79,6 @@ class MemoryReport:
     flops_per_row: float
     """Floating-point operations of forward, recomputation and backward for a row, the mean of those simulated."""
     fast: bool
-    """Whether two batches were simulated and their step repeated, in place of six, and no answer."""
+    """Whether one step was simulated and repeated, and no answer."""
     seconds: float
     versions: dict[str, str]
