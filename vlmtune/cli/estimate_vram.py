@@ -34,7 +34,7 @@ def estimate_vram(
     platform: PlatformOption = None,
     reserve_gib: ReserveOption = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also price every lever: GiB saved, work added.")] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="Simulate one step and repeat it: sooner, mostly within 1 %.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Simulate one step and repeat it: mostly within 1 %.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Put two or more CONFIGs side by side.")] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
