@@ -49,7 +49,7 @@ gpu-errors:  ## estimate them with the library versions that were measured and w
 	.venv-oldest/bin/python tests/gpu/compare.py
 
 gpu: install  ## train the 81 cases on the GPU at hand and write what the allocator showed; about 13 minutes
-	$(BIN)/python tests/gpu/measure.py tests/gpu/measured/here.json vlmtune/models/catalog
+	$(BIN)/python tests/gpu/measure.py tests/gpu/measured/here.json vlmtune/catalog
 
 gpu-cap: install  ## train plans under a cap a little above and below their estimate, on the GPU at hand; about five minutes
 	$(BIN)/python tests/gpu/cap.py tests/gpu/measured/cap-here.json

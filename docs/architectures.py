@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from vlmtune.estimate.check import COUNTED, check
-from vlmtune.models.families import FAMILIES
-from vlmtune.models.source import ModelSource
+from vlmtune.contract import COUNTED, check
+from vlmtune.families import FAMILIES
+from vlmtune.hub.source import ModelSource
 
 FOLDER = Path(__file__).parent
 RESULTS, TABLE = FOLDER / "architectures.json", FOLDER / "architectures.md"

@@ -1,4 +1,4 @@
-"""Estimates every model of the catalogue at every preset (`make catalogue`): vlmtune/models/catalog/estimates.jsonl.
+"""Estimates every model of the catalogue at every preset (`make catalogue`): vlmtune/catalog/estimates.jsonl.
 
 Takes half an hour. A line is replaced when its model is done, and estimates that are made are kept in the user's cache
 as long as the code is the same, so it can be stopped and started. Names of models as arguments make only those.
@@ -11,18 +11,17 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from vlmtune.catalog import Entry, catalog
+from vlmtune.catalog.stored import FILE, IMAGE_SIZES_PX, Measured, Peak, Stored, read_lines
 from vlmtune.config.load import preset_config
 from vlmtune.config.presets import names
 from vlmtune.engine.runtime import prepare_environment, quiet_libraries
 from vlmtune.errors import VlmtuneError
-from vlmtune.estimate.cards import budget_bytes, find_card
-from vlmtune.estimate.report import Target
 from vlmtune.estimate.run import estimate_largest
-from vlmtune.models.catalog import Entry, catalog
-from vlmtune.models.catalog.stored import FILE, IMAGE_SIZES_PX, Measured, Peak, Stored, read_lines
-from vlmtune.models.families import find_family
-from vlmtune.models.source import ModelSource, open_model
-from vlmtune.report import library_versions
+from vlmtune.families import find_family
+from vlmtune.hardware.cards import Target, budget_bytes, find_card
+from vlmtune.hub.source import ModelSource, open_model
+from vlmtune.runs.folder import library_versions
 
 TESTS = Path(__file__).parents[1] / "tests"
 MEASURED = TESTS / "gpu" / "measured" / "h100.json"

@@ -9,14 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+from vlmtune.catalog import Entry, catalog
 from vlmtune.config.load import preset_config
 from vlmtune.config.presets import names
 from vlmtune.engine.runtime import prepare_environment, quiet_libraries
-from vlmtune.models.catalog import Entry, catalog
+from vlmtune.units import GIB
 
 FOLDER = Path(__file__).parent
 PLANS, TABLE = FOLDER / "plans.jsonl", FOLDER / "plans.md"
-GIB = 2**30
 SAID_BY_ANOTHER = ("training.gradient_accumulation_steps", "training.lora.alpha", "data.truncation")
 
 
@@ -48,11 +48,11 @@ def read_plans() -> list[dict]:
 
 def plan_one(entry: Entry, preset: str) -> dict:
     """Return the plan of a model on a card of the preset's size, beside a Linux desktop where one is usual."""
-    from vlmtune.estimate.cards import budget_bytes, find_card
-    from vlmtune.estimate.fit import fit_card
-    from vlmtune.estimate.report import MemoryReport, Target
+    from vlmtune.estimate.report import MemoryReport
     from vlmtune.estimate.run import estimate_largest
-    from vlmtune.models.source import open_model
+    from vlmtune.estimate.search.fit import fit_card
+    from vlmtune.hardware.cards import Target, budget_bytes, find_card
+    from vlmtune.hub.source import open_model
 
     def estimate_of(words: tuple[str, ...], target: Target, fast: bool) -> MemoryReport:
         return estimate_largest(preset_config(entry.model_id, preset, words).config, source, target, fast=fast)

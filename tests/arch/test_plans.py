@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from vlmtune.config.load import preset_config
+from vlmtune.units import GIB
 
 DOCS = Path(__file__).parents[2] / "docs"
-GIB = 2**30
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from vlmtune.contract import COUNTED, check
 from vlmtune.errors import VlmtuneError
-from vlmtune.estimate.check import COUNTED, check
-from vlmtune.models.families import find_family
-from vlmtune.models.source import ModelSource
+from vlmtune.families import find_family
+from vlmtune.hub.source import ModelSource
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = json.loads((DOCS / "architectures.json").read_text(encoding="utf-8"))["types"]

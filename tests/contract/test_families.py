@@ -14,8 +14,8 @@ from vlmtune.data.encode import IGNORED, encode
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
+from vlmtune.families import FAMILIES
 from vlmtune.models.build import base_of, build_model, build_tuned
-from vlmtune.models.families import FAMILIES
 from vlmtune.models.inventory import inventory
 
 MODEL_TYPES = [model_type for family in FAMILIES for model_type in family.model_types]

@@ -12,7 +12,7 @@ import yaml
 from tiny import save_tiny
 from tiny.rows import colour_rows
 
-from vlmtune.report import RunFolder
+from vlmtune.runs.folder import RunFolder
 
 NUM_ROWS = 7
 TRAINING = {

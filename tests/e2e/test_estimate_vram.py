@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from tiny import TINY, save_tiny
 
-from vlmtune.engine import sensors
+from vlmtune.hardware import sensors
 
 KEYS = {
     "model",

@@ -83,8 +83,8 @@ def error_of(result) -> str:
 
 
 def download(hub, **kwargs) -> Path:
-    from vlmtune.models.download import checkpoint_folder
-    from vlmtune.models.hub import pinned_commit
+    from vlmtune.hub.commits import pinned_commit
+    from vlmtune.hub.download import checkpoint_folder
 
     return checkpoint_folder(ID, pinned_commit(ID, None), **kwargs)
 

@@ -76,7 +76,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(blip, monkey
 
 
 def test_rows_it_cannot_take_are_refused_before_the_model_loads(blip, monkeypatch):
-    monkeypatch.setattr("vlmtune.engine.run.build_model", None)
+    monkeypatch.setattr("vlmtune.engine.train.build_model", None)
     one, two = (row["image"] for row in blip.rows[:2])
     blip.write_rows(
         [

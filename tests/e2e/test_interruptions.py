@@ -10,10 +10,10 @@ import pytest
 from safetensors import SafetensorError
 
 from vlmtune.engine import callbacks, trainer
-from vlmtune.engine import run as engine_run
+from vlmtune.engine import train as engine_run
 from vlmtune.engine.monitor import LiveView
 from vlmtune.models import build
-from vlmtune.report import RunFolder
+from vlmtune.runs.folder import RunFolder
 
 
 def call_at(monkeypatch, owner, name, number, action):

@@ -2,7 +2,7 @@
 
 import json
 
-from vlmtune.plan import RunPlan
+from vlmtune.plan.types import RunPlan
 
 
 def test_a_run_with_a_4_bit_head_is_evaluated_asked_and_merged(project):

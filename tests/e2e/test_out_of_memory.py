@@ -7,12 +7,12 @@ import pytest
 import torch
 import yaml
 
-from vlmtune.engine import run as engine_run
+from vlmtune.engine import train as engine_run
 from vlmtune.engine import trainer
-from vlmtune.estimate import levers
-from vlmtune.plan import RunPlan
+from vlmtune.levers import base as levers
+from vlmtune.plan.types import RunPlan
+from vlmtune.units import GIB
 
-GIB = 2**30
 TWO_BY_TWO = ("training.batch_size=2", "training.gradient_accumulation_steps=2", "training.save_steps=1")
 ONE_BY_FOUR = ("training.batch_size=1", "training.gradient_accumulation_steps=4", "training.save_steps=1")
 RETRY = "hardware.on_oom=retry"
@@ -191,8 +191,8 @@ def test_the_failed_model_is_freed_before_the_next_is_built(project, fail_at, mo
 
 
 def test_other_savings_than_those_that_keep_adapters_and_rows_are_never_taken(project):
-    from vlmtune.cli.attempts import KEPT_AT_THE_START, KEPT_BY_A_CHECKPOINT
     from vlmtune.config.load import load_config
+    from vlmtune.workflow.attempts import KEPT_AT_THE_START, KEPT_BY_A_CHECKPOINT
 
     config = load_config(project.config, ["training.batch_size=4", "training.lora.rank=64", "training.optim=adamw"])
     keys = {key for saving in levers.SAVINGS for values in saving.steps(config.config, None, 1000) for key in values}

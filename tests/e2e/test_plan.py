@@ -92,8 +92,8 @@ def test_with_data_the_longest_row_decides_and_the_file_trains(project, qwen, ru
 
 
 def test_the_largest_models_that_fit_are_named():
+    from vlmtune.catalog.stored import stored
     from vlmtune.cli.plan import _models_that_fit
-    from vlmtune.models.catalog.stored import stored
 
     named = _models_that_fit("8gb", 5 * 2**30)
     assert named[:2] == ["Salesforce/instructblip-vicuna-7b", "llava-hf/llava-1.5-7b-hf"]
@@ -106,7 +106,7 @@ def test_the_largest_models_that_fit_are_named():
 )
 def test_the_preset_is_that_of_the_cards_size(gpu, preset):
     from vlmtune.config.presets import for_card
-    from vlmtune.estimate.cards import find_card
+    from vlmtune.hardware.cards import find_card
 
     assert for_card(find_card(gpu).nominal_bytes) == preset
 

@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from vlmtune.engine import checkpoints, trainer
-from vlmtune.engine import run as engine_run
-from vlmtune.report import COMPLETE
+from vlmtune.engine import train as engine_run
+from vlmtune.runs.folder import COMPLETE
 
 STEPS = 8  # of the project's config: two epochs of four steps, a checkpoint every third
 DROPOUT = ("training.lora.dropout=0.3",)

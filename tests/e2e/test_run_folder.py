@@ -16,7 +16,7 @@ from vlmtune.data.samples import read_samples
 from vlmtune.engine.step import forward_loss
 from vlmtune.models.build import build_tuned, family_of
 from vlmtune.models.processor import load_processor
-from vlmtune.plan import RunPlan
+from vlmtune.plan.types import RunPlan
 
 FILES = {
     "config.yaml",

@@ -54,7 +54,7 @@ def test_no_config_json(project, monkeypatch, model):
 
 
 def test_a_pickle_is_refused_with_the_way_out(project, monkeypatch, model):
-    monkeypatch.setattr("vlmtune.engine.run.load_processor", None)
+    monkeypatch.setattr("vlmtune.engine.train.load_processor", None)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     error = fails(project, monkeypatch)
     assert "its weights in pytorch_model.bin, a pickle" in error

@@ -11,16 +11,16 @@ import weakref
 import pytest
 import torch
 
-from vlmtune.cli import launch
-from vlmtune.engine import run as engine_run
+from vlmtune.engine import train as engine_run
 from vlmtune.engine import trainer
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.estimate import run as estimate_run
-from vlmtune.estimate.cards import find_card
-from vlmtune.estimate.report import MemoryReport, PeakAt, Target
-from vlmtune.report_memory import Memory
+from vlmtune.estimate.report import MemoryReport, PeakAt
+from vlmtune.hardware.cards import Target, find_card
+from vlmtune.runs.memory import Memory
+from vlmtune.units import GIB
+from vlmtune.workflow import launch
 
-GIB = 2**30
 NAMES = {"model": "llava", "gpu": "8gb", "worst_row": "rows.jsonl:6", "versions": {}, "preset": None}
 
 

@@ -77,7 +77,7 @@ def test_the_tower_and_projector_learn_when_asked(project, weights):
 
 
 def test_text_over_the_limit_is_refused_by_name_before_the_model_loads(project, monkeypatch):
-    monkeypatch.setattr("vlmtune.engine.run.build_model", None)
+    monkeypatch.setattr("vlmtune.engine.train.build_model", None)
     refused = project.train("long", "data.max_length=60")
     assert refused.code == 1
     assert "2 of 7 rows have more than data.max_length: 60 text tokens" in refused.stderr
@@ -99,7 +99,7 @@ def test_text_over_the_limit_is_cut_and_counted(project):
 
 @pytest.mark.parametrize("key", ["data.train_path", "data.val_path"])
 def test_rows_that_a_cut_leaves_without_an_answer_are_all_named_before_the_model_loads(project, monkeypatch, key):
-    monkeypatch.setattr("vlmtune.engine.run.build_model", None)
+    monkeypatch.setattr("vlmtune.engine.train.build_model", None)
     row = {"question": "why " * 30 + "?", "answer": "so"}
     project.write_rows([project.rows[0], row, row], "long.jsonl")
     refused = project.train("cut", "data.max_length=70", "data.truncation=cut", f"{key}=long.jsonl")
@@ -152,7 +152,7 @@ def test_the_held_out_loss_is_the_mean_over_tokens(project, llava):
     from vlmtune.data.samples import read_samples
     from vlmtune.models.build import build_tuned, family_of
     from vlmtune.models.processor import load_processor
-    from vlmtune.plan import RunPlan
+    from vlmtune.plan.types import RunPlan
 
     project.write_rows(project.rows[:3], "held-out.jsonl")
     settings = ("data.val_path=held-out.jsonl", "training.eval_steps=2", "training.max_steps=3")
@@ -227,7 +227,7 @@ def test_tensorboard(project):
 
 
 def test_dry_run_prints_the_plan_and_does_nothing(project, monkeypatch):
-    monkeypatch.setattr("vlmtune.engine.run.train", None)
+    monkeypatch.setattr("vlmtune.engine.train.train", None)
     shown = project.train("dry", flags=("--dry-run",))
     assert shown.code == 0 and "lora_rank" in shown.stdout and "training runs on the CPU" in shown.stdout
     as_json = project.train("dry", flags=("--dry-run", "--json"))

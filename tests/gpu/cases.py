@@ -16,8 +16,8 @@ from transformers import ProcessorMixin
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.data.samples import read_samples
 from vlmtune.data.types import Sample
-from vlmtune.models.families.standin import standin_processor
-from vlmtune.models.source import ModelSource, open_model
+from vlmtune.families.standin import standin_processor
+from vlmtune.hub.source import ModelSource, open_model
 from vlmtune.models.tiny import set_token_ids
 
 

@@ -19,19 +19,20 @@ from gpu.cases import CASES, UNSEEN, Case, prepare  # noqa: E402
 
 from vlmtune.data.collate import Collator  # noqa: E402
 from vlmtune.data.dataset import TuneDataset, measure_rows  # noqa: E402
-from vlmtune.estimate.allocator import AllocatorSettings, Replay, replay  # noqa: E402
-from vlmtune.estimate.cuda import hidden_of  # noqa: E402
-from vlmtune.estimate.load import DYNAMIC_MAP_BYTES, add_adapters, load_checkpoint, quantise  # noqa: E402
-from vlmtune.estimate.record import Log, Recorder  # noqa: E402
-from vlmtune.estimate.simulate import Load, Run, simulate  # noqa: E402
-from vlmtune.estimate.steps import Numbers, collated, fewest_steps, telling_steps  # noqa: E402
+from vlmtune.estimate.allocator.caching import AllocatorSettings, Replay, replay  # noqa: E402
+from vlmtune.estimate.simulate.cuda import hidden_of  # noqa: E402
+from vlmtune.estimate.simulate.record import Log, Recorder  # noqa: E402
+from vlmtune.estimate.simulate.simulation import Load, Run, simulate  # noqa: E402
+from vlmtune.estimate.simulate.steps import Numbers, collated, fewest_steps, telling_steps  # noqa: E402
+from vlmtune.estimate.simulate.weights import DYNAMIC_MAP_BYTES, add_adapters, load_checkpoint, quantise  # noqa: E402
 from vlmtune.models.build import base_of, family_of  # noqa: E402
 from vlmtune.models.processor import load_processor  # noqa: E402
-from vlmtune.plan import Device, RunPlan, make_plan  # noqa: E402
-from vlmtune.report import library_versions  # noqa: E402
+from vlmtune.plan.decide import make_plan  # noqa: E402
+from vlmtune.plan.types import Device, RunPlan
+from vlmtune.runs.folder import library_versions  # noqa: E402
 
 MEASURED = Path(__file__).parent / "measured"
-CATALOGUE = Path(__file__).parents[2] / "vlmtune" / "models" / "catalog"
+CATALOGUE = Path(__file__).parents[2] / "vlmtune" / "catalog"
 HOPPER = (9, 0)
 
 

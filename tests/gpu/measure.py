@@ -22,7 +22,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import CASES, Case, prepare  # noqa: E402
 
-from vlmtune.report import library_versions  # noqa: E402
+from vlmtune.runs.folder import library_versions  # noqa: E402
 
 AT_A_TIME = 8
 
@@ -59,13 +59,13 @@ def random_weights(model: nn.Module, device: str) -> nn.Module:
 def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, history: bool = False) -> None:
     """Train the case and write `out`; with a cap the process may not reserve more than that once the model is there."""
     from vlmtune.data.run_data import RunData
-    from vlmtune.engine import run as engine
+    from vlmtune.engine import train as engine
     from vlmtune.engine.monitor import LiveView
     from vlmtune.engine.oom import OutOfMemory
     from vlmtune.engine.runtime import probe_device, quiet_libraries
     from vlmtune.models import build
-    from vlmtune.plan import make_plan
-    from vlmtune.report import RunFolder
+    from vlmtune.plan.decide import make_plan
+    from vlmtune.runs.folder import RunFolder
 
     quiet_libraries()
     _, total = torch.cuda.mem_get_info()

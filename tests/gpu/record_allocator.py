@@ -14,8 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-MIB = 1 << 20
-GIB = 1 << 30
+from vlmtune.units import GIB, MIB
+
 CHECK_EVERY = 25
 EMPTY_CACHE, RESET_PEAK = [0, 0], [0, 1]
 

@@ -18,7 +18,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import QWEN3_2B, Case, prepare  # noqa: E402
 
-from vlmtune.report import library_versions  # noqa: E402
+from vlmtune.runs.folder import library_versions  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 ROWS = 90
@@ -76,7 +76,7 @@ def main(out: Path) -> None:
     """Write every run's figures to `out`."""
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(len(TRAININGS)) as pool:
         folder = Path(name)
-        prepare(Case("train", QWEN3_2B), ROOT / "vlmtune" / "models" / "catalog", folder)
+        prepare(Case("train", QWEN3_2B), ROOT / "vlmtune" / "catalog", folder)
         subprocess.run([sys.executable, ROOT / "tests/gpu/measure.py", "--weights", folder / "model"], check=True)
         write_rows(folder)
         runs = list(pool.map(lambda training: trained(training, folder), TRAININGS))

@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from vlmtune.models.families.standin import byte_tokenizer as tokenizer
+from vlmtune.families.standin import byte_tokenizer as tokenizer
 from vlmtune.models.qwen_vl import QwenVLConfig, QwenVLForConditionalGeneration, QwenVLImageProcessor, QwenVLProcessor
 from vlmtune.models.qwen_vl.tokenizer import wrap_tokenizer
 

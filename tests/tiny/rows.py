@@ -7,10 +7,11 @@ from PIL import Image
 from tiny import save_tiny
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.data.types import ImageRef, Sample, Turn
-from vlmtune.models.families import find_family
+from vlmtune.families import find_family
+from vlmtune.hub.source import open_model
 from vlmtune.models.processor import load_processor
-from vlmtune.models.source import open_model
-from vlmtune.plan import Device, RunPlan, make_plan
+from vlmtune.plan.decide import make_plan
+from vlmtune.plan.types import Device, RunPlan
 
 CPU = Device("cpu", "CPU", bf16=False)
 

@@ -90,7 +90,7 @@ def _run(args: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except VlmtuneError as error:
-        from vlmtune.cli.render import print_error
+        from vlmtune.cli.show.render import print_error
 
         sys.stdout.flush()
         print_error(error)

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmtune.cli.options import JsonOption
+from vlmtune.units import MIB
 
 if TYPE_CHECKING:
-    from vlmtune.estimate.calibration import Calibration, Check
+    from vlmtune.hardware.calibration import Calibration, Check
 
 EXAMPLE = "Example: [bold]vlmtune calibrate[/bold]"
-MIB = 2**20
 
 
 def calibrate(as_json: JsonOption = False) -> None:
@@ -17,22 +17,22 @@ def calibrate(as_json: JsonOption = False) -> None:
     from vlmtune.engine.runtime import prepare_environment
 
     prepare_environment()
-    from vlmtune.estimate.at_hand import require_card
+    from vlmtune.hardware.at_hand import require_card
 
     require_card()
     from rich.console import Console
 
-    from vlmtune.estimate.calibration import keep_calibration
+    from vlmtune.hardware.calibration import keep_calibration
 
     with Console(stderr=True).status("loading libraries…") as status:
-        from vlmtune.estimate.calibrate import calibrate
+        from vlmtune.workflow.calibrate import calibrate
 
         result = calibrate(lambda doing: status.update(f"{doing}…"))
     path = keep_calibration(result)
     if as_json:
         from dataclasses import asdict
 
-        from vlmtune.cli import render
+        from vlmtune.cli.show import render
 
         render.print_json(asdict(result) | {"file": str(path)})
     else:
@@ -40,7 +40,7 @@ def calibrate(as_json: JsonOption = False) -> None:
 
 
 def _print(result: "Calibration", path: Path) -> None:
-    from vlmtune.cli import render
+    from vlmtune.cli.show import render
 
     out, setup, figures = render.console(), result.setup, result.figures
     out.print(f"{setup.card}, driver {setup.driver}, torch {setup.torch}", soft_wrap=True)
@@ -58,7 +58,7 @@ def _print(result: "Calibration", path: Path) -> None:
 
 
 def _check_table(check: "Check"):
-    from vlmtune.cli import render
+    from vlmtune.cli.show import render
 
     numbers = ("estimated, MiB", "measured, MiB", "difference")
     table = render.table("a short training run", *numbers, right=numbers)

@@ -8,7 +8,7 @@ from vlmtune.cli.options import JsonOption
 from vlmtune.errors import ExitCode
 
 if TYPE_CHECKING:
-    from vlmtune.doctor import Check
+    from vlmtune.workflow.doctor import Check
 
 EXAMPLE = "Example: [bold]vlmtune doctor[/bold]"
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
@@ -18,9 +18,9 @@ def doctor(as_json: JsonOption = False) -> None:
     """Check libraries, GPU, disk and memory; every problem comes with its remedy."""
     from dataclasses import asdict
 
-    from vlmtune.cli import render
-    from vlmtune.doctor import check_machine
-    from vlmtune.engine.machine import read_machine
+    from vlmtune.cli.show import render
+    from vlmtune.hardware.machine import read_machine
+    from vlmtune.workflow.doctor import check_machine
 
     if as_json:
         checks = check_machine(read_machine())
@@ -42,7 +42,7 @@ def _print_checks(checks: "list[Check]") -> None:
     """Print the findings as a table, each remedy below its finding, and the verdict."""
     from rich.text import Text
 
-    from vlmtune.cli import render
+    from vlmtune.cli.show import render
 
     table = render.table("", "check", "found")
     for check in checks:

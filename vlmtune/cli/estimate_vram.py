@@ -14,11 +14,12 @@ from vlmtune.errors import ExitCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vlmtune.cli.memory_view import Estimated
+    from vlmtune.cli.show.memory import Estimated
     from vlmtune.config.load import LoadedConfig
     from vlmtune.data.types import Sample
-    from vlmtune.estimate.explain import Lever
-    from vlmtune.estimate.report import MemoryReport, Target, WithoutWorst
+    from vlmtune.estimate.report import MemoryReport, WithoutWorst
+    from vlmtune.estimate.search.explain import Lever
+    from vlmtune.hardware.cards import Target
 
 EXAMPLE = "Example: [bold]vlmtune estimate-vram --model Qwen/Qwen3-VL-4B-Instruct --preset 8gb --gpu rtx-4060[/bold]"
 
@@ -80,7 +81,7 @@ def _check_words(files: list[Path], model: str | None, explain: bool, compare: b
 def _estimated(name: str, loaded: "LoadedConfig", chosen: Chosen, fast: bool) -> "Estimated":
     from rich.console import Console
 
-    from vlmtune.cli.memory_view import Estimated
+    from vlmtune.cli.show.memory import Estimated
     from vlmtune.engine.runtime import collector_paused
 
     with Console(stderr=True).status(f"simulating a training step of {name}…"), collector_paused():
@@ -95,7 +96,7 @@ class _Simulation:
 
     def __init__(self, loaded: "LoadedConfig") -> None:
         from vlmtune.engine.runtime import quiet_libraries
-        from vlmtune.models.source import open_model
+        from vlmtune.hub.source import open_model
 
         quiet_libraries()
         self.config = config = loaded.config
@@ -121,8 +122,8 @@ class _Simulation:
 
 def _samples(loaded: "LoadedConfig") -> "list[Sample]":
     """Return the rows of the config; none where there is no data file, as with --model."""
-    from vlmtune.cli.rows import read_rows
     from vlmtune.data.samples import require_good
+    from vlmtune.workflow.rows import read_rows
 
     path = loaded.resolve_path(loaded.config.data.train_path)
     if not path.exists():
@@ -136,8 +137,8 @@ def _levers(
     """Return every lever, priced by an estimate that is as fast as the plan's."""
     from rich.console import Console
 
-    from vlmtune.estimate.explain import price_levers
-    from vlmtune.estimate.levers import model_facts
+    from vlmtune.estimate.search.explain import price_levers
+    from vlmtune.levers.base import model_facts
 
     with Console(stderr=True).status("looking for levers…") as status:
 
@@ -151,7 +152,8 @@ def _levers(
 
 def _show_one(plan: "Estimated", price: "Callable[[], list[Lever]] | None", as_json: bool) -> None:
     """Show the answer at once; pricing the levers takes as long again for each of them."""
-    from vlmtune.cli import memory_view, render
+    from vlmtune.cli.show import memory as memory_view
+    from vlmtune.cli.show import render
 
     if as_json:
         more = {"levers": [dataclasses.asdict(lever) for lever in price()]} if price else {}
@@ -163,7 +165,8 @@ def _show_one(plan: "Estimated", price: "Callable[[], list[Lever]] | None", as_j
 
 
 def _show_side_by_side(plans: "list[Estimated]", as_json: bool) -> None:
-    from vlmtune.cli import memory_view, render
+    from vlmtune.cli.show import memory as memory_view
+    from vlmtune.cli.show import render
 
     if as_json:
         values = {"differences": memory_view.differences(plans), "plans": [_as_json(plan) for plan in plans]}

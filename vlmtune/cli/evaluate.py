@@ -11,7 +11,7 @@ from vlmtune.errors import VlmtuneError
 if TYPE_CHECKING:
     from vlmtune.data.types import Sample
     from vlmtune.engine.evaluate import Evaluation
-    from vlmtune.report import RunFolder
+    from vlmtune.runs.folder import RunFolder
 
 EXAMPLE = "Example: [bold]vlmtune evaluate runs/my-run --data heldout.jsonl[/bold]"
 WORST_ROWS = 10
@@ -25,7 +25,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Ask the tuned model every held-out row; print loss, exact match and the worst rows."""
-    from vlmtune.report import RunFolder
+    from vlmtune.runs.folder import RunFolder
 
     folder = RunFolder.open_existing(run)
     samples = _samples(folder, data)
@@ -33,8 +33,8 @@ def evaluate(
 
     prepare_environment()
     from vlmtune.engine.evaluate import evaluate_rows
-    from vlmtune.engine.load import load_tuned, load_untuned
     from vlmtune.engine.runtime import quiet_libraries
+    from vlmtune.engine.tuned import load_tuned, load_untuned
 
     quiet_libraries()
     tuned = load_untuned(folder) if base else load_tuned(folder)
@@ -49,9 +49,9 @@ def evaluate(
 
 
 def _samples(folder: "RunFolder", data: Path | None) -> "list[Sample]":
-    from vlmtune.cli.rows import read_rows
     from vlmtune.config.load import load_config
     from vlmtune.data.samples import require_good
+    from vlmtune.workflow.rows import read_rows
 
     loaded = load_config(folder.config)
     val_path = loaded.config.data.val_path
@@ -62,7 +62,7 @@ def _samples(folder: "RunFolder", data: Path | None) -> "list[Sample]":
 
 
 def _print(result: "Evaluation", as_json: bool) -> None:
-    from vlmtune.cli import render
+    from vlmtune.cli.show import render
 
     if as_json:
         render.print_json(result.as_dict())

@@ -20,7 +20,7 @@ def generate(
     """Ask the tuned model one question about one or several pictures, or none."""
     from vlmtune.data.images import open_image
     from vlmtune.data.types import ImageRef, Sample, Turn
-    from vlmtune.report import RunFolder
+    from vlmtune.runs.folder import RunFolder
 
     folder = RunFolder.open_existing(run)
     images = tuple(ImageRef(path=str(path.absolute())) for path in image or ())
@@ -30,14 +30,14 @@ def generate(
 
     prepare_environment()
     from vlmtune.engine.evaluate import generate as ask
-    from vlmtune.engine.load import load_tuned
     from vlmtune.engine.runtime import quiet_libraries
+    from vlmtune.engine.tuned import load_tuned
 
     quiet_libraries()
     sample = Sample((Turn("user", (*images, prompt)), Turn("assistant", ("",))), "--prompt")
     answer = ask(load_tuned(folder), [sample], max_new_tokens)[0]
     if as_json:
-        from vlmtune.cli import render
+        from vlmtune.cli.show import render
 
         render.print_json({"prompt": prompt, "images": [str(path) for path in image or ()], "answer": answer})
         return

@@ -11,7 +11,7 @@ from vlmtune.cli.targets import Chosen, GpuOption, choose_target
 from vlmtune.errors import VlmtuneError
 
 if TYPE_CHECKING:
-    from vlmtune.estimate.guide_report import Guide
+    from vlmtune.guide.report import Guide
 
 EXAMPLE = "Example: [bold]vlmtune guide --model llava-hf/llava-1.5-7b-hf --gpu 8gb --md guide.md[/bold]"
 
@@ -40,11 +40,11 @@ def guide(
     preset = for_card(chosen.target.card.nominal_bytes)
     made = _make(model or find(preset).model, preset, chosen)
     if as_json:
-        from vlmtune.cli import render
+        from vlmtune.cli.show import render
 
         render.print_json(dataclasses.asdict(made))
         return
-    from vlmtune.estimate.guide_text import guide_markdown
+    from vlmtune.guide.text import guide_markdown
 
     text = guide_markdown(made, chosen.budget_from)
     if markdown:
@@ -52,7 +52,7 @@ def guide(
     else:
         from rich.markdown import Markdown
 
-        from vlmtune.cli import render
+        from vlmtune.cli.show import render
 
         render.console().print(Markdown(text))
 
@@ -61,7 +61,7 @@ def _make(model: str, preset: str, chosen: Chosen) -> "Guide":
     from rich.console import Console
 
     from vlmtune.engine.runtime import quiet_libraries
-    from vlmtune.estimate.guide import make_guide
+    from vlmtune.guide.numbers import make_guide
 
     quiet_libraries()
     number = 0

@@ -19,7 +19,7 @@ def merge(
     import dataclasses
 
     from vlmtune.engine.runtime import prepare_environment
-    from vlmtune.report import RunFolder
+    from vlmtune.runs.folder import RunFolder
 
     folder = RunFolder.open_existing(run)
     prepare_environment()
@@ -29,7 +29,7 @@ def merge(
     quiet_libraries()
     proof = run_merge(folder, out)
     if as_json:
-        from vlmtune.cli import render
+        from vlmtune.cli.show import render
 
         render.print_json({**dataclasses.asdict(proof), "relative_difference": proof.relative, "out": str(out)})
         return

@@ -9,16 +9,17 @@ import typer
 from vlmtune.cli.options import JsonOption
 from vlmtune.cli.targets import GpuOption, PlatformOption, ReserveOption, choose_target
 from vlmtune.errors import ExitCode, VlmtuneError
+from vlmtune.units import GIB
 
 if TYPE_CHECKING:
     from vlmtune.cli.targets import Chosen
     from vlmtune.config.load import LoadedConfig
     from vlmtune.data.types import Sample
-    from vlmtune.estimate.fit import Fit
-    from vlmtune.estimate.report import MemoryReport, Target
+    from vlmtune.estimate.report import MemoryReport
+    from vlmtune.estimate.search.fit import Fit
+    from vlmtune.hardware.cards import Target
 
 EXAMPLE = "Example: [bold]vlmtune plan --model Qwen/Qwen3-VL-8B-Instruct --gpu 8gb -o my-run.yaml[/bold]"
-GIB = 2**30
 MODELS_SHOWN = 3
 FELT_WORK = 0.995
 """A share of the work below which the difference is worth a word."""
@@ -74,8 +75,8 @@ def _search(start: "LoadedConfig", target: "Target") -> "Fit":
     from rich.console import Console
 
     from vlmtune.engine.runtime import collector_paused, quiet_libraries
-    from vlmtune.estimate.fit import fit_card
-    from vlmtune.models.source import open_model
+    from vlmtune.estimate.search.fit import fit_card
+    from vlmtune.hub.source import open_model
 
     quiet_libraries()
     config = start.config
@@ -101,9 +102,9 @@ def _search(start: "LoadedConfig", target: "Target") -> "Fit":
 
 
 def _samples(start: "LoadedConfig") -> "list[Sample]":
-    from vlmtune.cli.rows import read_rows
     from vlmtune.config.load import NO_DATA
     from vlmtune.data.samples import require_good
+    from vlmtune.workflow.rows import read_rows
 
     data = start.config.data
     if data.train_path == NO_DATA:
@@ -114,8 +115,8 @@ def _samples(start: "LoadedConfig") -> "list[Sample]":
 def _print(fit: "Fit", start: "LoadedConfig", chosen: "Chosen") -> None:
     import textwrap
 
-    from vlmtune.cli import render
-    from vlmtune.estimate.plan_file import changed_lines
+    from vlmtune.cli.show import render
+    from vlmtune.estimate.search.plan_file import changed_lines
 
     out, report, tokens = render.console(), fit.report, fit.report.tokens
     preset = start.config.preset
@@ -144,7 +145,7 @@ def _print(fit: "Fit", start: "LoadedConfig", chosen: "Chosen") -> None:
 
 
 def _print_json(fit: "Fit", start: "LoadedConfig") -> None:
-    from vlmtune.cli import render
+    from vlmtune.cli.show import render
 
     report = dataclasses.asdict(fit.report)
     render.print_json(
@@ -164,8 +165,8 @@ def _print_json(fit: "Fit", start: "LoadedConfig") -> None:
 
 def _nothing_fits(fit: "Fit", start: "LoadedConfig", target: "Target") -> VlmtuneError:
     """Say by how much the nearest miss misses, which size of card would hold it, and which models may fit."""
-    from vlmtune.estimate.cards import budget_bytes, find_card, sizes
-    from vlmtune.estimate.fit import MARGIN
+    from vlmtune.estimate.search.fit import MARGIN
+    from vlmtune.hardware.cards import budget_bytes, find_card, sizes
 
     needed, usable = fit.report.peak_reserved_bytes, target.budget_bytes * (1 - MARGIN)
     larger = (size for size in sizes() if budget_bytes(find_card(size), "linux") * (1 - MARGIN) >= needed)
@@ -183,8 +184,8 @@ def _nothing_fits(fit: "Fit", start: "LoadedConfig", target: "Target") -> Vlmtun
 
 def _models_that_fit(preset: str, usable_bytes: float) -> list[str]:
     """Return the largest models of the catalogue that take no more with this preset as it is."""
-    from vlmtune.models.catalog import catalog
-    from vlmtune.models.catalog.stored import stored
+    from vlmtune.catalog import catalog
+    from vlmtune.catalog.stored import stored
 
     tunable = (entry for entry in catalog() if entry.family)
     fitting = [entry for entry in tunable if stored(entry.model_id).peaks[preset].most_bytes <= usable_bytes]
@@ -193,7 +194,7 @@ def _models_that_fit(preset: str, usable_bytes: float) -> list[str]:
 
 
 def _write(fit: "Fit", start: "LoadedConfig", card: str, out: Path, force: bool) -> None:
-    from vlmtune.estimate.plan_file import plan_yaml
+    from vlmtune.estimate.search.plan_file import plan_yaml
 
     text = plan_yaml(fit, start, card, out.parent)
     try:

@@ -23,7 +23,7 @@ NUMBERS = ("rank", "max\nlength", "image\nsize")
 @app.command("list", epilog="Example: [bold]vlmtune presets list[/bold]")
 def list_presets(as_json: JsonOption = False) -> None:
     """List the presets, smallest card first."""
-    from vlmtune.cli import render
+    from vlmtune.cli.show import render
     from vlmtune.config.presets import ALIASES, find, names
 
     found = [find(name) for name in names()]
@@ -52,13 +52,13 @@ def show_preset(name: NameArgument, as_json: JsonOption = False) -> None:
 
     preset = find(name)
     if as_json:
-        from vlmtune.cli import render
+        from vlmtune.cli.show import render
 
         render.print_json({"preset": preset.name, "card": preset.card, "suits": preset.model, "values": preset.values})
     elif sys.stdout.isatty():
         from rich.syntax import Syntax
 
-        from vlmtune.cli import render
+        from vlmtune.cli.show import render
 
         render.console().print(Syntax(preset.text, "yaml", theme="ansi_dark", word_wrap=True))
     else:

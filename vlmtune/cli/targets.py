@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from vlmtune.estimate.report import Target
+from vlmtune.units import GIB
 
-GIB = 2**30
+if TYPE_CHECKING:
+    from vlmtune.hardware.cards import Target
+
 HERE = "here"
 DEFAULT_SIZE = "8gb"
 Platform = Literal["headless", "linux", "windows"]
@@ -55,7 +56,7 @@ def choose_target(gpu: str | None, preset: str | None, platform: Platform | None
 
 def _gpu_is_here() -> bool:
     """Return whether torch can use a GPU; torch is imported only where a driver is installed."""
-    from vlmtune.engine.sensors import has_driver
+    from vlmtune.hardware.sensors import has_driver
 
     if not has_driver():
         return False
@@ -71,7 +72,7 @@ def _at_hand(platform: Platform | None, reserve_bytes: int | None) -> Chosen:
     from vlmtune.engine.runtime import prepare_environment
 
     prepare_environment()
-    from vlmtune.estimate.at_hand import target_at_hand
+    from vlmtune.hardware.at_hand import target_at_hand
 
     target = target_at_hand(platform, reserve_bytes)
     reserved = f", {reserve_bytes / GIB:.2f} left free" if reserve_bytes else ""
@@ -84,7 +85,7 @@ def _at_hand(platform: Platform | None, reserve_bytes: int | None) -> Chosen:
 
 
 def _from_table(gpu: str | None, preset: str | None, platform: Platform, reserve_bytes: int | None) -> Chosen:
-    from vlmtune.estimate.cards import budget_bytes, default_reserve_bytes, find_card
+    from vlmtune.hardware.cards import budget_bytes, default_reserve_bytes, find_card
 
     card = find_card(gpu or preset or DEFAULT_SIZE)
     if reserve_bytes is None:
@@ -94,7 +95,7 @@ def _from_table(gpu: str | None, preset: str | None, platform: Platform, reserve
     from vlmtune.engine.runtime import prepare_environment
 
     prepare_environment()
-    from vlmtune.estimate.report import Target
+    from vlmtune.hardware.cards import Target
 
     why = "--gpu" if gpu else f"preset {preset}" if preset else f"no GPU here, no preset: {DEFAULT_SIZE}"
     total, context, reserve = (size / GIB for size in (card.total_bytes(platform), card.context_bytes, reserve_bytes))

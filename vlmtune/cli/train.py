@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmtune.cli.attempts import Flags, keep_job, train_and_retry
-from vlmtune.cli.job import Job, make_run_plan, pinned_commit, read_data
 from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
 from vlmtune.errors import ExitCode, VlmtuneError
+from vlmtune.workflow.attempts import Flags, keep_job, train_and_retry
+from vlmtune.workflow.job import Job, make_run_plan, pinned_commit, read_data
 
 if TYPE_CHECKING:
     from vlmtune.config.load import LoadedConfig
     from vlmtune.data.run_data import RunData
-    from vlmtune.plan import RunPlan
-    from vlmtune.report import RunFolder, TrainReport
+    from vlmtune.plan.types import RunPlan
+    from vlmtune.runs.folder import RunFolder, TrainReport
 
 EXAMPLE = "Example: [bold]vlmtune train configs/8gb.yaml --set training.learning_rate=1e-4[/bold]"
 
@@ -54,7 +54,7 @@ def train(
 
 def _changes_of(loaded: "LoadedConfig", err: bool) -> tuple[str, ...]:
     """Say and return the changes that the run to be continued has made of itself, as `--set` words."""
-    from vlmtune.report import RunFolder
+    from vlmtune.runs.folder import RunFolder
 
     retries = RunFolder(loaded.config.run_dir).read_retries()
     for retry in retries:
@@ -64,7 +64,7 @@ def _changes_of(loaded: "LoadedConfig", err: bool) -> tuple[str, ...]:
 
 def _dry_run(job: Job, data: "RunData", as_json: bool) -> None:
     """Print the plan and the estimate; raise what the run would be refused for."""
-    from vlmtune.cli.launch import expect, refuse_too_large
+    from vlmtune.workflow.launch import expect, refuse_too_large
 
     if not as_json:
         _print_plan(job.plan)
@@ -72,7 +72,7 @@ def _dry_run(job: Job, data: "RunData", as_json: bool) -> None:
     if as_json:
         from dataclasses import asdict
 
-        from vlmtune.cli import render
+        from vlmtune.cli.show import render
 
         render.print_json(asdict(job.plan) | {"estimate": expected.as_json() if expected else None})
     if expected:
@@ -81,8 +81,8 @@ def _dry_run(job: Job, data: "RunData", as_json: bool) -> None:
 
 def _open_folder(job: Job, resume: bool) -> "RunFolder":
     """Return the run folder: a new one with config and plan in it, or the one to go on with."""
-    from vlmtune.plan import RunPlan
-    from vlmtune.report import RunFolder, library_versions, strict_json
+    from vlmtune.plan.types import RunPlan
+    from vlmtune.runs.folder import RunFolder, library_versions, strict_json
 
     path = job.loaded.config.run_dir
     if resume:
@@ -140,7 +140,7 @@ def _unless_trained_removed(folder: "RunFolder", is_new: bool) -> Iterator[None]
 def _print_plan(plan: "RunPlan") -> None:
     import dataclasses
 
-    from vlmtune.cli import render
+    from vlmtune.cli.show import render
 
     table = render.table("plan", "value")
     for name, value in dataclasses.asdict(plan).items():
@@ -184,8 +184,9 @@ def _print_memory(report: "TrainReport") -> None:
     """Print what the run took of the GPU beside what it was estimated to take."""
     if report.memory_measured is None:
         return
-    from vlmtune.cli import render
-    from vlmtune.report_memory import GIB, compare
+    from vlmtune.cli.show import render
+    from vlmtune.runs.memory import compare
+    from vlmtune.units import GIB
 
     table = render.table("memory, GiB", "estimated", "measured", right=("estimated", "measured"))
     for row in compare(report.memory_estimated, report.memory_measured):

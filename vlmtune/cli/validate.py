@@ -47,7 +47,7 @@ def validate(
     if errors:
         raise _as_one_error(errors)
     if preview:
-        from vlmtune.cli.preview import print_preview
+        from vlmtune.cli.show.rows import print_preview
 
         print_preview(loaded, data["train_path"].samples[:preview])
 
@@ -56,7 +56,7 @@ def print_config(loaded: "LoadedConfig") -> None:
     """Print every value of a config with its source, in the groups of the YAML."""
     from rich.text import Text
 
-    from vlmtune.cli import render
+    from vlmtune.cli.show import render
 
     table = render.table("key", "value", "from")
     group: tuple[str, ...] = ()
@@ -83,8 +83,8 @@ def _shown(value: object) -> str:
 
 def _check_data(loaded: "LoadedConfig") -> tuple[dict[str, "Rows"], list[VlmtuneError]]:
     """The rows of each data file that could be read, pictures looked at, and what stands in the way of training."""
-    from vlmtune.cli.rows import read_rows
     from vlmtune.data.samples import require_good
+    from vlmtune.workflow.rows import read_rows
 
     data = loaded.config.data
     found, errors = {}, []
@@ -101,7 +101,7 @@ def _check_data(loaded: "LoadedConfig") -> tuple[dict[str, "Rows"], list[Vlmtune
 
 
 def _print_data(data: dict[str, "Rows"]) -> None:
-    from vlmtune.cli import render
+    from vlmtune.cli.show import render
 
     table = render.table("data", "rows", "images", "bad rows", right=("rows", "images", "bad rows"))
     for key, rows in data.items():
@@ -121,7 +121,7 @@ def _counts(rows: "Rows") -> tuple[int, int, int]:
 
 
 def _print_json(loaded: "LoadedConfig", data: dict[str, "Rows"]) -> None:
-    from vlmtune.cli import render
+    from vlmtune.cli.show import render
 
     report = {}
     for key, rows in data.items():

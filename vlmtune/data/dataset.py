@@ -10,9 +10,9 @@ from vlmtune.data.encode import Encoded, cut, encode, misfit, render
 from vlmtune.data.images import image_size_px, open_image, shrunk_size_px
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.errors import VlmtuneError
-from vlmtune.models.families.base import Family
-from vlmtune.models.source import ModelSource
-from vlmtune.plan import RunPlan
+from vlmtune.families.base import Family
+from vlmtune.hub.source import ModelSource
+from vlmtune.plan.types import RunPlan
 
 TOKENIZED_AT_ONCE = 1000
 MAX_PROBLEMS = 50

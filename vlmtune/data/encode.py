@@ -17,7 +17,7 @@ from transformers import ProcessorMixin
 
 from vlmtune.data.types import Sample
 from vlmtune.errors import VlmtuneError
-from vlmtune.models.families.base import Family
+from vlmtune.families.base import Family
 from vlmtune.models.processor import image_token_id, special_token_ids
 
 IGNORED = -100

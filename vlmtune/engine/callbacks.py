@@ -11,12 +11,12 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from vlmtune.engine.monitor import LiveView
-from vlmtune.engine.sensors import read_gpu
 from vlmtune.engine.trainer import TuneTrainer, Work
 from vlmtune.errors import VlmtuneError
+from vlmtune.families.base import Family
+from vlmtune.hardware.sensors import read_gpu
 from vlmtune.models.build import base_of
-from vlmtune.models.families.base import Family
-from vlmtune.report import RunFolder, StepRecord
+from vlmtune.runs.folder import RunFolder, StepRecord
 
 DIGEST_BYTES = 2**20
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.report import COMPLETE, RunFolder
+from vlmtune.runs.folder import COMPLETE, RunFolder
 
 TRAINED = "trained.safetensors"
 """Method full: the trained weights, by their names in the model."""

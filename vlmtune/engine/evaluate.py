@@ -15,11 +15,11 @@ from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.encode import IGNORED, encode_prompt
 from vlmtune.data.images import open_image
 from vlmtune.data.types import Sample
-from vlmtune.engine.load import Tuned
 from vlmtune.engine.step import forward_loss
+from vlmtune.engine.tuned import Tuned
 from vlmtune.models.build import base_of, family_of
 from vlmtune.models.processor import turn_end_id
-from vlmtune.plan import RunPlan
+from vlmtune.plan.types import RunPlan
 
 
 @dataclass(frozen=True)

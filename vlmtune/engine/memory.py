@@ -4,7 +4,7 @@ import torch
 from transformers import TrainerCallback
 
 from vlmtune.engine.monitor import LiveView
-from vlmtune.report_memory import Memory, apart, parts_of_peak
+from vlmtune.runs.memory import Memory, apart, parts_of_peak
 
 FIRST_STEADY_STEP = 2
 """The optimizer's states exist from the end of the first step on: before that, a peak below the estimate is right."""

@@ -14,8 +14,8 @@ from vlmtune.data.encode import encode
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.build import build_tuned, family_of, load_base
-from vlmtune.plan import RunPlan
-from vlmtune.report import RunFolder
+from vlmtune.plan.types import RunPlan
+from vlmtune.runs.folder import RunFolder
 
 BOUNDS = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
 """Largest allowed |difference of logits| / |largest logit|. Merging rounds base + adapter to the base's format once."""

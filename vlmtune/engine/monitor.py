@@ -16,7 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vlmtune.report import StepRecord
+from vlmtune.runs.folder import StepRecord
+from vlmtune.units import GIB
 
 SPARK_LEVELS = "▁▂▃▄▅▆▇█"
 SPARK_VALUES = 60
@@ -24,7 +25,6 @@ PANEL_WIDTH = 90
 ROOM_FOR_CTRL_C = 3  # the terminal echoes ^C behind the panel; in a new line it would shift the view
 HIGH_DATA_WAIT_SHARE = 0.3
 NEARLY_FULL_SHARE = 0.95
-GIB = 2**30
 
 
 class LiveView:

@@ -5,8 +5,8 @@ import gc
 import torch
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.units import GIB
 
-GIB = 2**30
 WITHOUT_ESTIMATE = "smaller pictures (data.image_size), shorter texts (data.max_length) or a smaller model take less"
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from vlmtune.plan import RunPlan
+from vlmtune.plan.types import RunPlan
 
 
 def build_optimizer(model: nn.Module, plan: RunPlan) -> torch.optim.Optimizer:

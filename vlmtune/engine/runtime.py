@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vlmtune.plan import Device
+from vlmtune.plan.types import Device
 
 
 def prepare_environment() -> None:

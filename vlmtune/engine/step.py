@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlmtune.models.build import DTYPES, base_of
-from vlmtune.plan import RunPlan
+from vlmtune.plan.types import RunPlan
 
 IGNORED = -100
 Head = Callable[[Tensor], Tensor]

@@ -28,8 +28,8 @@ from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.optim import build_optimizer
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
-from vlmtune.plan import RunPlan
-from vlmtune.report import RunFolder
+from vlmtune.plan.types import RunPlan
+from vlmtune.runs.folder import RunFolder
 
 
 class LengthGroupedOrder(Sampler[int]):

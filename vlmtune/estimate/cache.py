@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
@@ -12,17 +11,11 @@ from typing import Any
 
 import vlmtune
 from vlmtune.estimate.report import MemoryReport, PeakAt, Phase, Share
-from vlmtune.report import library_versions
+from vlmtune.files import cache_folder
+from vlmtune.runs.folder import library_versions
 
 KEPT = 1000
 """Estimates in the folder; the oldest go first."""
-
-
-def cache_folder() -> Path:
-    """Return vlmtune's folder in the user's cache."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")).expanduser() / "vlmtune"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlmtune"
 
 
 def cached(decided_by: Any, make: Callable[[], MemoryReport]) -> MemoryReport:

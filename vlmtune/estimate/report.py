@@ -2,17 +2,6 @@
 
 from dataclasses import dataclass
 
-from vlmtune.estimate.cards import Card
-
-
-@dataclass(frozen=True)
-class Target:
-    """The card that an estimate is for."""
-
-    card: Card
-    budget_bytes: int
-    expandable_segments: bool
-
 
 @dataclass(frozen=True)
 class Share:
@@ -70,7 +59,7 @@ class MemoryReport:
     """What PyTorch may reserve on this card: its memory less context and reserve."""
     breakdown: tuple[Share, ...]
     parts: dict[str, int]
-    """The allocated peak by when it was taken, as training measures it: `vlmtune.report_memory.parts_of_peak`."""
+    """The allocated peak by when it was taken, as training measures it: `vlmtune.runs.memory.parts_of_peak`."""
     peak_at: PeakAt
     phases: tuple[Phase, ...]
     worst_row: str

@@ -7,27 +7,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vlmtune.catalog import find_entry
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.data.types import Sample
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.estimate.cache import cached
-from vlmtune.estimate.cards import Card
-from vlmtune.estimate.report import MemoryReport, Phase, Share, Target, WithoutWorst
-from vlmtune.models.catalog import find_entry
-from vlmtune.models.source import ModelSource
-from vlmtune.plan import Device, RunPlan, make_plan
-from vlmtune.report import library_versions
-from vlmtune.report_memory import parts_of_peak
+from vlmtune.estimate.report import MemoryReport, Phase, Share, WithoutWorst
+from vlmtune.hardware.cards import Card, Target
+from vlmtune.hub.source import ModelSource
+from vlmtune.plan.decide import make_plan
+from vlmtune.plan.types import Device, RunPlan
+from vlmtune.runs.folder import library_versions
+from vlmtune.runs.memory import parts_of_peak
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vlmtune.data.dataset import RowTokens
     from vlmtune.data.encode import Encoded
-    from vlmtune.estimate.peaks import Peaks
-    from vlmtune.estimate.record import Hidden
-    from vlmtune.estimate.simulate import Batch, Steps
-    from vlmtune.estimate.steps import Numbers
+    from vlmtune.estimate.allocator.peaks import Peaks
+    from vlmtune.estimate.simulate.record import Hidden
+    from vlmtune.estimate.simulate.simulation import Batch, Steps
+    from vlmtune.estimate.simulate.steps import Numbers
 
 SMALLEST_SHARE_BYTES = 2**20
 SHARES_OF_LONGEST = (1.0, 0.75, 0.5, 0.25)
@@ -47,8 +48,8 @@ def estimate_largest(
 
     def made() -> MemoryReport:
         from vlmtune.data.collate import collate
-        from vlmtune.estimate.inputs import largest_row
-        from vlmtune.estimate.steps import collated
+        from vlmtune.estimate.simulate.inputs import largest_row
+        from vlmtune.estimate.simulate.steps import collated
         from vlmtune.models.build import family_of
 
         with _cannot_tell(plan):
@@ -117,7 +118,7 @@ class _Rows:
         """Return what the plan needs without its longest rows."""
         from torch.utils.data import Subset
 
-        from vlmtune.estimate.steps import collated, fewest_steps, telling_steps
+        from vlmtune.estimate.simulate.steps import collated, fewest_steps, telling_steps
 
         kept = self.order[skipped:]
         chosen = (fewest_steps if fast else telling_steps)(self.plan, [self.measured[index].total for index in kept])
@@ -234,8 +235,8 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
 
 def _peaks(work: _Work, target: Target) -> "Peaks":
     """Return the peaks of the steps and of an evaluation."""
-    from vlmtune.estimate.peaks import peaks_of
-    from vlmtune.estimate.simulate import Run, simulate
+    from vlmtune.estimate.allocator.peaks import peaks_of
+    from vlmtune.estimate.simulate.simulation import Run, simulate
 
     run = Run(work.steps, _hidden_of(target.card), evaluated=work.longest_batch, repeat=work.fast)
     return peaks_of(simulate(work.plan, run), target.expandable_segments)
@@ -243,7 +244,7 @@ def _peaks(work: _Work, target: Target) -> "Peaks":
 
 def _hidden_of(card: Card) -> "Hidden":
     """Return what this card's operations take besides their outputs, as measured on it if it was."""
-    from vlmtune.estimate.cuda import hidden_of
+    from vlmtune.estimate.simulate.cuda import hidden_of
 
     measured = (card.cublas_forward_bytes, card.cublas_backward_bytes)
     return hidden_of(card.sm, None if None in measured else measured)
@@ -254,8 +255,8 @@ def _answering(plan: RunPlan, longest: "Batch", target: Target) -> Phase:
 
     Two tokens are simulated: what the second one adds, each further one adds.
     """
-    from vlmtune.estimate.peaks import phases_of
-    from vlmtune.estimate.simulate import simulate_answer
+    from vlmtune.estimate.allocator.peaks import phases_of
+    from vlmtune.estimate.simulate.simulation import simulate_answer
 
     prompt = {name: tensor for name, tensor in longest.items() if name != "labels"}
     phases = phases_of(simulate_answer(plan, prompt, _hidden_of(target.card), num_tokens=2))

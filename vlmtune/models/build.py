@@ -18,15 +18,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import vlmtune.models.qwen_vl  # noqa: F401  transformers knows the model from then on
 from vlmtune.errors import VlmtuneError
-from vlmtune.models.download import checkpoint_folder
-from vlmtune.models.families import FAMILIES
-from vlmtune.models.families.base import Family
-from vlmtune.models.families.generic import NAME as GENERIC
-from vlmtune.models.families.generic import generic_family
-from vlmtune.models.shards import StoredTensor, stored_tensors
-from vlmtune.models.source import open_model
+from vlmtune.families import FAMILIES
+from vlmtune.families.base import Family
+from vlmtune.families.generic import NAME as GENERIC
+from vlmtune.families.generic import generic_family
+from vlmtune.hub.download import checkpoint_folder
+from vlmtune.hub.shards import StoredTensor, stored_tensors
+from vlmtune.hub.source import open_model
 from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
-from vlmtune.plan import RunPlan
+from vlmtune.plan.types import RunPlan
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CONFIG_ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vlmtune.families.base import Family
 from vlmtune.models.build import base_of
-from vlmtune.models.families.base import Family
 
 
 @dataclass(frozen=True)

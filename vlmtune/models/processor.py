@@ -8,12 +8,12 @@ import transformers
 from transformers import ProcessorMixin
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.families import FAMILIES
+from vlmtune.families.base import Json
+from vlmtune.hub.download import checkpoint_folder
+from vlmtune.hub.source import open_model
 from vlmtune.models.build import family_of
-from vlmtune.models.download import checkpoint_folder
-from vlmtune.models.families import FAMILIES
-from vlmtune.models.families.base import Json
-from vlmtune.models.source import open_model
-from vlmtune.plan import RunPlan
+from vlmtune.plan.types import RunPlan
 
 PROBE = [
     {"role": "user", "content": [{"type": "text", "text": "question"}]},

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from vlmtune.models.families.base import Json
-from vlmtune.models.families.standin import SAID, image_processor_of, standin_processor, token_of, tokens_per_view
+from vlmtune.families.base import Json
+from vlmtune.families.standin import SAID, image_processor_of, standin_processor, token_of, tokens_per_view
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.models.download import INDEX, PICKLES, SINGLE
+from vlmtune.hub.download import INDEX, PICKLES, SINGLE
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 PARTIAL = ".partial"

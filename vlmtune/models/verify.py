@@ -17,7 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.models.shards import StoredTensor
+from vlmtune.hub.shards import StoredTensor
 
 SAMPLED_NUMBERS = 4096
 QUANTISATION_ERROR = 0.2

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from vlmtune.estimate import at_hand
-from vlmtune.estimate import calibrate as measuring
-from vlmtune.estimate.calibration import Calibration, Check, Figures, Setup, kept_calibration
-from vlmtune.estimate.cards import MIB
+from vlmtune.hardware import at_hand
+from vlmtune.hardware.calibration import Calibration, Check, Figures, Setup, kept_calibration
+from vlmtune.hardware.cards import MIB
+from vlmtune.workflow import calibrate as measuring
 
 SETUP = Setup("NVIDIA GeForce RTX 4060", "aaaa-bbbb", "580.1", "2.11")
 CHECK = Check(404 * MIB, 400 * MIB, 297 * MIB, 300 * MIB)

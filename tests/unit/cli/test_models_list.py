@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from vlmtune.models.catalog import catalog, stored
+from vlmtune.catalog import catalog, stored
+from vlmtune.units import GIB
 
-GIB = 2**30
 FIT, LARGER_FIT, MISS, FAR_MISS, LOAD_MISS, NONE = (
     "Qwen/Qwen3-VL-4B-Instruct",
     "Qwen/Qwen2.5-VL-7B-Instruct",
@@ -172,8 +172,7 @@ def test_show_of_an_unknown_model_names_the_nearest(run_cli):
 
 def test_the_gpu_here_counts_with_what_is_free_of_it(run_cli, monkeypatch):
     from vlmtune.cli import targets
-    from vlmtune.estimate.cards import find_card
-    from vlmtune.estimate.report import Target
+    from vlmtune.hardware.cards import Target, find_card
 
     here = targets.Chosen(Target(find_card("rtx-4090"), 2 * GIB, expandable_segments=True), "the GPU here", "")
     asked = []

@@ -6,12 +6,10 @@ import pytest
 import torch
 
 from vlmtune.cli.targets import choose_target
-from vlmtune.engine import sensors
-from vlmtune.estimate import at_hand
-from vlmtune.estimate.cards import MIB, find_card
-from vlmtune.estimate.report import Target
+from vlmtune.hardware import at_hand, sensors
+from vlmtune.hardware.cards import MIB, Target, find_card
+from vlmtune.units import GIB
 
-GIB = 2**30
 HERE = dataclasses.replace(find_card("rtx-3090"), total_bytes_linux=20 * GIB)
 
 

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
-from vlmtune.report_memory import Memory
+from vlmtune.runs.memory import Memory
+from vlmtune.units import GIB
 
-GIB = 2**30
 ESTIMATED = Memory(
     10 * GIB, 9 * GIB, {"weights and adapters": 5 * GIB, "optimizer and workspaces": GIB, "step": 3 * GIB}
 )

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from vlmtune.engine.monitor import LiveView, clock, plain_line, render, sparkline
-from vlmtune.report import StepRecord
+from vlmtune.runs.folder import StepRecord
+from vlmtune.units import GIB
 
-GIB = 2**30
 RECORD = StepRecord(
     step=12, total_steps=90, epoch=0.27, loss=0.4121, learning_rate=1.9e-4, grad_norm=0.82, tokens_per_s=1234.0,
     samples_per_s=3.42, data_wait_share=0.02, elapsed_s=28.0, eta_s=192.0, gpu_memory_bytes=int(5.9 * GIB),

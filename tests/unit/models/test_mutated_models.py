@@ -12,8 +12,8 @@ from tiny.rows import tiny_plan
 from transformers import AutoModelForImageTextToText
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.hub.shards import INDEX
 from vlmtune.models.build import load_base
-from vlmtune.models.shards import INDEX
 
 VALUES = [None, -1, 0, 1, 10**9, 1.5, "x", "", [], {}, True, 3.4e38, [1], float("nan"), 10**30, {"a": 1}]
 FILES = ["config.json", INDEX, "model-00002-of-00004.safetensors"]

@@ -9,16 +9,16 @@ from PIL import Image
 from tiny.rows import colour_rows, sample, tiny_plan
 from transformers import AutoProcessor
 
+from vlmtune.catalog import catalog
 from vlmtune.data.dataset import measure_rows
 from vlmtune.data.encode import IGNORED, encode
 from vlmtune.data.types import ImageRef
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
+from vlmtune.families import find_family, llava
+from vlmtune.hub.source import open_model
 from vlmtune.models.build import build_model
-from vlmtune.models.catalog import catalog
-from vlmtune.models.families import find_family, llava
 from vlmtune.models.processor import load_processor
-from vlmtune.models.source import open_model
 
 PICTURE = ImageRef(path="in memory")
 LLAVA_FILES = [

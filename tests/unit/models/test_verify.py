@@ -10,8 +10,8 @@ from tiny import TINY, save_tiny
 from tiny.rows import tiny_plan
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.hub.shards import stored_tensors
 from vlmtune.models import build
-from vlmtune.models.shards import stored_tensors
 from vlmtune.models.verify import refuse_other_numbers
 
 METHODS = {

@@ -6,10 +6,11 @@ import pytest
 
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.data.encode import IGNORED
-from vlmtune.estimate.inputs import largest_row
-from vlmtune.models.families.qwen_vl import FAMILY
-from vlmtune.models.source import open_model
-from vlmtune.plan import Device, make_plan
+from vlmtune.estimate.simulate.inputs import largest_row
+from vlmtune.families.qwen_vl import FAMILY
+from vlmtune.hub.source import open_model
+from vlmtune.plan.decide import make_plan
+from vlmtune.plan.types import Device
 
 GPU = Device("cuda", "GPU", bf16=True)
 

@@ -11,11 +11,11 @@ from PIL import Image
 from tiny.rows import sample, tiny_plan
 from transformers import AutoProcessor
 
+from vlmtune.catalog import find_entry
 from vlmtune.data.encode import IGNORED, encode
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.build import family_of
-from vlmtune.models.catalog import find_entry
 from vlmtune.models.processor import load_processor, turn_end_id
 from vlmtune.models.qwen_vl import QwenVLProcessor
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from tiny.rows import tiny_plan
 from transformers import AutoConfig, AutoModelForImageTextToText, core_model_loading
 
+from vlmtune.catalog import find_entry
 from vlmtune.errors import VlmtuneError
+from vlmtune.families.qwen_vl import FAMILY
 from vlmtune.models.build import build_model, load_base
-from vlmtune.models.catalog import find_entry
-from vlmtune.models.families.qwen_vl import FAMILY
 from vlmtune.models.inventory import inventory
 from vlmtune.models.qwen_vl import QwenVLConfig, QwenVLForConditionalGeneration
 

@@ -1,0 +1,307 @@
+"""The search for a config that fits, with memory by a formula: what it gives up, in which order, and what it buys."""
+
+import dataclasses
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlmtune.config.load import preset_config
+from vlmtune.config.schema import TrainingConfig
+from vlmtune.errors import VlmtuneError
+from vlmtune.estimate.report import MemoryReport, PeakAt
+from vlmtune.estimate.search.fit import cheapest_changes, find_fit
+from vlmtune.levers import base as levers
+from vlmtune.levers.base import SAVINGS, ModelFacts, changed, value_at, words_of
+from vlmtune.units import MIB
+
+MODEL = ModelFacts(num_layers=36, shares_embedding=False, fixed_images=False)
+QUALITY = ("data.max_length", "data.image_size", "training.lora.rank")
+LAYERS = 36
+
+
+def config_with(preset: str, words=()) -> TrainingConfig:
+    return preset_config("org/model", preset, list(words)).config
+
+
+def needed_mib(config: TrainingConfig, billions: float = 4.0) -> float:
+    """Memory that grows with everything that a real run's grows with; a full pass of tokens and layers counts."""
+    training, hardware = config.training, config.hardware
+    quantised = training.method == "qlora"
+    weights = billions * (520 if quantised else 2000)
+    weights += 400 * (0.27 if quantised and training.quantization.quantize_vision_tower else 1)
+    weights += 600 * (0.27 if training.quantization.quantize_head else 1)
+    state = 2 if training.optim == "paged_adamw_8bit" or training.optim is None else 8
+    adapters = (billions * 1000 * 8 if training.method == "full" else training.lora.rank * 4) * (4 + state) / 4
+    tokens = training.batch_size * (config.data.max_length + (config.data.image_size or 1280) ** 2 / 1024)
+    kept = LAYERS if not hardware.gradient_checkpointing else LAYERS - (hardware.checkpointed_layers or LAYERS)
+    return 200 + weights + adapters + tokens * (0.6 + 0.25 * kept)
+
+
+def report_of(config: TrainingConfig, budget_mib: float, billions: float = 4.0) -> MemoryReport:
+    needed, budget = int(needed_mib(config, billions) * MIB), int(budget_mib * MIB)
+    tokens = {"text": config.data.max_length, "image": 100, "total": config.data.max_length + 100}
+    return MemoryReport(
+        model="org/model",
+        preset=config.preset,
+        gpu="8gb",
+        fits=needed <= budget,
+        peak_reserved_bytes=needed,
+        peak_allocated_bytes=needed,
+        device_total_bytes=needed,
+        budget_bytes=budget,
+        breakdown=(),
+        parts={},
+        peak_at=PeakAt("step 2", "mm", "lm_head"),
+        phases=(),
+        worst_row="largest row allowed",
+        tokens=tokens,
+        flops_per_row=1.0,
+        fast=False,
+        seconds=0.0,
+        versions={},
+    )
+
+
+class Simulator:
+    """Stands for the estimate, and counts."""
+
+    def __init__(self, preset: str, budget_mib: float, billions: float = 4.0) -> None:
+        self.preset, self.budget_mib, self.billions = preset, budget_mib, billions
+        self.asked: list[tuple[str, ...]] = []
+
+    def __call__(self, words: tuple[str, ...]) -> MemoryReport:
+        self.asked.append(words)
+        return report_of(config_with(self.preset, words), self.budget_mib, self.billions)
+
+    def fit(self, model: ModelFacts = MODEL):
+        return find_fit(config_with(self.preset), model, self, self)
+
+
+def least_mib(preset: str, billions: float = 4.0) -> float:
+    """What is needed with every saving at its strongest."""
+    config = config_with(preset)
+    for saving in SAVINGS:
+        steps = saving.steps(config, MODEL, config.data.max_length)
+        config = changed(config, steps[-1]) if steps else config
+    return needed_mib(config, billions)
+
+
+PRESETS = ["6gb", "8gb", "12gb", "16gb", "24gb", "48gb"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@given(room=st.floats(0, 3))
+@settings(max_examples=25, deadline=None)
+def test_what_is_found_fits_keeps_the_rows_of_a_step_and_nothing_of_it_can_be_taken_back(preset, room):
+    least = least_mib(preset)
+    budget = least + room * (needed_mib(config_with(preset)) - least)
+    simulator = Simulator(preset, budget)
+    fit, before = simulator.fit(), config_with(preset)
+    after = config_with(preset, fit.words)
+    assert fit.fits and needed_mib(after) <= budget
+    assert levers.rows_per_step(after) == levers.rows_per_step(before)
+    assert len(simulator.asked) == fit.tried <= 40
+    for change in fit.changes:
+        if change.reason.startswith("memory is left"):
+            continue
+        others = [word for other in fit.changes if other is not change for word in other.words]
+        kept = [word for word in others if not word.startswith("hardware.")] + ["hardware.gradient_checkpointing=true"]
+        try:
+            without = needed_mib(config_with(preset, kept))
+        except VlmtuneError:
+            continue
+        assert without > budget, change
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_with_room_no_quality_is_given_up_and_the_rest_buys_speed(preset):
+    before = config_with(preset)
+    fit = Simulator(preset, 40 * needed_mib(before)).fit()
+    after = config_with(preset, fit.words)
+    assert [value_at(after, key) for key in QUALITY] == [value_at(before, key) for key in QUALITY]
+    assert after.hardware.gradient_checkpointing is False
+    row, size = report_of(after, 1).tokens["total"], after.training.batch_size
+    assert size == before.training.batch_size or size / 2 * row < 4096, "no more rows than keep a card busy"
+    assert size * row >= 4096 or after.training.gradient_accumulation_steps == 1
+    assert [change.reason for change in fit.changes if not change.reason.startswith("memory is left")] == []
+
+
+def test_memory_for_some_layers_is_found_to_within_a_twelfth():
+    config = config_with("8gb")
+    at_20 = needed_mib(changed(config, levers.recompute_first(20)))
+    fit = Simulator("8gb", at_20).fit()
+    after = config_with("8gb", fit.words)
+    assert 20 <= after.hardware.checkpointed_layers <= 23
+    assert fit.tried <= 8
+    assert fit.changes[0].before == ("null",)
+    number = after.hardware.checkpointed_layers + 1
+    assert fit.changes[0].reason.startswith(f"memory is left: layer {number} and those after it keep")
+
+
+def test_what_costs_no_quality_goes_first():
+    """Just below what the preset needs, one change suffices; the preset 16gb has the most to give."""
+    before = config_with("16gb")
+    budget, given_up = needed_mib(before) - 1, []
+    for _ in range(6):
+        after = config_with("16gb", Simulator("16gb", budget).fit().words)
+        given_up.append(
+            [key for key in ("training.batch_size", *QUALITY) if value_at(after, key) != value_at(before, key)]
+        )
+        budget -= 150
+    assert given_up[0] == ["training.batch_size"]
+    for fewer, more in itertools.pairwise(given_up):
+        assert set(fewer) <= set(more) or "training.batch_size" in more
+
+
+def test_the_stated_order_of_quality():
+    """Rank down to 4, then texts to 256, then images, and texts below that last."""
+    preset, seen = "24gb", []
+    budget, least = needed_mib(config_with(preset)), least_mib(preset)
+    while budget > least:
+        after = config_with(preset, Simulator(preset, budget).fit().words)
+        seen.append([value_at(after, key) for key in QUALITY])
+        budget -= 40
+    texts, images, ranks = zip(*seen, strict=True)
+    assert min(texts) < 256 and min(images) < 300 and min(ranks) == 4, "every lever was needed in the end"
+    assert all(rank < 32 for text, _, rank in seen if text < 1536), "texts are not cut far before the rank is lowered"
+    assert all(text <= 512 for text, image, _ in seen if image < 896), "images are not shrunk far before texts are cut"
+    assert all(image < 336 for text, image, _ in seen if text < 256), "the shortest texts are the last resort"
+    assert ranks[0] == 32 and ranks.index(16) < texts.index(next(text for text in texts if text < 2048))
+
+
+def test_alpha_keeps_the_scale_of_the_adapters():
+    config = config_with("24gb")
+    for saving in SAVINGS:
+        for values in saving.steps(config, MODEL, 2048):
+            if "training.lora.rank" in values:
+                assert values["training.lora.alpha"] == 2 * values["training.lora.rank"]
+
+
+def test_nothing_fits():
+    fit = Simulator("8gb", 1000).fit()
+    assert not fit.fits and fit.report.peak_reserved_bytes > 1000 * MIB
+    after = config_with("8gb", fit.words)
+    assert (after.data.max_length, after.data.image_size, after.training.lora.rank) == (128, 224, 4)
+    assert after.training.quantization.quantize_head
+
+
+def test_a_lever_that_the_model_does_not_have_is_not_pulled():
+    fixed = ModelFacts(num_layers=36, shares_embedding=True, fixed_images=True)
+    fit = Simulator("8gb", 1000).fit(fixed)
+    words = " ".join(fit.words)
+    assert "image_size" not in words and "quantize_head" not in words and "max_length=128" in words
+
+
+def test_a_head_that_takes_more_when_unpacked_is_left_alone():
+    class Unpacked(Simulator):
+        def __call__(self, words):
+            report = super().__call__(words)
+            if "training.quantization.quantize_head=true" not in words:
+                return report
+            peak = report.peak_reserved_bytes + 700 * MIB
+            return dataclasses.replace(report, peak_reserved_bytes=peak, fits=peak <= report.budget_bytes)
+
+    for budget, fits in ((1000, False), (needed_mib(config_with("8gb")) - 30, True), (least_mib("8gb") + 600, True)):
+        fit = Unpacked("8gb", budget).fit()
+        assert fit.fits == fits and "training.quantization.quantize_head=true" not in fit.words
+
+
+def test_a_fast_search_that_was_wrong_is_done_again_in_full():
+    config = config_with("8gb")
+    full = Simulator("8gb", needed_mib(config) - 30)
+    fast = Simulator("8gb", needed_mib(config) + 30)
+    fit = find_fit(config, MODEL, full, fast)
+    assert fit.fits and needed_mib(config_with("8gb", fit.words)) <= full.budget_mib
+    agreeing = Simulator("8gb", 0.9 * needed_mib(config))
+    find_fit(config, MODEL, agreeing, Simulator("8gb", agreeing.budget_mib))
+    assert len(agreeing.asked) == 1, "the full estimate is made once, of what the fast one found"
+
+
+def test_a_config_that_fits_gives_nothing_up_for_the_margin_of_the_fast_search():
+    config = config_with("8gb")
+    full = Simulator("8gb", 1.001 * needed_mib(config))
+    fit = find_fit(config, MODEL, full, Simulator("8gb", 0.991 * needed_mib(config)))
+    assert fit.fits and fit.words == ()
+
+
+def test_a_candidate_that_is_refused_is_no_candidate():
+    config = config_with("24gb")
+    budget = least_mib("24gb") + 900
+
+    def refuses(words):
+        made = config_with("24gb", words)
+        if made.data.max_length < 800:
+            raise VlmtuneError("a question alone is longer")
+        return report_of(made, budget)
+
+    fit = find_fit(config, MODEL, refuses, refuses)
+    after = config_with("24gb", fit.words)
+    assert fit.fits and 800 <= after.data.max_length < 2048 and after.data.image_size < 1024
+
+
+def test_a_config_that_is_refused_stops_the_search():
+    def refuses(words):
+        raise VlmtuneError("no tokenizer")
+
+    with pytest.raises(VlmtuneError, match="no tokenizer"):
+        find_fit(config_with("8gb"), MODEL, refuses, refuses)
+
+
+def test_the_cheapest_changes_each_make_it_fit():
+    config = config_with("16gb")
+    simulator = Simulator("16gb", needed_mib(config) - 50)
+    changes = cheapest_changes(config, report_of(config, 1), simulator)
+    assert 2 <= len(changes) <= 3
+    assert changes[0].words == ("training.batch_size=1", "training.gradient_accumulation_steps=16")
+    assert changes[0].before == ("2", "8")
+    for change in changes:
+        assert needed_mib(config_with("16gb", change.words)) <= simulator.budget_mib
+    keys = [word.split("=")[0] for change in changes for word in change.words]
+    assert len(keys) == len(set(keys)), "three different ways, not three sizes of one"
+
+
+def test_of_two_ways_to_change_the_same_key_the_first_is_named():
+    more = ("training.method=full", "training.batch_size=1", "training.gradient_accumulation_steps=16")
+    config = config_with("24gb", more)
+
+    def estimate(words):
+        return report_of(config_with("24gb", (*more, *words)), 20_000)
+
+    changes = cheapest_changes(config, report_of(config, 20_000), estimate)
+    assert [change.words for change in changes] == [("training.method=lora",)]
+
+
+def test_where_no_single_change_suffices_they_are_combined():
+    config = config_with("16gb")
+    budget = least_mib("16gb") + 60
+    changes = cheapest_changes(config, report_of(config, budget), Simulator("16gb", budget))
+    assert len(changes) == 1 and len(changes[0].words) >= 4
+    assert needed_mib(config_with("16gb", changes[0].words)) <= budget
+    assert cheapest_changes(config, report_of(config, 100), Simulator("16gb", 100)) == []
+
+
+def test_every_step_of_every_lever_is_a_valid_config():
+    tried = 0
+    for preset, method in itertools.product(PRESETS, ("qlora", "lora", "full")):
+        config = config_with(preset, (f"training.method={method}", "training.optim=adamw"))
+        for saving in SAVINGS:
+            for values in saving.steps(config, MODEL, config.data.max_length):
+                assert config_with(preset, (*words_of({"training.method": method}), *words_of(values)))
+                tried += 1
+        for values in levers.spendings(config, MODEL):
+            assert changed(config, values)
+            tried += 1
+    assert tried > 200
+
+
+def test_full_tuning_that_does_not_fit_becomes_adapters():
+    config = config_with("24gb", ("training.method=full", "training.freeze_vision_tower=false"))
+
+    def estimate(words):
+        more = ("training.method=full", "training.freeze_vision_tower=false", *words)
+        return report_of(config_with("24gb", more), 20_000)
+
+    fit = find_fit(config, MODEL, estimate, estimate)
+    assert fit.fits and "training.method=lora" in fit.words and "training.freeze_vision_tower=true" in fit.words

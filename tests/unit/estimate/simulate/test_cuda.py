@@ -1,0 +1,102 @@
+"""Each rule of what CUDA operations take besides their outputs, with numbers of recorded runs."""
+
+import pytest
+import torch
+
+from vlmtune.estimate.simulate.cuda import cublas_workspace_bytes, hidden_of
+from vlmtune.estimate.simulate.record import NO_WORKSPACES, Recorder
+from vlmtune.units import MIB
+
+HOPPER, ADA, BLACKWELL_RTX = (9, 0), (8, 9), (12, 0)
+FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def workspaces(operation, *args, sm=HOPPER, **kwargs):
+    return hidden_of(sm)(operation, args, kwargs)
+
+
+@pytest.mark.parametrize(("sm", "expected"), [(HOPPER, 32 * MIB), (BLACKWELL_RTX, 32 * MIB), (ADA, 8_519_680)])
+def test_cublas_workspace_by_architecture(sm, expected):
+    assert cublas_workspace_bytes(sm) == expected
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [(None, [8_519_680, MIB, 8_519_680]), (((4 * MIB, 512), (2 * MIB,)), [4 * MIB, 512, 2 * MIB]), (((), ()), [])],
+)
+def test_each_thread_makes_one_cublas_workspace(measured, expected):
+    kept = []
+    hidden = hidden_of(ADA, measured)
+
+    def noted(operation, args, kwargs):
+        spaces = hidden(operation, args, kwargs)
+        kept.extend(spaces.kept)
+        return spaces
+
+    weight = meta(8, 8, dtype=torch.float32).requires_grad_()
+    with Recorder(noted):
+        for _ in range(2):
+            (weight @ weight).sum().backward()
+    assert kept == expected
+
+
+def gemm_4bit(rows: int, absmax_8bit) -> tuple:
+    packed = meta(2048 * 6144 // 2, 1, dtype=torch.uint8)
+    args = (meta(1, rows, 2048), packed, [6144, 2048], meta(768, dtype=torch.float32), 64, "nf4")
+    return args, {"absmax_8bit": absmax_8bit}
+
+
+class Named:
+    """Stands for an operation that is only known by its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def test_4bit_weights_are_unpacked_whole():
+    args, kwargs = gemm_4bit(463, meta(196_608, dtype=torch.uint8))
+    spaces = workspaces(Named("bitsandbytes.gemm_4bit.default"), *args, **kwargs)
+    assert spaces.before == (786_432, 786_432, 25_165_824)
+
+
+def test_4bit_weights_with_plain_constants():
+    args, kwargs = gemm_4bit(463, None)
+    assert workspaces(Named("bitsandbytes.gemm_4bit.default"), *args, **kwargs).before == (25_165_824,)
+
+
+def test_few_rows_read_4bit_weights_in_place():
+    args, kwargs = gemm_4bit(4, None)
+    assert workspaces(Named("bitsandbytes.gemm_4bit.default"), *args, **kwargs).before == ()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "heads", "grouped", "expected"),
+    [(463, 16, 8, 7_615_680), (237, 16, 8, 3_898_432), (670, 32, 32, 11_063_296)],
+)
+def test_cudnn_attention_backward_on_hopper(tokens, heads, grouped, expected):
+    q, k = meta(1, heads, tokens, 128), meta(1, grouped, tokens, 128)
+    assert workspaces(FLASH_BACKWARD, q, q, k, k).after == (expected,)
+
+
+def test_flash_attention_backward_elsewhere():
+    q, k = meta(2, 16, 463, 80), meta(2, 8, 463, 80)
+    spaces = workspaces(FLASH_BACKWARD, q, q, k, k, sm=ADA)
+    grouped = 2 * 463 * 16 * 80 * 2
+    assert spaces.before == (2 * 16 * 512 * 4, 2 * 512 * 16 * 96 * 4, grouped, grouped)
+
+
+def test_masked_scatter_counts_the_mask():
+    operation = torch.ops.aten.masked_scatter.default
+    into, mask = meta(1, 463, 2048), meta(1, 463, 2048, dtype=torch.bool)
+    assert workspaces(operation, into, mask, into).after == (7_585_792, 948_224)
+
+
+def test_other_operations_take_nothing_more():
+    assert workspaces(torch.ops.aten.exp.default, meta(3)) is NO_WORKSPACES

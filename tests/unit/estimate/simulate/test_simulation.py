@@ -1,0 +1,132 @@
+"""The step simulated without weights takes what the same step takes on a real CPU, for every family."""
+
+import gc
+
+import pytest
+import torch
+from tiny import TINY
+from tiny.rows import TinyModel, colour_rows, tiny_plan
+
+from vlmtune.contract import peak_bytes
+from vlmtune.data.collate import Collator
+from vlmtune.data.dataset import TuneDataset
+from vlmtune.estimate.allocator.peaks import peaks_of, phases_of
+from vlmtune.estimate.simulate.record import Log, Recorder, Workspaces, no_hidden
+from vlmtune.estimate.simulate.simulation import Run, record_steps, simulate, simulate_answer
+from vlmtune.estimate.simulate.steps import collated, first_steps
+from vlmtune.models.build import build_model
+
+TOLERANCE = 0.005
+KEEP = {"hardware": {"gradient_checkpointing": False}}
+EVERYWHERE = [{}, KEEP]
+ON_ONE = [
+    {"training": {"method": "full"}},
+    {"training": {"lora": {"rank": 64}}},
+    {"training": {"lora": {"vision_tower": True}}, **KEEP},
+    {"training": {"batch_size": 4}},
+    {"training": {"batch_size": 2, "gradient_accumulation_steps": 2}},
+    {"training": {"gradient_accumulation_steps": 3}, **KEEP},
+    {"training": {"optim": "adamw", "method": "lora"}},
+    {"hardware": {"mixed_precision": "bf16"}},
+    {"training": {"quantization": {"bnb_4bit_use_double_quant": False, "quantize_vision_tower": False}}},
+    {"hardware": {"checkpointed_layers": 1}},
+    {"training": {"batch_size": 4}, "hardware": {"checkpointed_layers": 1}},
+]
+HEAD_4BIT = {"training": {"quantization": {"quantize_head": True}}}
+UNTIED = ("llava", "qwen2_5_vl", "smolvlm")
+PLANS = [
+    *((name, sections) for name in TINY for sections in EVERYWHERE),
+    *(("qwen3_vl", sections) for sections in ON_ONE),
+    *((name, HEAD_4BIT) for name in UNTIED),
+    ("llava", {**HEAD_4BIT, "hardware": {"mixed_precision": "bf16", "checkpointed_layers": 1}}),
+]
+
+
+def plan_and_steps(model: TinyModel, folder, sections: dict, num_steps: int = 2):
+    training = {"gradient_accumulation_steps": 1, **sections.get("training", {})}
+    plan = tiny_plan(model.folder, **{**sections, "training": training})
+    rows = TuneDataset(colour_rows(folder), model.processor, model.family, plan)
+    lengths = [rows[index].labels.shape[1] for index in range(len(rows))]
+    return plan, collated(first_steps(plan, lengths, num_steps), rows, Collator(model.processor))
+
+
+@pytest.mark.parametrize(("name", "sections"), PLANS, ids=str)
+def test_simulated_peak_is_the_real_one(name, sections, models, tmp_path):
+    plan, steps = plan_and_steps(models(name), tmp_path, sections)
+    real = peak_bytes(record_steps(build_model(plan).train(), plan, Run(steps, load=None)))
+    simulated = peak_bytes(simulate(plan, Run(steps, load=None)))
+    assert simulated == pytest.approx(real, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "accumulation"), [("qwen3_vl", 1), ("paligemma", 2), ("smolvlm", 3)])
+def test_a_repeated_step_is_the_simulated_one(name, accumulation, models, tmp_path):
+    plan, steps = plan_and_steps(models(name), tmp_path, {"training": {"gradient_accumulation_steps": accumulation}})
+    same = [steps[0], steps[0]]
+    whole = simulate(plan, Run(same, load=None, evaluated=steps[0][0]))
+    repeated = simulate(plan, Run(same[:1], load=None, evaluated=steps[0][0], repeat=True))
+    expected, found = peaks_of(whole, True), peaks_of(repeated, True)
+    assert found.reserved_bytes == expected.reserved_bytes
+    assert found.phases["step 2"] == expected.phases["step 2"]
+    assert found.phases["evaluation"] == expected.phases["evaluation"]
+
+
+def test_gradients_are_added_in_place():
+    weight = torch.ones(64, 64, requires_grad=True)
+    with Recorder() as recorder:
+        made = weight * 2
+        (made.exp().sum() + made.sin().sum()).backward()
+    operations = [operation for _, operation, _ in recorder.log.tags.values()]
+    assert "aten.add.Tensor" not in [op for op, size in zip(operations, _sizes(recorder.log), strict=True) if size > 99]
+
+
+def test_a_shared_gradient_is_not_added_in_place():
+    """Both summands get the same tensor as their gradient; what is added to one must not show in the other's."""
+    first, second = (torch.full((64, 64), value, requires_grad=True) for value in (1.0, 2.0))
+    with Recorder():
+        mine, other = first * 2, second * 3
+        sine = mine.sin()
+        ((mine + other).square().sum() + sine.sum()).backward()
+    assert second.grad[0, 0].item() == pytest.approx(3 * 2 * 8)
+    assert first.grad[0, 0].item() == pytest.approx(2 * (2 * 8 + torch.tensor(2.0).cos().item()))
+
+
+def test_the_gradient_of_indexing_is_written_in_place():
+    weight = torch.ones(64, 64, requires_grad=True)
+    rows = torch.tensor([1, 2, 2])
+    with Recorder() as recorder:
+        (weight * 2)[rows].sum().backward()
+    assert "aten.index_put.default" not in [operation for _, operation, _ in recorder.log.tags.values()]
+    assert torch.equal(weight.grad[:4, 0], torch.tensor([0.0, 2.0, 4.0, 0.0]))
+
+
+def test_workspaces_are_taken_around_the_outputs():
+    def hidden(operation, args, kwargs):
+        return Workspaces(before=(1001,), after=(1002,), kept=(1003,))
+
+    value = torch.ones(100)
+    with Recorder(hidden) as recorder:
+        doubled = value * 2
+    sizes = dict(recorder.log.events)
+    handles = {num_bytes: handle for handle, num_bytes in sizes.items() if num_bytes}
+    assert [num_bytes for _, num_bytes in recorder.log.events if num_bytes] == [1001, 400, 1003, 1002]
+    assert -handles[1001] in sizes and -handles[1002] in sizes and -handles[1003] not in sizes
+    del doubled
+    gc.collect()
+
+
+def _sizes(log: Log) -> list[int]:
+    return [num_bytes for handle, num_bytes in log.events if handle > 0]
+
+
+def test_an_answer_takes_what_generating_it_takes(models, tmp_path):
+    """The prompt and every token are phases; a token adds its keys and values to every layer."""
+    model = models("qwen3_vl")
+    plan, steps = plan_and_steps(model, tmp_path, {})
+    prompt = {key: value for key, value in steps[0][0].items() if key != "labels"}
+    phases = phases_of(simulate_answer(plan, prompt, no_hidden, num_tokens=3))
+    assert list(phases) == ["load", "prompt", "token 1", "token 2", "token 3"]
+    text = build_model(plan, weights="none").get_base_model().config.text_config
+    numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    grown = phases["token 3"].allocated_at_end_bytes - phases["token 2"].allocated_at_end_bytes
+    assert grown == pytest.approx(numbers * 4, abs=text.num_hidden_layers * 2 * 512)
+    assert phases["prompt"].peak_allocated_bytes > phases["load"].allocated_at_end_bytes

@@ -1,0 +1,109 @@
+"""The simulated steps take rows in the trainer's own order."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+from tiny.rows import TinyModel
+
+from vlmtune.data.collate import WHERE
+from vlmtune.engine.trainer import LengthGroupedOrder
+from vlmtune.estimate.simulate.steps import collated, fewest_steps, first_steps, telling_steps
+
+LENGTHS = [3, 9, 5, 7, 4]
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    return TinyModel("llava", tmp_path_factory.mktemp("model")).plan
+
+
+def changed(plan, **changes):
+    return dataclasses.replace(plan, **{"batch_size": 1, "max_steps": None, "num_epochs": 3.0, **changes})
+
+
+def epoch(plan, number: int, rows_per_step: int) -> list[int]:
+    order = LengthGroupedOrder(LENGTHS, rows_per_step, plan.seed)
+    order.set_epoch(number)
+    return list(order)
+
+
+def test_steps_end_with_the_epoch(plan):
+    steps = first_steps(changed(plan, gradient_accumulation_steps=2), LENGTHS, 4)
+    assert [len(step) for step in steps] == [2, 2, 1, 2]
+    assert sum(sum(steps, []), []) == epoch(plan, 0, 2) + epoch(plan, 1, 2)[:2]
+    assert steps[0][0] == [LENGTHS.index(9)]
+
+
+def test_a_batch_has_as_many_rows_as_the_plan_says(plan):
+    steps = first_steps(changed(plan, batch_size=2, gradient_accumulation_steps=1), LENGTHS, 2)
+    order = epoch(plan, 0, 2)
+    assert steps == [[order[:2]], [order[2:4]]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_steps"),
+    [({"max_steps": 2}, 2), ({"num_epochs": 0.5}, 2), ({"num_epochs": 2.0}, 6), ({"max_steps": 8}, 8)],
+)
+def test_no_more_steps_than_the_run_has(changes, num_steps, plan):
+    assert len(first_steps(changed(plan, gradient_accumulation_steps=2, **changes), LENGTHS, 9)) == num_steps
+
+
+def test_the_steps_of_a_run_that_need_most_are_among_the_telling_ones(plan):
+    lengths = [random.Random(0).randint(10, 99) for _ in range(60)] + [500, 400, 399]
+    run = changed(plan, gradient_accumulation_steps=4)
+    every = first_steps(run, lengths, 1000)
+    told = telling_steps(run, lengths)
+    sizes = [[lengths[row] for (row,) in step] for step in told]
+    assert (sizes[0][0], told[0][0]) == (500, every[0][0])
+    assert len(told) <= 4 and all(len(step) <= 3 for step in told)
+    *told, together = told
+    assert [together] == fewest_steps(run, lengths)
+    *sizes, _ = sizes
+    # The longest comes back in the second epoch, when the optimizer's states exist.
+    assert max(step[0] for step in sizes[1:]) == 500
+    behind = max(lengths[row] for step in every[1:] for (row,) in step[1:])
+    assert max(length for step in sizes[1:] for length in step[1:]) == behind
+    assert all(any(set(map(tuple, step)) <= set(map(tuple, one)) for one in every) for step in told)
+
+
+def test_in_one_epoch_the_longest_does_not_come_back(plan):
+    lengths = [*range(10, 40), 500]
+    *told, _ = telling_steps(changed(plan, gradient_accumulation_steps=4, num_epochs=1.0), lengths)
+    assert [lengths.index(500) in sum(step, []) for step in told] == [True] + [False] * (len(told) - 1)
+
+
+def test_a_short_run_is_taken_whole(plan):
+    run = changed(plan, gradient_accumulation_steps=3, num_epochs=2.0)
+    assert telling_steps(run, LENGTHS) == first_steps(run, LENGTHS, 4)
+
+
+def test_a_run_of_one_step(plan):
+    run = changed(plan, gradient_accumulation_steps=8)
+    assert telling_steps(dataclasses.replace(run, max_steps=1), [5]) == [[[0]]]
+    assert fewest_steps(dataclasses.replace(run, max_steps=1), [5]) == [[[0]], [[0]], [[0]]]
+
+
+def test_the_fewest_steps_hold_the_longest_batch_behind_another(plan):
+    together = fewest_steps(changed(plan, gradient_accumulation_steps=5), LENGTHS)
+    assert [[LENGTHS[row] for (row,) in step] for step in together] == [[9, 7, 3]]
+    alone = fewest_steps(changed(plan, gradient_accumulation_steps=1), LENGTHS)
+    assert [[LENGTHS[row] for (row,) in step] for step in alone] == [[9], [5], [3]]
+
+
+def test_batches_hold_tensors_alone_and_a_row_is_asked_once():
+    asked = []
+
+    class Rows:
+        def __getitem__(self, number: int) -> int:
+            asked.append(number)
+            return number * 10
+
+    def collator(rows: list[int]) -> dict:
+        return {"labels": torch.tensor(rows), WHERE: [str(row) for row in rows]}
+
+    steps = collated([[[2, 1]], [[1], [2]]], Rows(), collator)
+    assert [[batch["labels"].tolist() for batch in step] for step in steps] == [[[20, 10]], [[10], [20]]]
+    assert all(set(batch) == {"labels"} for step in steps for batch in step)
+    assert sorted(asked) == [1, 2]

@@ -1,0 +1,72 @@
+"""What loading allocates on the way to the weights, and what it leaves."""
+
+import pytest
+from tiny.rows import TinyModel, tiny_plan
+
+from vlmtune.estimate.simulate.record import Recorder
+from vlmtune.estimate.simulate.weights import DYNAMIC_MAP_BYTES, load_checkpoint, quantise
+from vlmtune.models.build import build_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return TinyModel("llava", tmp_path_factory.mktemp("model"))
+
+
+def loaded(tiny: TinyModel, **sections):
+    model = build_model(tiny_plan(tiny.folder, **sections), weights="none")
+    recorder = Recorder()
+    load_checkpoint(model, recorder)
+    return model, recorder.log
+
+
+def live(log) -> dict[int, int]:
+    sizes = {}
+    for handle, num_bytes in log.events:
+        if handle > 0:
+            sizes[handle] = num_bytes
+        else:
+            del sizes[-handle]
+    return sizes
+
+
+def test_one_block_for_all_weights_comes_first_and_goes(tiny):
+    model, log = loaded(tiny, training={"method": "full"})
+    total = sum(parameter.untyped_storage().nbytes() for parameter in model.parameters())
+    assert log.events[:2] == [(1, total), (-1, 0)]
+
+
+def test_what_stays_are_the_weights(tiny):
+    model, log = loaded(tiny, training={"method": "full"})
+    tensors = {
+        t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())
+    }
+    assert sorted(live(log).values()) == sorted(size for size in tensors.values() if size)
+
+
+def test_packing_passes_each_weight_through_16_bits(tiny):
+    model, log = loaded(tiny)
+    packed = [p for p in model.parameters() if getattr(p, "quant_state", None) is not None]
+    assert packed
+    raw = [num_bytes for handle, num_bytes in log.events if handle > 0 and log.tags[handle][1] == "to"]
+    assert sorted(raw) == sorted(p.quant_state.shape.numel() * p.quant_state.dtype.itemsize for p in packed)
+    assert list(live(log).values()).count(DYNAMIC_MAP_BYTES) >= 1
+
+
+def test_constants_in_the_order_of_a_recorded_run(tiny):
+    model, _ = loaded(tiny)
+    weight = next(p for p in model.parameters() if getattr(p, "quant_state", None) is not None)
+    recorder = Recorder()
+    quantise(weight, "weights", recorder)
+    blocks = weight.quant_state.absmax.numel()
+    sizes = [num_bytes for handle, num_bytes in recorder.log.events if handle > 0]
+    assert sizes == [4 * blocks, weight.numel(), 64, 64, 4, 4, 4 * blocks, 4 * -(-blocks // 256), blocks, 1024]
+    left = live(recorder.log).values()
+    assert sorted(left) == sorted([weight.numel(), 64, 4, 4 * -(-blocks // 256), blocks, 1024])
+
+
+def test_adapters_are_made_wide_then_narrow_then_wide(tiny):
+    model, log = loaded(tiny)
+    adapters = [p for name, p in model.named_parameters() if ".lora_" in name]
+    sizes = [num_bytes for handle, num_bytes in log.events if handle > 0 and log.tags[handle][1] == "lora"]
+    assert sum(sizes) == sum(p.numel() for p in adapters) * (4 + 2 + 4)

@@ -1,0 +1,254 @@
+"""Every value that the plan decides, for each method and device, and the plan as a file."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from tiny import TINY
+
+from vlmtune.config.schema import TrainingConfig
+from vlmtune.errors import VlmtuneError
+from vlmtune.families import FAMILIES
+from vlmtune.hub.source import ModelSource
+from vlmtune.plan.decide import lora_targets, make_plan
+from vlmtune.plan.types import FREE_ON_RESUME, Device, RunPlan
+
+CPU = Device("cpu", "CPU", bf16=False)
+NEW_GPU = Device("cuda", "RTX 4060", bf16=True, total_bytes=8 * 2**30)
+OLD_GPU = Device("cuda", "RTX 2080", bf16=False, total_bytes=8 * 2**30)
+LLAVA = {"model_type": "llava", "vision_config": {"image_size": 336, "patch_size": 14}, "text_config": {}}
+QWEN = {"model_type": "qwen2_5_vl", "vision_config": {"patch_size": 14}, "vocab_size": 151_936}
+
+
+def config(**sections) -> TrainingConfig:
+    values = {"model": {"name": "org/model"}, "data": {"train_path": "rows.jsonl"}}
+    return TrainingConfig.model_validate({**values, **sections})
+
+
+def plan(device=CPU, model=LLAVA, **sections) -> RunPlan:
+    return make_plan(config(**sections), ModelSource("org/model", model, {}), device, "digest")
+
+
+def reasons(made: RunPlan) -> dict[str, str]:
+    return {choice.key: f"{choice.value}: {choice.reason}" for choice in made.choices}
+
+
+FORMATS = [
+    # device, method, mixed_precision -> base, autocast, adapters, scaling
+    (CPU, "qlora", "auto", ("fp32", None, "fp32", False)),
+    (CPU, "lora", "bf16", ("bf16", None, "fp32", False)),
+    (CPU, "full", "auto", ("fp32", None, None, False)),
+    (CPU, "full", "bf16", ("fp32", "bf16", None, False)),
+    (CPU, "qlora", "no", ("fp32", None, "fp32", False)),
+    (NEW_GPU, "qlora", "auto", ("bf16", None, "fp32", False)),
+    (NEW_GPU, "lora", "fp16", ("fp16", None, "fp32", True)),
+    (NEW_GPU, "full", "auto", ("fp32", "bf16", None, False)),
+    (NEW_GPU, "full", "no", ("fp32", None, None, False)),
+    (OLD_GPU, "qlora", "auto", ("fp16", None, "fp32", True)),
+    (OLD_GPU, "lora", "no", ("fp32", None, "fp32", False)),
+    (OLD_GPU, "full", "auto", ("fp32", "fp16", None, True)),
+]
+
+
+@pytest.mark.parametrize(("device", "method", "wish", "expected"), FORMATS)
+def test_number_formats(device, method, wish, expected):
+    made = plan(device, training={"method": method}, hardware={"mixed_precision": wish})
+    assert (made.base_dtype, made.autocast_dtype, made.adapter_dtype, made.loss_scaling) == expected
+    assert ("hardware.mixed_precision" in reasons(made)) == (wish == "auto")
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora", "full"])
+@pytest.mark.parametrize(
+    ("device", "wish", "message"),
+    [(CPU, "fp16", "fp16 needs a GPU"), (OLD_GPU, "bf16", "bf16 is not computed by RTX 2080")],
+)
+def test_formats_that_the_device_does_not_have_are_refused(device, method, wish, message):
+    with pytest.raises(VlmtuneError, match=message) as refused:
+        plan(device, training={"method": method}, hardware={"mixed_precision": wish})
+    assert refused.value.hint.startswith("use auto")
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        (CPU, "fp32: training runs on the CPU"),
+        (NEW_GPU, "bf16: RTX 4060 computes bf16"),
+        (OLD_GPU, "fp16: RTX 2080 has no bf16: fp16 with loss scaling"),
+    ],
+)
+def test_it_says_which_format_and_why(device, said):
+    assert reasons(plan(device))["hardware.mixed_precision"] == said
+
+
+def test_optimizer():
+    assert (plan(CPU).optimizer, plan(NEW_GPU).optimizer) == ("adamw", "paged_adamw_8bit")
+    assert plan(NEW_GPU, training={"optim": "adamw"}).optimizer == "adamw"
+    assert "training.optim" not in reasons(plan(NEW_GPU, training={"optim": "adamw"}))
+    for optim in ("adamw_8bit", "paged_adamw_8bit"):
+        assert plan(NEW_GPU, training={"optim": optim}).optimizer == optim
+        with pytest.raises(VlmtuneError, match=f"training.optim: {optim} needs a GPU"):
+            plan(CPU, training={"optim": optim})
+
+
+def test_what_is_quantised():
+    made = plan(training={"quantization": {"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}})
+    assert (made.quant_type, made.double_quant, made.unquantized) == ("fp4", False, ("lm_head",))
+    tower = plan(training={"quantization": {"quantize_vision_tower": False}})
+    assert tower.unquantized == ("lm_head", "model.vision_tower", "model.multi_modal_projector")
+    for method in ("lora", "full"):
+        made = plan(training={"method": method})
+        assert (made.quant_type, made.double_quant, made.unquantized) == (None, False, ())
+
+
+def test_a_head_of_its_own_may_be_quantised_and_the_embedding_may_not():
+    wish = {"quantization": {"quantize_head": True}}
+    assert plan(training=wish).unquantized == ()
+    assert "training.quantization.quantize_head" not in reasons(plan(training=wish))
+    tied = plan(training=wish, model={**QWEN, "tie_word_embeddings": True})
+    assert tied.unquantized == ("lm_head",)
+    assert reasons(tied)["training.quantization.quantize_head"].startswith("false: the head shares")
+
+
+def test_layers_that_recompute():
+    assert plan().checkpointed_layers is None
+    assert plan(hardware={"checkpointed_layers": 5}).checkpointed_layers == 5
+    assert plan(hardware={"checkpointed_layers": 32}).checkpointed_layers is None, "all of them is the default"
+    with pytest.raises(VlmtuneError, match="33 are wanted, but the language model of org/model has 32 layers"):
+        plan(hardware={"checkpointed_layers": 33})
+    with pytest.raises(ValueError, match="no layer recomputes"):
+        config(hardware={"checkpointed_layers": 3, "gradient_checkpointing": False})
+    with pytest.raises(ValueError, match="method lora quantises nothing"):
+        config(training={"method": "lora", "quantization": {"quantize_head": True}})
+
+
+def test_what_learns():
+    assert plan().trainable_parts == () and plan().lora_targets.startswith("model.language_model")
+    assert "vision" not in plan().lora_targets
+    full = plan(training={"method": "full"})
+    assert (full.lora_targets, full.trainable_parts) == (None, ("text", "head"))
+    free = plan(training={"method": "full", "freeze_vision_tower": False, "freeze_projector": False})
+    assert set(free.trainable_parts) == {"text", "head", "vision", "projector"}
+
+
+def test_workers():
+    assert (plan(CPU).num_workers, plan(NEW_GPU).num_workers) == (0, 2)
+    assert plan(NEW_GPU, hardware={"num_workers": 0}).num_workers == 0
+
+
+def test_image_size_has_no_effect_on_a_fixed_input_and_that_is_said():
+    made = plan(data={"train_path": "r", "image_size": 448})
+    assert reasons(made)["data.image_size"] == "448: has no effect: every image becomes 336×336 px"
+    assert made.image_overrides == {}
+    assert "data.image_size" not in reasons(plan(data={"train_path": "r", "image_size": 336}))
+
+
+def test_image_size_caps_the_pixels_where_the_model_takes_any():
+    made = plan(model=QWEN, data={"train_path": "r", "image_size": 448})
+    assert made.image_overrides == {"size": {"shortest_edge": 3136, "longest_edge": 448 * 448}}
+    tiny = plan(model=QWEN, data={"train_path": "r", "image_size": 28})
+    assert tiny.image_overrides["size"]["longest_edge"] == 3136
+    assert "enlarged" in reasons(tiny)["data.image_size"]
+
+
+def test_the_loss_is_cut_by_the_vocabulary():
+    small, large = plan().loss_chunk_tokens, plan(model=QWEN).loss_chunk_tokens
+    assert small > large >= 32 and large % 32 == 0
+    assert large * 151_936 * 10 <= 256 * 2**20
+
+
+def test_a_wrong_model_type_is_said():
+    wrong = make_plan(config(model={"name": "m/m", "type": "llava"}), ModelSource("m/m", QWEN, {}), CPU)
+    assert wrong.family == "qwen2_vl" and "llava is not used" in reasons(wrong)["model.type"]
+    for right in ("qwen2_vl", "qwen2_5_vl"):
+        fine = make_plan(config(model={"name": "m/m", "type": right}), ModelSource("m/m", QWEN, {}), CPU)
+        assert "model.type" not in reasons(fine)
+
+
+def test_an_absolute_folder_is_named_by_its_last_part(tmp_path):
+    made = make_plan(config(model={"name": str(tmp_path / "mine")}), ModelSource("x", LLAVA, {}), CPU)
+    assert made.model_name == "mine"
+
+
+@pytest.fixture(scope="module")
+def linear_names():
+    """The linear layers of every tiny model, without storage."""
+    import torch
+
+    found = {}
+    for model_type, builder in TINY.items():
+        model_class, model_config, _ = builder()
+        with torch.device("meta"):
+            model = model_class(model_config)
+        linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+        found[model_type] = linear
+    return found
+
+
+@pytest.mark.parametrize("model_type", TINY)
+@pytest.mark.parametrize("with_vision", [False, True])
+def test_adapters_go_to_every_linear_layer_of_their_parts(linear_names, model_type, with_vision):
+    family = next(family for family in FAMILIES if model_type in family.model_types)
+    pattern = lora_targets(family, with_vision)
+    parts = {"text", "vision"} if with_vision else {"text"}
+    expected = [name for name in linear_names[model_type] if family.part_of(name) in parts]
+    assert [name for name in linear_names[model_type] if re.fullmatch(pattern, name)] == expected
+    assert len(expected) >= 14 + 4 * with_vision
+
+
+def test_saved_and_loaded(tmp_path):
+    made = plan(model=QWEN, data={"train_path": "r", "image_size": 448}, training={"report_to": ("tensorboard",)})
+    made.save(tmp_path / "plan.json")
+    assert RunPlan.load(tmp_path / "plan.json") == made
+
+
+def test_a_model_folder_is_saved_relative_to_the_plan(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    made = dataclasses.replace(plan(), model=str(tmp_path / "model"))
+    path = tmp_path / "runs" / "a" / "plan.json"
+    made.save(path)
+    assert json.loads(path.read_text())["model"] == "../../model"
+    assert RunPlan.load(path) == made
+
+
+def test_a_plan_of_another_version_is_refused(tmp_path):
+    path = tmp_path / "plan.json"
+    plan().save(path)
+    values = json.loads(path.read_text())
+    values["new_key"] = values.pop("seed")
+    path.write_text(json.dumps(values))
+    with pytest.raises(VlmtuneError, match="another version of vlmtune: keys that differ: new_key, seed"):
+        RunPlan.load(path)
+
+
+def test_differences_name_what_decides_the_result():
+    one, other = plan(), plan(training={"learning_rate": 1e-3, "seed": 7})
+    assert other.differences(one) == ["learning_rate: 0.0002 -> 0.001", "seed: 42 -> 7"]
+    assert one.differences(one) == []
+
+
+def test_values_that_may_change_on_resume():
+    names = {item.name for item in dataclasses.fields(RunPlan)}
+    assert FREE_ON_RESUME <= names
+    changed = plan(
+        training={"save_steps": 7, "logging_steps": 7, "save_total_limit": 7, "report_to": ("tensorboard",)},
+        hardware={"num_workers": 3, "gradient_checkpointing": False},
+    )
+    assert changed.differences(plan()) == []
+
+
+def test_the_rows_of_a_step_may_be_divided_otherwise_but_stay_the_same_rows():
+    two_by_four = plan(training={"batch_size": 2, "gradient_accumulation_steps": 4})
+    assert two_by_four.differences(plan(training={"batch_size": 1, "gradient_accumulation_steps": 8})) == []
+    assert two_by_four.differences(plan(training={"batch_size": 1, "gradient_accumulation_steps": 4})) == [
+        "batch_size: 1 -> 2"
+    ]
+    assert two_by_four.rows_per_step == 8
+
+
+def test_a_service_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("vlmtune.plan.decide.find_spec", lambda name: None if name == "wandb" else object())
+    with pytest.raises(VlmtuneError, match="training.report_to: wandb is not installed") as caught:
+        plan(training={"report_to": ("wandb", "tensorboard")})
+    assert caught.value.hint == "pip install wandb"

@@ -1,0 +1,232 @@
+"""A plan and its rows → a trained adapter, a log and a report."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import ProcessorMixin
+
+from vlmtune.data.collate import Collator
+from vlmtune.data.dataset import RowTokens, TuneDataset, measure_rows, refuse_too_long, refuse_without_answer
+from vlmtune.data.run_data import RunData
+from vlmtune.engine.callbacks import FirstStepCheck, Recorder, StopOnInterrupt
+from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, is_disk_full, save_adapter
+from vlmtune.engine.evaluate import mean_loss
+from vlmtune.engine.memory import MemoryWatch
+from vlmtune.engine.monitor import LiveView
+from vlmtune.engine.oom import out_of_memory
+from vlmtune.engine.trainer import TuneTrainer
+from vlmtune.errors import VlmtuneError
+from vlmtune.hub.source import ModelSource
+from vlmtune.models.build import build_model, check_checkpoint, family_of
+from vlmtune.models.inventory import InventoryRow, inventory
+from vlmtune.models.processor import load_processor
+from vlmtune.plan.types import RunPlan
+from vlmtune.runs.folder import LongestRow, RunFolder, TrainReport, library_versions, write_report
+
+
+def train(
+    plan: RunPlan, source: ModelSource, data: RunData, folder: RunFolder, view: LiveView, *, resume: bool = False
+) -> TrainReport:
+    """Train and return the report; adapter, log and report are in `folder` afterwards.
+
+    Raises:
+        VlmtuneError: what the user can change: rows too long, a file of the model missing, memory or disk full.
+    """
+    try:
+        return _train(plan, source, data, folder, view, resume)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, "outside of forward and backward") from None
+    except WRITE_ERRORS as error:
+        if not is_disk_full(error):
+            raise
+        shutil.rmtree(_partial(plan, folder), ignore_errors=True)
+        raise disk_full(folder, f"a file of {folder.path}") from None
+
+
+def _train(
+    plan: RunPlan, source: ModelSource, data: RunData, folder: RunFolder, view: LiveView, resume: bool
+) -> TrainReport:
+    family = family_of(plan)
+    check_checkpoint(plan)
+    processor = load_processor(plan)
+    for samples in (data.val, data.train):
+        measured = measure_rows(samples, processor, family, plan, source)
+        refuse_too_long(measured, plan)
+        refuse_without_answer(samples, measured, processor, family, plan)
+    _refuse_blind_tower(measured, plan)
+    rows = TuneDataset(data.train, processor, family, plan)
+    val_rows = TuneDataset(data.val, processor, family, plan)
+    _check_longest(rows, measured, plan)
+
+    checkpoint = _checkpoint(folder, resume, view)
+    model = build_model(plan)
+    if plan.device == "cuda":
+        torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
+    watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
+    parts = inventory(model, family)
+    collator = Collator(processor)
+    lengths = [row.total for row in measured]
+    trainer = TuneTrainer(
+        plan, model, folder, lengths, train_dataset=rows, eval_dataset=val_rows, data_collator=collator
+    )
+    interrupt = StopOnInterrupt(view)
+    recorder = Recorder(folder, view, trainer)
+    watches = [watch] if watch else []
+    for callback in (interrupt, recorder, FirstStepCheck(trainer, family), *watches, *_services(plan, folder)):
+        trainer.add_callback(callback)
+    _silence_printer(trainer)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        interrupt.restore()
+    if not interrupt.stopped:
+        if val_rows and not _evaluated_last(recorder, trainer):
+            trainer.log({"eval_loss": mean_loss(model, val_rows, collator, plan)})
+        save_tuned(trainer.model, processor, plan, folder)
+    report = TrainReport(
+        status="interrupted" if interrupt.stopped else "finished",
+        steps=trainer.state.global_step,
+        **_facts_of_plan(plan),
+        **_facts_of_data(data, measured, plan),
+        **_facts_of_model(parts),
+        **_facts_of_training(recorder),
+        **_facts_of_gpu(watch),
+        notes=_notes(data, plan, watch),
+    )
+    write_report(folder, report, recorder.records)
+    return report
+
+
+def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan, folder: RunFolder) -> None:
+    """Write the adapter (or the whole model) with the processor as it was used; all of it or nothing."""
+    partial = _partial(plan, folder)
+    target = partial.with_suffix("")
+    shutil.rmtree(partial, ignore_errors=True)
+    if plan.method == "full":
+        model.save_pretrained(partial)
+    else:
+        save_adapter(model, partial)
+    processor.save_pretrained(partial)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+
+
+def _partial(plan: RunPlan, folder: RunFolder) -> Path:
+    """Return where the result lies while it is being written."""
+    target = folder.model if plan.method == "full" else folder.adapter
+    return target.with_name(f"{target.name}.partial")
+
+
+def _checkpoint(folder: RunFolder, resume: bool, view: LiveView) -> str | None:
+    """Return the checkpoint to go on from, with the log cut back to it."""
+    drop_incomplete(folder)
+    checkpoint = folder.latest_checkpoint() if resume else None
+    if resume:
+        start = f"continuing from {checkpoint.name}" if checkpoint else "no checkpoint yet: starting from the beginning"
+        view.note(start)
+    folder.truncate_log(int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0)
+    return str(checkpoint) if checkpoint else None
+
+
+def _refuse_blind_tower(measured: list[RowTokens], plan: RunPlan) -> None:
+    """Raise when vision tower or projector are to learn from rows without images."""
+    trains_tower = family_of(plan).vision in (plan.lora_targets or "")
+    if (trains_tower or {"vision", "projector"} & set(plan.trainable_parts)) and not any(row.image for row in measured):
+        raise VlmtuneError("vision tower and projector cannot learn: no row has an image", "keep them frozen")
+
+
+def _check_longest(rows: TuneDataset, measured: list[RowTokens], plan: RunPlan) -> None:
+    """Encode the longest row: the processor must make as many image tokens as were counted."""
+    index = max(range(len(measured)), key=lambda i: measured[i].total)
+    row = rows[index]
+    if row.num_image_tokens != measured[index].image:
+        raise VlmtuneError(
+            f"{row.where}: the processor of {plan.model_name} makes {row.num_image_tokens} image tokens, "
+            f"{measured[index].image} were expected",
+            "preprocessor_config.json and config.json of the model do not fit together: download both again",
+        )
+
+
+def _evaluated_last(recorder: Recorder, trainer: TuneTrainer) -> bool:
+    return any(r.step == trainer.state.global_step and r.eval_loss is not None for r in recorder.records)
+
+
+def _services(plan: RunPlan, folder: RunFolder) -> list:
+    if "tensorboard" not in plan.report_to:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(str(folder.tensorboard)))]
+
+
+def _silence_printer(trainer: TuneTrainer) -> None:
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _facts_of_plan(plan: RunPlan) -> dict:
+    return {
+        "experiment_name": plan.experiment_name,
+        "model": plan.model_name,
+        "method": plan.method,
+        "precision": plan.autocast_dtype or plan.base_dtype,
+        "versions": library_versions(),
+    }
+
+
+def _facts_of_data(data: RunData, measured: list[RowTokens], plan: RunPlan) -> dict:
+    longest = max(measured, key=lambda row: row.total)
+    over = [row.text - plan.max_length for row in measured if row.text > plan.max_length]
+    return {
+        "num_rows": len(data.train),
+        "num_skipped_rows": len(data.skipped),
+        "skipped": list(data.skipped),
+        "num_cut_rows": len(over),
+        "num_cut_tokens": sum(over),
+        "text_tokens": sum(row.text for row in measured),
+        "image_tokens": sum(row.image for row in measured),
+        "longest_row": LongestRow(longest.where, longest.total),
+    }
+
+
+def _notes(data: RunData, plan: RunPlan, watch: MemoryWatch | None) -> list[str]:
+    difference = watch.difference() if watch else None
+    chosen = [f"{choice.key} = {choice.value}: {choice.reason}" for choice in plan.choices]
+    return [*data.notes, *chosen, *([difference] if difference else [])]
+
+
+def _facts_of_model(parts: list[InventoryRow]) -> dict:
+    return {
+        "trainable_parameters": sum(row.parameters for row in parts if row.trainable),
+        "total_parameters": sum(row.parameters for row in parts),
+    }
+
+
+def _facts_of_training(recorder: Recorder) -> dict:
+    losses = [record.loss for record in recorder.records]
+    evals = [record.eval_loss for record in recorder.records if record.eval_loss is not None]
+    work, seconds = recorder.totals, max(recorder.seconds, 1e-9)
+    return {
+        "train_loss_first": losses[0] if losses else None,
+        "train_loss_last": losses[-1] if losses else None,
+        "eval_loss": evals[-1] if evals else None,
+        "trained_tokens": work.trained_tokens,
+        "seconds": recorder.seconds,
+        "samples_per_s": work.rows / seconds,
+        "tokens_per_s": work.tokens / seconds,
+        "data_wait_share": min(1.0, work.waited_s / seconds),
+    }
+
+
+def _facts_of_gpu(watch: MemoryWatch | None) -> dict:
+    return {
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated() if watch else None,
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved() if watch else None,
+        "gpu": torch.cuda.get_device_name(0) if watch else None,
+        "memory_estimated": watch.estimated if watch else None,
+        "memory_measured": watch.measured() if watch else None,
+    }

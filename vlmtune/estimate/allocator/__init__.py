@@ -1,0 +1,1 @@
+"""PyTorch's caching allocator, replayed over what was allocated."""

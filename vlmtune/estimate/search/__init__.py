@@ -1,0 +1,1 @@
+"""The config that fits a card."""

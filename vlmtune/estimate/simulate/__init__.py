@@ -1,0 +1,1 @@
+"""A training step without weights, and what it allocates."""

@@ -1,0 +1,117 @@
+"""What CUDA operations take besides their outputs, by operation and GPU architecture.
+
+No dispatch mode sees this memory. Every rule names its source; "trace" is a recorded allocation history of a real run
+(torch 2.11, bitsandbytes 0.50, H100), compared with the simulated log operation by operation.
+"""
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+
+from vlmtune.estimate.simulate.record import NO_WORKSPACES, Hidden, Workspaces
+from vlmtune.units import KIB, MIB
+
+aten = torch.ops.aten
+FP32_BYTES = 4
+
+CUBLASLT_BYTES = MIB
+"""Taken beside the forward thread's first workspace; torch 2.11, H100, trace."""
+
+FUSED_4BIT_MAX_ROWS = 4
+"""bitsandbytes backends/cuda/ops.py: up to here every architecture reads 4-bit weights in place."""
+
+GEMMS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, "bitsandbytes.gemm_4bit.default"}
+
+Rule = Callable[[tuple, dict], Workspaces]
+
+
+def cublas_workspace_bytes(sm: tuple[int, int]) -> int:
+    """Return what each thread's cuBLAS handle keeps. ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize."""
+    return 32 * MIB if sm[0] in (9, 10, 12) else 8 * MIB + 128 * KIB
+
+
+def prefers_cudnn_attention(sm: tuple[int, int]) -> bool:
+    """Return whether attention goes to cuDNN first. ATen/native/transformers/cuda/sdp_utils.cpp: Hopper, Blackwell."""
+    return sm[0] in (9, 10)
+
+
+def hidden_of(sm: tuple[int, int], cublas_bytes: tuple[tuple[int, ...], tuple[int, ...]] | None = None) -> Hidden:
+    """Return the rules of a GPU architecture, for one run: the first matrix product of a thread makes its workspace.
+
+    Args:
+        cublas_bytes: the blocks that the first product of the forward and of the backward pass keeps, as measured on
+            the card; None for those of the architecture.
+    """
+    threads_with_cublas: set[bool] = set()
+    workspace_bytes = cublas_workspace_bytes(sm)
+    forward_bytes, backward_bytes = cublas_bytes or ((workspace_bytes, CUBLASLT_BYTES), (workspace_bytes,))
+    rules = _rules(sm)
+
+    def hidden(operation: object, args: tuple, kwargs: dict) -> Workspaces:
+        name = str(operation)
+        rule = rules.get(name)
+        spaces = rule(args, kwargs) if rule else NO_WORKSPACES
+        if operation in GEMMS or name in GEMMS:
+            # The backward pass runs on a thread of its own, the recomputation within it too.
+            in_backward = torch._C._current_graph_task_id() != -1
+            if in_backward not in threads_with_cublas:
+                threads_with_cublas.add(in_backward)
+                return Workspaces(spaces.before, spaces.after, backward_bytes if in_backward else forward_bytes)
+        return spaces
+
+    return hidden
+
+
+def _rules(sm: tuple[int, int]) -> dict[str, Rule]:
+    attention_backward = _cudnn_backward if prefers_cudnn_attention(sm) else _flash_backward
+    return {
+        "bitsandbytes.gemm_4bit.default": _dequantised_weight,
+        "aten._scaled_dot_product_flash_attention_backward.default": attention_backward,
+        "aten.masked_scatter.default": _masked_scatter,
+        "aten.masked_scatter_.default": _masked_scatter,
+    }
+
+
+def _dequantised_weight(args: tuple, kwargs: dict) -> Workspaces:
+    """bitsandbytes backends/cuda/ops.py, `_dequant_linear_fallback`: constants in fp32 twice, then the whole weight.
+
+    Between 5 and 1536 rows some architectures have a fused kernel for some shapes; it needs less than this.
+    """
+    inputs, packed, shape = args[:3]
+    if inputs.numel() // inputs.shape[-1] <= FUSED_4BIT_MAX_ROWS:
+        return NO_WORKSPACES
+    weight_bytes = prod(shape) * inputs.element_size()
+    absmax_8bit = kwargs.get("absmax_8bit", args[7] if len(args) > 7 else None)
+    if absmax_8bit is None:
+        return Workspaces(before=(weight_bytes,))
+    constants_bytes = absmax_8bit.numel() * FP32_BYTES
+    return Workspaces(before=(constants_bytes, constants_bytes, weight_bytes))
+
+
+def _masked_scatter(args: tuple, kwargs: dict) -> Workspaces:
+    """ATen/native/cuda/IndexKernel.cpp, masked_scatter: running count in int64 and the mask, of full size. Trace."""
+    numbers = max(args[0].numel(), args[1].numel())
+    return Workspaces(after=(numbers * torch.int64.itemsize, numbers))
+
+
+def _cudnn_backward(args: tuple, kwargs: dict) -> Workspaces:
+    """cuDNN 9 on Hopper, trace: dq in fp32, with grouped heads dk and dv too, a row sum for each query, 256 bytes."""
+    _, q, k = args[:3]
+    sums_bytes = prod(q.shape[:3]) * FP32_BYTES
+    grouped = 2 * k.numel() if k.shape[1] != q.shape[1] else 0
+    return Workspaces(after=((q.numel() + grouped) * FP32_BYTES + sums_bytes + 256,))
+
+
+def _flash_backward(args: tuple, kwargs: dict) -> Workspaces:
+    """flash_attn/flash_api.cpp, mha_bwd: softmax_d and dq_accum in fp32, lengths rounded; grouped dk, dv in full."""
+    _, q, k = args[:3]
+    batch, heads, length, head = q.shape
+    rounded_length = -(-length // 128) * 128
+    rounded_head = -(-head // 32) * 32
+    softmax_bytes = batch * heads * rounded_length * FP32_BYTES
+    accum_bytes = batch * rounded_length * heads * rounded_head * FP32_BYTES
+    if k.shape[1] == heads:
+        return Workspaces(before=(softmax_bytes, accum_bytes))
+    grouped_bytes = batch * k.shape[2] * heads * head * q.element_size()
+    return Workspaces(before=(softmax_bytes, accum_bytes, grouped_bytes, grouped_bytes))

@@ -1,0 +1,304 @@
+"""Records what a computation allocates and frees, with or without storage behind the tensors.
+
+A dispatch mode sees every operation. Floats may live on the meta device (no storage, only shapes); integers and
+booleans are always real, on the CPU, because models decide by their values: image grids, window indices, masks.
+What dispatch cannot see (memory taken inside a kernel) comes from `hidden`, a table of rules by operation.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from math import prod
+
+import bitsandbytes  # noqa: F401  registers its operations
+import torch
+from torch import Tensor
+from torch._prims_common import is_non_overlapping_and_dense_or_false
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from vlmtune.estimate.simulate.outputs import Outputs, tensors_in
+
+aten = torch.ops.aten
+ARANGE = (aten.arange.default, aten.arange.start, aten.arange.start_step)
+FACTORIES = {
+    *ARANGE,
+    aten.zeros.default,
+    aten.ones.default,
+    aten.full.default,
+    aten.empty.memory_format,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+    aten.scalar_tensor.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_empty.default,
+    aten.new_full.default,
+}
+WHOLE = {torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.bool}
+BUFFER_TENSOR_USES, BUFFER_STORAGE_USES = 4, 2
+"""How often a gradient that nothing else holds is counted when autograd adds to it and a dispatch mode looks on."""
+
+
+@dataclass(frozen=True)
+class Workspaces:
+    """Bytes that an operation takes besides its outputs."""
+
+    before: tuple[int, ...] = ()
+    """Taken before the outputs are, free when the operation is done."""
+    after: tuple[int, ...] = ()
+    """Taken once the outputs are, free when the operation is done."""
+    kept: tuple[int, ...] = ()
+    """Taken once the outputs are, never given back."""
+
+
+NO_WORKSPACES = Workspaces()
+
+# Kinds of what a step allocates.
+ACTIVATIONS, RECOMPUTED, GRADIENTS, LOSS = "saved activations", "recomputation", "gradients", "logits and loss"
+DEQUANTISED, WORKSPACES = "dequantised weights", "workspaces"
+Hidden = Callable[[object, tuple, dict], Workspaces]
+
+
+def no_hidden(operation: object, args: tuple, kwargs: dict) -> Workspaces:
+    """Return no workspaces: what a CPU's operations take."""
+    return NO_WORKSPACES
+
+
+@dataclass
+class Log:
+    """Allocations and frees in the order in which they happened."""
+
+    events: list[tuple[int, int]] = field(default_factory=list)
+    """(+handle, bytes) allocates, (-handle, 0) frees; `EMPTY_CACHE` and `RESET_PEAK` of the allocator."""
+    tags: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+    """handle → (kind, operation, module)."""
+    phases: list[tuple[str, int]] = field(default_factory=list)
+    """Name of a phase and the index of its first event, in the order of the run."""
+    flops: int = 0
+    """Floating-point operations of matrix products and attention."""
+    num_rows: int = 0
+    """Rows that went through forward and backward."""
+
+    def begin(self, phase: str) -> None:
+        """Note that a phase begins here."""
+        self.phases.append((phase, len(self.events)))
+
+
+ATTENTION = (
+    aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu,
+    aten._scaled_dot_product_efficient_attention,
+)
+ATTENTION_BACKWARD = (
+    aten._scaled_dot_product_flash_attention_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward,
+    aten._scaled_dot_product_efficient_attention_backward,
+)
+
+
+def _flops_of_attention(query: Tensor, key: Tensor, *args, **kwargs) -> int:
+    """Scores and their product with the values. torch 2.11's own formula refuses grouped heads."""
+    return 4 * query.numel() * key.shape[2]
+
+
+def _flops_of_attention_backward(grad: Tensor, query: Tensor, key: Tensor, *args, **kwargs) -> int:
+    """The scores again, and a product for each of query, key, value and score gradients."""
+    return 10 * query.numel() * key.shape[2]
+
+
+def _flops_of_4bit_product(rows: Tensor, packed: Tensor, weight_shape, *args, **kwargs) -> int:
+    """Two operations for each number of the weight and each row that meets it."""
+    return 2 * (rows.numel() // rows.shape[-1]) * prod(weight_shape)
+
+
+# torch's FlopCounterMode would count the same, but it keeps every module's tensors alive for its own bookkeeping.
+FLOPS_OF = {
+    **flop_registry,
+    **{operation: _flops_of_attention for operation in ATTENTION},
+    **{operation: _flops_of_attention_backward for operation in ATTENTION_BACKWARD},
+    torch.ops.bitsandbytes.gemm_4bit: _flops_of_4bit_product,
+}
+
+
+class Recorder(TorchDispatchMode):
+    """Fills a Log while active. Tensors that existed before are added with `add`."""
+
+    def __init__(self, hidden: Hidden = no_hidden) -> None:
+        super().__init__()
+        self.log = Log()
+        self.hidden = hidden
+        self.kind = ACTIVATIONS
+        self.module = ""
+        self.vocabulary: int | None = None
+        """Width of logits: what has it belongs to the loss."""
+        self._live: dict[int, weakref.ref] = {}
+        self._handles: dict[int, int] = {}
+        self._count = 0
+        self._outputs = Outputs()
+
+    def add(self, tensor: Tensor, kind: str, operation: str = "load") -> None:
+        """Record a tensor that already exists, such as a weight, or say anew of which kind a recorded one is."""
+        handle = self._handles.get(tensor.untyped_storage()._cdata)
+        if handle is None:
+            self._track(tensor, kind, operation)
+        else:
+            self.log.tags[handle] = (kind, *self.log.tags[handle][1:])
+
+    def allocate(self, num_bytes: int, kind: str, operation: str) -> int:
+        """Record an allocation that no tensor stands for; free it with `free`."""
+        self._count += 1
+        self.log.events.append((self._count, num_bytes))
+        self.log.tags[self._count] = (kind, operation, self.module)
+        return self._count
+
+    def allocate_again(self, handle: int, num_bytes: int) -> int:
+        """Record an allocation like an earlier one; free it with `free`."""
+        self._count += 1
+        self.log.events.append((self._count, num_bytes))
+        self.log.tags[self._count] = self.log.tags[handle]
+        return self._count
+
+    def stop(self) -> None:
+        """Record no longer what becomes of the tensors."""
+        self._live.clear()
+
+    def free(self, handle: int) -> None:
+        """Record that an allocation ended."""
+        self.log.events.append((-handle, 0))
+
+    def _track(self, tensor: Tensor, kind: str, operation: str) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live or storage.nbytes() == 0:
+            return
+        handle = self._handles[key] = self.allocate(storage.nbytes(), kind, operation)
+
+        def gone(_: weakref.ref) -> None:
+            self._live.pop(key, None)
+            self._handles.pop(key, None)
+            self.free(handle)
+
+        self._live[key] = weakref.ref(storage, gone)
+
+    def _kind_of(self, tensor: Tensor) -> str:
+        if self.vocabulary is not None and tensor.dim() >= 2 and tensor.shape[-1] == self.vocabulary:
+            return LOSS
+        # Checkpointing runs the forward pass anew inside the backward pass, with gradients on.
+        return RECOMPUTED if self.kind == GRADIENTS and torch.is_grad_enabled() else self.kind
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        """Run the operation, moved to where its tensors are, and record what it made."""
+        args, kwargs = _placed(operation, args, dict(kwargs or {}))
+        if operation is aten._local_scalar_dense.default and args[0].device.type == "meta":
+            return torch.zeros((), dtype=args[0].dtype).item()
+        if operation is aten._is_all_true.default and args[0].device.type == "meta":
+            return torch.tensor(True)  # a model's own check of its inputs, which training runs on real values
+        if operation is aten.add.Tensor and _adds_in_place(args):
+            return args[0].add_(args[1])
+        name = _name_of(operation)
+        spaces = self.hidden(operation, args, kwargs)
+        temporary = [self.allocate(size, _kind_of_workspace(name), name) for size in spaces.before]
+        if operation is aten.index_put.default and _in_backward():
+            # The gradient of indexing: written into fresh zeros in place, except under a dispatch mode.
+            operation = aten.index_put_.default
+        out = self._outputs.of(operation, args, kwargs)
+        if formula := FLOPS_OF.get(operation.overloadpacket):
+            self.log.flops += formula(*args, **kwargs, out_val=out)
+        for tensor in tensors_in(out):
+            self._track(tensor, self._kind_of(tensor), name)
+        for size in spaces.kept:
+            self.allocate(size, WORKSPACES, name)
+        temporary += [self.allocate(size, WORKSPACES, name) for size in spaces.after]
+        for handle in temporary:
+            self.free(handle)
+        return out
+
+
+def _kind_of_workspace(operation: str) -> str:
+    return DEQUANTISED if operation.startswith("bitsandbytes.gemm_4bit") else WORKSPACES
+
+
+def _adds_in_place(args: tuple) -> bool:
+    """Return whether autograd adds one gradient into another's memory, which it never does under a dispatch mode.
+
+    torch/csrc/autograd/input_buffer.cpp: the first one is dense, and nothing else holds it or its storage.
+    """
+    first, second = args[:2]
+    if not _in_backward() or not isinstance(second, Tensor):
+        return False
+    return (
+        first.shape == second.shape
+        and first.dtype == second.dtype
+        and is_non_overlapping_and_dense_or_false(first)
+        and first._use_count() <= BUFFER_TENSOR_USES
+        and torch._C._storage_Use_Count(first.untyped_storage()._cdata) <= BUFFER_STORAGE_USES
+    )
+
+
+def _in_backward() -> bool:
+    """Return whether autograd computes gradients now; recomputing a forward pass does not count."""
+    return torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
+
+
+def _placed(operation, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Return arguments that go together: floats of a weightless computation on meta, whole numbers on the CPU."""
+    tensors = [*tensors_in(args), *tensors_in(kwargs)]
+    if operation is aten._to_copy.default:
+        return args, _copy_target(args[0], kwargs)
+    if operation in FACTORIES:
+        return args, _factory_target(operation, args, kwargs, tensors)
+    if all(tensor.is_meta for tensor in tensors) or not any(tensor.is_meta for tensor in tensors):
+        return args, kwargs
+    if operation is aten.index.Tensor:
+        args = (args[0], _without_masks(args[1]))
+    return _on_meta(args), _on_meta(kwargs)
+
+
+def _copy_target(tensor: Tensor, kwargs: dict) -> dict:
+    device = kwargs.get("device")
+    dtype = kwargs.get("dtype") or tensor.dtype
+    if tensor.device.type == "meta" and device is not None:
+        kwargs["device"] = torch.device("meta")
+    elif tensor.device.type == "cpu" and device is not None and torch.device(device).type == "meta" and dtype in WHOLE:
+        kwargs["device"] = torch.device("cpu")
+    return kwargs
+
+
+def _factory_target(operation, args: tuple, kwargs: dict, tensors: list[Tensor]) -> dict:
+    dtype = kwargs.get("dtype")
+    if dtype is None and operation in ARANGE and not any(isinstance(value, float) for value in args):
+        dtype = torch.int64
+    if dtype is None and tensors:
+        dtype = tensors[0].dtype
+    if dtype in WHOLE and (kwargs.get("device") is not None or tensors):
+        kwargs["device"] = torch.device("cpu")
+    return kwargs
+
+
+def _without_masks(indices: list) -> list:
+    """Return index tensors in place of real boolean masks: meta cannot know how many of them are set."""
+    plain = []
+    for index in indices:
+        is_mask = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and index.device.type == "cpu"
+        plain += list(index.nonzero(as_tuple=True)) if is_mask else [index]
+    return plain
+
+
+def _on_meta(value):
+    """Return arguments with the real tensors in them taken to meta; single numbers may stay."""
+    if isinstance(value, Tensor):
+        return value if value.is_meta or value.dim() == 0 else value.to("meta")
+    if isinstance(value, tuple | list):
+        return type(value)(_on_meta(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _on_meta(item) for key, item in value.items()}
+    return value
+
+
+@cache
+def _name_of(operation) -> str:
+    return str(operation)

@@ -1,0 +1,165 @@
+"""Architectures without a file of their own: what a family must say, read from a weightless model of the config.
+
+Works for what `AutoModelForImageTextToText` knows and what keeps the library's conventions. torch and transformers are
+imported when such a model is asked for.
+"""
+
+import json
+import re
+from difflib import get_close_matches
+from functools import cache
+from typing import TYPE_CHECKING
+
+from vlmtune.errors import VlmtuneError
+from vlmtune.families.base import Family, Json
+from vlmtune.families.knobs import image_settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NAME = "generic"
+OTHER = re.compile(r"audio|video|speech|sound|vq|codec|talker|mtp|nextn|generation|action|motion|protein")
+"""Words in the names of parts that neither see images nor write text."""
+PROJECTOR = re.compile(r"merger|projector|connector|aligner|adapter|resampler|abstractor")
+ENCODER_DECODERS = ("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder")
+UNPACKED = {"gemma3n": ("prediction_coefs", "correction_coefs")}
+"""By model type: the model's own code changes these weights in place, which would destroy packed ones."""
+DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What building a model from a damaged config.json raises: anything, wherever a number is used first."""
+ROUTERS = ("gate", "router")
+
+
+def generic_family(config: Json, model_name: str) -> Family:
+    """Return the family of a config.json that no file here declares.
+
+    Raises:
+        VlmtuneError: transformers does not know the type, or the model keeps other conventions.
+    """
+    return _derived(json.dumps(dict(config), sort_keys=True), model_name)
+
+
+@cache
+def _derived(config_json: str, model_name: str) -> Family:
+    config = json.loads(config_json)
+    model, attention = _weightless(config, model_name)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    paths = {id(module): name for name, module in model.named_modules()}
+    if head is None or embedding is None or id(head) not in paths or id(embedding) not in paths:
+        raise VlmtuneError(f"{model_name}: the model has no output head of its own", "it cannot be tuned on text")
+    text, head_path = paths[id(embedding)].rpartition(".")[0], paths[id(head)]
+    outside = _outside(model, text, head_path)
+    other = tuple(path for path in outside if OTHER.search(path))
+    seeing = {path: size for path, size in outside.items() if path not in other}
+    if not text or not seeing:
+        raise VlmtuneError(f"{model_name}: no vision tower beside the language model was found in it", "write a family")
+    vision = max(seeing, key=seeing.get)
+    inside = [f"{vision}.{name}" for name, _ in model.get_submodule(vision).named_children() if PROJECTOR.search(name)]
+    unpacked = UNPACKED.get(config["model_type"], ())
+    projector = (*(path for path in seeing if path != vision), *inside)
+    linears = _linears(model.get_submodule(text), (vision, *projector, *other), text)
+    return Family(
+        name=NAME,
+        model_types=(config["model_type"],),
+        text=text,
+        vision=vision,
+        projector=projector,
+        text_linears=tuple(name for name in linears if name not in unpacked),
+        vision_linears=_linears(model.get_submodule(vision), inside, vision),
+        image_tokens=image_tokens,
+        image_settings=image_settings,
+        head=head_path,
+        attention=attention,
+        unpacked=unpacked,
+        other=other,
+    )
+
+
+def image_tokens(config: Json, preprocessor: Json, width_px: int, height_px: int) -> int:
+    """Count what the model's own processor makes of a blank image of this size, its markers included."""
+    from vlmtune.families.standin import count_image_tokens
+
+    return count_image_tokens(json.dumps([config, preprocessor], sort_keys=True), width_px, height_px)
+
+
+def _weightless(config: Json, model_name: str) -> tuple["nn.Module", str]:
+    """Return the model without storage, and the attention that all of its parts have."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    kind = config.get("model_type")
+    if config.get("is_encoder_decoder") or kind in ENCODER_DECODERS:
+        raise VlmtuneError(f"{model_name}: {kind} is an encoder-decoder", "give a model with a decoder alone")
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        near = get_close_matches(str(kind), MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, n=1)
+        raise VlmtuneError(
+            f"{model_name}: model_type {kind!r} belongs to no known family",
+            "the installed transformers knows no vision-language model of this type"
+            f"{f'; nearest: {near[0]}' if near else ''}",
+        )
+    try:
+        try:
+            return _on_meta(config, "sdpa"), "sdpa"
+        except ValueError:  # a part of it has no such attention
+            return _on_meta(config, "eager"), "eager"
+    except ImportError as error:
+        raise VlmtuneError(f"{model_name}: a library is missing: {_line(error)}", "install it, such as timm") from None
+    except (*DAMAGED, StrictDataclassError) as error:
+        said = f"{type(error).__name__}: {_line(error)}"
+        raise VlmtuneError(f"{model_name}: its config.json describes no model: {said}", "download it again") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _on_meta(config: Json, attention: str) -> "nn.Module":
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        whole = AutoConfig.for_model(**json.loads(json.dumps(config)))
+        return AutoModelForImageTextToText.from_config(whole, attn_implementation=attention)
+
+
+def _outside(model: "nn.Module", text: str, head: str) -> dict[str, int]:
+    """Return the outermost modules and parameters that hold neither language model nor head, with their numbers.
+
+    Where the embedding's module holds the tower too, its children without a decoder layer count.
+    """
+    found: dict[str, int] = {}
+
+    def look(module: "nn.Module", path: str) -> None:
+        for name, parameter in module.named_parameters(recurse=False):
+            if path != text:
+                found[f"{path}.{name}".lstrip(".")] = parameter.numel()
+        for name, child in module.named_children():
+            child_path = f"{path}.{name}".lstrip(".")
+            size = sum(parameter.numel() for parameter in child.parameters())
+            if child_path == head or size == 0:
+                continue
+            if text == child_path or text.startswith(child_path + ".") or head.startswith(child_path + "."):
+                look(child, child_path)
+            elif path == text or path.startswith(text + "."):
+                if SEEING.search(name) or OTHER.search(name):
+                    found[child_path] = size
+            else:
+                found[child_path] = size
+
+    look(model, "")
+    return found
+
+
+SEEING = re.compile(r"vis|image|img|vq|tower|projector|connector|aligner")
+
+
+def _linears(part: "nn.Module", without: tuple[str, ...] | list[str], path: str) -> tuple[str, ...]:
+    """Return the names of the part's linear layers, less routers and names that also stand for something else."""
+    from torch import nn
+
+    inside = tuple(f"{other.removeprefix(path + '.')}." for other in without if other.startswith(path + "."))
+    kinds: dict[str, set[bool]] = {}
+    for name, module in part.named_modules():
+        if name and not f"{name}.".startswith(inside):
+            kinds.setdefault(name.rpartition(".")[2], set()).add(type(module) is nn.Linear)
+    names = {name for name, is_linear in kinds.items() if is_linear == {True}}
+    return tuple(sorted(name for name in names if name not in ROUTERS and not name.isdecimal()))

@@ -1,0 +1,1 @@
+"""The guide: what every knob costs, in numbers."""

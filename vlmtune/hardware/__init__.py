@@ -1,0 +1,1 @@
+"""The cards there are, and the one in this machine."""

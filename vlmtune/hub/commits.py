@@ -1,0 +1,94 @@
+"""The hub: which commit a name means, and one message for each way it can refuse. No torch here."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vlmtune.catalog import nearest_ids
+from vlmtune.errors import VlmtuneError
+
+
+def pinned_commit(name: str, revision: str | None) -> str:
+    """Return the commit that a branch or tag of a hub model stands for; the last known one where there is no hub.
+
+    Raises:
+        VlmtuneError: the hub refuses, or cannot be reached and the model is not in the cache.
+    """
+    from huggingface_hub import HfApi
+
+    with hub_errors(name, revision):
+        return HfApi().resolve_revision(name, revision=revision).resolved
+
+
+@contextmanager
+def hub_errors(name: str, revision: str | None) -> Iterator[None]:
+    """Turn what the hub library raises into one message each."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise _gated(name, error.response.status_code) from None
+    except errors.RepositoryNotFoundError:
+        raise VlmtuneError(
+            f"model.name: neither a folder nor a hub model is called {name}",
+            f"check the spelling of the hub id; if the model is private, run `hf auth login`{_nearest(name)}",
+        ) from None
+    except errors.HFValidationError:
+        raise VlmtuneError(f"{name} is neither a folder nor a hub id", "a hub id is org/model") from None
+    except errors.RevisionNotFoundError:
+        raise VlmtuneError(f"model.revision: {name} has no revision {revision}", "see its branches and tags") from None
+    except (errors.RevisionResolutionError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise _out_of_reach(name) from None
+    except errors.HfHubHTTPError as error:
+        raise _refused(name, error.response.status_code) from None
+    except (errors.HTTPError, errors.FileMetadataError):
+        raise _out_of_reach(name) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise VlmtuneError(
+            f"the disk is full: a file of {name} could not be written",
+            "make room and run the command again: what has arrived is kept. Or set HF_HOME to a larger disk",
+        ) from None
+
+
+def model_page(name: str) -> str:
+    """Return the address of the model's page."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{name}"
+
+
+def _gated(name: str, status: int) -> VlmtuneError:
+    """401: nobody is logged in. 403: the account has not accepted the licence, or its token may not read."""
+    log_in = "" if status == 403 else ", then log in: hf auth login"
+    return VlmtuneError(
+        f"model.name: {name} is gated: its licence must be accepted first"
+        + (" by the account that is logged in" if status == 403 else ""),
+        f"accept it at {model_page(name)}{log_in}",
+    )
+
+
+def _refused(name: str, status: int) -> VlmtuneError:
+    if status in (401, 403):
+        return VlmtuneError(
+            f"model.name: the hub does not let this account read {name} (HTTP {status})",
+            f"accept its licence at {model_page(name)} if it has one, then log in with a token that may read it: "
+            "hf auth login",
+        )
+    waits = "it limits how often you ask: wait some minutes" if status == 429 else "try again later"
+    return VlmtuneError(f"model.name: the hub refused {name} (HTTP {status})", waits)
+
+
+def _out_of_reach(name: str) -> VlmtuneError:
+    return VlmtuneError(
+        f"model.name: {name} is not in the local cache and the hub cannot be reached",
+        f"check the connection, or give the path of a folder with the model{_nearest(name)}",
+    )
+
+
+def _nearest(name: str) -> str:
+    """Words for the end of a hint: ids of the catalogue that look like `name`."""
+    ids = [near for near in nearest_ids(name) if near.lower() != name.lower()]
+    return f"; known models with a similar name: {', '.join(ids)}" if ids else ""

@@ -1,0 +1,81 @@
+"""Where a model is and what its small JSON files say, read before anything large. No torch here."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmtune.catalog import find_entry
+from vlmtune.errors import VlmtuneError
+from vlmtune.hub.commits import pinned_commit
+from vlmtune.hub.config_checks import refuse_absurd
+from vlmtune.hub.download import checkpoint_folder
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's location and its JSON configs."""
+
+    location: str
+    """Absolute folder, or hub id."""
+    config: dict[str, Any]
+    """config.json; its sizes are whole numbers within reason."""
+    preprocessor: dict[str, Any]
+    """preprocessor_config.json, or class and image part of processor_config.json; empty when there is neither."""
+    revision: str | None = None
+    """The commit of a hub model: its files are the same ever after."""
+
+
+def open_model(name: str, revision: str | None, base_dir: Path, *, offline_catalog: bool = False) -> ModelSource:
+    """Read the JSON configs of the model folder `name` (relative to `base_dir`) or of the hub model `name`.
+
+    With `offline_catalog` the configs of a model in the catalogue come from there, whatever the revision: enough to
+    plan and to estimate. Training reads those of the checkpoint itself.
+
+    Raises:
+        VlmtuneError: no such folder, hub out of reach, or a config that cannot be read.
+    """
+    folder = (base_dir / Path(name).expanduser()).resolve()
+    if folder.is_dir():
+        return _source(str(folder), folder, None)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise VlmtuneError(
+            f"model.name: there is no folder {folder}",
+            "give a folder with a config.json, or a hub id such as org/model",
+        )
+    if offline_catalog and (entry := find_entry(name)):
+        return _source(entry.model_id, entry.folder, revision)
+    commit = pinned_commit(name, revision)
+    return _source(name, checkpoint_folder(name, commit, weights=False), commit)
+
+
+def _source(location: str, folder: Path, revision: str | None) -> ModelSource:
+    config = _read_json(folder / "config.json")
+    refuse_absurd(config, folder / "config.json")
+    return ModelSource(location, config, _preprocessor(folder), revision)
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    """The image processor's settings; transformers 5 writes them into processor_config.json."""
+    if (folder / "preprocessor_config.json").is_file():
+        return _read_json(folder / "preprocessor_config.json")
+    if (folder / "processor_config.json").is_file():
+        whole = _read_json(folder / "processor_config.json")
+        settings = whole.get("image_processor")
+        named = {key: whole[key] for key in ("processor_class",) if isinstance(whole.get(key), str)}
+        return {**named, **settings} if isinstance(settings, dict) else named
+    return {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise VlmtuneError(
+            f"model.name: {path.parent} has no {path.name}", "give the folder of a transformers model"
+        ) from None
+    except (ValueError, RecursionError) as error:  # damaged bytes, JSON or numbers
+        raise VlmtuneError(f"{path} is not JSON: {error}", "download the file again") from None
+    if not isinstance(value, dict):
+        raise VlmtuneError(f"{path} is not a JSON object", "download the file again")
+    return value

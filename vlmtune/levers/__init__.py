@@ -1,0 +1,1 @@
+"""The ways to spend less memory or time, one file each."""

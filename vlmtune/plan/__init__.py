@@ -1,0 +1,1 @@
+"""The run, decided: its types, and how each value is chosen."""

@@ -1,0 +1,155 @@
+"""The run, decided: what `plan.decide` makes, and all that estimate and engine read. No torch here."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlmtune.errors import VlmtuneError
+
+FREE_ON_RESUME = {
+    "choices",
+    "gradient_checkpointing",
+    "checkpointed_layers",
+    "num_workers",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+}
+ROWS_OF_A_STEP = {"batch_size", "gradient_accumulation_steps"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """The processor a plan is made for."""
+
+    kind: str
+    """`cuda` or `cpu`."""
+    name: str
+    bf16: bool
+    total_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value that the plan decided or changed, and why."""
+
+    key: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything a run needs, decided. JSON-able; the only thing that the model builder and the engine read."""
+
+    experiment_name: str
+    model_name: str
+    """As the user wrote it; of an absolute folder the last name, because run folders are shared."""
+    model_revision: str | None
+    """As the user wrote it: a branch, a tag or a commit."""
+    model: str
+    """Hub id, or an absolute folder."""
+    revision: str | None
+    """The commit of a hub model."""
+    data_sha256: str
+    """Of the training rows: a resumed run must see the same ones."""
+    family: str
+    device: str
+    method: str
+    attention: str
+    """`sdpa`, or `eager` for models whose attention scores are capped, which sdpa cannot do."""
+    # number formats: "bf16", "fp16" or "fp32"
+    base_dtype: str
+    autocast_dtype: str | None
+    adapter_dtype: str | None
+    loss_scaling: bool
+    # 4-bit base
+    quant_type: str | None
+    double_quant: bool
+    unquantized: tuple[str, ...]
+    """Full module paths that stay in `base_dtype`."""
+    # what learns
+    lora_targets: str | None
+    """Regular expression over full module paths."""
+    lora_rank: int
+    lora_alpha: int
+    lora_dropout: float
+    trainable_parts: tuple[str, ...]
+    """Method full: the parts whose weights are trained."""
+    # data
+    max_length: int
+    image_size: int | None
+    image_overrides: dict[str, Any]
+    truncation: str
+    allow_urls: bool
+    num_workers: int
+    # steps
+    batch_size: int
+    gradient_accumulation_steps: int
+    num_epochs: float
+    max_steps: int | None
+    learning_rate: float
+    warmup_ratio: float
+    lr_scheduler_type: str
+    optimizer: str
+    weight_decay: float
+    max_grad_norm: float
+    gradient_checkpointing: bool
+    checkpointed_layers: int | None
+    """The language model's layers that recompute, from the first one on; None: all."""
+    loss_chunk_tokens: int
+    seed: int
+    logging_steps: int
+    eval_steps: int | None
+    save_steps: int
+    save_total_limit: int
+    report_to: tuple[str, ...]
+    choices: tuple[Choice, ...] = field(default=())
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that one optimizer step learns from."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON; a model folder is written relative to it: the run folder can be shared."""
+        values = dataclasses.asdict(self)
+        if Path(self.model).is_absolute():
+            values["model"] = os.path.relpath(self.model, path.parent.resolve())
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "RunPlan":
+        """Return the plan that `save` wrote; raise when another version of vlmtune wrote it differently."""
+        try:
+            values = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise VlmtuneError(f"{path} is damaged", "delete the run folder and train again") from None
+        names = {item.name for item in dataclasses.fields(cls)}
+        if set(values) != names:
+            changed = ", ".join(sorted(set(values) ^ names))
+            raise VlmtuneError(
+                f"plan.json was written by another version of vlmtune: keys that differ: {changed}",
+                "use the version named in versions.json, or train again",
+            )
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        values["choices"] = tuple(Choice(**choice) for choice in values["choices"])
+        folder = (path.parent / values["model"]).resolve()
+        return cls(**{**values, "model": str(folder) if folder.is_dir() else values["model"]})
+
+    def differences(self, other: "RunPlan") -> list[str]:
+        """Return the values that decide the result and differ from `other`: `key: other -> own`.
+
+        How the rows of a step are divided decides nothing, as long as they are the same rows.
+        """
+        free = FREE_ON_RESUME | (ROWS_OF_A_STEP if self.rows_per_step == other.rows_per_step else set())
+        return [
+            f"{item.name}: {getattr(other, item.name)} -> {getattr(self, item.name)}"
+            for item in dataclasses.fields(self)
+            if item.name not in free and getattr(self, item.name) != getattr(other, item.name)
+        ]

@@ -1,0 +1,1 @@
+"""The run folder: names, records, page."""

@@ -1,0 +1,151 @@
+"""The estimate inside `train`: said before the model loads, refused when it cannot fit, asked again after an OOM."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from vlmtune.errors import ExitCode, VlmtuneError
+from vlmtune.units import GIB
+from vlmtune.workflow.job import Job, Words
+
+if TYPE_CHECKING:
+    from vlmtune.data.types import Sample
+    from vlmtune.engine.oom import OutOfMemory
+    from vlmtune.estimate.run import MemoryReport
+    from vlmtune.hardware.cards import Target
+    from vlmtune.plan.types import RunPlan
+
+LESS_SHARE = 0.95
+CANNOT_TELL = (VlmtuneError, NotImplementedError, RuntimeError)
+"""What an estimate raises that cannot be made: for a row, for a card, for an operation that needs real numbers."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a run was estimated to take of the card at hand."""
+
+    report: "MemoryReport"
+    target: "Target"
+
+    @property
+    def line(self) -> str:
+        """The estimate in one line."""
+        needed, budget = self.report.peak_reserved_bytes, self.target.budget_bytes
+        share = f" ({needed / budget:.0%})" if budget else ""
+        return f"estimate: {needed / GIB:.2f} of {budget / GIB:.2f} GiB{share}, longest row {self.report.worst_row}"
+
+    def as_json(self) -> dict:
+        """Return the estimate for programs and for the run folder."""
+        return asdict(self.report)
+
+
+def expect(job: Job, samples: "list[Sample]", *, err: bool) -> Expected | None:
+    """Say in one line what the run will take of the GPU, and return it; None on a CPU, or where nobody can tell.
+
+    Raises:
+        VlmtuneError: a row is refused, as in training.
+    """
+    try:
+        target = target_of(job.plan)
+        if target is None:
+            return None
+        expected = Expected(_estimate(job, samples, target), target)
+    except (NotImplementedError, RuntimeError) as error:
+        reason = str(error)
+    except VlmtuneError as error:
+        if error.code != ExitCode.CANNOT_TELL:
+            raise
+        reason = error.message
+    else:
+        typer.echo(expected.line, err=err)
+        return expected
+    typer.echo(f"estimate: none, the run goes on without it: {reason.partition(chr(10))[0]}", err=err)
+    return None
+
+
+def target_of(plan: "RunPlan") -> "Target | None":
+    """Return the card that the plan runs on; None on a CPU."""
+    if plan.device != "cuda":
+        return None
+    from vlmtune.hardware.at_hand import target_at_hand
+
+    return target_at_hand()
+
+
+def refuse_too_large(job: Job, samples: "list[Sample]", expected: Expected) -> None:
+    """Raise when the run cannot fit, with the changes that would make it fit."""
+    if expected.report.fits:
+        return
+    needed, budget = expected.report.peak_reserved_bytes / GIB, expected.target.budget_bytes / GIB
+    changes = _changes_in_words(job, samples, expected, expected.target.budget_bytes)
+    raise VlmtuneError(
+        f"it does not fit: {needed:.2f} GiB are needed, {budget:.2f} GiB can be reserved on "
+        f"{expected.target.card.name} (longest row {expected.report.worst_row})",
+        f"{f'would fit: {changes}' if changes else 'no change of the config is known to make it fit'}; "
+        "--force tries it all the same",
+        code=ExitCode.DOES_NOT_FIT,
+    )
+
+
+def with_changes(error: "OutOfMemory", job: Job, samples: "list[Sample]", expected: Expected | None) -> VlmtuneError:
+    """Return the error of a failed run with the changes that would have fitted; its own hint where nobody can tell."""
+    if expected is None:
+        return error
+    changes = _changes_in_words(job, samples, expected, budget_left(error, expected))
+    return VlmtuneError(error.message, f"would have fitted: {changes}" if changes else error.hint)
+
+
+def first_fitting(
+    candidates: list[Words], error: "OutOfMemory", job: Job, samples: "list[Sample]", expected: Expected
+) -> Words | None:
+    """Return the first of some changes that would have fitted; None where none would, or nobody can tell."""
+    estimate_with = _estimator(job, samples, expected, budget_left(error, expected))
+    for words in candidates:
+        try:
+            if estimate_with(words).fits:
+                return words
+        except CANNOT_TELL:
+            continue
+    return None
+
+
+def budget_left(error: "OutOfMemory", expected: Expected) -> int:
+    """Return what a smaller run must fit into: what the card really had to give.
+
+    Where the estimate said that this was enough, it was too low: then the smaller run must be estimated at clearly
+    less than the one that failed.
+    """
+    estimated = int(expected.report.peak_reserved_bytes * LESS_SHARE)
+    return min(expected.target.budget_bytes, error.available_bytes, estimated)
+
+
+def _changes_in_words(job: Job, samples: "list[Sample]", expected: Expected, budget_bytes: int) -> str | None:
+    """Return the cheapest changes that fit into a budget as a hint, None when there are none or nobody can tell."""
+    from vlmtune.estimate.search.fit import cheapest_changes
+
+    estimate_with = _estimator(job, samples, expected, budget_bytes)
+    try:
+        changes = cheapest_changes(job.loaded.config, expected.report, estimate_with)
+    except CANNOT_TELL:
+        return None
+    return "; or ".join(" ".join(f"--set {word}" for word in change.words) for change in changes) or None
+
+
+def _estimator(
+    job: Job, samples: "list[Sample]", expected: Expected, budget_bytes: int
+) -> "Callable[[Words], MemoryReport]":
+    """Say that it takes a while, and return what estimates the run with more words against a budget."""
+    typer.echo("looking for changes that fit ...", err=True)
+    target = replace(expected.target, budget_bytes=budget_bytes)
+    return lambda words: _estimate(job.changed(words), samples, target)
+
+
+def _estimate(job: Job, samples: "list[Sample]", target: "Target") -> "MemoryReport":
+    from vlmtune.engine.runtime import quiet_libraries
+    from vlmtune.estimate.run import estimate_plan
+
+    quiet_libraries()
+    report = estimate_plan(job.plan, job.source, samples, target, fast=True)
+    return replace(report, preset=job.loaded.config.preset)
