@@ -9,8 +9,9 @@ from tiny import TINY
 from tiny.rows import TinyModel, colour_rows, picture, sample, tiny_plan
 
 from vlmtune.data.collate import WHERE, collate
-from vlmtune.data.dataset import TuneDataset, measure_rows
+from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.encode import IGNORED, encode
+from vlmtune.data.measure import measure_rows
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
@@ -85,8 +86,8 @@ def test_measured_rows_are_the_encoded_rows(tiny, tmp_path):
     samples = colour_rows(tmp_path)
     measured = measure_rows(samples, tiny.processor, tiny.family, tiny.plan, tiny.source)
     encoded = list(TuneDataset(samples, tiny.processor, tiny.family, tiny.plan))
-    assert [row.image for row in measured] == [row.num_image_tokens for row in encoded]
-    assert [row.total for row in measured] == pytest.approx([row.labels.shape[1] for row in encoded], abs=2)
+    assert measured.image.tolist() == [row.num_image_tokens for row in encoded]
+    assert measured.total.tolist() == pytest.approx([row.labels.shape[1] for row in encoded], abs=2)
 
 
 def test_parts_cover_the_model_and_adapters_sit_in_the_language_model_only(tiny):

@@ -7,7 +7,8 @@ import torch
 from transformers import ProcessorMixin
 
 from vlmtune.data.collate import Collator
-from vlmtune.data.dataset import RowTokens, TuneDataset, measure_rows, refuse_too_long, refuse_without_answer
+from vlmtune.data.dataset import TuneDataset
+from vlmtune.data.measure import Lengths, measure_rows, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import RunData
 from vlmtune.engine.callbacks import FirstStepCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, is_disk_full, save_adapter
@@ -50,14 +51,14 @@ def _train(
     family = family_of(plan)
     check_checkpoint(plan)
     processor = load_processor(plan)
-    for samples in (data.val, data.train):
-        measured = measure_rows(samples, processor, family, plan, source)
-        refuse_too_long(measured, plan)
-        refuse_without_answer(samples, measured, processor, family, plan)
-    _refuse_blind_tower(measured, plan)
+    val_lengths, lengths = (measure_rows(rows, processor, family, plan, source) for rows in (data.val, data.train))
+    for checked in (val_lengths, lengths):
+        refuse_too_long(checked, plan)
+        refuse_without_answer(checked, processor, family, plan)
+    _refuse_blind_tower(lengths, plan)
     rows = TuneDataset(data.train, processor, family, plan)
     val_rows = TuneDataset(data.val, processor, family, plan)
-    _check_longest(rows, measured, plan)
+    _check_longest(rows, lengths, plan)
 
     checkpoint = _checkpoint(folder, resume, view)
     model = build_model(plan)
@@ -66,9 +67,8 @@ def _train(
     watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
     parts = inventory(model, family)
     collator = Collator(processor)
-    lengths = [row.total for row in measured]
     trainer = TuneTrainer(
-        plan, model, folder, lengths, train_dataset=rows, eval_dataset=val_rows, data_collator=collator
+        plan, model, folder, lengths.total.tolist(), train_dataset=rows, eval_dataset=val_rows, data_collator=collator
     )
     interrupt = StopOnInterrupt(view)
     recorder = Recorder(folder, view, trainer)
@@ -88,7 +88,7 @@ def _train(
         status="interrupted" if interrupt.stopped else "finished",
         steps=trainer.state.global_step,
         **_facts_of_plan(plan),
-        **_facts_of_data(data, measured, plan),
+        **_facts_of_data(data, lengths, plan),
         **_facts_of_model(parts),
         **_facts_of_training(recorder),
         **_facts_of_gpu(watch),
@@ -130,21 +130,21 @@ def _checkpoint(folder: RunFolder, resume: bool, view: LiveView) -> str | None:
     return str(checkpoint) if checkpoint else None
 
 
-def _refuse_blind_tower(measured: list[RowTokens], plan: RunPlan) -> None:
+def _refuse_blind_tower(lengths: Lengths, plan: RunPlan) -> None:
     """Raise when vision tower or projector are to learn from rows without images."""
     trains_tower = family_of(plan).vision in (plan.lora_targets or "")
-    if (trains_tower or {"vision", "projector"} & set(plan.trainable_parts)) and not any(row.image for row in measured):
+    if (trains_tower or {"vision", "projector"} & set(plan.trainable_parts)) and not lengths.image.any():
         raise VlmtuneError("vision tower and projector cannot learn: no row has an image", "keep them frozen")
 
 
-def _check_longest(rows: TuneDataset, measured: list[RowTokens], plan: RunPlan) -> None:
+def _check_longest(rows: TuneDataset, lengths: Lengths, plan: RunPlan) -> None:
     """Encode the longest row: the processor must make as many image tokens as were counted."""
-    index = max(range(len(measured)), key=lambda i: measured[i].total)
+    index = lengths.longest()
     row = rows[index]
-    if row.num_image_tokens != measured[index].image:
+    if row.num_image_tokens != lengths.image[index]:
         raise VlmtuneError(
             f"{row.where}: the processor of {plan.model_name} makes {row.num_image_tokens} image tokens, "
-            f"{measured[index].image} were expected",
+            f"{lengths.image[index]} were expected",
             "preprocessor_config.json and config.json of the model do not fit together: download both again",
         )
 
@@ -178,18 +178,18 @@ def _facts_of_plan(plan: RunPlan) -> dict:
     }
 
 
-def _facts_of_data(data: RunData, measured: list[RowTokens], plan: RunPlan) -> dict:
-    longest = max(measured, key=lambda row: row.total)
-    over = [row.text - plan.max_length for row in measured if row.text > plan.max_length]
+def _facts_of_data(data: RunData, lengths: Lengths, plan: RunPlan) -> dict:
+    longest = lengths.longest()
+    over = lengths.text[lengths.text > plan.max_length] - plan.max_length
     return {
         "num_rows": len(data.train),
         "num_skipped_rows": len(data.skipped),
         "skipped": list(data.skipped),
         "num_cut_rows": len(over),
-        "num_cut_tokens": sum(over),
-        "text_tokens": sum(row.text for row in measured),
-        "image_tokens": sum(row.image for row in measured),
-        "longest_row": LongestRow(longest.where, longest.total),
+        "num_cut_tokens": int(over.sum()),
+        "text_tokens": int(lengths.text.sum()),
+        "image_tokens": int(lengths.image.sum()),
+        "longest_row": LongestRow(lengths.where(longest), int(lengths.total[longest])),
     }
 
 

@@ -23,7 +23,6 @@ from vlmtune.runs.memory import parts_of_peak
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlmtune.data.dataset import RowTokens
     from vlmtune.data.encode import Encoded
     from vlmtune.estimate.allocator.peaks import Peaks
     from vlmtune.estimate.simulate.record import Hidden
@@ -87,10 +86,10 @@ def without_worst(
     """Return what the run would need without the longest hundredth of its rows; None where that saves nothing."""
     left_out = len(samples) // WORST_SHARE
     rows = _Rows(_plan_for(config, source, target), source, samples)
-    if left_out == 0 or rows.longest(left_out).total == rows.longest(0).total:
+    if left_out == 0 or rows.most_tokens(left_out) == rows.most_tokens(0):
         return None
     with_all, without = (rows.estimate(skipped, target, fast=True).peak_reserved_bytes for skipped in (0, left_out))
-    return WithoutWorst(left_out, rows.longest(left_out).total, with_all - without)
+    return WithoutWorst(left_out, rows.most_tokens(left_out), with_all - without)
 
 
 class _Rows:
@@ -98,21 +97,22 @@ class _Rows:
 
     def __init__(self, plan: RunPlan, source: ModelSource, samples: list[Sample]) -> None:
         from vlmtune.data.collate import Collator
-        from vlmtune.data.dataset import TuneDataset, measure_rows, refuse_too_long
+        from vlmtune.data.dataset import TuneDataset
+        from vlmtune.data.measure import measure_rows, refuse_too_long
         from vlmtune.models.build import family_of
         from vlmtune.models.processor import load_processor
 
         family, processor = family_of(plan), load_processor(plan)
         self.plan = plan
-        self.measured: list[RowTokens] = measure_rows(samples, processor, family, plan, source)
-        refuse_too_long(self.measured, plan)
+        self.lengths = measure_rows(samples, processor, family, plan, source)
+        refuse_too_long(self.lengths, plan)
         self.rows: TuneDataset = TuneDataset(samples, processor, family, plan)
         self.collator = Collator(processor)
-        self.order = sorted(range(len(samples)), key=lambda index: -self.measured[index].total)
+        self.order: list[int] = (-self.lengths.total).argsort(kind="stable").tolist()
 
-    def longest(self, skipped: int) -> "RowTokens":
-        """Return the longest row but for so many."""
-        return self.measured[self.order[skipped]]
+    def most_tokens(self, skipped: int) -> int:
+        """Return the tokens of the longest row but for so many."""
+        return int(self.lengths.total[self.order[skipped]])
 
     def estimate(self, skipped: int, target: Target, fast: bool) -> MemoryReport:
         """Return what the plan needs without its longest rows."""
@@ -121,7 +121,7 @@ class _Rows:
         from vlmtune.estimate.simulate.steps import collated, fewest_steps, telling_steps
 
         kept = self.order[skipped:]
-        chosen = (fewest_steps if fast else telling_steps)(self.plan, [self.measured[index].total for index in kept])
+        chosen = (fewest_steps if fast else telling_steps)(self.plan, self.lengths.total[kept].tolist())
         steps = collated(chosen, Subset(self.rows, kept), self.collator)
         work = _Work(self.plan, steps, self.rows[kept[0]], fast)
         decided_by = [dataclasses.asdict(self.plan), _memory_of(target), work.longest.where, work.digest()]

@@ -9,8 +9,9 @@ from PIL import Image
 from tiny.rows import TinyModel, colour_rows, picture, sample
 
 from vlmtune.data.collate import collate
-from vlmtune.data.dataset import TuneDataset, measure_rows, refuse_without_answer
+from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.encode import IGNORED, cut, encode, encode_prompt
+from vlmtune.data.measure import measure_rows, refuse_without_answer
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
@@ -119,7 +120,7 @@ def test_the_check_of_a_cut_agrees_with_the_cut(spare_tokens, tiny, tmp_path):
     measured = measure_rows([row], tiny.processor, tiny.family, plan, tiny.source)
     refused = nullcontext() if spare_tokens else pytest.raises(VlmtuneError, match="leaves no answer")
     with refused:
-        refuse_without_answer([row], measured, tiny.processor, tiny.family, plan)
+        refuse_without_answer(measured, tiny.processor, tiny.family, plan)
     with refused:
         cut_row = TuneDataset([row], tiny.processor, tiny.family, plan)[0]
         assert int((cut_row.labels != IGNORED).sum()) == spare_tokens

@@ -10,8 +10,8 @@ from tiny.rows import colour_rows, sample, tiny_plan
 from transformers import AutoProcessor
 
 from vlmtune.catalog import catalog
-from vlmtune.data.dataset import measure_rows
 from vlmtune.data.encode import IGNORED, encode
+from vlmtune.data.measure import measure_rows
 from vlmtune.data.types import ImageRef
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
