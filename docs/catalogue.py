@@ -17,7 +17,7 @@ from vlmtune.config.load import preset_config
 from vlmtune.config.presets import names
 from vlmtune.engine.runtime import prepare_environment, quiet_libraries
 from vlmtune.errors import VlmtuneError
-from vlmtune.estimate.run import estimate_largest
+from vlmtune.estimate.scenario import Scenario
 from vlmtune.families import find_family
 from vlmtune.hardware.cards import Target, budget_bytes, find_card
 from vlmtune.hub.source import ModelSource, open_model
@@ -76,11 +76,11 @@ def peak_of(model_id: str, preset: str, source: ModelSource) -> Peak:
     """Return what a preset takes on a card of its size."""
     card = find_card(preset)
     target = Target(card, budget_bytes(card, "linux"), expandable_segments=True)
-    config = preset_config(model_id, preset).config
-    report = estimate_largest(config, source, target, fast=True)
+    loaded = preset_config(model_id, preset)
+    report = Scenario(loaded, source, target).estimate(fast=True)
     load = next(phase for phase in report.phases if phase.name == "load")
     return Peak(
-        method=config.training.method,
+        method=loaded.config.training.method,
         reserved_bytes=report.peak_reserved_bytes,
         allocated_bytes=report.peak_allocated_bytes,
         load_bytes=load.peak_allocated_bytes,

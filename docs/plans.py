@@ -48,19 +48,15 @@ def read_plans() -> list[dict]:
 
 def plan_one(entry: Entry, preset: str) -> dict:
     """Return the plan of a model on a card of the preset's size, beside a Linux desktop where one is usual."""
-    from vlmtune.estimate.report import MemoryReport
-    from vlmtune.estimate.run import estimate_largest
+    from vlmtune.estimate.scenario import Scenario
     from vlmtune.estimate.search.fit import fit_card
     from vlmtune.hardware.cards import Target, budget_bytes, find_card
     from vlmtune.hub.source import open_model
 
-    def estimate_of(words: tuple[str, ...], target: Target, fast: bool) -> MemoryReport:
-        return estimate_largest(preset_config(entry.model_id, preset, words).config, source, target, fast=fast)
-
     started, card = time.perf_counter(), find_card(preset)
     source = open_model(entry.model_id, None, FOLDER, offline_catalog=True)
     target = Target(card, budget_bytes(card, "linux"), expandable_segments=True)
-    fit = fit_card(preset_config(entry.model_id, preset).config, source, target, estimate_of)
+    fit = fit_card(Scenario(preset_config(entry.model_id, preset), source, target))
     return {
         "preset": preset,
         "model": entry.model_id,

@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 
+from vlmtune import levers
 from vlmtune.engine import train as engine_run
 from vlmtune.engine import trainer
-from vlmtune.levers import base as levers
+from vlmtune.levers.base import OnResume
 from vlmtune.plan.types import RunPlan
 from vlmtune.units import GIB
 
@@ -190,18 +191,18 @@ def test_the_failed_model_is_freed_before_the_next_is_built(project, fail_at, mo
     assert alive == [[], []]
 
 
-def test_other_savings_than_those_that_keep_adapters_and_rows_are_never_taken(project):
-    from vlmtune.config.load import load_config
-    from vlmtune.workflow.attempts import KEPT_AT_THE_START, KEPT_BY_A_CHECKPOINT
-
-    config = load_config(project.config, ["training.batch_size=4", "training.lora.rank=64", "training.optim=adamw"])
-    keys = {key for saving in levers.SAVINGS for values in saving.steps(config.config, None, 1000) for key in values}
-    assert KEPT_BY_A_CHECKPOINT | KEPT_AT_THE_START - {"hardware.checkpointed_layers"} >= keys & {
-        "training.batch_size",
-        "training.optim",
-        "data.image_size",
+def test_other_savings_than_those_that_keep_adapters_and_rows_are_never_taken():
+    by_rule = {
+        rule: {key for lever in levers.LEVERS if lever.on_resume is rule for key in lever.keys} for rule in OnResume
     }
-    assert {"training.lora.rank", "data.max_length"} <= keys - KEPT_BY_A_CHECKPOINT - KEPT_AT_THE_START
+    assert by_rule[OnResume.FREE] == {
+        "hardware.gradient_checkpointing",
+        "hardware.checkpointed_layers",
+        "training.batch_size",
+        "training.gradient_accumulation_steps",
+    }
+    assert by_rule[OnResume.UNTIL_CHECKPOINT] == {"training.optim", "data.image_size"}
+    assert {"training.lora.rank", "data.max_length", "training.method"} <= by_rule[OnResume.PINNED]
 
 
 def interrupt_at(patch, owner, name, number):

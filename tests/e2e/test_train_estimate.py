@@ -51,7 +51,7 @@ def card(monkeypatch, tmp_path):
         monkeypatch.setattr(launch, "target_of", lambda plan: target)
         asked = []
 
-        def estimate_plan(plan, source, samples, target, *, fast=False):
+        def estimate_plan(plan, source, rows, target, *, fast=False):
             asked.append((plan, target.budget_bytes))
             return a_report(needs(plan), target.budget_bytes)
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from vlmtune.cli.show.memory import Estimated
     from vlmtune.config.load import LoadedConfig
-    from vlmtune.data.types import Sample
-    from vlmtune.estimate.report import MemoryReport, WithoutWorst
-    from vlmtune.estimate.search.explain import Lever
-    from vlmtune.hardware.cards import Target
+    from vlmtune.config.values import Values
+    from vlmtune.estimate.report import MemoryReport
+    from vlmtune.estimate.scenario import Scenario
+    from vlmtune.estimate.search.explain import Priced
 
 EXAMPLE = "Example: [bold]vlmtune estimate-vram --model Qwen/Qwen3-VL-4B-Instruct --preset 8gb --gpu rtx-4060[/bold]"
 
@@ -47,22 +47,22 @@ def estimate_vram(
     files = configs or []
     _check_words(files, model, explain, compare)
 
-    def load(file: Path | None, more: tuple[str, ...] = ()) -> "LoadedConfig":
+    def load(file: Path | None) -> "LoadedConfig":
         from vlmtune.config.load import load_config, preset_config
 
-        words = [*(overrides or ()), *more]
-        return load_config(file, words) if file else preset_config(model, preset, words)
+        return load_config(file, overrides or ()) if file else preset_config(model, preset, overrides or ())
 
     loaded = [load(file) for file in files or [None]]
     chosen = [choose_target(gpu, one.config.preset, platform, reserve_gib) for one in loaded]
     names = [str(file) for file in files] or [model]
-    plans = [_estimated(name, *pair, fast) for name, *pair in zip(names, loaded, chosen, strict=True)]
+    from vlmtune.workflow.scenario import open_scenario
+
+    scenarios = [open_scenario(one, card.target) for one, card in zip(loaded, chosen, strict=True)]
+    plans = [_estimated(*parts, fast) for parts in zip(names, scenarios, chosen, strict=True)]
     if compare:
         _show_side_by_side(plans, as_json)
     else:
-        file = files[0] if files else None
-        price = partial(_levers, plans[0], loaded[0], partial(load, file)) if explain else None
-        _show_one(plans[0], price, as_json)
+        _show_one(plans[0], partial(_prices, plans[0], scenarios[0]) if explain else None, as_json)
     raise typer.Exit(ExitCode.OK if all(plan.report.fits for plan in plans) else ExitCode.DOES_NOT_FIT)
 
 
@@ -78,79 +78,35 @@ def _check_words(files: list[Path], model: str | None, explain: bool, compare: b
         raise typer.BadParameter("the levers are those of one CONFIG", param_hint="--explain")
 
 
-def _estimated(name: str, loaded: "LoadedConfig", chosen: Chosen, fast: bool) -> "Estimated":
+def _estimated(name: str, scenario: "Scenario", chosen: Chosen, fast: bool) -> "Estimated":
     from rich.console import Console
 
     from vlmtune.cli.show.memory import Estimated
     from vlmtune.engine.runtime import collector_paused
 
     with Console(stderr=True).status(f"simulating a training step of {name}…"), collector_paused():
-        simulation = _Simulation(loaded)
-        report = simulation.report(chosen.target, fast)
-        without_worst = simulation.without_worst(chosen.target)
-    return Estimated(name, loaded.values(), report, chosen, without_worst)
+        report = scenario.estimate(fast=fast)
+        without_worst = scenario.without_worst()
+    return Estimated(name, scenario.loaded.values(), report, chosen, without_worst)
 
 
-class _Simulation:
-    """A config's model and rows, ready to be estimated."""
-
-    def __init__(self, loaded: "LoadedConfig") -> None:
-        from vlmtune.engine.runtime import quiet_libraries
-        from vlmtune.hub.source import open_model
-
-        quiet_libraries()
-        self.config = config = loaded.config
-        self.samples = _samples(loaded)
-        self.source = open_model(
-            config.model.name, config.model.revision, loaded.base_dir, offline_catalog=not self.samples
-        )
-
-    def report(self, target: "Target", fast: bool) -> "MemoryReport":
-        """Return the estimate for the longest row, or without rows for the longest that the config allows."""
-        from vlmtune.estimate.run import estimate_largest, estimate_rows
-
-        if self.samples:
-            return estimate_rows(self.config, self.source, self.samples, target, fast=fast)
-        return estimate_largest(self.config, self.source, target, fast=fast)
-
-    def without_worst(self, target: "Target") -> "WithoutWorst | None":
-        """Return what leaving out the longest rows would save; None without rows, or where it saves nothing."""
-        from vlmtune.estimate.run import without_worst
-
-        return without_worst(self.config, self.source, self.samples, target) if self.samples else None
-
-
-def _samples(loaded: "LoadedConfig") -> "list[Sample]":
-    """Return the rows of the config; none where there is no data file, as with --model."""
-    from vlmtune.data.samples import require_good
-    from vlmtune.workflow.rows import read_rows
-
-    path = loaded.resolve_path(loaded.config.data.train_path)
-    if not path.exists():
-        return []
-    return require_good(read_rows(loaded, path), loaded.config.data.on_bad_row)
-
-
-def _levers(
-    plan: "Estimated", loaded: "LoadedConfig", load: "Callable[[tuple[str, ...]], LoadedConfig]"
-) -> "list[Lever]":
-    """Return every lever, priced by an estimate that is as fast as the plan's."""
+def _prices(plan: "Estimated", scenario: "Scenario") -> "list[Priced]":
+    """Return what every change by a lever is worth, by estimates as fast as the plan's."""
     from rich.console import Console
 
+    from vlmtune.config.values import words_of
     from vlmtune.estimate.search.explain import price_levers
-    from vlmtune.levers.base import model_facts
 
     with Console(stderr=True).status("looking for levers…") as status:
 
-        def estimate(more: tuple[str, ...]) -> "MemoryReport":
-            status.update(f"simulating {' '.join(more)}…")
-            return _Simulation(load(more)).report(plan.chosen.target, plan.report.fast)
+        def estimate(values: "Values") -> "MemoryReport":
+            status.update(f"simulating {' '.join(words_of(values))}…")
+            return scenario.with_values(values).estimate(fast=plan.report.fast)
 
-        facts = model_facts(_Simulation(loaded).source, loaded.config.model.name)
-        return price_levers(loaded.config, plan.report, estimate, facts)
+        return price_levers(scenario.config, plan.report, estimate, scenario.facts)
 
 
-def _show_one(plan: "Estimated", price: "Callable[[], list[Lever]] | None", as_json: bool) -> None:
+def _show_one(plan: "Estimated", price: "Callable[[], list[Priced]] | None", as_json: bool) -> None:
     """Show the answer at once; pricing the levers takes as long again for each of them."""
     from vlmtune.cli.show import memory as memory_view
     from vlmtune.cli.show import render

@@ -14,8 +14,7 @@ from vlmtune.units import GIB
 if TYPE_CHECKING:
     from vlmtune.cli.targets import Chosen
     from vlmtune.config.load import LoadedConfig
-    from vlmtune.data.types import Sample
-    from vlmtune.estimate.report import MemoryReport
+    from vlmtune.config.values import Values
     from vlmtune.estimate.search.fit import Fit
     from vlmtune.hardware.cards import Target
 
@@ -74,42 +73,22 @@ def _start(model: str, preset: str, data: Path | None) -> "LoadedConfig":
 def _search(start: "LoadedConfig", target: "Target") -> "Fit":
     from rich.console import Console
 
-    from vlmtune.engine.runtime import collector_paused, quiet_libraries
+    from vlmtune.config.load import NO_DATA
+    from vlmtune.config.values import words_of
+    from vlmtune.engine.runtime import collector_paused
     from vlmtune.estimate.search.fit import fit_card
-    from vlmtune.hub.source import open_model
+    from vlmtune.workflow.scenario import open_scenario
 
-    quiet_libraries()
-    config = start.config
-    samples = _samples(start)
-    source = open_model(config.model.name, None, start.base_dir, offline_catalog=not samples)
-    status = Console(stderr=True).status("simulating training steps…")
-    tried = 0
+    status, tried = Console(stderr=True).status("simulating training steps…"), 0
 
-    def estimate_of(words: tuple[str, ...], target: "Target", fast: bool) -> "MemoryReport":
+    def tell(values: "Values") -> None:
         nonlocal tried
         tried += 1
-        status.update(f"simulating training steps: config {tried}, {' '.join(words) or 'the preset'}")
-        from vlmtune.config.load import preset_config
-        from vlmtune.estimate.run import estimate_largest, estimate_rows
+        status.update(f"simulating training steps: config {tried}, {' '.join(words_of(values)) or 'the preset'}")
 
-        changed = preset_config(config.model.name, config.preset, words, train_path=config.data.train_path).config
-        if samples:
-            return estimate_rows(changed, source, samples, target, fast=fast)
-        return estimate_largest(changed, source, target, fast=fast)
-
+    scenario = open_scenario(start, target, tell=tell, needs_rows=start.config.data.train_path != NO_DATA)
     with status, collector_paused():
-        return fit_card(config, source, target, estimate_of)
-
-
-def _samples(start: "LoadedConfig") -> "list[Sample]":
-    from vlmtune.config.load import NO_DATA
-    from vlmtune.data.samples import require_good
-    from vlmtune.workflow.rows import read_rows
-
-    data = start.config.data
-    if data.train_path == NO_DATA:
-        return []
-    return require_good(read_rows(start, start.resolve_path(data.train_path)), data.on_bad_row)
+        return fit_card(scenario)
 
 
 def _print(fit: "Fit", start: "LoadedConfig", chosen: "Chosen") -> None:
@@ -155,7 +134,9 @@ def _print_json(fit: "Fit", start: "LoadedConfig") -> None:
             "gpu": fit.report.gpu,
             "fits": fit.fits,
             "words": fit.words,
-            "changes": [dataclasses.asdict(change) for change in fit.changes],
+            "changes": [
+                {"words": change.words, "before": change.before, "reason": change.reason} for change in fit.changes
+            ],
             "unchanged_peak_reserved_bytes": fit.unchanged.peak_reserved_bytes,
             "tried": fit.tried,
             "report": report,

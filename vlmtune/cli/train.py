@@ -37,7 +37,7 @@ def train(
         words += changes
         loaded = load_config(config, words)
     data = read_data(loaded)
-    job = Job(config, words, loaded, *make_run_plan(loaded, pinned_commit(loaded) if resume else None))
+    job = Job(loaded, *make_run_plan(loaded, pinned_commit(loaded) if resume else None))
     if dry_run:
         _dry_run(job, data, as_json)
         return
@@ -76,11 +76,12 @@ def _dry_run(job: Job, data: "RunData", as_json: bool) -> None:
 
         render.print_json(asdict(job.plan) | {"estimate": expected.as_json() if expected else None})
     if expected:
-        refuse_too_large(job, data.train, expected)
+        refuse_too_large(expected)
 
 
 def _open_folder(job: Job, resume: bool) -> "RunFolder":
     """Return the run folder: a new one with config and plan in it, or the one to go on with."""
+    from vlmtune.plan.resume import differences
     from vlmtune.plan.types import RunPlan
     from vlmtune.runs.folder import RunFolder, library_versions, strict_json
 
@@ -88,10 +89,10 @@ def _open_folder(job: Job, resume: bool) -> "RunFolder":
     if resume:
         folder = RunFolder.open_existing(path)
         begun = RunPlan.load(folder.plan)
-        differences = job.plan.differences(begun)
-        if differences:
+        changed = differences(job.plan, begun)
+        if changed:
             raise VlmtuneError(
-                f"{path} was started differently and cannot be continued: {'; '.join(differences)}",
+                f"{path} was started differently and cannot be continued: {'; '.join(changed)}",
                 "undo the change, or start a new run under another experiment_name",
             )
         if job.plan != begun and not _is_finished(folder):

@@ -12,6 +12,7 @@ from vlmtune.config.keys import Key, all_keys, key_at, section_at
 from vlmtune.config.reader import Document, KeyPath, Refused, read_file, read_scalar
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.text import shown
+from vlmtune.config.values import Values, changed, words_of
 from vlmtune.errors import ExitCode, VlmtuneError
 
 MAX_PROBLEMS = 100
@@ -29,6 +30,19 @@ class LoadedConfig:
     def resolve_path(self, value: str) -> Path:
         """A path of the `data` section as the file system sees it: relative ones start at the config file."""
         return Path(os.path.normpath(self.base_dir / os.path.expanduser(value)))
+
+    def with_values(self, values: Values) -> "LoadedConfig":
+        """The same config with other values, as `--set` would change it.
+
+        Raises:
+            VlmtuneError: they cannot hold beside the others.
+        """
+        try:
+            config = changed(self.config, values)
+        except ValidationError as error:
+            said = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+            raise VlmtuneError(f"{' '.join(words_of(values))}: {said}") from None
+        return LoadedConfig(config, self.sources | dict.fromkeys(values, "--set"), self.base_dir)
 
     def values(self) -> dict[str, object]:
         """Every key with its value, dotted, in the order of the schema."""

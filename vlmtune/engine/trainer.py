@@ -25,9 +25,9 @@ from vlmtune.engine.checkpoints import (
 )
 from vlmtune.engine.evaluate import mean_loss
 from vlmtune.engine.oom import out_of_memory
-from vlmtune.engine.optim import build_optimizer
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
+from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 

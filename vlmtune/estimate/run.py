@@ -1,22 +1,19 @@
-"""Config or plan, and a card → MemoryReport. No torch at the top: an estimate that is kept needs none."""
+"""A plan and a card → MemoryReport. No torch at the top: an estimate that is kept needs none."""
 
 import dataclasses
 import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vlmtune.catalog import find_entry
-from vlmtune.config.schema import TrainingConfig
-from vlmtune.data.types import Sample
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.estimate.cache import cached
+from vlmtune.estimate.given_rows import GivenRows
 from vlmtune.estimate.report import MemoryReport, Phase, Share, WithoutWorst
 from vlmtune.hardware.cards import Card, Target
 from vlmtune.hub.source import ModelSource
-from vlmtune.plan.decide import make_plan
-from vlmtune.plan.types import Device, RunPlan
+from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import library_versions
 from vlmtune.runs.memory import parts_of_peak
 
@@ -39,11 +36,8 @@ WORST_SHARE = 100
 """One row in so many is looked at as an outlier."""
 
 
-def estimate_largest(
-    config: TrainingConfig, source: ModelSource, target: Target, *, fast: bool = False
-) -> MemoryReport:
-    """Return what `config` needs for the largest row it allows, without data, tokenizer and weights."""
-    plan = _plan_for(config, source, target)
+def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast: bool = False) -> MemoryReport:
+    """Return what a plan needs for the largest row it allows, without data, tokenizer and weights."""
 
     def made() -> MemoryReport:
         from vlmtune.data.collate import collate
@@ -57,56 +51,44 @@ def estimate_largest(
             steps = collated(_made_up_steps(plan, fast), rows, lambda batch: collate(batch, 0))
             return _estimate(_Work(plan, steps, rows[0], fast), target)
 
-    decided_by = [dataclasses.asdict(plan), source.config, source.preprocessor, _memory_of(target), fast]
-    return dataclasses.replace(_held_to(cached(decided_by, made), target), preset=config.preset)
+    return _held_to(cached([*_decided_by(plan, source, target), fast], made), target)
 
 
-def estimate_rows(
-    config: TrainingConfig, source: ModelSource, samples: list[Sample], target: Target, *, fast: bool = False
+def estimate_plan(
+    plan: RunPlan, source: ModelSource, rows: GivenRows, target: Target, *, fast: bool = False
 ) -> MemoryReport:
-    """Return what `config` needs for the longest of its rows; needs the model's tokenizer, but no weights.
+    """Return what a plan needs for the longest of its rows; needs the model's tokenizer, but no weights.
 
     Raises:
         VlmtuneError: the processor cannot be loaded, or a row is refused, as in training; or nobody can tell.
     """
-    plan = _plan_for(config, source, target)
-    return dataclasses.replace(estimate_plan(plan, source, samples, target, fast=fast), preset=config.preset)
+    return _Rows(plan, source, rows).estimate(0, target, fast)
 
 
-def estimate_plan(
-    plan: RunPlan, source: ModelSource, samples: list[Sample], target: Target, *, fast: bool = False
-) -> MemoryReport:
-    """Return what a plan that is about to run needs for the longest of its rows; raises as `estimate_rows` does."""
-    return _Rows(plan, source, samples).estimate(0, target, fast)
-
-
-def without_worst(
-    config: TrainingConfig, source: ModelSource, samples: list[Sample], target: Target
-) -> WithoutWorst | None:
-    """Return what the run would need without the longest hundredth of its rows; None where that saves nothing."""
-    left_out = len(samples) // WORST_SHARE
-    rows = _Rows(_plan_for(config, source, target), source, samples)
-    if left_out == 0 or rows.most_tokens(left_out) == rows.most_tokens(0):
+def without_worst(plan: RunPlan, source: ModelSource, rows: GivenRows, target: Target) -> WithoutWorst | None:
+    """Return what a plan would need without the longest hundredth of its rows; None where that saves nothing."""
+    left_out = len(rows.samples) // WORST_SHARE
+    ordered = _Rows(plan, source, rows)
+    if left_out == 0 or ordered.most_tokens(left_out) == ordered.most_tokens(0):
         return None
-    with_all, without = (rows.estimate(skipped, target, fast=True).peak_reserved_bytes for skipped in (0, left_out))
-    return WithoutWorst(left_out, rows.most_tokens(left_out), with_all - without)
+    with_all, without = (ordered.estimate(skipped, target, fast=True).peak_reserved_bytes for skipped in (0, left_out))
+    return WithoutWorst(left_out, ordered.most_tokens(left_out), with_all - without)
 
 
 class _Rows:
     """The rows of a plan, the longest first."""
 
-    def __init__(self, plan: RunPlan, source: ModelSource, samples: list[Sample]) -> None:
+    def __init__(self, plan: RunPlan, source: ModelSource, rows: GivenRows) -> None:
         from vlmtune.data.collate import Collator
         from vlmtune.data.dataset import TuneDataset
-        from vlmtune.data.measure import measure_rows, refuse_too_long
+        from vlmtune.data.measure import refuse_too_long
         from vlmtune.models.build import family_of
-        from vlmtune.models.processor import load_processor
 
-        family, processor = family_of(plan), load_processor(plan)
-        self.plan = plan
-        self.lengths = measure_rows(samples, processor, family, plan, source)
+        self.plan, self.source = plan, source
+        self.lengths = rows.lengths(plan, source)
         refuse_too_long(self.lengths, plan)
-        self.rows: TuneDataset = TuneDataset(samples, processor, family, plan)
+        processor = rows.processor(plan)
+        self.rows: TuneDataset = TuneDataset(rows.samples, processor, family_of(plan), plan)
         self.collator = Collator(processor)
         self.order: list[int] = (-self.lengths.total).argsort(kind="stable").tolist()
 
@@ -124,7 +106,7 @@ class _Rows:
         chosen = (fewest_steps if fast else telling_steps)(self.plan, self.lengths.total[kept].tolist())
         steps = collated(chosen, Subset(self.rows, kept), self.collator)
         work = _Work(self.plan, steps, self.rows[kept[0]], fast)
-        decided_by = [dataclasses.asdict(self.plan), _memory_of(target), work.longest.where, work.digest()]
+        decided_by = [*_decided_by(self.plan, self.source, target), work.longest.where, work.digest()]
         with _cannot_tell(self.plan):
             return _held_to(cached(decided_by, lambda: _estimate(work, target)), target)
 
@@ -177,9 +159,14 @@ def plan_of_texts(plan: RunPlan, share: float) -> RunPlan:
     return dataclasses.replace(plan, max_length=max(SHORTEST_TEXT_TOKENS, round(plan.max_length * share)))
 
 
-def _memory_of(target: Target) -> dict:
-    """Return what of a target decides how much is taken: all but the budget, which changes with what else runs."""
-    return dataclasses.asdict(dataclasses.replace(target, budget_bytes=0))
+def _decided_by(plan: RunPlan, source: ModelSource, target: Target) -> list[Any]:
+    """Return what decides an estimate besides the batches: plan, the model's own configs, and the card.
+
+    The configs beside the plan: a local model can be edited in its place. Of the card all but the budget, which
+    changes with what else runs on it.
+    """
+    card = dataclasses.asdict(dataclasses.replace(target, budget_bytes=0))
+    return [dataclasses.asdict(plan), source.config, source.preprocessor, card]
 
 
 def _held_to(report: MemoryReport, target: Target) -> MemoryReport:
@@ -192,14 +179,6 @@ def _held_to(report: MemoryReport, target: Target) -> MemoryReport:
 
 def _values(tensor: "Tensor") -> str | None:
     return None if tensor.is_floating_point() else hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
-
-
-def _plan_for(config: TrainingConfig, source: ModelSource, target: Target) -> RunPlan:
-    card = target.card
-    device = Device("cuda", card.name, bf16=card.sm >= (8, 0), total_bytes=card.total_bytes_linux)
-    plan = make_plan(config, source, device)
-    entry = find_entry(source.location)
-    return dataclasses.replace(plan, model=str(entry.folder)) if entry else plan
 
 
 def _estimate(work: _Work, target: Target) -> MemoryReport:

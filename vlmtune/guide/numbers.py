@@ -4,22 +4,25 @@ Everything is the fast estimate of the same preset with other `--set` words, so 
 """
 
 from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
+from vlmtune import levers
 from vlmtune.catalog import catalog, find_entry
 from vlmtune.catalog.stored import IMAGE_SIZES_PX, stored
-from vlmtune.config.load import LoadedConfig, preset_config
+from vlmtune.config.load import preset_config
+from vlmtune.config.values import Values, words_of
 from vlmtune.estimate.report import MemoryReport
-from vlmtune.estimate.run import estimate_largest
-from vlmtune.estimate.search.explain import Lever
+from vlmtune.estimate.scenario import Scenario
+from vlmtune.estimate.search.explain import priced
 from vlmtune.estimate.search.fit import MARGIN, fit_card
-from vlmtune.families.base import Json
 from vlmtune.guide.report import Advice, Choice, Guide, Named, Point, PricedLever
 from vlmtune.hardware.cards import Target, budget_bytes, find_card, sizes
 from vlmtune.hub.source import open_model
-from vlmtune.levers.base import SAVINGS, Values, model_facts, spendings, words_of
+from vlmtune.levers.head import KEY as HEAD
+from vlmtune.levers.image_size import KEY as IMAGE_SIZE
+from vlmtune.levers.method import KEY as METHOD
+from vlmtune.levers.rank import rank_of
+from vlmtune.levers.text_length import LENGTH
 
 NAMED = (
     "Qwen/Qwen-VL-Chat",
@@ -51,12 +54,12 @@ def make_guide(model: str, preset: str, target: Target, say: Say) -> Guide:
     Raises:
         VlmtuneError: no such model, or one that cannot be tuned.
     """
-    desk = _Desk(model, preset, target, say)
-    base = desk.estimate()
-    methods = {method: desk.estimate({"training.method": method}) for method in ("lora", "qlora")}
+    scenario = _scenario(model, preset, target, say)
+    base = scenario.estimate(fast=True)
+    methods = {method: _report(scenario, {METHOD: method}) for method in ("lora", "qlora")}
     choices = _choices(preset, target)
     return Guide(
-        model=desk.model,
+        model=scenario.config.model.name,
         gpu=target.card.key,
         gpu_name=target.card.name,
         preset=preset,
@@ -64,62 +67,51 @@ def make_guide(model: str, preset: str, target: Target, say: Say) -> Guide:
         base=base,
         methods=methods,
         parts={method: _parts(report) for method, report in methods.items()},
-        ranks=tuple(desk.point(rank, _rank_of(desk.start, rank), base) for rank in RANKS),
-        lengths=tuple(desk.point(length, {"data.max_length": length}, base) for length in LENGTHS_TOKENS),
-        images=_images(desk, base),
-        savings=_savings(desk, base),
-        spendings=_spendings(desk, base),
+        ranks=tuple(_point(scenario, rank, rank_of(scenario.config, rank), base) for rank in RANKS),
+        lengths=tuple(_point(scenario, length, {LENGTH: length}, base) for length in LENGTHS_TOKENS),
+        images=_images(scenario, base),
+        savings=_savings(scenario, base),
+        spendings=_spendings(scenario, base),
         choices=choices[:MODELS_SHOWN],
         num_fitting=len(choices),
         named=tuple(_named(name, preset, target, say) for name in NAMED),
-        advice=_advice(desk, base, target),
+        advice=_advice(scenario, base, say),
     )
 
 
-class _Desk:
-    """A model at a preset, ready to be estimated with changes."""
+def _scenario(model: str, preset: str, target: Target, say: Say) -> Scenario:
+    """Return a model at a preset; rows are the largest that it allows."""
 
-    def __init__(self, model: str, preset: str, target: Target, say: Say) -> None:
-        self.preset, self.target, self.say = preset, target, say
-        self.source = open_model(model, None, Path(), offline_catalog=True)
-        entry = find_entry(model)
-        self.model = entry.model_id if entry else model
-        self.start: LoadedConfig = preset_config(self.model, preset)
+    def tell(values: Values) -> None:
+        say(f"{model}: {' '.join(words_of(values)) or f'preset {preset}'}")
 
-    def estimate(self, values: Values | None = None) -> MemoryReport:
-        """Return the estimate of the preset with these values."""
-        return self.with_words(words_of(values or {}), self.target, True)
-
-    def with_words(self, words: tuple[str, ...], target: Target, fast: bool) -> MemoryReport:
-        """Return the estimate of the preset with these `--set` words."""
-        self.say(f"{self.model}: {' '.join(words) or f'preset {self.preset}'}")
-        config = preset_config(self.model, self.preset, words).config
-        return estimate_largest(config, self.source, target, fast=fast)
-
-    def point(self, value: int, values: Values, base: MemoryReport) -> Point:
-        """Return the preset with one knob at this value."""
-        report = self.estimate(values)
-        return Point(
-            value=value,
-            words=words_of(values),
-            adapter_bytes=_sum_of(report, ("adapters:",)),
-            tokens=report.tokens["total"],
-            peak_bytes=report.peak_reserved_bytes,
-            change_bytes=report.peak_reserved_bytes - base.peak_reserved_bytes,
-            fits=report.fits,
-        )
+    source = open_model(model, None, Path(), offline_catalog=True)
+    entry = find_entry(model)
+    return Scenario(preset_config(entry.model_id if entry else model, preset), source, target, tell=tell)
 
 
-def _rank_of(start: LoadedConfig, rank: int) -> dict[str, Any]:
-    """Return the values of a rank; alpha goes with it, so that the adapters keep their scale."""
-    lora = start.config.training.lora
-    return {"training.lora.rank": rank, "training.lora.alpha": max(1, rank * lora.alpha // lora.rank)}
+def _report(scenario: Scenario, values: Values) -> MemoryReport:
+    return scenario.with_values(values).estimate(fast=True)
 
 
-def _images(desk: _Desk, base: MemoryReport) -> tuple[Point, ...]:
-    if model_facts(desk.source, desk.model).fixed_images:
+def _point(scenario: Scenario, value: int, values: Values, base: MemoryReport) -> Point:
+    """Return the preset with one knob at this value."""
+    report = _report(scenario, values)
+    return Point(
+        value=value,
+        words=words_of(values),
+        adapter_bytes=_sum_of(report, ("adapters:",)),
+        tokens=report.tokens["total"],
+        peak_bytes=report.peak_reserved_bytes,
+        change_bytes=report.peak_reserved_bytes - base.peak_reserved_bytes,
+        fits=report.fits,
+    )
+
+
+def _images(scenario: Scenario, base: MemoryReport) -> tuple[Point, ...]:
+    if scenario.facts.fixed_images:
         return ()
-    return tuple(desk.point(side_px, {"data.image_size": side_px}, base) for side_px in IMAGE_SIZES_PX)
+    return tuple(_point(scenario, side_px, {IMAGE_SIZE: side_px}, base) for side_px in IMAGE_SIZES_PX)
 
 
 def _sum_of(report: MemoryReport, starts: tuple[str, ...]) -> int:
@@ -132,27 +124,21 @@ def _parts(report: MemoryReport) -> dict[str, int]:
     return parts | {"other": report.peak_reserved_bytes - sum(parts.values())}
 
 
-def _savings(desk: _Desk, base: MemoryReport) -> tuple[PricedLever, ...]:
+def _savings(scenario: Scenario, base: MemoryReport) -> tuple[PricedLever, ...]:
     """Return each saving that applies as strong as it gets, in the order in which they are given up."""
-    facts, tokens = model_facts(desk.source, desk.model), base.tokens["text"]
+    facts, tokens = scenario.facts, base.tokens["text"]
     found = []
-    for saving in SAVINGS:
-        for values in saving.steps(desk.start.config, facts, tokens)[-1:]:
-            found.append(PricedLever(_priced(desk, base, values), saving.reason))
+    for _, saving in levers.savings():
+        for values in saving.steps(scenario.config, facts, tokens)[-1:]:
+            found.append(PricedLever(priced(values, base, _report(scenario, values)), saving.reason))
     return tuple(found)
 
 
-def _spendings(desk: _Desk, base: MemoryReport) -> tuple[PricedLever, ...]:
+def _spendings(scenario: Scenario, base: MemoryReport) -> tuple[PricedLever, ...]:
     """Return what takes memory and gives speed or exactness for it, the dearest first."""
-    facts = model_facts(desk.source, desk.model)
-    levers = [_priced(desk, base, values) for values in spendings(desk.start.config, facts)]
-    return tuple(PricedLever(lever, None) for lever in sorted(levers, key=lambda lever: lever.saved_bytes))
-
-
-def _priced(desk: _Desk, base: MemoryReport, values: Values) -> Lever:
-    report = desk.estimate(values)
-    saved = base.peak_reserved_bytes - report.peak_reserved_bytes
-    return Lever(words_of(values), saved, report.flops_per_row / base.flops_per_row, report.fits)
+    changes = levers.more_memory(scenario.config, scenario.facts)
+    found = [priced(values, base, _report(scenario, values)) for values in changes]
+    return tuple(PricedLever(one, None) for one in sorted(found, key=lambda one: one.saved_bytes))
 
 
 def _choices(preset: str, target: Target) -> list[Choice]:
@@ -168,9 +154,9 @@ def _choices(preset: str, target: Target) -> list[Choice]:
 
 def _named(model: str, preset: str, target: Target, say: Say) -> Named:
     """Return what one of the founding guide's models takes, and what would make it fit."""
-    desk = _Desk(model, preset, target, say)
-    report = desk.estimate()
-    fit = None if report.fits else fit_card(desk.start.config, desk.source, target, desk.with_words)
+    scenario = _scenario(model, preset, target, say)
+    report = scenario.estimate(fast=True)
+    fit = None if report.fits else fit_card(scenario)
     words, least = (fit.words, fit.report.peak_reserved_bytes) if fit else ((), report.peak_reserved_bytes)
     headless = budget_bytes(target.card, "headless")
     entry = find_entry(model)
@@ -192,28 +178,18 @@ def _holds(budget: int, needed: int) -> bool:
     return needed <= budget * (1 - MARGIN)
 
 
-def _advice(desk: _Desk, base: MemoryReport, target: Target) -> Advice:
-    packed = desk.estimate({"training.method": "qlora"})
-    num_words = _vocabulary(desk.source.config)
-    named = _Desk(NAMED[0], desk.preset, target, desk.say)
-    method = {"training.method": "qlora"}
-    with_head = named.estimate(method | {"training.quantization.quantize_head": True})
+def _advice(scenario: Scenario, base: MemoryReport, say: Say) -> Advice:
+    packed = _report(scenario, {METHOD: "qlora"})
+    vocabulary = scenario.facts.vocabulary
+    named = _scenario(NAMED[0], scenario.config.preset, scenario.target, say)
+    with_head = _report(named, {METHOD: "qlora", HEAD: True})
     return Advice(
         upcast_bytes=sum(
             share.bytes
             for share in packed.breakdown
             if share.name.startswith("weights:") and share.name.endswith(("bfloat16", "float16"))
         ),
-        logits_bytes=base.tokens["total"] * num_words * FLOAT32_BYTES,
-        vocabulary=num_words,
-        named_head_saved_bytes=named.estimate(method).peak_reserved_bytes - with_head.peak_reserved_bytes,
+        logits_bytes=base.tokens["total"] * vocabulary * FLOAT32_BYTES,
+        vocabulary=vocabulary,
+        named_head_saved_bytes=_report(named, {METHOD: "qlora"}).peak_reserved_bytes - with_head.peak_reserved_bytes,
     )
-
-
-def _vocabulary(config: Json) -> int:
-    """Return the entries of the vocabulary, of which many files leave out what is their class's default."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
-
-    if config["model_type"] not in CONFIG_MAPPING:
-        return config["vocab_size"]
-    return AutoConfig.for_model(**deepcopy(dict(config))).get_text_config().vocab_size

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vlmtune.estimate.report import MemoryReport
-from vlmtune.estimate.search.explain import Lever
+from vlmtune.estimate.search.explain import Priced
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Point:
 class PricedLever:
     """One lever with what it costs in words; none where it takes memory for speed or exactness."""
 
-    lever: Lever
+    lever: Priced
     reason: str | None
 
 

@@ -1,12 +1,13 @@
 """Where a model is and what its small JSON files say, read before anything large. No torch here."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlmtune.catalog import find_entry
 from vlmtune.errors import VlmtuneError
+from vlmtune.families.facts import ModelFacts
 from vlmtune.hub.commits import pinned_commit
 from vlmtune.hub.config_checks import refuse_absurd
 from vlmtune.hub.download import checkpoint_folder
@@ -24,6 +25,12 @@ class ModelSource:
     """preprocessor_config.json, or class and image part of processor_config.json; empty when there is neither."""
     revision: str | None = None
     """The commit of a hub model: its files are the same ever after."""
+    catalogued: Path | None = None
+    """The catalogue's folder, where the configs come from there and no other file is at hand."""
+
+    def facts(self, name: str) -> ModelFacts:
+        """Return what is known of the model; errors call it `name`."""
+        return ModelFacts(self.config, self.preprocessor, name)
 
 
 def open_model(name: str, revision: str | None, base_dir: Path, *, offline_catalog: bool = False) -> ModelSource:
@@ -44,7 +51,7 @@ def open_model(name: str, revision: str | None, base_dir: Path, *, offline_catal
             "give a folder with a config.json, or a hub id such as org/model",
         )
     if offline_catalog and (entry := find_entry(name)):
-        return _source(entry.model_id, entry.folder, revision)
+        return replace(_source(entry.model_id, entry.folder, revision), catalogued=entry.folder)
     commit = pinned_commit(name, revision)
     return _source(name, checkpoint_folder(name, commit, weights=False), commit)
 

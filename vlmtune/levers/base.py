@@ -1,232 +1,136 @@
-"""The ways to spend less memory, once, in the order in which they are given up. No torch here.
+"""What a lever is: one way to trade memory, time and exactness, and all that vlmtune knows of it, in one file.
 
-`--explain` prices them, the search for a config that fits applies them, and an out-of-memory message names those that
-would have helped. The order: first what costs time or rounding of frozen weights only, then what the model learns.
+The plan, the price list of `--explain`, the search for a config that fits, the retry after running out of memory, the
+guide, docs/levers.md, the rule for resumed runs and the model builder read these objects and nothing else. A lever's
+YAML keys and their meaning stand in config/schema.py, what it decided in plan/types.py: there they are looked for.
 
-Of the latter the rank goes first, down to 4: with adapters on every linear layer, as here, QLoRA's authors saw no
-effect of the rank on the result, and LoRA's saw none of ranks from 4 to 64. Then the length of texts, down to 256,
-which changes only the rows that are longer. Then the size of images, which takes detail from every row. Texts shorter
-than that are the last resort.
+No torch here: what acts on a model imports it when it acts.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import TYPE_CHECKING, Any
 
 from vlmtune.config.schema import TrainingConfig
-from vlmtune.families import find_family
-from vlmtune.families.text_model import text_model
-from vlmtune.hub.source import ModelSource
+from vlmtune.config.values import Values
+from vlmtune.families.base import Family
+from vlmtune.families.facts import ModelFacts
 
-Values = dict[str, Any]
-"""Dotted key → value."""
-LARGEST_IMAGE_PX, SMALLEST_IMAGE_PX, IMAGE_STEP_PX = 1288, 224, 28
-"""The smallest is the input of the smallest towers in use; below it small print is gone."""
-SMALLEST_RANK = 4
-TEXT_STEP = 7 / 8
-TEXT_MULTIPLE = 16
-HEAD_REASON = "the frozen output head in 4 bits: rounded"
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vlmtune.plan.types import Device, RunPlan
+
+
+class GivesUp(IntEnum):
+    """What a saving costs, in the order in which savings are taken: first what costs nothing that is learned.
+
+    Of the latter the rank goes first, down to 4: with adapters on every linear layer, as here, QLoRA's authors saw no
+    effect of the rank on the result, and LoRA's saw none of ranks from 4 to 64. Then the length of texts, down to 256,
+    which changes only the rows that are longer. Then the size of images, which takes detail from every row. Texts
+    shorter than that are the last resort.
+    """
+
+    TIME = 0
+    """The result is the same."""
+    OPTIMIZER_ROUNDING = 1
+    FULL_TUNING = 2
+    BASE_ROUNDING = 3
+    TOWER_ROUNDING = 4
+    HEAD_ROUNDING = 5
+    RANK = 6
+    LONG_TEXTS = 7
+    IMAGE_DETAIL = 8
+    SHORT_TEXTS = 9
+
+
+class OnResume(Enum):
+    """When a run may still change the lever."""
+
+    FREE = "at any checkpoint"
+    UNTIL_CHECKPOINT = "until the first checkpoint"
+    """A checkpoint holds one optimizer's states, and a place in one order of the rows, which follows their lengths."""
+    PINNED = "never: it decides the result"
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """What decides which levers a model has."""
+class Choice:
+    """A value that the plan decided or changed, and why."""
 
-    num_layers: int
-    shares_embedding: bool
-    """The head is the embedding, which cannot be quantised."""
-    fixed_images: bool
-    """`data.image_size` has no effect."""
+    key: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a lever becomes in one plan."""
+
+    values: dict[str, Any]
+    """Field of RunPlan → value; tuples that several levers give for one field are joined."""
+    choices: tuple[Choice, ...] = ()
 
 
 @dataclass(frozen=True)
 class Saving:
     """One way to spend less memory."""
 
+    gives_up: GivesUp
     reason: str
     """What it costs, for people."""
     steps: Callable[[TrainingConfig, ModelFacts | None, int], list[Values]]
     """(config, model, text tokens of the longest row) -> ever stronger versions; none where it does not apply."""
+    may_cost_memory: bool = False
+    """Whether a run that does not fit may need even more with it."""
 
 
-def model_facts(source: ModelSource, model_name: str) -> ModelFacts:
-    """Return the facts of a model."""
-    text = text_model(source.config)
-    family = find_family(source.config, model_name)
-    settings = family.image_settings(source.config, source.preprocessor, SMALLEST_IMAGE_PX)
-    return ModelFacts(text.num_layers, text.shares_embedding, fixed_images=not settings.overrides)
+@dataclass(frozen=True)
+class Spending:
+    """How memory that is left buys speed."""
+
+    levels: Callable[[TrainingConfig, ModelFacts, int], list[Values]]
+    """(config, model, tokens of the longest row) -> ever more memory spent, the first the least; none: not now."""
+    reason: Callable[[Values], str]
+    """What a level buys, for people."""
+    best_first: bool
+    """Whether the last level is tried first and those between are looked for; else each is tried in turn."""
 
 
-def changed(config: TrainingConfig, values: Values) -> TrainingConfig:
-    """Return the config with other values."""
-    tree = config.model_dump()
-    for key, value in values.items():
-        *parents, leaf = key.split(".")
-        group = tree
-        for part in parents:
-            group = group[part]
-        group[leaf] = value
-    return TrainingConfig.model_validate(tree)
+def _nothing(config: TrainingConfig, model: ModelFacts | None) -> list:
+    return []
 
 
-def value_at(config: TrainingConfig, key: str) -> Any:
-    """Return the value of a dotted key."""
-    found: Any = config
-    for part in key.split("."):
-        found = getattr(found, part)
-    return found
+def _no_change(model: "nn.Module", plan: "RunPlan", family: Family) -> None:
+    return None
 
 
-def words_of(values: Values) -> tuple[str, ...]:
-    """Return the `--set` words that stand for these values."""
-    return tuple(f"{key}={as_yaml(value)}" for key, value in values.items())
+@dataclass(frozen=True)
+class Lever:
+    """One lever."""
 
+    name: str
+    keys: tuple[str, ...]
+    """Keys of the config that it owns."""
+    costs: str
+    """What it trades for what, in the user's words."""
+    decide: Callable[[TrainingConfig, ModelFacts, "Device"], Decision]
+    """(config, model, device) -> plan values. VlmtuneError: the wish cannot be granted."""
+    fields: tuple[str, ...] = ()
+    """Fields of RunPlan that it alone decides; a change of them on resume is judged by `on_resume`."""
+    savings: tuple[Saving, ...] = ()
+    spending: Spending | None = None
+    more: Callable[[TrainingConfig, ModelFacts | None], list[Values]] = _nothing
+    """(config, model) -> versions that take more memory and give speed or exactness for it, for price lists."""
+    on_resume: OnResume = OnResume.PINNED
+    same_result: Callable[["RunPlan", "RunPlan"], bool] = lambda begun, now: True
+    """(plan begun, plan now) -> whether a free lever leaves the result the same; asked on resume."""
+    excludes: Callable[[TrainingConfig], list[str]] = field(default=lambda config: [])
+    """config -> why it cannot be pulled beside others, each `key: reason`; empty where nothing stands against it."""
+    apply: Callable[["nn.Module", "RunPlan", Family], None] = _no_change
+    """(base model with its adapters, plan, family) -> None: what it does to a model, with storage or without."""
 
-def as_yaml(value: Any) -> str:
-    """Return a plain value as YAML writes it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
-
-
-def _recompute(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
-    hardware = config.hardware
-    if hardware.gradient_checkpointing and hardware.checkpointed_layers is None:
-        return []
-    return [different(config, {"hardware.gradient_checkpointing": True, "hardware.checkpointed_layers": None})]
-
-
-def _smaller_batch(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
-    rows, batch_size = rows_per_step(config), config.training.batch_size
-    steps = []
-    while batch_size > 1:
-        batch_size = batch_size // 2 if batch_size % 2 == 0 else 1
-        steps.append(batch_of(batch_size, rows))
-    return steps
-
-
-def rows_per_step(config: TrainingConfig) -> int:
-    """Return the rows of one optimizer step."""
-    return config.training.batch_size * config.training.gradient_accumulation_steps
-
-
-def batch_of(batch_size: int, rows: int) -> Values:
-    """Return the values that take `rows` an optimizer step, `batch_size` at a time."""
-    return {"training.batch_size": batch_size, "training.gradient_accumulation_steps": rows // batch_size}
-
-
-def _paged_optimizer(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
-    return [{"training.optim": "paged_adamw_8bit"}] if config.training.optim in ("adamw", "adamw_8bit") else []
-
-
-def _adapters(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
-    if config.training.method != "full":
-        return []
-    frozen = {f"training.{key}": True for key in ("freeze_vision_tower", "freeze_projector")}
-    return [different(config, {"training.method": "lora", **frozen})]
-
-
-def _four_bits(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
-    """The tower stays as it is: quantising it is a lever of its own."""
-    if config.training.method != "lora":
-        return []
-    values = {
-        "training.method": "qlora",
-        "training.quantization.load_in_4bit": True,
-        "training.quantization.quantize_vision_tower": False,
-    }
-    return [different(config, values)]
-
-
-def _four_bit_tower(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
-    applies = config.training.method == "qlora" and not config.training.quantization.quantize_vision_tower
-    return [{"training.quantization.quantize_vision_tower": True}] if applies else []
-
-
-def _four_bit_head(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
-    applies = config.training.method == "qlora" and not config.training.quantization.quantize_head
-    can = model is None or not model.shares_embedding
-    return [{"training.quantization.quantize_head": True}] if applies and can else []
-
-
-def _lower_rank(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
-    """Alpha goes with it, so that the adapters keep their scale."""
-    rank, alpha = config.training.lora.rank, config.training.lora.alpha
-    steps = []
-    while config.training.method != "full" and rank // 2 >= SMALLEST_RANK:
-        rank, alpha = rank // 2, max(1, alpha // 2)
-        steps.append({"training.lora.rank": rank, "training.lora.alpha": alpha})
-    return steps
-
-
-def _text_to(least: int) -> Callable[[TrainingConfig, ModelFacts | None, int], list[Values]]:
-    def steps(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
-        length = min(config.data.max_length, text_tokens)
-        found = []
-        while length > least:
-            length = max(least, int(length * TEXT_STEP) // TEXT_MULTIPLE * TEXT_MULTIPLE)
-            found.append({"data.max_length": length, "data.truncation": "cut"})
-        return found
-
-    return steps
-
-
-def _smaller_images(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
-    if model is not None and model.fixed_images:
-        return []
-    side_px = config.data.image_size or LARGEST_IMAGE_PX
-    steps = []
-    while side_px > SMALLEST_IMAGE_PX:
-        side_px = max(SMALLEST_IMAGE_PX, (side_px - side_px // 16) // IMAGE_STEP_PX * IMAGE_STEP_PX)
-        steps.append({"data.image_size": side_px})
-    return steps
-
-
-SAVINGS = (
-    Saving("activations are computed twice instead of kept: a third more work, the same result", _recompute),
-    Saving("fewer rows at a time, as many a step: the same result, less work for the card at once", _smaller_batch),
-    Saving("8-bit optimizer states, which may lie in main memory", _paged_optimizer),
-    Saving("adapters learn instead of every weight", _adapters),
-    Saving("the frozen base in 4 bits: rounded, and the adapters learn around that", _four_bits),
-    Saving("the frozen vision tower in 4 bits: rounded", _four_bit_tower),
-    Saving(HEAD_REASON, _four_bit_head),
-    Saving("smaller adapters at the same scale; on all layers, as here, the rank matters little", _lower_rank),
-    Saving("texts over this are cut from the end of their last answer, and counted", _text_to(256)),
-    Saving("smaller images: less detail", _smaller_images),
-    Saving("texts over this are cut from the end of their last answer, and counted", _text_to(128)),
-)
-
-
-def keep_all() -> Values:
-    """Return the values with which no layer recomputes."""
-    return {"hardware.gradient_checkpointing": False, "hardware.checkpointed_layers": None}
-
-
-def recompute_first(num_layers: int) -> Values:
-    """Return the values with which the language model's first layers recompute."""
-    return {"hardware.gradient_checkpointing": True, "hardware.checkpointed_layers": num_layers}
-
-
-def spendings(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
-    """Return what takes more memory and gives speed or exactness for it."""
-    training, hardware = config.training, config.hardware
-    quantization = training.quantization
-    quantised = training.method == "qlora"
-    few = (hardware.checkpointed_layers or model.num_layers) // 2 if model else 0
-    found = [
-        (hardware.gradient_checkpointing, keep_all()),
-        (hardware.gradient_checkpointing and few > 0, recompute_first(few)),
-        (
-            training.gradient_accumulation_steps % 2 == 0,
-            batch_of(2 * training.batch_size, rows_per_step(config)),
-        ),
-        (quantised and quantization.quantize_vision_tower, {"training.quantization.quantize_vision_tower": False}),
-        (quantised and quantization.quantize_head, {"training.quantization.quantize_head": False}),
-        *((training.optim != name, {"training.optim": name}) for name in ("adamw", "adamw_8bit")),
-    ]
-    return [different(config, values) for applies, values in found if applies]
-
-
-def different(config: TrainingConfig, values: Values) -> Values:
-    """Return the values that are not those of the config."""
-    return {key: value for key, value in values.items() if value_at(config, key) != value}
+    @property
+    def exact(self) -> bool:
+        """Whether it saves nothing but for time: the result is the same. `auto` takes no other."""
+        return bool(self.savings) and all(saving.gives_up is GivesUp.TIME for saving in self.savings)

@@ -9,14 +9,14 @@ import torch
 from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit, Params4bit
 from huggingface_hub.errors import StrictDataclassError
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 import vlmtune.models.qwen_vl  # noqa: F401  transformers knows the model from then on
+from vlmtune import levers
 from vlmtune.errors import VlmtuneError
 from vlmtune.families import FAMILIES
 from vlmtune.families.base import Family
@@ -25,6 +25,7 @@ from vlmtune.families.generic import generic_family
 from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
+from vlmtune.levers.method import adapt
 from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -50,18 +51,11 @@ def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
     """
     torch.manual_seed(plan.seed)
     model = load_base(plan) if weights == "checkpoint" else weightless_base(plan)
-    model.requires_grad_(False)
-    if plan.lora_targets is not None:
-        with torch.device(model.device):
-            model = get_peft_model(model, _lora_config(plan))
-        # Written into every checkpoint and the adapter; PEFT would put the folder's full path there.
-        model.peft_config["default"].base_model_name_or_path = plan.model_name
-    else:
-        _unfreeze_parts(model, plan)
-    _rest_frozen_parts(base_of(model), family_of(plan))
-    if plan.gradient_checkpointing:
-        _enable_checkpointing(base_of(model), family_of(plan))
-        _keep_activations(base_of(model), plan)
+    family = family_of(plan)
+    model = adapt(model.requires_grad_(False), plan, family)
+    _rest_frozen_parts(base_of(model), family)
+    for lever in levers.LEVERS:
+        lever.apply(base_of(model), plan, family)
     return model
 
 
@@ -270,28 +264,10 @@ def _quantization_config(plan: RunPlan) -> BitsAndBytesConfig | None:
     )
 
 
-def _lora_config(plan: RunPlan) -> LoraConfig:
-    return LoraConfig(
-        r=plan.lora_rank,
-        lora_alpha=plan.lora_alpha,
-        lora_dropout=plan.lora_dropout,
-        target_modules=plan.lora_targets,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-
-
 def _is_target(plan: RunPlan, module_path: str) -> bool:
     import re
 
     return re.fullmatch(plan.lora_targets, module_path) is not None
-
-
-def _unfreeze_parts(model: PreTrainedModel, plan: RunPlan) -> None:
-    family = family_of(plan)
-    for name, parameter in model.named_parameters():
-        if family.part_of(name) in plan.trainable_parts:
-            parameter.requires_grad_(True)
 
 
 def _forbid_packing(model: nn.Module) -> None:
@@ -315,47 +291,3 @@ def _rest_frozen_parts(model: PreTrainedModel, family: Family) -> None:
         if name in parts and not any(parameter.requires_grad for parameter in module.parameters()):
             module.eval()
             module.train = lambda mode=True, module=module: module
-
-
-def _enable_checkpointing(model: PreTrainedModel, family: Family) -> None:
-    """Recompute activations layer by layer, and take back the hook that transformers adds with it.
-
-    The hook makes the input embeddings of every nested model require gradients, the frozen tower's patch embedding
-    included, and so drags the whole tower through the backward pass. Non-reentrant checkpointing does not need it.
-    """
-    # transformers 5.17 knows the old name only; newer ones warn about it.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    # Without dropout the recomputation draws no random numbers: keeping their state costs a quarter of a forward pass.
-    enable({"use_reentrant": False, "preserve_rng_state": _has_dropout(model, family)})
-    model.disable_input_require_grads()
-
-
-def _keep_activations(model: PreTrainedModel, plan: RunPlan) -> None:
-    """Let the language model's layers from `plan.checkpointed_layers` on keep their activations.
-
-    The last layers, not the first: the backward pass frees theirs while most gradients do not exist yet.
-    """
-    if plan.checkpointed_layers is None:
-        return
-    text = model.get_submodule(family_of(plan).text)
-    layers = [module for module in text.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for layer in layers[plan.checkpointed_layers :]:
-        layer.gradient_checkpointing = False
-
-
-def _has_dropout(model: PreTrainedModel, family: Family) -> bool:
-    """Return whether a forward pass in training mode draws random numbers."""
-    learning = {family.part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    part, config = model, model.config
-    if learning <= {"text", "head"}:  # the other parts rest
-        part, config = model.get_submodule(family.text), model.config.get_text_config()
-    modules = any(isinstance(module, nn.Dropout) and module.p > 0 for module in part.modules())
-    return modules or any("dropout" in str(key) and value for key, value in _flat(config.to_dict()))
-
-
-def _flat(config: dict):
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _flat(value)
-        else:
-            yield key, value

@@ -9,7 +9,7 @@ from transformers import ProcessorMixin
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.families import FAMILIES
-from vlmtune.families.base import Json
+from vlmtune.families.facts import ModelFacts
 from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.source import open_model
 from vlmtune.models.build import family_of
@@ -37,10 +37,10 @@ def load_processor(plan: RunPlan) -> ProcessorMixin:
             f"the processor of {plan.model} cannot be loaded: {str(error).splitlines()[0]}",
             "the folder needs the tokenizer and preprocessor files of the model too",
         ) from None
-    config = open_model(plan.model, plan.revision, Path("/")).config
+    source = open_model(plan.model, plan.revision, Path("/"))
     if family in FAMILIES:
-        _check_image_token(processor, config, plan)
-    apply_settings(processor, family.processor_settings(config))
+        _check_image_token(processor, source.facts(plan.model_name), plan)
+    apply_settings(processor, family.processor_settings(source.config))
     for name, value in plan.image_overrides.items():
         setattr(processor.image_processor, name, value)
     if not family.one_answer:
@@ -69,24 +69,23 @@ def image_token_id(processor: ProcessorMixin) -> int:
     return processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
 
 
-def _check_image_token(processor: ProcessorMixin, config: Json, plan: RunPlan) -> None:
+def _check_image_token(processor: ProcessorMixin, model: ModelFacts, plan: RunPlan) -> None:
     """Raise when the image token is none of the model's: libraries put the image nowhere then, or read beyond a table.
 
-    What config.json leaves out is not checked: the library has defaults that fit the published models.
+    An id that config.json leaves out is not checked: the library has defaults that fit the published models.
     """
     token_id = image_token_id(processor)
-    vocabulary = (config.get("text_config") or {}).get("vocab_size") or config.get("vocab_size")
     if token_id is None:
         raise VlmtuneError(
             f"{plan.model}: its tokenizer has no image token {processor.image_token}", "download the model again"
         )
-    if vocabulary and token_id >= vocabulary:
+    if token_id >= model.vocabulary:
         raise VlmtuneError(
             f"{plan.model}: the image token {processor.image_token} has the id {token_id}, "
-            f"but the model has embeddings for {vocabulary} tokens",
+            f"but the model has embeddings for {model.vocabulary} tokens",
             "its files are of different ages: download all of them again, in their newest revision",
         )
-    named = [config.get(key) for key in ("image_token_id", "image_token_index")]
+    named = [model.config.get(key) for key in ("image_token_id", "image_token_index")]
     expected = next((token for token in named if token is not None), token_id)
     if token_id != expected:
         raise VlmtuneError(

@@ -8,19 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.errors import VlmtuneError
-
-FREE_ON_RESUME = {
-    "choices",
-    "gradient_checkpointing",
-    "checkpointed_layers",
-    "num_workers",
-    "logging_steps",
-    "eval_steps",
-    "save_steps",
-    "save_total_limit",
-    "report_to",
-}
-ROWS_OF_A_STEP = {"batch_size", "gradient_accumulation_steps"}
+from vlmtune.levers.base import Choice
 
 
 @dataclass(frozen=True)
@@ -32,15 +20,6 @@ class Device:
     name: str
     bf16: bool
     total_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A value that the plan decided or changed, and why."""
-
-    key: str
-    value: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -141,15 +120,3 @@ class RunPlan:
         values["choices"] = tuple(Choice(**choice) for choice in values["choices"])
         folder = (path.parent / values["model"]).resolve()
         return cls(**{**values, "model": str(folder) if folder.is_dir() else values["model"]})
-
-    def differences(self, other: "RunPlan") -> list[str]:
-        """Return the values that decide the result and differ from `other`: `key: other -> own`.
-
-        How the rows of a step are divided decides nothing, as long as they are the same rows.
-        """
-        free = FREE_ON_RESUME | (ROWS_OF_A_STEP if self.rows_per_step == other.rows_per_step else set())
-        return [
-            f"{item.name}: {getattr(other, item.name)} -> {getattr(self, item.name)}"
-            for item in dataclasses.fields(self)
-            if item.name not in free and getattr(self, item.name) != getattr(other, item.name)
-        ]

@@ -6,28 +6,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vlmtune.workflow.job import Job, Words
+from vlmtune.workflow.job import Job
 from vlmtune.workflow.launch import Expected, expect, first_fitting, refuse_too_large, with_changes
 
 if TYPE_CHECKING:
+    from vlmtune.config.values import Values
     from vlmtune.data.run_data import RunData
     from vlmtune.engine.oom import OutOfMemory
     from vlmtune.plan.types import RunPlan
     from vlmtune.runs.folder import RunFolder, TrainReport
 
 MAX_RETRIES = 5
-KEPT_BY_A_CHECKPOINT = frozenset(
-    {
-        "hardware.gradient_checkpointing",
-        "hardware.checkpointed_layers",
-        "training.batch_size",
-        "training.gradient_accumulation_steps",
-    }
-)
-"""Keys that a run can change on its way: adapters, rows of each step and optimizer states stay what they are."""
-KEPT_AT_THE_START = frozenset({"training.optim", "data.image_size"})
-"""Keys besides, before there is a checkpoint: it holds one optimizer's states, and a place in one order of the rows,
-which follows their lengths and so the size of their images."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +35,20 @@ def train_and_retry(job: Job, data: "RunData", folder: "RunFolder", flags: Flags
     for num_retries in range(MAX_RETRIES + 1):
         expected = expect(job, data.train, err=flags.as_json)
         if expected and not flags.force and num_retries == 0:
-            refuse_too_large(job, data.train, expected)
+            refuse_too_large(expected)
         folder.write_estimate(expected.as_json() if expected else None)
         outcome = _attempt(job, data, folder, flags, resume=flags.resume or num_retries > 0)
         if not isinstance(outcome, OutOfMemory):
             return outcome
         free_memory()
-        words = None
+        values = None
         if job.loaded.config.hardware.on_oom == "retry" and num_retries < MAX_RETRIES:
-            words = _next_change(outcome, job, data, expected, has_checkpoint=folder.latest_checkpoint() is not None)
-        if words is None:
+            values = _next_change(outcome, job, expected, has_checkpoint=folder.latest_checkpoint() is not None)
+        if values is None:
             break
-        job = _changed(job, words, folder, outcome)
+        job = _changed(job, values, folder, outcome)
         typer.echo(folder.read_retries()[-1].note, err=flags.as_json)
-    raise with_changes(outcome, job, data.train, expected)
+    raise with_changes(outcome, expected)
 
 
 def _attempt(
@@ -85,29 +74,33 @@ def _attempt(
             return error.without_traceback()
 
 
-def _next_change(
-    error: "OutOfMemory", job: Job, data: "RunData", expected: Expected | None, has_checkpoint: bool
-) -> Words | None:
-    """Return the first saving, in the order in which savings are given up, that changes allowed keys and would fit.
+def _next_change(error: "OutOfMemory", job: Job, expected: Expected | None, has_checkpoint: bool) -> "Values | None":
+    """Return the first saving, in the order in which savings are given up, that the run may still make and would fit.
 
     Where none would, or nobody can tell, it is the first at all; None when there is nothing left to save.
     """
-    from vlmtune.levers.base import SAVINGS, model_facts, words_of
+    from vlmtune import levers
+    from vlmtune.levers.base import OnResume
 
-    allowed = KEPT_BY_A_CHECKPOINT if has_checkpoint else KEPT_BY_A_CHECKPOINT | KEPT_AT_THE_START
+    allowed = {OnResume.FREE} if has_checkpoint else {OnResume.FREE, OnResume.UNTIL_CHECKPOINT}
     config = job.loaded.config
-    facts = model_facts(job.source, config.model.name)
-    steps = (values for saving in SAVINGS for values in saving.steps(config, facts, 0))
-    candidates = [words_of(values) for values in steps if set(values) <= allowed]
-    fitting = first_fitting(candidates, error, job, data.train, expected) if expected and candidates else None
+    facts = job.source.facts(config.model.name)
+    candidates = [
+        values
+        for lever, saving in levers.savings()
+        if lever.on_resume in allowed
+        for values in saving.steps(config, facts, 0)
+    ]
+    fitting = first_fitting(candidates, error, expected) if expected and candidates else None
     return fitting or next(iter(candidates), None)
 
 
-def _changed(job: Job, words: Words, folder: "RunFolder", error: "OutOfMemory") -> Job:
+def _changed(job: Job, values: "Values", folder: "RunFolder", error: "OutOfMemory") -> Job:
     """Return the run with a change, kept in its folder."""
+    from vlmtune.config.values import words_of
     from vlmtune.runs.folder import Retry
 
-    changed = job.changed(words)
+    changed, words = job.with_values(values), words_of(values)
     checkpoint = folder.latest_checkpoint()
     start = checkpoint.name if checkpoint else "the start"
     folder.add_retry(Retry(words, f"{error.headline}; from {start} on: {', '.join(words)}"))

@@ -25,6 +25,7 @@ from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.runtime import probe_device, quiet_libraries
 from vlmtune.engine.train import train
 from vlmtune.errors import VlmtuneError
+from vlmtune.estimate.given_rows import GivenRows
 from vlmtune.estimate.run import estimate_plan
 from vlmtune.hardware.at_hand import calibrated, own_bytes, reading_at_hand, setup_at_hand, target_at_hand
 from vlmtune.hardware.calibration import Calibration, Check, Figures
@@ -85,7 +86,7 @@ def calibrate(say: Callable[[str], None]) -> Calibration:
         figures = Figures(_context_bytes(before, reading_at_hand()), cublas_bytes)
         say("estimating the same run")
         card = calibrated(target.card, figures)
-        report = estimate_plan(run.plan, run.source, run.samples, replace(target, card=card))
+        report = estimate_plan(run.plan, run.source, GivenRows(run.samples), replace(target, card=card))
     check = Check(report.peak_reserved_bytes, reserved_bytes, report.peak_allocated_bytes, allocated_bytes)
     return Calibration(setup_at_hand(), figures, check)
 

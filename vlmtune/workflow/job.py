@@ -1,38 +1,34 @@
 """One run that is to be done: its config, its plan for this machine, and the same with some words changed."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
     from vlmtune.config.load import LoadedConfig
+    from vlmtune.config.values import Values
     from vlmtune.data.run_data import RunData
     from vlmtune.hub.source import ModelSource
     from vlmtune.plan.types import RunPlan
-
-Words = tuple[str, ...]
-"""What to give to `--set`."""
 
 
 @dataclass(frozen=True)
 class Job:
     """A run as the user asked for it, and what was decided for it."""
 
-    path: Path
-    words: Words
     loaded: "LoadedConfig"
     plan: "RunPlan"
     source: "ModelSource"
 
-    def changed(self, words: Words) -> "Job":
-        """Return the same run with more `--set` words."""
-        from vlmtune.config.load import load_config
+    def with_values(self, values: "Values") -> "Job":
+        """Return the same run with other values; nothing is read again, so no edit made meanwhile enters it."""
+        from vlmtune.engine.runtime import probe_device
+        from vlmtune.plan.decide import make_plan
 
-        more = (*self.words, *words)
-        loaded = load_config(self.path, more)
-        return Job(self.path, more, loaded, *make_run_plan(loaded, self.plan.revision))
+        loaded = self.loaded.with_values(values)
+        plan = make_plan(loaded.config, self.source, probe_device(), self.plan.data_sha256)
+        return Job(loaded, plan, self.source)
 
 
 def pinned_commit(loaded: "LoadedConfig") -> str | None:

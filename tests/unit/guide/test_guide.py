@@ -5,14 +5,15 @@ import re
 
 import pytest
 
+from vlmtune import levers
 from vlmtune.catalog import find_entry
 from vlmtune.config.load import preset_config
 from vlmtune.estimate.report import MemoryReport, PeakAt, Phase, Share
+from vlmtune.estimate.scenario import Scenario
 from vlmtune.guide import numbers as guide_module
 from vlmtune.guide.numbers import NAMED, RANKS, make_guide
 from vlmtune.guide.text import guide_markdown
 from vlmtune.hardware.cards import Target, budget_bytes, find_card
-from vlmtune.levers.base import SAVINGS
 from vlmtune.units import GIB, MIB
 
 QWEN, LLAVA = "Qwen/Qwen3-VL-4B-Instruct", "llava-hf/llava-1.5-7b-hf"
@@ -62,9 +63,14 @@ def fake_estimate(config, source, target, *, fast=False) -> MemoryReport:
     )
 
 
+def by_formula(scenario, *, fast=False) -> MemoryReport:
+    scenario.tell(scenario.values)
+    return fake_estimate(scenario.config, scenario.source, scenario.target, fast=fast)
+
+
 @pytest.fixture(autouse=True)
 def _formula(monkeypatch):
-    monkeypatch.setattr(guide_module, "estimate_largest", fake_estimate)
+    monkeypatch.setattr(Scenario, "estimate", by_formula)
 
 
 def target_of(size: str) -> Target:
@@ -79,14 +85,14 @@ def made(model: str, size: str = "8gb"):
 @pytest.fixture(scope="module")
 def qwen():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guide_module, "estimate_largest", fake_estimate)
+        patch.setattr(Scenario, "estimate", by_formula)
         yield made(QWEN)
 
 
 @pytest.fixture(scope="module")
 def llava():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guide_module, "estimate_largest", fake_estimate)
+        patch.setattr(Scenario, "estimate", by_formula)
         yield made(LLAVA)
 
 
@@ -122,7 +128,7 @@ def test_a_model_with_a_fixed_input_has_no_table_of_image_sizes(llava):
 
 
 def test_savings_come_in_the_order_in_which_they_are_given_up(qwen):
-    order = [saving.reason for saving in SAVINGS]
+    order = [saving.reason for _, saving in levers.savings()]
     places = [order.index(one.reason) for one in qwen.savings[:-1]]
     assert len(qwen.savings) >= 4 and places == sorted(places)
     assert qwen.savings[-1].lever.words == ("data.max_length=128", "data.truncation=cut"), "the last resort"

@@ -12,7 +12,6 @@ from vlmtune.catalog import catalog
 from vlmtune.data.collate import WHERE, collate
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.step import forward_loss
-from vlmtune.families.text_model import text_model
 from vlmtune.hub.source import open_model
 from vlmtune.models.build import base_of, build_model
 from vlmtune.models.inventory import inventory
@@ -114,7 +113,7 @@ def test_the_library_and_the_catalogue_agree_on_heads():
     for entry in catalog():
         if entry.family in (None, "generic"):
             continue
-        known = text_model(open_model(entry.model_id, None, entry.folder, offline_catalog=True).config)
+        known = open_model(entry.model_id, None, entry.folder, offline_catalog=True).facts(entry.model_id)
         assert known.shares_embedding == (entry.parameters["head"] == 0), entry.model_id
         assert known.num_layers >= 16
         tried += 1

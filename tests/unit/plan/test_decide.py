@@ -11,8 +11,9 @@ from vlmtune.config.schema import TrainingConfig
 from vlmtune.errors import VlmtuneError
 from vlmtune.families import FAMILIES
 from vlmtune.hub.source import ModelSource
-from vlmtune.plan.decide import lora_targets, make_plan
-from vlmtune.plan.types import FREE_ON_RESUME, Device, RunPlan
+from vlmtune.levers.method import lora_targets
+from vlmtune.plan.decide import make_plan
+from vlmtune.plan.types import Device, RunPlan
 
 CPU = Device("cpu", "CPU", bf16=False)
 NEW_GPU = Device("cuda", "RTX 4060", bf16=True, total_bytes=8 * 2**30)
@@ -220,31 +221,6 @@ def test_a_plan_of_another_version_is_refused(tmp_path):
     path.write_text(json.dumps(values))
     with pytest.raises(VlmtuneError, match="another version of vlmtune: keys that differ: new_key, seed"):
         RunPlan.load(path)
-
-
-def test_differences_name_what_decides_the_result():
-    one, other = plan(), plan(training={"learning_rate": 1e-3, "seed": 7})
-    assert other.differences(one) == ["learning_rate: 0.0002 -> 0.001", "seed: 42 -> 7"]
-    assert one.differences(one) == []
-
-
-def test_values_that_may_change_on_resume():
-    names = {item.name for item in dataclasses.fields(RunPlan)}
-    assert FREE_ON_RESUME <= names
-    changed = plan(
-        training={"save_steps": 7, "logging_steps": 7, "save_total_limit": 7, "report_to": ("tensorboard",)},
-        hardware={"num_workers": 3, "gradient_checkpointing": False},
-    )
-    assert changed.differences(plan()) == []
-
-
-def test_the_rows_of_a_step_may_be_divided_otherwise_but_stay_the_same_rows():
-    two_by_four = plan(training={"batch_size": 2, "gradient_accumulation_steps": 4})
-    assert two_by_four.differences(plan(training={"batch_size": 1, "gradient_accumulation_steps": 8})) == []
-    assert two_by_four.differences(plan(training={"batch_size": 1, "gradient_accumulation_steps": 4})) == [
-        "batch_size: 1 -> 2"
-    ]
-    assert two_by_four.rows_per_step == 8
 
 
 def test_a_service_that_is_not_installed_is_named(monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.estimate.given_rows import GivenRows
 from vlmtune.hardware.calibration import Setup
 from vlmtune.hardware.cards import MIB, Target, find_card
 from vlmtune.hardware.sensors import GpuProcess, GpuReading
@@ -87,9 +88,9 @@ def test_the_run_is_estimated_with_what_was_measured(card_here, monkeypatch):
     monkeypatch.setattr(calibrate, "_train", lambda run, folder: (300 * MIB, 200 * MIB))
     targets = []
 
-    def estimate_plan(plan, source, samples, target):
+    def estimate_plan(plan, source, rows, target):
         targets.append(target)
-        assert (plan.method, plan.max_steps, len(samples)) == ("qlora", 3, 4)
+        assert (plan.method, plan.max_steps, len(rows.samples)) == ("qlora", 3, 4)
         return SimpleNamespace(peak_reserved_bytes=303 * MIB, peak_allocated_bytes=199 * MIB)
 
     monkeypatch.setattr(calibrate, "estimate_plan", estimate_plan)
@@ -107,7 +108,7 @@ def test_the_run_is_estimated_with_what_was_measured(card_here, monkeypatch):
 def test_the_small_run_trains_and_is_estimated(card_here, monkeypatch, tmp_path):
     monkeypatch.setattr(calibrate, "TEXT_CHARS", 40)
     run = calibrate.small_run(tmp_path)
-    report = calibrate.estimate_plan(run.plan, run.source, run.samples, card_here)
+    report = calibrate.estimate_plan(run.plan, run.source, GivenRows(run.samples), card_here)
     assert report.tokens["image"] == 576 and report.worst_row.startswith("rows.jsonl")
     on_cpu = dataclasses.replace(run.plan, device="cpu", max_steps=1, gradient_accumulation_steps=1)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2)

@@ -12,7 +12,7 @@ from vlmtune.units import GIB, MIB
 if TYPE_CHECKING:
     from vlmtune.cli.targets import Chosen
     from vlmtune.estimate.report import MemoryReport, WithoutWorst
-    from vlmtune.estimate.search.explain import Lever
+    from vlmtune.estimate.search.explain import Priced
 
 BAR_MOST, SHARE_BAR = 48, 16
 SAME_FOR_MEMORY = ("experiment_name", "output_dir")
@@ -49,7 +49,7 @@ def print_one(plan: Estimated) -> None:
     out.print(_parts(report))
 
 
-def print_levers(levers: "list[Lever]") -> None:
+def print_levers(levers: "list[Priced]") -> None:
     """Print what each change would save, and what it costs in work."""
     table = render.table("lever", "GiB saved", "work", "fits", right=("GiB saved", "work"))
     for lever in levers:

@@ -4,35 +4,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from vlmtune import levers
 from vlmtune.config.schema import TrainingConfig
+from vlmtune.config.values import Values, changed, not_yet, words_of
 from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.report import MemoryReport
-from vlmtune.levers import base as levers
-from vlmtune.levers.base import ModelFacts, Values
+from vlmtune.families.facts import ModelFacts
+from vlmtune.levers.base import Lever, Saving
 
-ENOUGH_TOKENS = 4096
-"""Of one forward pass: with more, unpacking 4-bit weights is no longer felt on any card."""
 ROOM_TO_SPEND = 0.02
 """Share of the budget that must be left before anything is tried that takes more."""
 COARSEST = 12
-"""The number of layers that recompute is found to within so many parts of all."""
-MANY_LAYERS = (
-    "memory is left: layer {first} and those after it keep their activations, which saves computing them twice"
-)
-NO_RECOMPUTING = "memory is left: every activation is kept, so that none is computed twice"
-MORE_ROWS = "memory is left: more rows at a time, as many a step; the card works on more at once"
+"""What is searched for between many levels is found to within so many parts of all."""
 
-EstimateWith = Callable[[tuple[str, ...]], MemoryReport]
-"""`--set` words on top of the config → its estimate, of which `fits` decides. A VlmtuneError: no candidate."""
+EstimateWith = Callable[[Values], MemoryReport]
+"""Values on top of the config → its estimate, of which `fits` decides. A VlmtuneError: no candidate."""
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Settled:
     """One saving or spending with the values that were settled on."""
 
     reason: str
     steps: tuple[Values, ...]
     step: int
+    saving: Saving | None = None
+    """None of a spending."""
 
     @property
     def values(self) -> Values:
@@ -48,21 +45,23 @@ class Search:
         self.model = model
         self.estimate = estimate
         self.reports: dict[tuple[str, ...], MemoryReport | None] = {}
+        """By the `--set` words of what differs from the config."""
 
     @cached_property
     def base(self) -> MemoryReport:
         """The estimate of the config as it is; where that is refused, so is the search."""
-        self.reports[()] = report = self.estimate(())
+        self.reports[()] = report = self.estimate({})
         return report
 
     def report(self, values: Values) -> MemoryReport | None:
         """Return the estimate with these values; None where such a run is refused."""
-        words = levers.words_of(levers.different(self.config, values))
+        new = not_yet(self.config, values)
+        words = words_of(new)
         if not words:
             return self.base
         if words not in self.reports:
             try:
-                self.reports[words] = self.estimate(words)
+                self.reports[words] = self.estimate(new)
             except VlmtuneError:  # such as a text that cannot be cut so far
                 self.reports[words] = None
         return self.reports[words]
@@ -77,31 +76,31 @@ class Search:
         report = self.report(values)
         return 1 - report.peak_reserved_bytes / max(1, report.budget_bytes)
 
-    def run(self) -> list[Chosen]:
+    def run(self) -> list[Settled]:
         """Return what is to be changed so that the run fits and uses the memory that is left."""
         if self.base.fits:
             return self.spend([])
         saved = self.save()
         return self.spend(saved) if self.fits(merged(saved)) else saved
 
-    def savings(self) -> list[Chosen]:
+    def savings(self) -> list[Settled]:
         """Return every saving that applies, each at its strongest, in order; a later one acts on the earlier ones."""
-        found: list[Chosen] = []
-        for saving in levers.SAVINGS:
-            config = levers.changed(self.config, merged(found))
+        found: list[Settled] = []
+        for _, saving in levers.savings():
+            config = changed(self.config, merged(found))
             steps = saving.steps(config, self.model, self.base.tokens["text"])
             if steps:
-                found.append(Chosen(saving.reason, tuple(steps), len(steps) - 1))
+                found.append(Settled(saving.reason, tuple(steps), len(steps) - 1, saving))
         return found
 
-    def save(self) -> list[Chosen]:
+    def save(self) -> list[Settled]:
         """Return the savings that make the run fit, as few and as weak as they can be; all where nothing does."""
         every = self.savings()
         if self.report(merged(every)) is None:
             every = [allowed for one in every if (allowed := self._allowed(one))]
         states = [(place, step) for place, one in enumerate(every) for step in range(len(one.steps))]
 
-        def upto(number: int) -> list[Chosen]:
+        def upto(number: int) -> list[Settled]:
             place, step = states[number]
             return [*every[:place], replace(every[place], step=step)]
 
@@ -111,24 +110,24 @@ class Search:
             return self._without_harm(every)
         return self._taken_back(upto(_first(range(len(states)), lambda number: self.fits(merged(upto(number))))))
 
-    def _allowed(self, one: Chosen) -> Chosen | None:
+    def _allowed(self, one: Settled) -> Settled | None:
         """Return the saving up to its strongest step that is not refused, such as texts that cannot be cut further."""
         while one.step >= 0 and self.report(one.values) is None:
             one = replace(one, steps=one.steps[:-1], step=one.step - 1)
         return one if one.steps else None
 
-    def _without_harm(self, chosen: list[Chosen]) -> list[Chosen]:
+    def _without_harm(self, chosen: list[Settled]) -> list[Settled]:
         """Leave out what makes a run larger that does not fit, such as a head that is unpacked at the peak."""
-        fewer = [one for one in chosen if one.reason != levers.HEAD_REASON]
+        fewer = [one for one in chosen if not one.saving.may_cost_memory]
         if self._peak(fewer) <= self._peak(chosen):
             chosen = fewer
         return self._taken_back(chosen) if self.fits(merged(chosen)) else chosen
 
-    def _peak(self, chosen: list[Chosen]) -> float:
+    def _peak(self, chosen: list[Settled]) -> float:
         report = self.report(merged(chosen))
         return float("inf") if report is None else report.peak_reserved_bytes
 
-    def _taken_back(self, chosen: list[Chosen]) -> list[Chosen]:
+    def _taken_back(self, chosen: list[Settled]) -> list[Settled]:
         """Take back what is not needed, what the model learns first; then weaken what can be weaker."""
         for one in reversed(list(chosen)):
             fewer = [other for other in chosen if other is not one]
@@ -140,7 +139,7 @@ class Search:
                 chosen = [weaker if other is one and weaker else other for other in chosen]
         return chosen
 
-    def weakest(self, chosen: list[Chosen], one: Chosen) -> Chosen | None:
+    def weakest(self, chosen: list[Settled], one: Settled) -> Settled | None:
         """Return the weakest step of a saving with which the run fits beside the others; None where none does."""
 
         def fits(step: int) -> bool:
@@ -148,51 +147,55 @@ class Search:
 
         return replace(one, step=_first(range(one.step + 1), fits)) if fits(one.step) else None
 
-    def spend(self, chosen: list[Chosen]) -> list[Chosen]:
-        """Return the changes with those that use memory which is left for speed."""
-        values = merged(chosen)
-        config = levers.changed(self.config, values)
-        if self.room(values) < ROOM_TO_SPEND:
+    def spend(self, chosen: list[Settled]) -> list[Settled]:
+        """Return the changes with those that use memory which is left for speed, each lever's as far as it fits."""
+        if self.room(merged(chosen)) < ROOM_TO_SPEND:
             return chosen
-        if config.hardware.gradient_checkpointing:
-            if not self.fits(values | levers.keep_all()):
-                return [*chosen, *self._fewer_layers(config, values)]
-            chosen = [*chosen, Chosen(NO_RECOMPUTING, (levers.keep_all(),), 0)]
-        return [*chosen, *self._more_rows(config, merged(chosen))]
+        for lever in levers.LEVERS:
+            if lever.spending and (level := self._bought(lever, merged(chosen))):
+                chosen = [*chosen, Settled(lever.spending.reason(level), (level,), 0)]
+        return chosen
 
-    def _fewer_layers(self, config: TrainingConfig, values: Values) -> list[Chosen]:
-        """Return how many layers must recompute, none where that is all of them."""
-        num_layers = self.model.num_layers
-        kept, too_many = num_layers - (config.hardware.checkpointed_layers or num_layers), num_layers
-        most = self.report(values | levers.keep_all())
-        peaks = {kept: self.report(values).peak_reserved_bytes}
-        if most is not None:
-            peaks[too_many] = most.peak_reserved_bytes
-        started = kept
-        while too_many - kept > max(1, num_layers // COARSEST):
-            guess = _between(kept, too_many, peaks, self.base.budget_bytes)
-            candidate = values | levers.recompute_first(num_layers - guess)
-            if self.fits(candidate):
-                kept = guess
+    def _bought(self, lever: Lever, values: Values) -> Values | None:
+        """Return the last level of a lever's spending that fits beside these values; None where none does."""
+        config = changed(self.config, values)
+        levels = lever.spending.levels(config, self.model, self.base.tokens["total"])
+        if not levels:
+            return None
+        search = self._last_by_bisection if lever.spending.best_first else self._last_in_turn
+        place = search(levels, values)
+        return levels[place] if place >= 0 else None
+
+    def _last_in_turn(self, levels: list[Values], values: Values) -> int:
+        place = -1
+        while place + 1 < len(levels) and self.fits(values | levels[place + 1]):
+            place += 1
+        return place
+
+    def _last_by_bisection(self, levels: list[Values], values: Values) -> int:
+        """The place of the last level that fits, to within one part in COARSEST of all; -1: none of those tried."""
+
+        def at(place: int) -> Values:
+            return values | levels[place] if place >= 0 else values
+
+        fitting, too_much = -1, len(levels) - 1
+        if self.fits(at(too_much)):
+            return too_much
+        peaks: dict[int, int] = {}
+        self._note_peak(peaks, fitting, at(fitting))
+        self._note_peak(peaks, too_much, at(too_much))
+        while too_much - fitting > max(1, len(levels) // COARSEST):
+            guess = _between(fitting, too_much, peaks, self.base.budget_bytes)
+            if self.fits(at(guess)):
+                fitting = guess
             else:
-                too_many = guess
-            if (report := self.report(candidate)) is not None:
-                peaks[guess] = report.peak_reserved_bytes
-        if kept == started:
-            return []
-        reason = MANY_LAYERS.format(first=num_layers - kept + 1)
-        return [Chosen(reason, (levers.recompute_first(num_layers - kept),), 0)]
+                too_much = guess
+            self._note_peak(peaks, guess, at(guess))
+        return fitting
 
-    def _more_rows(self, config: TrainingConfig, values: Values) -> list[Chosen]:
-        """Return the largest batch of twice, four times ... as many rows, as long as they divide those of a step."""
-        rows, batch_size = levers.rows_per_step(config), config.training.batch_size
-        tokens, best = self.base.tokens["total"], None
-        while rows % (2 * batch_size) == 0 and batch_size * tokens < ENOUGH_TOKENS:
-            batch_size *= 2
-            if not self.fits(values | levers.batch_of(batch_size, rows)):
-                break
-            best = levers.batch_of(batch_size, rows)
-        return [Chosen(MORE_ROWS, (best,), 0)] if best else []
+    def _note_peak(self, peaks: dict[int, int], place: int, values: Values) -> None:
+        if (report := self.report(values)) is not None:
+            peaks[place] = report.peak_reserved_bytes
 
 
 def _first(numbers: range, holds: Callable[[int], bool]) -> int:
@@ -204,16 +207,16 @@ def _first(numbers: range, holds: Callable[[int], bool]) -> int:
     return high
 
 
-def _between(kept: int, too_many: int, peaks: dict[int, int], limit_bytes: int) -> int:
-    """Return the number of layers to try: where a line through the known peaks meets the limit, or the middle."""
-    if kept in peaks and too_many in peaks and peaks[too_many] > peaks[kept]:
-        share = (limit_bytes - peaks[kept]) / (peaks[too_many] - peaks[kept])
-        guess = kept + int(share * (too_many - kept))
-        return min(too_many - 1, max(kept + 1, guess))
-    return (kept + too_many) // 2
+def _between(fitting: int, too_much: int, peaks: dict[int, int], limit_bytes: int) -> int:
+    """Return the place to try: where a line through the known peaks meets the limit, or the middle."""
+    if fitting in peaks and too_much in peaks and peaks[too_much] > peaks[fitting]:
+        share = (limit_bytes - peaks[fitting]) / (peaks[too_much] - peaks[fitting])
+        guess = fitting + int(share * (too_much - fitting))
+        return min(too_much - 1, max(fitting + 1, guess))
+    return (fitting + too_much) // 2
 
 
-def merged(chosen: list[Chosen]) -> Values:
+def merged(chosen: list[Settled]) -> Values:
     """Return the values of all changes, later ones over earlier ones."""
     values: Values = {}
     for one in chosen:

@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vlmtune import levers
 from vlmtune.config.schema import TrainingConfig
+from vlmtune.config.values import Values, words_of
 from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.report import MemoryReport
-from vlmtune.levers.base import SAVINGS, ModelFacts, spendings, words_of
+from vlmtune.families.facts import ModelFacts
 
 
 @dataclass(frozen=True)
-class Lever:
-    """One change of a config, priced."""
+class Priced:
+    """One change of a config, with what it is worth."""
 
     words: tuple[str, ...]
     """What to give to `--set`."""
@@ -22,29 +24,36 @@ class Lever:
     fits: bool
 
 
+def priced(values: Values, before: MemoryReport, after: MemoryReport) -> Priced:
+    """Return what a change is worth by the estimates without and with it."""
+    saved_bytes = before.peak_reserved_bytes - after.peak_reserved_bytes
+    return Priced(words_of(values), saved_bytes, after.flops_per_row / before.flops_per_row, after.fits)
+
+
 def price_levers(
     config: TrainingConfig,
     before: MemoryReport,
-    estimate: Callable[[tuple[str, ...]], MemoryReport],
+    estimate: Callable[[Values], MemoryReport],
     model: ModelFacts | None = None,
-) -> list[Lever]:
-    """Return every lever that applies to `config`, the largest saving first; `estimate` takes `--set` words.
+) -> list[Priced]:
+    """Return every change by a lever that applies to `config`, the largest saving first.
 
-    Without the facts of the model there is no lever on the number of layers, and some that turn out to save nothing.
+    Without the facts of the model there is none on the number of layers, and some that turn out to save nothing.
+
+    Args:
+        estimate: values on top of the config → its estimate.
     """
-    priced = []
-    for words in _every_lever(config, before, model):
+    found = []
+    for values in _every_change(config, before, model):
         try:
-            after = estimate(words)
+            found.append(priced(values, before, estimate(values)))
         except VlmtuneError:  # such as rows that no longer fit into max_length: no lever for these rows
             continue
-        saved = before.peak_reserved_bytes - after.peak_reserved_bytes
-        priced.append(Lever(words, saved, after.flops_per_row / before.flops_per_row, after.fits))
-    return sorted(priced, key=lambda lever: -lever.saved_bytes)
+    return sorted(found, key=lambda one: -one.saved_bytes)
 
 
-def _every_lever(config: TrainingConfig, before: MemoryReport, model: ModelFacts | None) -> list[tuple[str, ...]]:
-    """Return the `--set` words of every change that applies: the next step of each saving, then what costs memory."""
-    saving = [saving.steps(config, model, before.tokens["text"])[:1] for saving in SAVINGS]
-    steps = [step for first in saving for step in first] + spendings(config, model)
-    return list(dict.fromkeys(words_of(values) for values in steps))
+def _every_change(config: TrainingConfig, before: MemoryReport, model: ModelFacts | None) -> list[Values]:
+    """Return the values of every change that applies: the next step of each saving, then what costs memory."""
+    saving = [saving.steps(config, model, before.tokens["text"])[:1] for _, saving in levers.savings()]
+    steps = [step for first in saving for step in first] + levers.more_memory(config, model)
+    return list({words_of(values): values for values in steps}.values())

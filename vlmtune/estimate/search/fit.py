@@ -1,20 +1,19 @@
 """The best config that fits a card, by simulating candidates: as little as possible is given up, the rest buys speed.
 
-Savings are given up in the order of `levers.SAVINGS`, as many as it takes; then every one of them is taken back that
+Savings are given up in the order of `levers.savings`, as many as it takes; then every one of them is taken back that
 turns out not to be needed. What memory is left then buys speed: first fewer layers that recompute, then, once none
 does, more rows at a time, as many a step as before. No torch here: what simulates is given as a function.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vlmtune.config.schema import TrainingConfig
+from vlmtune.config.values import Values, as_yaml, not_yet, value_at, words_of
 from vlmtune.estimate.report import MemoryReport
-from vlmtune.estimate.search.candidates import Chosen, EstimateWith, Search, merged
-from vlmtune.hardware.cards import Target
-from vlmtune.hub.source import ModelSource
-from vlmtune.levers import base as levers
-from vlmtune.levers.base import ModelFacts, model_facts
+from vlmtune.estimate.scenario import Scenario
+from vlmtune.estimate.search.candidates import EstimateWith, Search, Settled, merged
+from vlmtune.families.facts import ModelFacts
 
 MARGIN = 0.03
 """Share of the budget that stays free: the estimate's bound on the low side."""
@@ -27,11 +26,15 @@ MOST_CHANGES = 3
 class Change:
     """What is changed of a config, and why."""
 
-    words: tuple[str, ...]
-    """What to give to `--set`."""
+    values: Values
     before: tuple[str, ...]
     """The values that these keys had, as YAML writes them."""
     reason: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What to give to `--set`."""
+        return words_of(self.values)
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,17 @@ class Fit:
     """Configs that were simulated."""
 
 
-EstimateOf = Callable[[tuple[str, ...], Target, bool], MemoryReport]
-"""(`--set` words on top of the config, card and budget, fast or not) → the estimate."""
-
-
-def fit_card(config: TrainingConfig, source: ModelSource, target: Target, estimate_of: EstimateOf) -> Fit:
+def fit_card(scenario: Scenario) -> Fit:
     """Return the config that fits the card with MARGIN of its budget to spare; the report counts against all of it."""
+    budget_bytes = scenario.target.budget_bytes
 
     def with_free(share: float, fast: bool) -> EstimateWith:
-        held = replace(target, budget_bytes=int(target.budget_bytes * (1 - share)))
-        return lambda words: estimate_of(words, held, fast)
+        held = scenario.with_budget(int(budget_bytes * (1 - share)))
+        return lambda values: held.with_values(values).estimate(fast=fast)
 
     full, quick = with_free(MARGIN, fast=False), with_free(MARGIN + FAST_MARGIN, fast=True)
-    fit = find_fit(config, model_facts(source, config.model.name), full, quick)
-    return replace(fit, report=replace(fit.report, budget_bytes=target.budget_bytes))
+    fit = find_fit(scenario.config, scenario.facts, full, quick)
+    return replace(fit, report=replace(fit.report, budget_bytes=budget_bytes))
 
 
 def find_fit(config: TrainingConfig, model: ModelFacts, estimate: EstimateWith, fast: EstimateWith) -> Fit:
@@ -89,13 +89,13 @@ def find_fit(config: TrainingConfig, model: ModelFacts, estimate: EstimateWith, 
 def cheapest_changes(config: TrainingConfig, report: MemoryReport, estimate_with: EstimateWith) -> list[Change]:
     """Return up to three changes that make a run fit which does not, the cheapest first; empty where none does.
 
-    First single changes, in the order of `levers.SAVINGS`, each as strong as it must be; where there is none, the
+    First single changes, in the order of `levers.savings`, each as strong as it must be; where there is none, the
     shortest combination in that order. `estimate_with` decides by the `fits` of what it returns: give it the budget
     that is really there.
     """
     search = Search(config, None, estimate_with)
     search.base = search.reports[()] = replace(report, fits=False)
-    single: list[Chosen] = []
+    single: list[Settled] = []
     for saving in search.savings():
         is_new = not any(saving.values.keys() & other.values.keys() for other in single)
         if is_new and len(single) < MOST_CHANGES and (weakest := search.weakest([saving], saving)):
@@ -107,20 +107,21 @@ def cheapest_changes(config: TrainingConfig, report: MemoryReport, estimate_with
         return []
     changes = _as_changes(config, together)
     before = tuple(value for change in changes for value in change.before)
-    return [Change(_all_words(changes), before, "; ".join(change.reason for change in changes))]
+    values = {key: value for change in changes for key, value in change.values.items()}
+    return [Change(values, before, "; ".join(change.reason for change in changes))]
 
 
 def _all_words(changes: Sequence[Change]) -> tuple[str, ...]:
     return tuple(word for change in changes for word in change.words)
 
 
-def _as_changes(config: TrainingConfig, chosen: list[Chosen]) -> tuple[Change, ...]:
+def _as_changes(config: TrainingConfig, chosen: list[Settled]) -> tuple[Change, ...]:
     """Return what differs from the config, each key with the change that settled it."""
     final, changes = merged(chosen), []
     for place, one in enumerate(chosen):
         later = {key for other in chosen[place + 1 :] for key in other.values}
-        own = levers.different(config, {key: final[key] for key in one.values if key not in later})
+        own = not_yet(config, {key: final[key] for key in one.values if key not in later})
         if own:
-            before = tuple(levers.as_yaml(levers.value_at(config, key)) for key in own)
-            changes.append(Change(levers.words_of(own), before, one.reason))
+            before = tuple(as_yaml(value_at(config, key)) for key in own)
+            changes.append(Change(own, before, one.reason))
     return tuple(changes)

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from vlmtune.config.load import NO_DATA, LoadedConfig
+from vlmtune.config.values import as_yaml
 from vlmtune.estimate.search.fit import MARGIN, Fit
 from vlmtune.units import GIB
 
@@ -37,12 +38,11 @@ def changed_lines(fit: Fit, start: LoadedConfig) -> list[Line]:
     """Return every changed key with the value it had in the config that the search began with."""
     lines = []
     for change in fit.changes:
-        for number, (word, before) in enumerate(zip(change.words, change.before, strict=True)):
-            key, _, value = word.partition("=")
+        for number, ((key, value), before) in enumerate(zip(change.values.items(), change.before, strict=True)):
             source = start.sources[key]
             from_where = "by default" if source == "default" else f"in {source}"
             was = "not set" if before == "null" else f"{before} {from_where}"
-            lines.append(Line(key, value, was, change.reason if number == 0 else ""))
+            lines.append(Line(key, as_yaml(value), was, change.reason if number == 0 else ""))
     return lines
 
 

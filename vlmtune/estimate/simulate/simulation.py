@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from vlmtune.engine import callbacks
 from vlmtune.engine.evaluate import greedy
-from vlmtune.engine.optim import build_optimizer
 from vlmtune.engine.runtime import collector_paused
 from vlmtune.engine.step import IGNORED, forward_loss
 from vlmtune.estimate.allocator.caching import EMPTY_CACHE, RESET_PEAK
@@ -20,6 +19,7 @@ from vlmtune.estimate.simulate.attention import attention_of
 from vlmtune.estimate.simulate.record import ACTIVATIONS, GRADIENTS, Hidden, Log, Recorder, no_hidden
 from vlmtune.estimate.simulate.repeat import repeat_step
 from vlmtune.estimate.simulate.weights import load_checkpoint
+from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.plan.types import RunPlan
 

@@ -2,21 +2,24 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlmtune import levers
 from vlmtune.config.load import preset_config
 from vlmtune.config.schema import TrainingConfig
+from vlmtune.config.values import Values, changed, value_at, words_of
 from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.report import MemoryReport, PeakAt
 from vlmtune.estimate.search.fit import cheapest_changes, find_fit
-from vlmtune.levers import base as levers
-from vlmtune.levers.base import SAVINGS, ModelFacts, changed, value_at, words_of
+from vlmtune.levers.batch import rows_per_step
+from vlmtune.levers.recompute import recompute_first
 from vlmtune.units import MIB
 
-MODEL = ModelFacts(num_layers=36, shares_embedding=False, fixed_images=False)
+MODEL = SimpleNamespace(num_layers=36, shares_embedding=False, fixed_images=False)
 QUALITY = ("data.max_length", "data.image_size", "training.lora.rank")
 LAYERS = 36
 
@@ -71,18 +74,18 @@ class Simulator:
         self.preset, self.budget_mib, self.billions = preset, budget_mib, billions
         self.asked: list[tuple[str, ...]] = []
 
-    def __call__(self, words: tuple[str, ...]) -> MemoryReport:
-        self.asked.append(words)
-        return report_of(config_with(self.preset, words), self.budget_mib, self.billions)
+    def __call__(self, values: Values) -> MemoryReport:
+        self.asked.append(words_of(values))
+        return report_of(config_with(self.preset, words_of(values)), self.budget_mib, self.billions)
 
-    def fit(self, model: ModelFacts = MODEL):
+    def fit(self, model=MODEL):
         return find_fit(config_with(self.preset), model, self, self)
 
 
 def least_mib(preset: str, billions: float = 4.0) -> float:
     """What is needed with every saving at its strongest."""
     config = config_with(preset)
-    for saving in SAVINGS:
+    for _, saving in levers.savings():
         steps = saving.steps(config, MODEL, config.data.max_length)
         config = changed(config, steps[-1]) if steps else config
     return needed_mib(config, billions)
@@ -101,7 +104,7 @@ def test_what_is_found_fits_keeps_the_rows_of_a_step_and_nothing_of_it_can_be_ta
     fit, before = simulator.fit(), config_with(preset)
     after = config_with(preset, fit.words)
     assert fit.fits and needed_mib(after) <= budget
-    assert levers.rows_per_step(after) == levers.rows_per_step(before)
+    assert rows_per_step(after) == rows_per_step(before)
     assert len(simulator.asked) == fit.tried <= 40
     for change in fit.changes:
         if change.reason.startswith("memory is left"):
@@ -130,7 +133,7 @@ def test_with_room_no_quality_is_given_up_and_the_rest_buys_speed(preset):
 
 def test_memory_for_some_layers_is_found_to_within_a_twelfth():
     config = config_with("8gb")
-    at_20 = needed_mib(changed(config, levers.recompute_first(20)))
+    at_20 = needed_mib(changed(config, recompute_first(20)))
     fit = Simulator("8gb", at_20).fit()
     after = config_with("8gb", fit.words)
     assert 20 <= after.hardware.checkpointed_layers <= 23
@@ -173,7 +176,7 @@ def test_the_stated_order_of_quality():
 
 def test_alpha_keeps_the_scale_of_the_adapters():
     config = config_with("24gb")
-    for saving in SAVINGS:
+    for _, saving in levers.savings():
         for values in saving.steps(config, MODEL, 2048):
             if "training.lora.rank" in values:
                 assert values["training.lora.alpha"] == 2 * values["training.lora.rank"]
@@ -188,7 +191,7 @@ def test_nothing_fits():
 
 
 def test_a_lever_that_the_model_does_not_have_is_not_pulled():
-    fixed = ModelFacts(num_layers=36, shares_embedding=True, fixed_images=True)
+    fixed = SimpleNamespace(num_layers=36, shares_embedding=True, fixed_images=True)
     fit = Simulator("8gb", 1000).fit(fixed)
     words = " ".join(fit.words)
     assert "image_size" not in words and "quantize_head" not in words and "max_length=128" in words
@@ -196,9 +199,9 @@ def test_a_lever_that_the_model_does_not_have_is_not_pulled():
 
 def test_a_head_that_takes_more_when_unpacked_is_left_alone():
     class Unpacked(Simulator):
-        def __call__(self, words):
-            report = super().__call__(words)
-            if "training.quantization.quantize_head=true" not in words:
+        def __call__(self, values):
+            report = super().__call__(values)
+            if not values.get("training.quantization.quantize_head"):
                 return report
             peak = report.peak_reserved_bytes + 700 * MIB
             return dataclasses.replace(report, peak_reserved_bytes=peak, fits=peak <= report.budget_bytes)
@@ -230,8 +233,8 @@ def test_a_candidate_that_is_refused_is_no_candidate():
     config = config_with("24gb")
     budget = least_mib("24gb") + 900
 
-    def refuses(words):
-        made = config_with("24gb", words)
+    def refuses(values):
+        made = config_with("24gb", words_of(values))
         if made.data.max_length < 800:
             raise VlmtuneError("a question alone is longer")
         return report_of(made, budget)
@@ -242,7 +245,7 @@ def test_a_candidate_that_is_refused_is_no_candidate():
 
 
 def test_a_config_that_is_refused_stops_the_search():
-    def refuses(words):
+    def refuses(values):
         raise VlmtuneError("no tokenizer")
 
     with pytest.raises(VlmtuneError, match="no tokenizer"):
@@ -266,8 +269,8 @@ def test_of_two_ways_to_change_the_same_key_the_first_is_named():
     more = ("training.method=full", "training.batch_size=1", "training.gradient_accumulation_steps=16")
     config = config_with("24gb", more)
 
-    def estimate(words):
-        return report_of(config_with("24gb", (*more, *words)), 20_000)
+    def estimate(values):
+        return report_of(config_with("24gb", (*more, *words_of(values))), 20_000)
 
     changes = cheapest_changes(config, report_of(config, 20_000), estimate)
     assert [change.words for change in changes] == [("training.method=lora",)]
@@ -286,11 +289,11 @@ def test_every_step_of_every_lever_is_a_valid_config():
     tried = 0
     for preset, method in itertools.product(PRESETS, ("qlora", "lora", "full")):
         config = config_with(preset, (f"training.method={method}", "training.optim=adamw"))
-        for saving in SAVINGS:
+        for _, saving in levers.savings():
             for values in saving.steps(config, MODEL, config.data.max_length):
                 assert config_with(preset, (*words_of({"training.method": method}), *words_of(values)))
                 tried += 1
-        for values in levers.spendings(config, MODEL):
+        for values in levers.more_memory(config, MODEL):
             assert changed(config, values)
             tried += 1
     assert tried > 200
@@ -299,8 +302,8 @@ def test_every_step_of_every_lever_is_a_valid_config():
 def test_full_tuning_that_does_not_fit_becomes_adapters():
     config = config_with("24gb", ("training.method=full", "training.freeze_vision_tower=false"))
 
-    def estimate(words):
-        more = ("training.method=full", "training.freeze_vision_tower=false", *words)
+    def estimate(values):
+        more = ("training.method=full", "training.freeze_vision_tower=false", *words_of(values))
         return report_of(config_with("24gb", more), 20_000)
 
     fit = find_fit(config, MODEL, estimate, estimate)

@@ -1,0 +1,48 @@
+"""The rows of a run that is estimated: rendered and tokenised once, whatever the number of plans looked at."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vlmtune.data.types import Sample
+from vlmtune.hub.source import ModelSource
+from vlmtune.plan.types import RunPlan
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+    from vlmtune.data.measure import Lengths, Measures
+
+
+class GivenRows:
+    """Rows with what every plan of one model shares: their measures, and a processor for each setting of it."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+        self._measures: Measures | None = None
+        self._processors: dict[str, ProcessorMixin] = {}
+
+    def processor(self, plan: RunPlan) -> "ProcessorMixin":
+        """Return the model's processor as the plan sets it."""
+        from vlmtune.models.processor import load_processor
+
+        setting = json.dumps(plan.image_overrides, sort_keys=True, default=str)
+        if setting not in self._processors:
+            self._processors[setting] = load_processor(plan)
+        return self._processors[setting]
+
+    def lengths(self, plan: RunPlan, source: ModelSource) -> "Lengths":
+        """Return the tokens of each row under a plan.
+
+        Raises:
+            VlmtuneError: rows that the model cannot take, all of them named, or image tokens counted wrongly.
+        """
+        from vlmtune.data.measure import check_image_tokens, measure
+        from vlmtune.models.build import family_of
+
+        family, processor = family_of(plan), self.processor(plan)
+        if self._measures is None:
+            self._measures = measure(self.samples, processor, family)
+        if len(self._measures.size_of_image):
+            check_image_tokens(processor, family, plan, source)
+        return self._measures.lengths(plan, family, source)

@@ -1,0 +1,86 @@
+"""What vlmtune must know of one model, once: read from its config.json, the library's defaults included.
+
+Many files leave out what is their class's default, and only the library knows every class. Importing it takes two
+seconds, so it is asked when a file is silent and the answer is needed, not before.
+"""
+
+from copy import deepcopy
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from vlmtune.families import find_family
+from vlmtune.families.base import Family, ImageSettings, Json
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+SMALLEST_IMAGE_PX = 224
+"""The input of the smallest towers in use; below it small print is gone."""
+CAPPED_BY_DEFAULT = {"gemma2": 50.0, "t5gemma": 50.0, "vaultgemma": 50.0}
+"""Text models that cap their attention scores unless their config.json says otherwise (transformers 5.17 to 5.23)."""
+
+
+class ModelFacts:
+    """The facts of one model; each is looked up when it is first asked for."""
+
+    def __init__(self, config: Json, preprocessor: Json, name: str) -> None:
+        """`config` is its config.json, `preprocessor` its image processor's, `name` what errors call it."""
+        self.config = config
+        self.preprocessor = preprocessor
+        self.name = name
+
+    @cached_property
+    def family(self) -> Family:
+        """The family that tunes it.
+
+        Raises:
+            VlmtuneError: transformers does not know the type, or the model keeps other conventions.
+        """
+        return find_family(self.config, self.name)
+
+    @cached_property
+    def num_layers(self) -> int:
+        """Layers of the language model."""
+        return self._text("num_hidden_layers")
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Rows of the output head."""
+        return self._text("vocab_size")
+
+    @cached_property
+    def shares_embedding(self) -> bool:
+        """Whether the output head is the embedding, which is looked up by row and cannot be quantised."""
+        whole = self._library
+        return bool(getattr(whole, "tie_word_embeddings", False) if whole else self.config.get("tie_word_embeddings"))
+
+    @cached_property
+    def caps_attention(self) -> bool:
+        """Whether attention scores are capped, which sdpa cannot do."""
+        text = self.config.get("text_config") or {}
+        return bool(text.get("attn_logit_softcapping", CAPPED_BY_DEFAULT.get(text.get("model_type"))))
+
+    @cached_property
+    def fixed_images(self) -> bool:
+        """Whether `data.image_size` has no effect."""
+        return not self.image_settings(SMALLEST_IMAGE_PX).overrides
+
+    def image_settings(self, image_size: int | None) -> ImageSettings:
+        """How its image processor is set for a `data.image_size`."""
+        return self.family.image_settings(self.config, self.preprocessor, image_size)
+
+    def _text(self, key: str) -> int:
+        """The value of a key of the language model: what the file says, else the default of its class."""
+        for said in (self.config.get("text_config") or {}, self.config):
+            if said.get(key) is not None:
+                return said[key]
+        return getattr(self._library.get_text_config(), key)
+
+    @cached_property
+    def _library(self) -> "PretrainedConfig | None":
+        """The config as the library reads it; None for a type that it does not know."""
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+
+        if self.config["model_type"] not in CONFIG_MAPPING:
+            return None
+        return AutoConfig.for_model(**deepcopy(dict(self.config)))  # the classes fill in what they are given

@@ -1,0 +1,88 @@
+"""Batch: rows at a time; as many a step, whatever their division."""
+
+from typing import TYPE_CHECKING
+
+from vlmtune.config.schema import TrainingConfig
+from vlmtune.config.values import Values
+from vlmtune.families.facts import ModelFacts
+from vlmtune.levers.base import Decision, GivesUp, Lever, OnResume, Saving, Spending
+
+if TYPE_CHECKING:
+    from vlmtune.plan.types import Device, RunPlan
+
+SIZE, ACCUMULATION = "training.batch_size", "training.gradient_accumulation_steps"
+ENOUGH_TOKENS = 4096
+"""Of one forward pass: with more, unpacking 4-bit weights is no longer felt on any card."""
+
+
+def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:
+    training = config.training
+    return Decision(
+        {"batch_size": training.batch_size, "gradient_accumulation_steps": training.gradient_accumulation_steps}
+    )
+
+
+def rows_per_step(config: TrainingConfig) -> int:
+    """Return the rows of one optimizer step."""
+    return config.training.batch_size * config.training.gradient_accumulation_steps
+
+
+def batch_of(batch_size: int, rows: int) -> Values:
+    """Return the values that take `rows` an optimizer step, `batch_size` at a time."""
+    return {SIZE: batch_size, ACCUMULATION: rows // batch_size}
+
+
+def _fewer_rows(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
+    rows, batch_size = rows_per_step(config), config.training.batch_size
+    steps = []
+    while batch_size > 1:
+        batch_size = batch_size // 2 if batch_size % 2 == 0 else 1
+        steps.append(batch_of(batch_size, rows))
+    return steps
+
+
+def _more_rows(config: TrainingConfig, model: ModelFacts, tokens: int) -> list[Values]:
+    """Twice, four times ... as many rows, as long as they divide those of a step; none while layers recompute."""
+    if config.hardware.gradient_checkpointing:
+        return []
+    rows, batch_size = rows_per_step(config), config.training.batch_size
+    levels = []
+    while rows % (2 * batch_size) == 0 and batch_size * tokens < ENOUGH_TOKENS:
+        batch_size *= 2
+        levels.append(batch_of(batch_size, rows))
+    return levels
+
+
+def _more(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
+    training = config.training
+    doubles = training.gradient_accumulation_steps % 2 == 0
+    return [batch_of(2 * training.batch_size, rows_per_step(config))] if doubles else []
+
+
+def _same_rows(begun: "RunPlan", now: "RunPlan") -> bool:
+    """How the rows of a step are divided decides nothing, as long as they are the same rows."""
+    return begun.rows_per_step == now.rows_per_step
+
+
+BATCH = Lever(
+    name="Rows at a time",
+    keys=(SIZE, ACCUMULATION),
+    costs="time: each pass has less work for the card at once",
+    decide=_decide,
+    fields=("batch_size", "gradient_accumulation_steps"),
+    savings=(
+        Saving(
+            GivesUp.TIME,
+            "fewer rows at a time, as many a step: the same result, less work for the card at once",
+            _fewer_rows,
+        ),
+    ),
+    spending=Spending(
+        _more_rows,
+        lambda values: "memory is left: more rows at a time, as many a step; the card works on more at once",
+        best_first=False,
+    ),
+    more=_more,
+    on_resume=OnResume.FREE,
+    same_result=_same_rows,
+)

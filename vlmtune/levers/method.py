@@ -1,0 +1,115 @@
+"""Method: every weight, adapters on a 16-bit base, or adapters on a base in 4 bits."""
+
+from typing import TYPE_CHECKING
+
+from vlmtune.config.schema import TrainingConfig
+from vlmtune.config.values import Values, not_yet
+from vlmtune.families.base import Family
+from vlmtune.families.facts import ModelFacts
+from vlmtune.levers.base import Decision, GivesUp, Lever, Saving
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from vlmtune.plan.types import Device, RunPlan
+
+KEY = "training.method"
+LOAD, TYPE, DOUBLE = (
+    f"training.quantization.{name}" for name in ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+)
+FREEZE = ("training.freeze_vision_tower", "training.freeze_projector")
+
+
+def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:
+    training, family = config.training, model.family
+    full, quantised = training.method == "full", training.method == "qlora"
+    parts = ["text", "head"]
+    parts += ["vision"] * (not training.freeze_vision_tower) + ["projector"] * (not training.freeze_projector)
+    return Decision(
+        {
+            "method": training.method,
+            "quant_type": training.quantization.bnb_4bit_quant_type if quantised else None,
+            "double_quant": quantised and training.quantization.bnb_4bit_use_double_quant,
+            "unquantized": family.unpacked if quantised else (),
+            "lora_targets": None if full else lora_targets(family, training.lora.vision_tower),
+            "lora_dropout": training.lora.dropout,
+            "trainable_parts": tuple(parts) if full else (),
+        }
+    )
+
+
+def lora_targets(family: Family, with_vision: bool) -> str:
+    """Return the regular expression of the modules that get an adapter, anchored at full paths."""
+    nested = [
+        path.removeprefix(family.text + ".")
+        for path in (family.vision, *family.projector, *family.other)
+        if path.startswith(family.text + ".")
+    ]
+    not_nested = f"(?!({'|'.join(nested)})\\.)" if nested else ""
+    text = rf"{family.text}\.{not_nested}.*\.({'|'.join(family.text_linears)})"
+    if not with_vision:
+        return text
+    inside = [path.removeprefix(family.vision + ".") for path in family.projector if path.startswith(family.vision)]
+    not_projector = f"(?!({'|'.join(inside)})\\.)" if inside else ""
+    return rf"{text}|{family.vision}\.{not_projector}.*\.({'|'.join(family.vision_linears)})"
+
+
+def _adapters(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
+    if config.training.method != "full":
+        return []
+    return [not_yet(config, {KEY: "lora", **dict.fromkeys(FREEZE, True)})]
+
+
+def _four_bits(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
+    """The tower stays as it is: quantising it is a lever of its own."""
+    if config.training.method != "lora":
+        return []
+    return [not_yet(config, {KEY: "qlora", LOAD: True, "training.quantization.quantize_vision_tower": False})]
+
+
+def adapt(model: "PreTrainedModel", plan: "RunPlan", family: Family) -> "PreTrainedModel | PeftModel":
+    """Return the frozen model with what is to be trained, and nothing else, requiring gradients."""
+    import torch
+    from peft import get_peft_model
+
+    if plan.lora_targets is None:
+        for name, parameter in model.named_parameters():
+            if family.part_of(name) in plan.trainable_parts:
+                parameter.requires_grad_(True)
+        return model
+    with torch.device(model.device):
+        adapted = get_peft_model(model, _lora_config(plan))
+    # Written into every checkpoint and the adapter; PEFT would put the folder's full path there.
+    adapted.peft_config["default"].base_model_name_or_path = plan.model_name
+    return adapted
+
+
+def _lora_config(plan: "RunPlan"):
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=plan.lora_rank,
+        lora_alpha=plan.lora_alpha,
+        lora_dropout=plan.lora_dropout,
+        target_modules=plan.lora_targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+METHOD = Lever(
+    name="What learns",
+    keys=(KEY, LOAD, TYPE, DOUBLE, *FREEZE, "training.lora.dropout", "training.lora.vision_tower"),
+    costs="adapters in place of every weight; then rounding of the frozen base to 4 bits",
+    decide=_decide,
+    fields=("method", "quant_type", "double_quant", "lora_targets", "lora_dropout", "trainable_parts"),
+    savings=(
+        Saving(GivesUp.FULL_TUNING, "adapters learn instead of every weight", _adapters),
+        Saving(
+            GivesUp.BASE_ROUNDING,
+            "the frozen base in 4 bits: rounded, and the adapters learn around that",
+            _four_bits,
+        ),
+    ),
+)

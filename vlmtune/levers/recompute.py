@@ -1,0 +1,150 @@
+"""Recompute: activations of the language model's first layers are computed twice instead of kept."""
+
+from typing import TYPE_CHECKING
+
+from vlmtune.config.schema import TrainingConfig
+from vlmtune.config.values import Values, not_yet
+from vlmtune.errors import VlmtuneError
+from vlmtune.families.base import Family
+from vlmtune.families.facts import ModelFacts
+from vlmtune.levers.base import Decision, GivesUp, Lever, OnResume, Saving, Spending
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vlmtune.plan.types import Device, RunPlan
+
+ON, LAYERS = "hardware.gradient_checkpointing", "hardware.checkpointed_layers"
+
+
+def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:
+    hardware = config.hardware
+    return Decision(
+        {
+            "gradient_checkpointing": hardware.gradient_checkpointing,
+            "checkpointed_layers": _layers(hardware.checkpointed_layers, model),
+        }
+    )
+
+
+def _layers(wish: int | None, model: ModelFacts) -> int | None:
+    if wish is None:
+        return None
+    if wish > model.num_layers:
+        raise VlmtuneError(
+            f"{LAYERS}: {wish} are wanted, but the language model of {model.name} has {model.num_layers} layers",
+            "leave it out to recompute all of them",
+        )
+    return wish if wish < model.num_layers else None
+
+
+def keep_all() -> Values:
+    """Return the values with which no layer recomputes."""
+    return {ON: False, LAYERS: None}
+
+
+def recompute_first(num_layers: int) -> Values:
+    """Return the values with which the language model's first layers recompute."""
+    return {ON: True, LAYERS: num_layers}
+
+
+def _all_layers(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
+    hardware = config.hardware
+    if hardware.gradient_checkpointing and hardware.checkpointed_layers is None:
+        return []
+    return [not_yet(config, {ON: True, LAYERS: None})]
+
+
+def _fewer_layers(config: TrainingConfig, model: ModelFacts, tokens: int) -> list[Values]:
+    """Ever fewer layers that recompute, at last none."""
+    if not config.hardware.gradient_checkpointing:
+        return []
+    recomputing = config.hardware.checkpointed_layers or model.num_layers
+    return [*(recompute_first(number) for number in range(recomputing - 1, 0, -1)), keep_all()]
+
+
+def _bought(values: Values) -> str:
+    if not values[ON]:
+        return "memory is left: every activation is kept, so that none is computed twice"
+    return (
+        f"memory is left: layer {values[LAYERS] + 1} and those after it keep their activations, "
+        "which saves computing them twice"
+    )
+
+
+def _more(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
+    if not config.hardware.gradient_checkpointing:
+        return []
+    few = (config.hardware.checkpointed_layers or model.num_layers) // 2 if model else 0
+    return [keep_all(), *([recompute_first(few)] if few > 0 else [])]
+
+
+def _apply(model: "nn.Module", plan: "RunPlan", family: Family) -> None:
+    """Recompute layer by layer, and take back the hook that transformers adds with it.
+
+    The hook makes the input embeddings of every nested model require gradients, the frozen tower's patch embedding
+    included, and so drags the whole tower through the backward pass. Non-reentrant checkpointing does not need it.
+    """
+    if not plan.gradient_checkpointing:
+        return
+    # transformers 5.17 knows the old name only; newer ones warn about it.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    # Without dropout the recomputation draws no random numbers: keeping their state costs a quarter of a forward pass.
+    enable({"use_reentrant": False, "preserve_rng_state": _has_dropout(model, family)})
+    model.disable_input_require_grads()
+    _keep_activations(model, plan, family)
+
+
+def _keep_activations(model: "nn.Module", plan: "RunPlan", family: Family) -> None:
+    """Let the language model's layers from `plan.checkpointed_layers` on keep their activations.
+
+    The last layers, not the first: the backward pass frees theirs while most gradients do not exist yet.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if plan.checkpointed_layers is None:
+        return
+    text = model.get_submodule(family.text)
+    layers = [module for module in text.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers[plan.checkpointed_layers :]:
+        layer.gradient_checkpointing = False
+
+
+def _has_dropout(model: "nn.Module", family: Family) -> bool:
+    """Return whether a forward pass in training mode draws random numbers."""
+    from torch import nn
+
+    learning = {family.part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    part, config = model, model.config
+    if learning <= {"text", "head"}:  # the other parts rest
+        part, config = model.get_submodule(family.text), model.config.get_text_config()
+    modules = any(isinstance(module, nn.Dropout) and module.p > 0 for module in part.modules())
+    return modules or any("dropout" in str(key) and value for key, value in _flat(config.to_dict()))
+
+
+def _flat(config: dict):
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value)
+        else:
+            yield key, value
+
+
+RECOMPUTE = Lever(
+    name="Recompute activations",
+    keys=(ON, LAYERS),
+    costs="time: the forward pass of the layers that recompute, once more",
+    decide=_decide,
+    fields=("gradient_checkpointing", "checkpointed_layers"),
+    savings=(
+        Saving(
+            GivesUp.TIME,
+            "activations are computed twice instead of kept: a third more work, the same result",
+            _all_layers,
+        ),
+    ),
+    spending=Spending(_fewer_layers, _bought, best_first=True),
+    more=_more,
+    on_resume=OnResume.FREE,
+    apply=_apply,
+)

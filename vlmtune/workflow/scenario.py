@@ -1,0 +1,37 @@
+"""A config as the user wrote it, made ready to be estimated: its rows read, its model found."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vlmtune.config.load import LoadedConfig
+from vlmtune.config.values import Values
+from vlmtune.hardware.cards import Target
+
+if TYPE_CHECKING:
+    from vlmtune.estimate.scenario import Scenario
+
+
+def open_scenario(
+    loaded: LoadedConfig, target: Target, *, tell: Callable[[Values], None] | None = None, needs_rows: bool = False
+) -> "Scenario":
+    """Return the scenario of a config; without a data file it is that of the largest row that the config allows.
+
+    With `needs_rows` a data file that is not there is an error: a plan for other rows would be taken for one for them.
+
+    Raises:
+        VlmtuneError: no such model, or rows that cannot be used.
+    """
+    from vlmtune.data.samples import require_good
+    from vlmtune.engine.runtime import quiet_libraries
+    from vlmtune.estimate.given_rows import GivenRows
+    from vlmtune.estimate.scenario import Scenario
+    from vlmtune.hub.source import open_model
+    from vlmtune.workflow.rows import read_rows
+
+    quiet_libraries()
+    config, rows = loaded.config, None
+    path = loaded.resolve_path(config.data.train_path)
+    if needs_rows or path.exists():
+        rows = GivenRows(require_good(read_rows(loaded, path), config.data.on_bad_row))
+    source = open_model(config.model.name, config.model.revision, loaded.base_dir, offline_catalog=rows is None)
+    return Scenario(loaded, source, target, rows, **({"tell": tell} if tell else {}))
