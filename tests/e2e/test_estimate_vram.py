@@ -1,6 +1,7 @@
 """`vlmtune estimate-vram` through the command line, on tiny models: the answer's shape, sums, exit codes, errors."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -87,6 +88,25 @@ def test_with_data_the_longest_row_decides_and_is_named(run_cli, folder, tmp_pat
     report = json.loads(done.stdout)
     assert report["worst_row"] == "rows.jsonl:2" and report["preset"] is None
     assert report["tokens"]["image"] == 4 and report["tokens"]["total"] == 4 + report["tokens"]["text"]
+
+
+@pytest.mark.parametrize("with_rows", [False, True])
+def test_a_model_edited_in_its_place_is_estimated_anew(run_cli, folder, tmp_path, with_rows):
+    model = shutil.copytree(folder, tmp_path / "model")
+    config = tmp_path / "run.yaml"
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "Who?", "answer": "me"}))
+    data = "rows.jsonl" if with_rows else "none.jsonl"
+    config.write_text(f"preset: 8gb\nmodel: {{name: model}}\ndata: {{train_path: {data}}}\n")
+
+    def peak() -> int:
+        return json.loads(run_cli("estimate-vram", config, "--json").stdout)["peak_allocated_bytes"]
+
+    before = peak()
+    assert peak() == before
+    values = json.loads((model / "config.json").read_text())
+    values["text_config"]["num_hidden_layers"] = 40
+    (model / "config.json").write_text(json.dumps(values))
+    assert peak() > before, "40 layers in place of a few"
 
 
 def test_leaving_out_the_longest_rows_is_priced(run_cli, folder, tmp_path):

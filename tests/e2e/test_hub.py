@@ -189,6 +189,15 @@ def test_a_resumed_run_uses_its_own_files_after_the_branch_has_moved(online, pro
     assert "was started differently" in refused and "revision" in refused
 
 
+def test_rows_are_estimated_with_the_files_of_the_hub_even_of_a_model_of_the_catalogue(online, project, published):
+    """The catalogue has configs only: rows need the tokenizer, which is where the model is."""
+    known = "llava-hf/llava-1.5-7b-hf"
+    online.push(known, published)
+    done = project.run_cli("estimate-vram", project.config, "--set", f"model.name={known}", "--json")
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["worst_row"].startswith("rows.jsonl:")
+
+
 def test_a_hub_out_of_reach(online, project, published):
     """With the cache everything goes on; without it there is one message."""
     from huggingface_hub import close_session

@@ -175,6 +175,26 @@ def test_a_retried_run_is_resumed_with_its_changes(project, fail_at, assert_same
     assert_same_weights(project.run("straight"), project.run("killed"))
 
 
+def test_an_edit_made_meanwhile_does_not_enter_the_run(project, fail_at, monkeypatch):
+    fail_at(trainer, "forward_loss", 3)
+    failing = trainer.forward_loss
+
+    def edit(*args, **kwargs):
+        try:
+            return failing(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            project.config.write_text(project.config.read_text().replace("learning_rate: 0.01", "learning_rate: 0.5"))
+            raise
+
+    monkeypatch.setattr(trainer, "forward_loss", edit)
+    before = project.config.read_text()
+    assert project.train("retried", RETRY, *TWO_BY_TWO).code == 0
+    assert before != project.config.read_text()
+    plan = RunPlan.load(project.run("retried").plan)
+    assert (plan.batch_size, plan.learning_rate) == (1, 0.01)
+    assert "learning_rate: 0.01" in project.run("retried").config.read_text()
+
+
 def test_the_failed_model_is_freed_before_the_next_is_built(project, fail_at, monkeypatch):
     built, alive = [], []
     real = engine_run.build_model

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SMALLEST_IMAGE_PX = 224
 """The input of the smallest towers in use; below it small print is gone."""
-CAPPED_BY_DEFAULT = {"gemma2": 50.0, "t5gemma": 50.0, "vaultgemma": 50.0}
+CAPPED_BY_DEFAULT = {"gemma2": 50.0, "t5_gemma_module": 50.0, "vaultgemma": 50.0}
 """Text models that cap their attention scores unless their config.json says otherwise (transformers 5.17 to 5.23)."""
 
 

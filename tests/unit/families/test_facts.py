@@ -1,0 +1,78 @@
+"""What is known of a model: config.json where it speaks, the library's default of the class where it is silent."""
+
+import dataclasses
+from copy import deepcopy
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+import pytest
+
+from vlmtune.catalog import catalog
+from vlmtune.config.schema import TrainingConfig
+from vlmtune.families.facts import CAPPED_BY_DEFAULT, ModelFacts
+from vlmtune.hub.source import open_model
+from vlmtune.plan.decide import BYTES_PER_LOGIT, LOSS_CHUNK_BYTES, make_plan
+from vlmtune.plan.types import Device
+
+CARD = Device("cuda", "RTX 4060", bf16=True)
+
+
+def source_of(model_id: str):
+    return open_model(model_id, None, Path(), offline_catalog=True)
+
+
+@pytest.mark.parametrize("entry", catalog(), ids=lambda entry: entry.model_id)
+def test_facts_are_those_of_the_library(entry):
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+
+    source = source_of(entry.model_id)
+    facts = source.facts(entry.model_id)
+    if source.config["model_type"] not in CONFIG_MAPPING:
+        assert (facts.num_layers, facts.vocabulary, facts.shares_embedding) == (32, 151_936, False)
+        return
+    whole = AutoConfig.for_model(**deepcopy(source.config))
+    text = whole.get_text_config()
+    assert (facts.num_layers, facts.vocabulary) == (text.num_hidden_layers, text.vocab_size)
+    assert facts.shares_embedding == bool(getattr(whole, "tie_word_embeddings", False))
+    assert facts.caps_attention == bool(getattr(text, "attn_logit_softcapping", None))
+
+
+@pytest.mark.parametrize("model_id", ["google/gemma-3-4b-it", "google/gemma-3-12b-it"])
+def test_a_vocabulary_that_config_json_leaves_out_is_the_class_s_own(model_id):
+    """Gemma 3's files leave it out: taken for 32,000, logits of 832 tokens at a time took 2 GiB in place of 256 MiB."""
+    source = source_of(model_id)
+    assert "vocab_size" not in source.config and "vocab_size" not in source.config["text_config"]
+    assert source.facts(model_id).vocabulary == 262_208
+    config = TrainingConfig.model_validate({"model": {"name": model_id}, "data": {"train_path": "r"}})
+    plan = make_plan(config, source, CARD)
+    assert plan.loss_chunk_tokens == 96
+    assert plan.loss_chunk_tokens * 262_208 * BYTES_PER_LOGIT <= LOSS_CHUNK_BYTES
+
+
+def test_every_class_of_the_library_that_caps_attention_by_default_is_known():
+    import transformers.models
+
+    capped = {}
+    for module in iter_modules(transformers.models.__path__):
+        try:
+            configs = import_module(f"transformers.models.{module.name}.configuration_{module.name}")
+        except ModuleNotFoundError:
+            continue
+        for found in vars(configs).values():
+            fields = getattr(found, "__dataclass_fields__", {})
+            if "attn_logit_softcapping" in fields and isinstance(getattr(found, "model_type", None), str):
+                default = fields["attn_logit_softcapping"].default
+                if isinstance(default, float):
+                    capped[found.model_type] = default
+    text_models = {name: value for name, value in capped.items() if not name.startswith("videoprism")}
+    assert "gemma2" in capped and text_models == CAPPED_BY_DEFAULT
+
+
+def test_nothing_is_asked_of_the_library_that_the_file_says(monkeypatch):
+    """Importing the library takes two seconds: a kept estimate must not need it."""
+    monkeypatch.setattr(ModelFacts, "_library", property(lambda self: pytest.fail("the library was asked")))
+    source = source_of("Qwen/Qwen3-VL-4B-Instruct")
+    facts = source.facts("m")
+    assert (facts.num_layers, facts.vocabulary, facts.caps_attention) == (36, 151_936, False)
+    assert facts.fixed_images is False and dataclasses.is_dataclass(facts.family)
