@@ -21,7 +21,7 @@ def text_model(config: Json) -> TextModel:
     Many files leave out what is their class's default, and only the library knows every class. Importing it takes two
     seconds: ask only where the answer matters.
     """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     if config["model_type"] not in CONFIG_MAPPING:
         text = config.get("text_config") or config

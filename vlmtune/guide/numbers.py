@@ -212,7 +212,7 @@ def _advice(desk: _Desk, base: MemoryReport, target: Target) -> Advice:
 
 def _vocabulary(config: Json) -> int:
     """Return the entries of the vocabulary, of which many files leave out what is their class's default."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     if config["model_type"] not in CONFIG_MAPPING:
         return config["vocab_size"]
