@@ -20,7 +20,7 @@ LAYERS = (
     ("hub",),
     ("hardware", "catalog"),
     ("families", "runs", "config"),
-    ("errors", "files", "units"),
+    ("errors", "files", "units", "compat"),
 )
 """From the outermost to the innermost; `demo` is made with the package and no part of it imports it."""
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from vlmtune.engine import checkpoints, trainer
+from vlmtune.engine import callbacks, checkpoints, trainer
 from vlmtune.engine import train as engine_run
 from vlmtune.runs.folder import COMPLETE
 
@@ -161,6 +161,30 @@ def test_the_report_of_a_resumed_run_covers_all_of_it(project, monkeypatch):
     lines = [json.loads(line) for line in project.run("killed").log.read_text().splitlines()]
     elapsed = [line["elapsed_s"] for line in lines]
     assert elapsed == sorted(elapsed) and resumed["seconds"] >= elapsed[-1] > elapsed[2]
+
+
+def kept_totals(checkpoint) -> dict:
+    """What a checkpoint keeps of each callback that counts, by the name of its class."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    return {name: kept["attributes"]["totals"] for name, kept in state["stateful_callbacks"].items() if "Rec" in name}
+
+
+def test_a_recorder_of_another_name_goes_on_from_the_checkpoints_of_0_1_0(project, monkeypatch):
+    settings = ("training.save_steps=2", "training.save_total_limit=9")
+    project.train("straight", *settings)
+    for name, killed_in_batch in (("Recorder", 7), ("RunRecorder", 5)):
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_run, "Recorder", type(name, (callbacks.Recorder,), {}))
+            interrupt_at(patch, trainer, "forward_loss", killed_in_batch)
+            with pytest.raises(Killed):
+                project.train("killed", *settings, resume=name != "Recorder")
+    folder = project.run("killed").checkpoints
+    monkeypatch.setattr(engine_run, "Recorder", type("RunRecorder", (callbacks.Recorder,), {}))
+    assert project.train("killed", *settings, resume=True).code == 0
+    for step, name in ((2, "Recorder"), (4, "RunRecorder"), (6, "RunRecorder"), (8, "RunRecorder")):
+        straight = kept_totals(project.run("straight").checkpoints / f"checkpoint-{step}")["Recorder"]
+        (found,) = kept_totals(folder / f"checkpoint-{step}").items()
+        assert (found[0], found[1]["tokens"], found[1]["rows"]) == (name, straight["tokens"], straight["rows"])
 
 
 def snapshot(folder):

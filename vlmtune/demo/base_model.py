@@ -6,6 +6,7 @@ multiples of 64, the block size of 4-bit weights. Only `vlmtune.demo.pretrain` i
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     GenerationConfig,
     LlamaConfig,
@@ -14,7 +15,6 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 IMAGE_PIXELS = 32
 PATCH_PIXELS = 8

@@ -8,8 +8,8 @@ from types import FrameType
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
+from vlmtune.compat.trainer import COMPUTE_STEPS, EXPORTABLE_STATE, STATEFUL_CALLBACKS
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.trainer import TuneTrainer, Work
 from vlmtune.errors import VlmtuneError
@@ -19,9 +19,11 @@ from vlmtune.models.build import base_of
 from vlmtune.runs.folder import RunFolder, StepRecord
 
 DIGEST_BYTES = 2**20
+NAMES_IN_CHECKPOINTS = ("Recorder",)
+"""What `Recorder` was called in checkpoints of earlier versions, from 0.1.0 on; who renames it adds the old name."""
 
 
-class Recorder(TrainerCallback, ExportableState):
+class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
     """Writes every logged step to `log.jsonl` and shows it; its totals are kept in the checkpoints."""
 
     def __init__(self, folder: RunFolder, view: LiveView, trainer: TuneTrainer) -> None:
@@ -46,9 +48,9 @@ class Recorder(TrainerCallback, ExportableState):
         self.started = self.last = time.perf_counter()
         self.first_step = state.global_step
         # A resumed state brings the intervals of its checkpoint, and those may have been changed since.
-        state.compute_steps(args, state.max_steps)
+        COMPUTE_STEPS.read(state)(args, state.max_steps)
         if state.global_step:
-            saved = state.stateful_callbacks["Recorder"]["attributes"]
+            saved = self._kept_in(STATEFUL_CALLBACKS.read(state))["attributes"]
             self.totals, self.seconds_before = Work(**saved["totals"]), saved["seconds"]
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
@@ -64,6 +66,17 @@ class Recorder(TrainerCallback, ExportableState):
         elif "eval_loss" in logs:
             self._add(dataclasses.replace(self.records[-1], eval_loss=logs["eval_loss"]))
             self.last = time.perf_counter()
+
+    def _kept_in(self, states: dict[str, dict]) -> dict:
+        """Return what the checkpoint keeps of this object, now under the name that its class has today.
+
+        Trainer keeps it by that name, and finds no place for it in the next checkpoint where the name is new.
+        """
+        name = type(self).__name__
+        kept = next((states.pop(old) for old in (name, *NAMES_IN_CHECKPOINTS) if old in states), None)
+        assert kept is not None, f"the checkpoint keeps {sorted(states)}, nothing of {name}"
+        states[name] = kept
+        return kept
 
     def _elapsed(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started

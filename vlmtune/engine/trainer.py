@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from vlmtune.compat.trainer import DEVICE_PLACEMENT, GET_LENGTH_GROUPED_INDICES, MODEL_ACCEPTS_LOSS_KWARGS
 from vlmtune.data.collate import WHERE
 from vlmtune.engine.checkpoints import (
     WRITE_ERRORS,
@@ -54,7 +54,7 @@ class LengthGroupedOrder(Sampler[int]):
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.rows_per_step, generator=generator))
+        return iter(GET_LENGTH_GROUPED_INDICES(self.lengths, self.rows_per_step, generator=generator))
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class TuneTrainer(Trainer):
         """`lengths` are the tokens of each row; `kwargs` are Trainer's data sets and collator."""
         super().__init__(model=model, args=training_arguments(plan, folder), **kwargs)
         # The loss is divided by the labelled tokens of the whole step, so Trainer must not average again.
-        self.model_accepts_loss_kwargs = True
+        MODEL_ACCEPTS_LOSS_KWARGS.write(self, True)
         # Batches go to the device one at a time: a step's batches are fetched together, and images are large.
-        self.accelerator.device_placement = False
+        DEVICE_PLACEMENT.write(self.accelerator, False)
         self.plan = plan
         self.folder = folder
         self.work = Work()

@@ -79,7 +79,7 @@ class ModelFacts:
     @cached_property
     def _library(self) -> "PretrainedConfig | None":
         """The config as the library reads it; None for a type that it does not know."""
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+        from transformers import CONFIG_MAPPING, AutoConfig
 
         if self.config["model_type"] not in CONFIG_MAPPING:
             return None

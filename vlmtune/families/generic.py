@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING
 
+from vlmtune.compat.transformers import MODEL_NAMES
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family, Json
 from vlmtune.families.knobs import image_settings
@@ -84,13 +85,13 @@ def image_tokens(config: Json, preprocessor: Json, width_px: int, height_px: int
 def _weightless(config: Json, model_name: str) -> tuple["nn.Module", str]:
     """Return the model without storage, and the attention that all of its parts have."""
     from huggingface_hub.errors import StrictDataclassError
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     kind = config.get("model_type")
     if config.get("is_encoder_decoder") or kind in ENCODER_DECODERS:
         raise VlmtuneError(f"{model_name}: {kind} is an encoder-decoder", "give a model with a decoder alone")
-    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        near = get_close_matches(str(kind), MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, n=1)
+    known = MODEL_NAMES.get()
+    if kind not in known:
+        near = get_close_matches(str(kind), known, n=1)
         raise VlmtuneError(
             f"{model_name}: model_type {kind!r} belongs to no known family",
             "the installed transformers knows no vision-language model of this type"

@@ -10,6 +10,7 @@ from copy import deepcopy
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
+from vlmtune.compat import transformers as borrowed
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Json
 
@@ -59,12 +60,13 @@ def byte_tokenizer(
 def processor_class_of(config: Json, preprocessor: Json) -> type:
     """Return the class of the model's processor."""
     import transformers
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
     kind = config["model_type"]
     named = preprocessor.get("processor_class")
     name = (
-        named if named and hasattr(transformers, named) else PROCESSORS.get(kind) or PROCESSOR_MAPPING_NAMES.get(kind)
+        named
+        if named and hasattr(transformers, named)
+        else PROCESSORS.get(kind) or borrowed.PROCESSOR_NAMES.get().get(kind)
     )
     if name is None:
         raise VlmtuneError(f"no processor is known for model_type {kind}", "estimate with the model's folder and data")
@@ -84,7 +86,7 @@ def standin_processor(config: Json, preprocessor: Json) -> "ProcessorMixin":
     for argument, parameter in inspect.signature(processor_class.__init__).parameters.items():
         if argument == "tokenizer":
             arguments[argument] = _tokenizer_for(processor_class)
-        elif argument in processor_class.get_attributes():
+        elif argument in borrowed.PROCESSOR_PARTS.read(processor_class)():
             arguments[argument] = _part(argument, config, preprocessor)
         elif argument in known and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             arguments[argument] = known[argument]
@@ -149,16 +151,17 @@ def _tokenizer_for(processor_class: type) -> "PreTrainedTokenizerFast":
 def _part(argument: str, config: Json, preprocessor: Json) -> Any:
     """Return an image processor with the model's settings, or another part with its defaults."""
     import transformers
-    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
-    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
 
     if argument == "image_processor":
         return image_processor_of(config, preprocessor)
     if argument == "qformer_tokenizer":
         return byte_tokenizer(["<|pad|>"], eos="<|pad|>", pad="<|pad|>")
-    mapping = {"video_processor": VIDEO_PROCESSOR_MAPPING_NAMES, "feature_extractor": FEATURE_EXTRACTOR_MAPPING_NAMES}
+    tables = {
+        "video_processor": borrowed.VIDEO_PROCESSOR_NAMES,
+        "feature_extractor": borrowed.FEATURE_EXTRACTOR_NAMES,
+    }
     kinds = _kinds(config, preprocessor)
-    name = PARTS.get((kinds[0], argument)) or _named(mapping.get(argument, {}), kinds)
+    name = PARTS.get((kinds[0], argument)) or _named(tables[argument].get() if argument in tables else {}, kinds)
     return getattr(transformers, name)() if name else None
 
 
@@ -178,11 +181,10 @@ def _named(mapping: Json, kinds: tuple[str, ...]) -> str | None:
 def image_processor_of(config: Json, preprocessor: Json) -> Any:
     """Return the image processor with these settings: the class they name, or that of the first known model type."""
     import transformers
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
     kinds = _kinds(config, preprocessor)
     named = str(preprocessor.get("image_processor_type", "")).removesuffix("Fast")
-    by_type = PARTS.get((kinds[0], "image_processor")) or _named(IMAGE_PROCESSOR_MAPPING_NAMES, kinds)
+    by_type = PARTS.get((kinds[0], "image_processor")) or _named(borrowed.IMAGE_PROCESSOR_NAMES.get(), kinds)
     name = named if hasattr(transformers, named) else by_type
     if name is None:
         raise VlmtuneError(f"no image processor is known for model_type {kinds[0]}")
@@ -191,8 +193,8 @@ def image_processor_of(config: Json, preprocessor: Json) -> Any:
     if "size" not in settings:
         settings = {**_sizes_of_tower(config, processor_class()), **settings}
     processor = processor_class(**settings)
-    if getattr(processor, "image_seq_length", None) is None:
-        processor.image_seq_length = tokens_per_view(config)  # PaliGemma's processor looks for it there
+    if borrowed.IMAGE_SEQ_LENGTH.read_or_none(processor) is None:
+        borrowed.IMAGE_SEQ_LENGTH.write(processor, tokens_per_view(config))
     return processor
 
 

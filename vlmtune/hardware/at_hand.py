@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from vlmtune.compat.torch import HAS_PRIMARY_CONTEXT
 from vlmtune.errors import VlmtuneError
 from vlmtune.hardware.calibration import Figures, Setup, kept_calibration
 from vlmtune.hardware.cards import Card, Platform, Target, card_of_driver
@@ -92,7 +93,7 @@ def own_bytes(reading: GpuReading) -> int | None:
 def _reservable_bytes(card: Card) -> int:
     """Return what PyTorch's allocator may hold in this process: free memory less the context still to come."""
     reading = reading_at_hand()
-    if reading is not None and not torch._C._cuda_hasPrimaryContext(DEVICE):
+    if reading is not None and not HAS_PRIMARY_CONTEXT(DEVICE):
         available = reading.total_bytes - reading.used_bytes - card.context_bytes
     else:
         free_bytes, _ = torch.cuda.mem_get_info(DEVICE)  # makes the context if there was none

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmtune.compat.bitsandbytes import NATIVE_LIBRARY, NATIVE_LIBRARY_ERROR
 from vlmtune.hardware.sensors import GpuReading, read_gpu
 from vlmtune.runs.folder import library_versions
 
@@ -48,7 +49,7 @@ def read_torchvision():
 
 def read_bitsandbytes():
     import bitsandbytes, torch
-    failure = vars(bitsandbytes.cextension.lib).get("error_msg")
+    failure = vars(LIBRARY).get("MESSAGE")
     if failure:
         raise ImportError(failure)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,7 +60,7 @@ part("torch", read_torch)
 part("cuda", read_cuda)
 part("torchvision", read_torchvision)
 part("bitsandbytes", read_bitsandbytes)
-"""
+""".replace("LIBRARY", NATIVE_LIBRARY.path).replace("MESSAGE", NATIVE_LIBRARY_ERROR.name)
 PARTS = ("torch", "cuda", "torchvision", "bitsandbytes")
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from vlmtune.compat.huggingface_hub import HTTP_GET, REPO_FOLDER_NAME, WEAK_FILE_LOCK
 from vlmtune.errors import VlmtuneError
 from vlmtune.hub.commits import hub_errors
 from vlmtune.hub.shards import INDEX, PICKLES, SINGLE, weight_map
@@ -97,10 +98,9 @@ def _weight_files(name: str, folder: Path, files: "Sequence[RepoFile]") -> "list
 def _fetch(name: str, commit: str, files: "Sequence[RepoFile]", live: bool) -> None:
     """Download whole files into the cache's blobs, going on where an earlier try ended."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.file_download import repo_folder_name
 
     cache = Path(constants.HF_HUB_CACHE)
-    repository = repo_folder_name(repo_id=name, repo_type="model")
+    repository = REPO_FOLDER_NAME(repo_id=name, repo_type="model")
     blobs, locks = cache / repository / "blobs", cache / ".locks" / repository
     for folder in (blobs, locks):
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,17 +120,16 @@ def _fetch(name: str, commit: str, files: "Sequence[RepoFile]", live: bool) -> N
 
 def _fetch_file(url: str, blob: Path, num_bytes: int, lock: Path, advance: Advance) -> None:
     """Complete the partial file of `blob`, check it and give it its name; the lock is the one of huggingface_hub."""
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+    from huggingface_hub.utils import build_hf_headers
 
     part = _partial(blob)
-    with WeakFileLock(lock):
+    with WEAK_FILE_LOCK(lock):
         if blob.exists():
             return
         if _size(part) > num_bytes:
             part.unlink()
         with part.open("ab") as file:
-            http_get(
+            HTTP_GET(
                 url,
                 file,
                 resume_size=file.tell(),

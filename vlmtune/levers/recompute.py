@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from vlmtune.compat import transformers as borrowed
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values, not_yet
 from vlmtune.errors import VlmtuneError
@@ -87,10 +88,9 @@ def _apply(model: "nn.Module", plan: "RunPlan", family: Family) -> None:
     """
     if not plan.gradient_checkpointing:
         return
-    # transformers 5.17 knows the old name only; newer ones warn about it.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     # Without dropout the recomputation draws no random numbers: keeping their state costs a quarter of a forward pass.
-    enable({"use_reentrant": False, "preserve_rng_state": _has_dropout(model, family)})
+    settings = {"use_reentrant": False, "preserve_rng_state": _has_dropout(model, family)}
+    borrowed.CHECKPOINTING_ENABLE.read(model)(settings)
     model.disable_input_require_grads()
     _keep_activations(model, plan, family)
 
@@ -100,12 +100,10 @@ def _keep_activations(model: "nn.Module", plan: "RunPlan", family: Family) -> No
 
     The last layers, not the first: the backward pass frees theirs while most gradients do not exist yet.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     if plan.checkpointed_layers is None:
         return
-    text = model.get_submodule(family.text)
-    layers = [module for module in text.modules() if isinstance(module, GradientCheckpointingLayer)]
+    text, kind = model.get_submodule(family.text), borrowed.GRADIENT_CHECKPOINTING_LAYER.get()
+    layers = [module for module in text.modules() if isinstance(module, kind)]
     for layer in layers[plan.checkpointed_layers :]:
         layer.gradient_checkpointing = False
 

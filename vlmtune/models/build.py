@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from bitsandbytes.functional import QuantState
-from bitsandbytes.nn import Linear4bit, Params4bit
+from bitsandbytes.nn import Linear4bit
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
-from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 import vlmtune.models.qwen_vl  # noqa: F401  transformers knows the model from then on
 from vlmtune import levers
+from vlmtune.compat import bitsandbytes as bnb
+from vlmtune.compat import transformers as borrowed
 from vlmtune.errors import VlmtuneError
 from vlmtune.families import FAMILIES
 from vlmtune.families.base import Family
@@ -144,7 +144,7 @@ def _name_image_token(model: PreTrainedModel, plan: RunPlan) -> None:
 def _misshapen_4bit(model: nn.Module) -> list[str]:
     """Return the 4-bit weights whose file had another shape: the loader compares shapes of plain weights only."""
     states = (
-        (name, module, getattr(module.weight, "quant_state", None))
+        (name, module, bnb.state_of(module.weight))
         for name, module in model.named_modules()
         if isinstance(module, Linear4bit)
     )
@@ -160,13 +160,13 @@ def weightless_base(plan: RunPlan) -> PreTrainedModel:
     model = _weightless(plan)
     if quantization := _quantization_config(plan):
         with torch.device("meta"), _default_dtype(DTYPES[plan.base_dtype]):
-            replace_with_bnb_linear(
+            borrowed.REPLACE_WITH_BNB_LINEAR(
                 model, modules_to_not_convert=list(plan.unquantized), quantization_config=quantization
             )
             for module in model.modules():
                 if isinstance(module, Linear4bit):
                     _quantise_nothing(module, quantization)
-        model.is_loaded_in_4bit = True
+        borrowed.IS_LOADED_IN_4BIT.write(model, True)
     _forbid_packing(model)
     return model
 
@@ -185,7 +185,7 @@ def _weightless(plan: RunPlan) -> PreTrainedModel:
             f"{folder / 'config.json'} describes no model: {type(error).__name__}: {_last_line(error)}",
             "download the file again",
         ) from None
-    exceptions = model._get_dtype_plan(DTYPES[plan.base_dtype])  # in fp16, some models keep parts in fp32
+    exceptions = borrowed.DTYPE_PLAN.read(model)(DTYPES[plan.base_dtype])  # in fp16, some models keep parts in fp32
     for name, parameter in model.named_parameters() if exceptions else ():
         for part, dtype in exceptions.items():
             if part in name:
@@ -218,13 +218,13 @@ def _quantise_nothing(module: Linear4bit, quantization: BitsAndBytesConfig) -> N
     numbers = module.out_features * module.in_features
     blocks = -(-numbers // 64)
     nested = quantization.bnb_4bit_use_double_quant
-    constants = QuantState(
+    constants = bnb.QUANT_STATE(
         absmax=empty(-(-blocks // 256), dtype=torch.float32),
         code=empty(256, dtype=torch.float32),
         blocksize=256,
         dtype=torch.float32,
     )
-    state = QuantState(
+    state = bnb.QUANT_STATE(
         absmax=empty(blocks, dtype=torch.uint8 if nested else torch.float32),
         shape=torch.Size((module.out_features, module.in_features)),
         dtype=quantization.bnb_4bit_compute_dtype,
@@ -234,7 +234,7 @@ def _quantise_nothing(module: Linear4bit, quantization: BitsAndBytesConfig) -> N
         offset=empty(dtype=torch.float32) if nested else None,
         state2=constants if nested else None,
     )
-    module.weight = Params4bit(
+    module.weight = bnb.PARAMS_4BIT(
         empty((numbers + 1) // 2, 1, dtype=torch.uint8),
         requires_grad=False,
         quant_state=state,
@@ -243,8 +243,8 @@ def _quantise_nothing(module: Linear4bit, quantization: BitsAndBytesConfig) -> N
         quant_type=quantization.bnb_4bit_quant_type,
         bnb_quantized=True,
     )
-    module.quant_state = state
-    module.compute_type_is_set = True
+    bnb.LAYER_STATE.write(module, state)
+    bnb.COMPUTE_TYPE_IS_SET.write(module, True)
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -277,8 +277,8 @@ def _forbid_packing(model: nn.Module) -> None:
     evaluation would silently learn from wrong gradients.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if bnb.AVX512_FOR_CPU.read_or_none(module) is not None:
+            bnb.AVX512_FOR_CPU.write(module, False)
 
 
 def _rest_frozen_parts(model: PreTrainedModel, family: Family) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.families.base import Family
 from vlmtune.models.build import base_of
 
@@ -30,7 +31,7 @@ def inventory(model: nn.Module, family: Family) -> list[InventoryRow]:
         part = family.part_of(name)
         if ".lora_" in name:
             part = f"adapter:{part}"
-        state = getattr(parameter, "quant_state", None)
+        state = state_of(parameter)
         dtype = state.quant_type if state is not None else str(parameter.dtype).removeprefix("torch.")
         key = (part, dtype, parameter.requires_grad)
         counts[key] += state.shape.numel() if state is not None else parameter.numel()
@@ -43,7 +44,7 @@ def inventory(model: nn.Module, family: Family) -> list[InventoryRow]:
 
 
 def _stored_bytes(parameter: nn.Parameter) -> int:
-    return parameter.numel() * parameter.element_size() + _constants_bytes(getattr(parameter, "quant_state", None))
+    return parameter.numel() * parameter.element_size() + _constants_bytes(state_of(parameter))
 
 
 def _constants_bytes(state) -> int:

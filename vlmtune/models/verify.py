@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from vlmtune.compat import transformers as borrowed
+from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.errors import VlmtuneError
 from vlmtune.hub.shards import StoredTensor
 
@@ -71,9 +71,11 @@ def refuse_other_numbers(model: PreTrainedModel, stored: dict[str, StoredTensor]
 
 def _sources(model: PreTrainedModel, stored: dict[str, StoredTensor]) -> tuple[dict[str, str], list[str]]:
     """Return name in memory → name in the files, and the names in the files that loading takes apart or joins."""
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    mapping = borrowed.GET_MODEL_CONVERSION_MAPPING(model)
+    renaming, converter = borrowed.WEIGHT_RENAMING.get(), borrowed.WEIGHT_CONVERTER.get()
+    renamings = [entry for entry in mapping if isinstance(entry, renaming)]
+    converters = [entry for entry in mapping if isinstance(entry, converter)]
+    rename_source_key = borrowed.RENAME_SOURCE_KEY.get()
     expected = model.state_dict()
     sources, converted = {}, []
     for source in stored:
@@ -93,7 +95,7 @@ def _filled_otherwise(model: PreTrainedModel, found: set[str]) -> set[str]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(id(parameter), set()).add(name)
     shared = {name for names in places.values() if names & found for name in names}
-    optional = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    optional = borrowed.OPTIONAL_TENSORS.read_or_none(model) or ()
     return shared | {name for name in model.state_dict() if any(re.search(pattern, name) for pattern in optional)}
 
 
@@ -108,7 +110,7 @@ def _one_of_each_kind(names: list[str]) -> list[str]:
 def _is_equal(tensor: Tensor, source: StoredTensor, name: str) -> bool:
     """Return whether the first numbers of a tensor are those of the file, as far as their formats can say."""
     expected = _first_numbers(source, name)
-    state = getattr(tensor, "quant_state", None)
+    state = state_of(tensor)
     if state is None:
         found = tensor.detach().reshape(-1)[: len(expected)].cpu()
         return torch.equal(found, expected.to(found.dtype))
@@ -129,7 +131,7 @@ def _first_numbers(source: StoredTensor, name: str) -> Tensor:
 
 def _dequantised(tensor: Tensor, num: int) -> Tensor:
     """Return the first `num` numbers of a 4-bit weight; bitsandbytes would unpack all of it, on the card."""
-    state = tensor.quant_state
+    state = state_of(tensor)
     blocks = num // state.blocksize
     packed = tensor.detach().reshape(-1)[: num // 2].cpu()
     absmax = state.absmax[:blocks].cpu()

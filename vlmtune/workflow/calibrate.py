@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 import vlmtune
+from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.data.run_data import RunData
 from vlmtune.data.samples import read_samples
@@ -120,7 +121,7 @@ def _kept(before: dict[int, int], *made: Tensor) -> tuple[int, ...]:
 
 def _forget_cublas() -> None:
     """Give the workspaces back: the run that follows makes its own at its own time."""
-    torch._C._cuda_clearCublasWorkspaces()
+    CLEAR_CUBLAS_WORKSPACES()
     gc.collect()
     torch.cuda.empty_cache()
 

@@ -24,7 +24,7 @@ def source_of(model_id: str):
 
 @pytest.mark.parametrize("entry", catalog(), ids=lambda entry: entry.model_id)
 def test_facts_are_those_of_the_library(entry):
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     source = source_of(entry.model_id)
     facts = source.facts(entry.model_id)

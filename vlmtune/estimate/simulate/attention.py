@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-aten = torch.ops.aten
+from vlmtune.compat import torch as borrowed
+
+flash_attention = borrowed.FLASH_ATTENTION.get()
+flash_attention_for_cpu = borrowed.FLASH_ATTENTION_FOR_CPU.get()
+efficient_attention = borrowed.EFFICIENT_ATTENTION.get()
 MASK_ALIGNMENT = 8
 """The memory-efficient CUDA kernel wants mask rows that start at multiples of 16 bytes."""
 
@@ -20,19 +24,14 @@ def attention_of(device: str):
     def dispatch(query: Tensor, *args, **kwargs) -> Tensor:
         return (simulated if query.device.type == "meta" else real)(query, *args, **kwargs)
 
-    F.scaled_dot_product_attention = dispatch
-    try:
+    with borrowed.SCALED_DOT_PRODUCT_ATTENTION.replaced(dispatch):
         yield
-    finally:
-        F.scaled_dot_product_attention = real
 
 
 def _cpu(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False) -> Tensor:
     """One kernel for all; it takes grouped heads as they are."""
     mask = _float_mask(attn_mask, q)
-    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, dropout_p, is_causal, attn_mask=mask, scale=scale)[
-        0
-    ]
+    return flash_attention_for_cpu(q, k, v, dropout_p, is_causal, attn_mask=mask, scale=scale)[0]
 
 
 def _cuda(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False) -> Tensor:
@@ -43,7 +42,7 @@ def _cuda(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, e
         if short:
             q, k, v = (F.pad(t, (0, short)) for t in (q, k, v))
             scale = head**-0.5 if scale is None else scale
-        out = aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, False, scale=scale)[0]
+        out = flash_attention(q, k, v, dropout_p, is_causal, False, scale=scale)[0]
         return out[..., :head]
     if enable_gqa:
         k, v = _repeated(q, k), _repeated(q, v)
@@ -54,7 +53,7 @@ def _cuda(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, e
             mask = F.pad(mask, (0, short))[..., : mask.shape[-1]]
         mask = mask.expand(*q.shape[:3], k.shape[2])
     needs_grad = any(t.requires_grad for t in (q, k, v))
-    return aten._scaled_dot_product_efficient_attention(q, k, v, mask, needs_grad, dropout_p, is_causal, scale=scale)[0]
+    return efficient_attention(q, k, v, mask, needs_grad, dropout_p, is_causal, scale=scale)[0]
 
 
 def _repeated(q: Tensor, grouped: Tensor) -> Tensor:

@@ -9,10 +9,14 @@ from math import prod
 
 import torch
 
+from vlmtune.compat.bitsandbytes import GEMM_4BIT
+from vlmtune.compat.torch import CURRENT_GRAPH_TASK_ID, FLASH_ATTENTION_BACKWARD
 from vlmtune.estimate.simulate.record import NO_WORKSPACES, Hidden, Workspaces
 from vlmtune.units import KIB, MIB
 
+current_graph_task_id = CURRENT_GRAPH_TASK_ID.get()
 aten = torch.ops.aten
+PRODUCT_4BIT = str(GEMM_4BIT.get().default)
 FP32_BYTES = 4
 
 CUBLASLT_BYTES = MIB
@@ -21,7 +25,7 @@ CUBLASLT_BYTES = MIB
 FUSED_4BIT_MAX_ROWS = 4
 """bitsandbytes backends/cuda/ops.py: up to here every architecture reads 4-bit weights in place."""
 
-GEMMS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, "bitsandbytes.gemm_4bit.default"}
+GEMMS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, PRODUCT_4BIT}
 
 Rule = Callable[[tuple, dict], Workspaces]
 
@@ -54,7 +58,7 @@ def hidden_of(sm: tuple[int, int], cublas_bytes: tuple[tuple[int, ...], tuple[in
         spaces = rule(args, kwargs) if rule else NO_WORKSPACES
         if operation in GEMMS or name in GEMMS:
             # The backward pass runs on a thread of its own, the recomputation within it too.
-            in_backward = torch._C._current_graph_task_id() != -1
+            in_backward = current_graph_task_id() != -1
             if in_backward not in threads_with_cublas:
                 threads_with_cublas.add(in_backward)
                 return Workspaces(spaces.before, spaces.after, backward_bytes if in_backward else forward_bytes)
@@ -66,8 +70,8 @@ def hidden_of(sm: tuple[int, int], cublas_bytes: tuple[tuple[int, ...], tuple[in
 def _rules(sm: tuple[int, int]) -> dict[str, Rule]:
     attention_backward = _cudnn_backward if prefers_cudnn_attention(sm) else _flash_backward
     return {
-        "bitsandbytes.gemm_4bit.default": _dequantised_weight,
-        "aten._scaled_dot_product_flash_attention_backward.default": attention_backward,
+        PRODUCT_4BIT: _dequantised_weight,
+        str(FLASH_ATTENTION_BACKWARD.get().default): attention_backward,
         "aten.masked_scatter.default": _masked_scatter,
         "aten.masked_scatter_.default": _masked_scatter,
     }

@@ -7,6 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vlmtune.compat import torch as borrowed
+
+storage_address = borrowed.STORAGE_ADDRESS.read
+
 
 class Sizes(NamedTuple):
     """All that a tensor without storage has."""
@@ -38,9 +42,9 @@ class Outputs:
             return operation(*args, **kwargs)
         out = operation(*args, **kwargs)
         results = out if isinstance(out, tuple) else (out,)
-        given = {tensor.untyped_storage()._cdata for tensor in tensors_in((args, kwargs))}
+        given = {storage_address(tensor.untyped_storage()) for tensor in tensors_in((args, kwargs))}
         # aten._unsafe_view and the like share memory with what they were given, unlike what they say of themselves.
-        if all(one is None or (one.is_meta and one.untyped_storage()._cdata not in given) for one in results):
+        if all(one is None or (one.is_meta and storage_address(one.untyped_storage()) not in given) for one in results):
             self._known[key] = _sizes_of(out)
         return out
 
@@ -48,7 +52,7 @@ class Outputs:
 @cache
 def _makes_tensors(operation) -> bool:
     """Return whether all results are tensors with memory of their own, by what the operation says of itself."""
-    schema = operation._schema
+    schema = borrowed.OPERATION_SCHEMA.read(operation)
     return not schema.is_mutable and all(
         value.alias_info is None and value.type.kind() == "TensorType" for value in schema.returns
     )

@@ -11,16 +11,27 @@ from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 
-import bitsandbytes  # noqa: F401  registers its operations
 import torch
 from torch import Tensor
-from torch._prims_common import is_non_overlapping_and_dense_or_false
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from vlmtune.compat import torch as borrowed
+from vlmtune.compat.bitsandbytes import GEMM_4BIT
 from vlmtune.estimate.simulate.outputs import Outputs, tensors_in
 
+# Looked up once: they are called at every operation.
+TorchDispatchMode = borrowed.DISPATCH_MODE.get()
+current_graph_task_id = borrowed.CURRENT_GRAPH_TASK_ID.get()
+storage_address = borrowed.STORAGE_ADDRESS.read
+tensor_use_count = borrowed.TENSOR_USE_COUNT.get()
+storage_use_count = borrowed.STORAGE_USE_COUNT.get()
+is_dense = borrowed.IS_DENSE.get()
+overload_packet = borrowed.OVERLOAD_PACKET.read
+
 aten = torch.ops.aten
+TO_COPY = borrowed.TO_COPY.get().default
+LOCAL_SCALAR_DENSE = borrowed.LOCAL_SCALAR_DENSE.get().default
+IS_ALL_TRUE = borrowed.IS_ALL_TRUE.get().default
+PRODUCT_4BIT = GEMM_4BIT.get()
 ARANGE = (aten.arange.default, aten.arange.start, aten.arange.start_step)
 FACTORIES = {
     *ARANGE,
@@ -89,14 +100,14 @@ class Log:
 
 
 ATTENTION = (
-    aten._scaled_dot_product_flash_attention,
-    aten._scaled_dot_product_flash_attention_for_cpu,
-    aten._scaled_dot_product_efficient_attention,
+    borrowed.FLASH_ATTENTION.get(),
+    borrowed.FLASH_ATTENTION_FOR_CPU.get(),
+    borrowed.EFFICIENT_ATTENTION.get(),
 )
 ATTENTION_BACKWARD = (
-    aten._scaled_dot_product_flash_attention_backward,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward,
-    aten._scaled_dot_product_efficient_attention_backward,
+    borrowed.FLASH_ATTENTION_BACKWARD.get(),
+    borrowed.FLASH_ATTENTION_FOR_CPU_BACKWARD.get(),
+    borrowed.EFFICIENT_ATTENTION_BACKWARD.get(),
 )
 
 
@@ -117,10 +128,10 @@ def _flops_of_4bit_product(rows: Tensor, packed: Tensor, weight_shape, *args, **
 
 # torch's FlopCounterMode would count the same, but it keeps every module's tensors alive for its own bookkeeping.
 FLOPS_OF = {
-    **flop_registry,
+    **borrowed.FLOP_REGISTRY.get(),
     **{operation: _flops_of_attention for operation in ATTENTION},
     **{operation: _flops_of_attention_backward for operation in ATTENTION_BACKWARD},
-    torch.ops.bitsandbytes.gemm_4bit: _flops_of_4bit_product,
+    PRODUCT_4BIT: _flops_of_4bit_product,
 }
 
 
@@ -142,7 +153,7 @@ class Recorder(TorchDispatchMode):
 
     def add(self, tensor: Tensor, kind: str, operation: str = "load") -> None:
         """Record a tensor that already exists, such as a weight, or say anew of which kind a recorded one is."""
-        handle = self._handles.get(tensor.untyped_storage()._cdata)
+        handle = self._handles.get(storage_address(tensor.untyped_storage()))
         if handle is None:
             self._track(tensor, kind, operation)
         else:
@@ -172,7 +183,7 @@ class Recorder(TorchDispatchMode):
 
     def _track(self, tensor: Tensor, kind: str, operation: str) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage_address(storage)
         if key in self._live or storage.nbytes() == 0:
             return
         handle = self._handles[key] = self.allocate(storage.nbytes(), kind, operation)
@@ -193,9 +204,9 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         """Run the operation, moved to where its tensors are, and record what it made."""
         args, kwargs = _placed(operation, args, dict(kwargs or {}))
-        if operation is aten._local_scalar_dense.default and args[0].device.type == "meta":
+        if operation is LOCAL_SCALAR_DENSE and args[0].device.type == "meta":
             return torch.zeros((), dtype=args[0].dtype).item()
-        if operation is aten._is_all_true.default and args[0].device.type == "meta":
+        if operation is IS_ALL_TRUE and args[0].device.type == "meta":
             return torch.tensor(True)  # a model's own check of its inputs, which training runs on real values
         if operation is aten.add.Tensor and _adds_in_place(args):
             return args[0].add_(args[1])
@@ -206,7 +217,7 @@ class Recorder(TorchDispatchMode):
             # The gradient of indexing: written into fresh zeros in place, except under a dispatch mode.
             operation = aten.index_put_.default
         out = self._outputs.of(operation, args, kwargs)
-        if formula := FLOPS_OF.get(operation.overloadpacket):
+        if formula := FLOPS_OF.get(overload_packet(operation)):
             self.log.flops += formula(*args, **kwargs, out_val=out)
         for tensor in tensors_in(out):
             self._track(tensor, self._kind_of(tensor), name)
@@ -219,7 +230,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _kind_of_workspace(operation: str) -> str:
-    return DEQUANTISED if operation.startswith("bitsandbytes.gemm_4bit") else WORKSPACES
+    return DEQUANTISED if operation == _name_of(PRODUCT_4BIT.default) else WORKSPACES
 
 
 def _adds_in_place(args: tuple) -> bool:
@@ -233,21 +244,21 @@ def _adds_in_place(args: tuple) -> bool:
     return (
         first.shape == second.shape
         and first.dtype == second.dtype
-        and is_non_overlapping_and_dense_or_false(first)
-        and first._use_count() <= BUFFER_TENSOR_USES
-        and torch._C._storage_Use_Count(first.untyped_storage()._cdata) <= BUFFER_STORAGE_USES
+        and is_dense(first)
+        and tensor_use_count(first) <= BUFFER_TENSOR_USES
+        and storage_use_count(storage_address(first.untyped_storage())) <= BUFFER_STORAGE_USES
     )
 
 
 def _in_backward() -> bool:
     """Return whether autograd computes gradients now; recomputing a forward pass does not count."""
-    return torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
+    return current_graph_task_id() != -1 and not torch.is_grad_enabled()
 
 
 def _placed(operation, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Return arguments that go together: floats of a weightless computation on meta, whole numbers on the CPU."""
     tensors = [*tensors_in(args), *tensors_in(kwargs)]
-    if operation is aten._to_copy.default:
+    if operation is TO_COPY:
         return args, _copy_target(args[0], kwargs)
     if operation in FACTORIES:
         return args, _factory_target(operation, args, kwargs, tensors)

@@ -4,12 +4,13 @@ import gc
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vlmtune.compat import bitsandbytes as bnb
+from vlmtune.compat.torch import FUSED_DEVICES
 from vlmtune.engine import callbacks
 from vlmtune.engine.evaluate import greedy
 from vlmtune.engine.runtime import collector_paused
@@ -184,8 +185,7 @@ def _resident(model: nn.Module):
     """Yield every tensor that stays in memory for the whole run, 4-bit constants included."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         yield name, tensor
-        state = getattr(tensor, "quant_state", None)
-        for constant in _constants(state):
+        for constant in _constants(bnb.state_of(tensor)):
             yield name, constant
 
 
@@ -206,20 +206,16 @@ def _kind_of(name: str, tensor: Tensor, family) -> str:
 @contextmanager
 def _meta_allowed():
     """Let optimizers run on tensors without storage: fused ones, and bitsandbytes', whose updates take no memory."""
-    from bitsandbytes import functional
-    from bitsandbytes.optim.optimizer import Optimizer8bit
-    from torch.optim import optimizer
-
-    devices = optimizer._get_fused_kernels_supported_devices
+    devices = FUSED_DEVICES.get()
 
     def no_update(*args, **kwargs) -> None:
         return None
 
     with (
-        patch.object(optimizer, "_get_fused_kernels_supported_devices", lambda: [*devices(), "meta"]),
-        patch.object(functional, "optimizer_update_8bit_blockwise", no_update),
-        patch.object(functional, "optimizer_update_32bit", no_update),
-        patch.object(Optimizer8bit, "get_state_buffer", _state_buffer),
+        FUSED_DEVICES.replaced(lambda: [*devices(), "meta"]),
+        bnb.UPDATE_8BIT.replaced(no_update),
+        bnb.UPDATE_32BIT.replaced(no_update),
+        bnb.GET_STATE_BUFFER.replaced(_state_buffer),
     ):
         yield
 

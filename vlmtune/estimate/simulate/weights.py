@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.estimate.simulate.record import Recorder
 from vlmtune.models.build import base_of
 
@@ -35,11 +36,11 @@ def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
 
 
 def _is_packed(tensor: Tensor) -> bool:
-    return getattr(tensor, "quant_state", None) is not None
+    return state_of(tensor) is not None
 
 
 def _unpacked_bytes(tensor: Tensor) -> int:
-    state = tensor.quant_state
+    state = state_of(tensor)
     return state.shape.numel() * state.dtype.itemsize
 
 
@@ -54,7 +55,7 @@ def _natural(name: str) -> list[tuple]:
 
 def quantise(weight: Tensor, kind: str, recorder: Recorder) -> None:
     """Record what bitsandbytes allocates when it packs a 16-bit weight (functional.py, `quantize_4bit`)."""
-    state = weight.quant_state
+    state = state_of(weight)
     if not state.nested:
         for constant in (state.absmax, weight, state.code):
             recorder.add(constant, kind, "quantize_4bit")

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, Qwen2Config
 
+from vlmtune.compat.modeling import ATTN_IMPLEMENTATION
 from vlmtune.errors import VlmtuneError
 
 VISUAL_DEFAULTS = {
@@ -80,7 +81,7 @@ class QwenVLConfig(PreTrainedConfig):
             use_cache=self.use_cache,
             tie_word_embeddings=self.tie_word_embeddings,
             dtype=self.dtype,
-            attn_implementation=self._attn_implementation,
+            attn_implementation=ATTN_IMPLEMENTATION.read(self),
         )
         for key in ("seq_length", "use_dynamic_ntk", "use_logn_attn"):
             setattr(config, key, getattr(self, key))

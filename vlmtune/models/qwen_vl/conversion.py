@@ -1,7 +1,6 @@
 """How names and shapes of the published weights become those of the model, while they load, and back when saved."""
 
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
+from vlmtune.compat.transformers import CHUNK, REGISTER_CONVERSION_MAPPING, WEIGHT_CONVERTER, WEIGHT_RENAMING
 
 LAYER_NAMES = {
     "ln_1": "input_layernorm",
@@ -24,16 +23,15 @@ def register_conversion(class_name: str) -> None:
 
     Saving applies the same rules from the last to the first: each must leave alone what the others make.
     """
+    converter, renaming, chunk = WEIGHT_CONVERTER.get(), WEIGHT_RENAMING.get(), CHUNK.get()
     split = [
-        WeightConverter(
-            f"attn.c_attn.{kind}", [f"self_attn.{part}_proj.{kind}" for part in "qkv"], operations=[Chunk(dim=0)]
-        )
+        converter(f"attn.c_attn.{kind}", [f"self_attn.{part}_proj.{kind}" for part in "qkv"], operations=[chunk(dim=0)])
         for kind in ("weight", "bias")
     ]
-    parts = [WeightRenaming(f"{theirs}.", f"{ours}.") for theirs, ours in PARTS.items()]
+    parts = [renaming(f"{theirs}.", f"{ours}.") for theirs, ours in PARTS.items()]
     layer = r"language_model\.layers\.(\d+)\."
     in_layers = [
-        WeightRenaming(layer + theirs.replace(".", r"\."), r"language_model.layers.\1." + ours)
+        renaming(layer + theirs.replace(".", r"\."), r"language_model.layers.\1." + ours)
         for theirs, ours in LAYER_NAMES.items()
     ]
-    register_checkpoint_conversion_mapping(class_name, [*split, *parts, *in_layers], overwrite=True)
+    REGISTER_CONVERSION_MAPPING(class_name, [*split, *parts, *in_layers], overwrite=True)

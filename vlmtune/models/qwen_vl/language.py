@@ -9,19 +9,20 @@ import math
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, Qwen2Config
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen2.modeling_qwen2 import (
-    Qwen2Attention,
-    Qwen2DecoderLayer,
-    Qwen2PreTrainedModel,
-    Qwen2RMSNorm,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+
+from vlmtune.compat import modeling as borrowed
+
+Qwen2Attention = borrowed.QWEN2_ATTENTION.get()
+Qwen2DecoderLayer = borrowed.QWEN2_DECODER_LAYER.get()
+Qwen2PreTrainedModel = borrowed.QWEN2_PRETRAINED_MODEL.get()
+Qwen2RMSNorm = borrowed.QWEN2_RMS_NORM.get()
+apply_rotary_pos_emb = borrowed.APPLY_ROTARY_POS_EMB.get()
+eager_attention_forward = borrowed.EAGER_ATTENTION.get()
+attention_functions = borrowed.ATTENTION_FUNCTIONS.get()
+create_causal_mask = borrowed.CREATE_CAUSAL_MASK.get()
+merge_with_config_defaults = borrowed.MERGE_WITH_CONFIG_DEFAULTS.get()
+capture_outputs = borrowed.CAPTURE_OUTPUTS.get()
 
 
 class QwenVLAttention(Qwen2Attention):
@@ -47,7 +48,8 @@ class QwenVLAttention(Qwen2Attention):
             query = query * query_scale.to(query.dtype)[:, None]
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        wanted = borrowed.ATTN_IMPLEMENTATION.read(self.config)
+        attend = attention_functions.get_interface(wanted, eager_attention_forward)
         mixed, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
         return self.o_proj(mixed.reshape(*shape, -1).contiguous()), weights
 

@@ -5,13 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin, PreTrainedModel, initialization
+from transformers import Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
 
+from vlmtune.compat import modeling as borrowed
 from vlmtune.models.qwen_vl.configuration import NUM_QUERIES, QwenVLConfig
 from vlmtune.models.qwen_vl.language import QwenVLLanguageModel
 from vlmtune.models.qwen_vl.vision import QwenVLResampler, QwenVLResamplerAttention, QwenVLVisionTower, sine_places
+
+can_return_tuple = borrowed.CAN_RETURN_TUPLE.get()
+initialization = borrowed.INITIALIZATION.get()
 
 
 class QwenVLPreTrainedModel(PreTrainedModel):

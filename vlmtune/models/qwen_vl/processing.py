@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import ProcessorMixin
-from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, make_flat_list_of_images
-from transformers.utils import cached_file
 
+from vlmtune.compat import modeling as borrowed
+from vlmtune.compat.transformers import optional_file
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.qwen_vl.configuration import NUM_QUERIES, VISUAL_DEFAULTS
 from vlmtune.models.qwen_vl.tokenizer import FILE_NAME, IMAGE, build_tokenizer
@@ -28,14 +27,14 @@ CHAT_TEMPLATE = (
 """ChatML as the model was tuned with; images are numbered through the conversation."""
 
 
-class QwenVLImageProcessor(PilBackend):
+class QwenVLImageProcessor(borrowed.PIL_BACKEND.get()):
     """Squashes every image to one square with PIL, whose resize is the one the model was trained with."""
 
     model_input_names = ["pixel_values"]
-    resample = PILImageResampling.BICUBIC
+    resample = borrowed.RESAMPLING.get().BICUBIC
     size = {"height": VISUAL_DEFAULTS["image_size"], "width": VISUAL_DEFAULTS["image_size"]}
-    image_mean = OPENAI_CLIP_MEAN
-    image_std = OPENAI_CLIP_STD
+    image_mean = borrowed.IMAGE_MEAN.get()
+    image_std = borrowed.IMAGE_STD.get()
     do_convert_rgb = True
     do_resize = True
     do_rescale = True
@@ -87,11 +86,10 @@ class QwenVLProcessor(ProcessorMixin):
 
 
 def _flat(images: Any) -> list:
-    return make_flat_list_of_images(images) if images is not None else []
+    return borrowed.FLAT_LIST_OF_IMAGES(images) if images is not None else []
 
 
 def _file(folder_or_id: str | Path, name: str, kwargs: dict[str, Any]) -> Path | None:
     """Return the file of a folder or hub model, or None when it has no such file."""
     hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if key in kwargs}
-    found = cached_file(str(folder_or_id), name, _raise_exceptions_for_missing_entries=False, **hub)
-    return Path(found) if found else None
+    return optional_file(str(folder_or_id), name, **hub)

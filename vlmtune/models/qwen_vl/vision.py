@@ -9,10 +9,12 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vlmtune.compat.transformers import GRADIENT_CHECKPOINTING_LAYER
 from vlmtune.models.qwen_vl.configuration import HEAD_DIM_OF_RESAMPLER, NUM_QUERIES, QwenVLConfig
+
+GradientCheckpointingLayer = GRADIENT_CHECKPOINTING_LAYER.get()
 
 NORM_EPSILON = 1e-6
 

@@ -1,0 +1,119 @@
+"""Names of torch: what the recorder needs to see a step as the allocator does."""
+
+from vlmtune.compat.borrowed import Attribute, Name
+from vlmtune.compat.libraries import TORCH
+
+DISPATCH_MODE = Name(
+    TORCH,
+    "torch.utils._python_dispatch.TorchDispatchMode",
+    "it is shown every operation, backward pass included, with tensors that have no storage.",
+)
+OPERATION_SCHEMA = Attribute(
+    TORCH,
+    "torch._ops.OpOverload",
+    "_schema",
+    "it says whether results have memory of their own: an operation that returns views is not to be remembered.",
+)
+SCHEMA_IS_MUTABLE = Attribute(TORCH, "torch._C.FunctionSchema", "is_mutable", OPERATION_SCHEMA.why, plain=True)
+SCHEMA_RETURNS = Attribute(TORCH, "torch._C.FunctionSchema", "returns", OPERATION_SCHEMA.why, plain=True)
+RESULT_ALIAS_INFO = Attribute(TORCH, "torch._C.Argument", "alias_info", OPERATION_SCHEMA.why, plain=True)
+RESULT_TYPE = Attribute(TORCH, "torch._C.Argument", "type", OPERATION_SCHEMA.why, plain=True)
+OVERLOAD_PACKET = Attribute(
+    TORCH, "torch._ops.OpOverload", "overloadpacket", "the formulas of floating-point operations are found by it."
+)
+FLOP_REGISTRY = Name(
+    TORCH,
+    "torch.utils.flop_counter.flop_registry",
+    "torch's formulas of floating-point operations; its public counter keeps every module's tensors alive.",
+)
+
+# Who holds a tensor decides whether autograd adds the next gradient to it in place.
+CURRENT_GRAPH_TASK_ID = Name(
+    TORCH,
+    "torch._C._current_graph_task_id",
+    "it is -1 outside of the backward pass; no public function tells.",
+)
+STORAGE_ADDRESS = Attribute(
+    TORCH,
+    "torch.UntypedStorage",
+    "_cdata",
+    "tensors that share memory have it in common; without storage, data_ptr is 0 for all.",
+)
+TENSOR_USE_COUNT = Name(TORCH, "torch.Tensor._use_count", "how often autograd and Python hold a gradient.")
+STORAGE_USE_COUNT = Name(TORCH, "torch._C._storage_Use_Count", "how many tensors lie in a gradient's memory.")
+IS_DENSE = Name(
+    TORCH,
+    "torch._prims_common.is_non_overlapping_and_dense_or_false",
+    "autograd adds in place only to gradients without holes.",
+    takes="a",
+)
+
+# Attention: on the meta device torch takes a path that no device takes, so each device's kernels are called by name.
+SCALED_DOT_PRODUCT_ATTENTION = Name(
+    TORCH,
+    "torch.nn.functional.scaled_dot_product_attention",
+    "it is public, but that models look it up there at each call, so that another can be put in its place, is not.",
+    read_by="transformers.integrations.sdpa_attention.sdpa_attention_forward",
+    plain=True,
+)
+FLASH_ATTENTION = Name(
+    TORCH,
+    "torch.ops.aten._scaled_dot_product_flash_attention",
+    "the kernel that CUDA takes without a mask.",
+    takes="query, key, value, dropout_p, is_causal, return_debug_mask, *, scale",
+)
+FLASH_ATTENTION_FOR_CPU = Name(
+    TORCH,
+    "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu",
+    "the kernel that the CPU takes.",
+    takes="query, key, value, dropout_p, is_causal, *, attn_mask, scale",
+)
+EFFICIENT_ATTENTION = Name(
+    TORCH,
+    "torch.ops.aten._scaled_dot_product_efficient_attention",
+    "the kernel that CUDA takes with a mask.",
+    takes="query, key, value, attn_bias, compute_log_sumexp, dropout_p, is_causal, *, scale",
+)
+FLASH_ATTENTION_BACKWARD = Name(
+    TORCH,
+    "torch.ops.aten._scaled_dot_product_flash_attention_backward",
+    "its operations are counted, and its workspaces follow from its arguments.",
+    takes="grad_out, query, key, ...",
+)
+FLASH_ATTENTION_FOR_CPU_BACKWARD = Name(
+    TORCH,
+    "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward",
+    "its operations are counted.",
+    takes="grad_out, query, key, ...",
+)
+EFFICIENT_ATTENTION_BACKWARD = Name(
+    TORCH,
+    "torch.ops.aten._scaled_dot_product_efficient_attention_backward",
+    "its operations are counted.",
+    takes="grad_out_, query, key, ...",
+)
+
+# Operations that a computation without storage needs told apart.
+TO_COPY = Name(TORCH, "torch.ops.aten._to_copy", "what `to` calls: whole numbers are to stay real.", takes="self")
+LOCAL_SCALAR_DENSE = Name(TORCH, "torch.ops.aten._local_scalar_dense", "what `item` calls.", takes="self")
+IS_ALL_TRUE = Name(TORCH, "torch.ops.aten._is_all_true", "by it models check their inputs.", takes="self")
+
+FUSED_DEVICES = Name(
+    TORCH,
+    "torch.optim.optimizer._get_fused_kernels_supported_devices",
+    "fused optimizers refuse tensors without storage unless it names their device.",
+    read_by="torch.optim.optimizer",
+)
+
+HAS_PRIMARY_CONTEXT = Name(
+    TORCH,
+    "torch._C._cuda_hasPrimaryContext",
+    "whether this process has a CUDA context, without making one.",
+    cuda_only=True,
+)
+CLEAR_CUBLAS_WORKSPACES = Name(
+    TORCH,
+    "torch._C._cuda_clearCublasWorkspaces",
+    "it gives back what a calibration made cuBLAS keep.",
+    cuda_only=True,
+)
