@@ -16,7 +16,7 @@ from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import Choice, Device, RunPlan
 
 LOSS_CHUNK_BYTES = 256 * 2**20
-BYTES_PER_LOGIT = 10  # 16-bit logit, fp32 copy, fp32 log-softmax
+BYTES_PER_LOGIT = 10  # between the peak of the forward pass (fp32 copy, log-softmax: 8) and of the backward pass (12)
 
 
 def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_sha256: str = "") -> RunPlan:
@@ -223,7 +223,11 @@ def _installed(services: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _loss_chunk_tokens(source: ModelSource) -> int:
-    """Labelled tokens whose logits exist at one time, so that they take about LOSS_CHUNK_BYTES."""
+    """Labelled tokens whose logits exist at one time, so that they take about LOSS_CHUNK_BYTES.
+
+    A fifth more at their peak, in the backward pass: log-softmax and two gradients, each in fp32. More still where the
+    model caps its logits.
+    """
     text = source.config.get("text_config") or source.config
     vocabulary = text.get("vocab_size") or source.config.get("vocab_size") or 32_000
     return max(32, LOSS_CHUNK_BYTES // (vocabulary * BYTES_PER_LOGIT) // 32 * 32)
