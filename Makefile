@@ -57,7 +57,7 @@ gpu-cap: install  ## train plans under a cap a little above and below their esti
 gpu-train: install  ## run `vlmtune train` on the GPU at hand, estimates beside measurements; about six minutes
 	$(BIN)/python tests/gpu/train.py tests/gpu/measured/train-here.json
 
-docs: install  ## renew what is generated: the README's tables, configs/schema.json, configs/all-keys.yaml
+docs: install  ## renew what is generated: tables in README and docs/, configs/schema.json, configs/all-keys.yaml, the picture
 	$(BIN)/python docs/renew.py
 
 architectures: install  ## try every architecture of transformers on a tiny model; 20 minutes, can be stopped and started

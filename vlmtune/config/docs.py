@@ -1,4 +1,4 @@
-"""Documents made from the schema: the README's table, the JSON schema for editors, and configs/all-keys.yaml."""
+"""Documents made from the schema: docs/config.md's table, the JSON schema for editors, configs/all-keys.yaml."""
 
 import json
 
@@ -17,7 +17,7 @@ def schema_json() -> str:
 
 
 def config_table_markdown() -> str:
-    """The README's table of all keys."""
+    """The table of all keys in docs/config.md."""
     rows = ["| Key | Allowed | Default | Meaning |", "|---|---|---|---|"]
     for key in all_keys():
         rows.append(f"| `{key.name}` | {key.allowed} | {_default(key)} | {key.meaning} |".replace("\n", " "))

@@ -1,4 +1,4 @@
-"""The schema as a flat list of keys: error messages, the README's table and configs/all-keys.yaml are made from it."""
+"""The schema as a flat list of keys: error messages, docs/config.md and configs/all-keys.yaml are made from it."""
 
 from dataclasses import dataclass
 from functools import cache

@@ -1,4 +1,4 @@
-"""Every knob of vlmtune, once. YAML keys, JSON schema, the README's table and error texts come from these fields.
+"""Every knob of vlmtune, once. YAML keys, JSON schema, docs/config.md and error texts come from these fields.
 
 A field's docstring is its documentation. `None` means "decided by the plan" and the plan says what it chose and why.
 """

@@ -1,1 +1,1 @@
-"""From data files to batches: rows of many shapes, images, dataset facts and collation."""
+"""From data files to batches: rows of many shapes, images, tokens and labels."""

@@ -1,7 +1,7 @@
 """Writes the demo data set: scanned handwritten digits with questions, and answers in words.
 
 The pictures are the 1,797 scans that scikit-learn carries, so no network is needed. Nothing in
-the package imports this file; it is run by hand, by `vlmtune`'s smoke configuration and by tests.
+the package imports this file; it is run by `make demo`, by hand and by tests.
 """
 
 import argparse

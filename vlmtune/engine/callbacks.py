@@ -183,7 +183,7 @@ def _limit_bytes() -> int:
 def _digest(tensor: torch.Tensor) -> int:
     """Return a sum over the tensor's bytes, place by place: any step of an optimizer changes it.
 
-    A few MiB at a time: a sum over all bytes at once would convert them first, eight times their memory.
+    A MiB at a time: a sum over all bytes at once would convert them first, eight times their memory.
     """
     places = tensor.detach().contiguous().view(-1).view(torch.uint8)
     total = 0

@@ -1,1 +1,1 @@
-"""From a plan to a model: families (data about architectures), processor, build, inventory."""
+"""From a plan to a model: build, processor, verification, inventory."""

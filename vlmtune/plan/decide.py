@@ -17,7 +17,7 @@ from vlmtune.levers.base import Choice
 from vlmtune.plan.types import Device, RunPlan
 
 LOSS_CHUNK_BYTES = 256 * 2**20
-BYTES_PER_LOGIT = 10  # 16-bit logit, fp32 copy, fp32 log-softmax
+BYTES_PER_LOGIT = 10  # between the peak of the forward pass (fp32 copy, log-softmax: 8) and of the backward pass (12)
 
 
 def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_sha256: str = "") -> RunPlan:
@@ -143,5 +143,9 @@ def _installed(services: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _loss_chunk_tokens(model: ModelFacts) -> int:
-    """Labelled tokens whose logits exist at one time, so that they take about LOSS_CHUNK_BYTES."""
+    """Labelled tokens whose logits exist at one time, so that they take about LOSS_CHUNK_BYTES.
+
+    A fifth more at their peak, in the backward pass: log-softmax and two gradients, each in fp32. More still where the
+    model caps its logits.
+    """
     return max(32, LOSS_CHUNK_BYTES // (model.vocabulary * BYTES_PER_LOGIT) // 32 * 32)

@@ -41,7 +41,7 @@ class RunPlan:
     device: str
     method: str
     attention: str
-    """`sdpa`, or `eager` for models whose attention scores are capped, which sdpa cannot do."""
+    """`sdpa`; `eager` where the scores are capped, which sdpa cannot do, or a part of the model has no other."""
     # number formats: "bf16", "fp16" or "fp32"
     base_dtype: str
     autocast_dtype: str | None

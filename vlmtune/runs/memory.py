@@ -1,4 +1,4 @@
-"""What a run takes of a card, estimated beside measured. Beside `report` in the import order."""
+"""What a run takes of a card, estimated beside measured."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
 """The one-page HTML report: numbers and curve geometry here, the page itself in `templates/report.html.j2`.
 
-Beside `report` in the import order. The page carries everything in itself: no script, no font, no network.
+The page carries everything in itself: no script, no font, no network.
 """
 
 import math

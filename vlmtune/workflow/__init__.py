@@ -1,1 +1,1 @@
-"""What several commands do: rows, job, estimate, attempts."""
+"""What several commands do: rows, job, estimate, attempts, calibration, doctor."""

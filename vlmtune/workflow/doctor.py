@@ -1,6 +1,6 @@
 """The checks of `vlmtune doctor`: what on this machine would stop or slow a training run, each with its remedy.
 
-Pure functions from a Machine to findings; reading the machine is `engine.machine`'s work. Imported by `cli` only.
+Pure functions from a Machine to findings; reading the machine is `hardware.machine`'s work. Imported by `cli` only.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The rows that a config names, read and looked at: shared by `validate`, `train` and `evaluate`."""
+"""The rows that a config names, read and looked at: shared by the commands that read data."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -6,6 +6,9 @@ import transformers as hf
 from tiny import SIGLIP, TEXT
 
 from vlmtune.engine.step import IGNORED, _chunked_sum, hidden_states
+from vlmtune.estimate.allocator.peaks import phases_of
+from vlmtune.estimate.simulate.record import Recorder
+from vlmtune.plan.decide import BYTES_PER_LOGIT
 
 VISION = {**SIGLIP, "model_type": "siglip_vision_model", "image_size": 28, "projection_dim": 64}
 GEMMA2 = {"model_type": "gemma2", **TEXT, "vocab_size": 99, "final_logit_softcapping": 0.5, "query_pre_attn_scalar": 16}
@@ -51,3 +54,21 @@ def test_loss_and_gradients_are_the_librarys(build, chunk_tokens):
     plain = torch.nn.functional.cross_entropy(logits[:, :-1][learned], labels[:, 1:][learned])
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(own, torch.autograd.grad(plain, weight)[0], atol=1e-6, rtol=1e-4)
+
+
+def test_a_logit_takes_8_bytes_forward_and_12_at_the_peak_of_the_backward_pass():
+    """What BYTES_PER_LOGIT in plan/decide.py lies between; of all tokens no more than a chunk's logits are there."""
+    num_words, num_tokens, chunk_tokens = 1024, 320, 64
+    head = torch.nn.Linear(4, num_words, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    hidden = torch.ones(num_tokens, 4, dtype=torch.bfloat16, requires_grad=True)
+    recorder = Recorder()
+    recorder.log.begin("forward")
+    with recorder:
+        loss = _chunked_sum(head, hidden, torch.zeros(num_tokens, dtype=torch.long), chunk_tokens)
+        recorder.log.begin("backward")
+        loss.backward()
+    recorder.stop()
+    peaks = phases_of(recorder.log)
+    bytes_per_logit = {name: phase.peak_allocated_bytes / (num_words * chunk_tokens) for name, phase in peaks.items()}
+    assert bytes_per_logit == {"forward": pytest.approx(8, abs=0.5), "backward": pytest.approx(12, abs=0.5)}
+    assert 8 < BYTES_PER_LOGIT < 12
