@@ -1,6 +1,7 @@
 """Imports go one way. A layer may import itself and what stands after it; anything else makes a cycle one day."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -80,10 +81,59 @@ def test_imports_go_inwards_only(file):
         assert own_layer <= layer_of(imported), f"{module} imports {imported}: that points outwards"
 
 
+def test_no_room_and_no_module_is_imported_by_what_it_imports():
+    by_module: dict[str, set[str]] = {}
+    for file in FILES:
+        name = module_name(file)
+        known = (_known(imported) for imported in imported_modules(file))
+        by_module[name] = {found for found in known if found and found != name}
+    by_room: dict[str, set[str]] = {}
+    for name, imported in by_module.items():
+        room = name.split(".")[0]
+        by_room.setdefault(room, set()).update({found.split(".")[0] for found in imported} - {room})
+    assert len(by_module) > 150 and len(by_room) > 15
+    assert circle_in(by_room) is None
+    # A package's own __init__ gathers its modules; what these import of it is what stood before the gathering.
+    without_gathering = {name: imported - {name.rpartition(".")[0]} for name, imported in by_module.items()}
+    assert circle_in(without_gathering) is None
+
+
+def _known(imported: str) -> str:
+    """The module that an imported dotted name lies in."""
+    names = {module_name(file) for file in FILES}
+    while imported and imported not in names:
+        imported = imported.rpartition(".")[0]
+    return imported
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str] | None:
+    """A way that comes back to where it began, or None."""
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return None
+
+
+MOST_FILES, MOST_LINES = 14, 300
+
+
+def test_no_room_is_crowded_and_no_module_long():
+    crowded = {
+        str(folder.relative_to(PACKAGE)): number
+        for folder in {file.parent for file in FILES}
+        if (number := len([file for file in folder.glob("*.py") if file.name != "__init__.py"])) > MOST_FILES
+    }
+    assert crowded == {}
+    lines = {module_name(file): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    assert {name: number for name, number in lines.items() if number > MOST_LINES} == {}
+
+
 def test_the_check_can_fail(tmp_path):
     file = tmp_path / "wrong.py"
     file.write_text(
         "def f():\n    from vlmtune.cli import main\n    from vlmtune import plan\n    import vlmtune.errors\n"
     )
     assert list(imported_modules(file)) == ["cli", "cli.main", "plan", "errors"]
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}}) is not None
     assert layer_of("cli") < layer_of("models.build") < layer_of("families.llava") < layer_of("errors")
