@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.hardware.sensors import GpuReading, read_gpu
-from vlmtune.runs.folder import library_versions
+from vlmtune.runs.versions import library_versions
 
 PROBE_TIMEOUT_S = 180
 

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vlmtune.workflow.job import Job, Words
+from vlmtune.workflow.job import Job, Words, make_run_plan
 from vlmtune.workflow.launch import Expected, expect, first_fitting, refuse_too_large, with_changes
 
 if TYPE_CHECKING:
     from vlmtune.data.run_data import RunData
     from vlmtune.engine.oom import OutOfMemory
     from vlmtune.plan.types import RunPlan
-    from vlmtune.runs.folder import RunFolder, TrainReport
+    from vlmtune.runs.folder import RunFolder
+    from vlmtune.runs.records import TrainReport
 
 MAX_RETRIES = 5
 KEPT_BY_A_CHECKPOINT = frozenset(
@@ -105,7 +106,7 @@ def _next_change(
 
 def _changed(job: Job, words: Words, folder: "RunFolder", error: "OutOfMemory") -> Job:
     """Return the run with a change, kept in its folder."""
-    from vlmtune.runs.folder import Retry
+    from vlmtune.runs.records import Retry
 
     changed = job.changed(words)
     checkpoint = folder.latest_checkpoint()
@@ -115,12 +116,32 @@ def _changed(job: Job, words: Words, folder: "RunFolder", error: "OutOfMemory") 
     return changed
 
 
-def keep_job(job: Job, folder: "RunFolder") -> None:
-    """Write config and plan into the run folder."""
-    from vlmtune.config.dump import write_config
+def killed_in_a_retry(job: Job, folder: "RunFolder", begun: "RunPlan") -> bool:
+    """Return whether the plan in the folder is that of before its newest retry: a kill came between writing the two."""
+    from vlmtune.config.load import load_config
 
+    retries = folder.read_retries()
+    if not retries:
+        return False
+    words = job.words[: -len(retries[-1].words)]
+    before, _ = make_run_plan(load_config(job.path, words), job.plan.revision)
+    return not before.differences(begun)
+
+
+def keep_job(job: Job, folder: "RunFolder") -> None:
+    """Write plan, config and versions into the run folder.
+
+    The plan goes first: it makes the folder one that --resume takes, and resuming writes what a kill has left out.
+    """
+    from vlmtune.config.dump import write_config
+    from vlmtune.files import write_json
+    from vlmtune.plan.file import save_plan
+    from vlmtune.runs.versions import library_versions
+
+    save_plan(job.plan, folder.plan)
     write_config(job.loaded, folder.config)
-    job.plan.save(folder.plan)
+    if not folder.versions.exists():
+        write_json(folder.versions, library_versions())
 
 
 def _title(plan: "RunPlan") -> str:
