@@ -19,9 +19,10 @@ from vlmtune.engine.runtime import prepare_environment, quiet_libraries
 from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.scenario import Scenario
 from vlmtune.families import find_family
+from vlmtune.files import write_atomically
 from vlmtune.hardware.cards import Target, budget_bytes, find_card
 from vlmtune.hub.source import ModelSource, open_model
-from vlmtune.runs.folder import library_versions
+from vlmtune.runs.versions import library_versions
 
 TESTS = Path(__file__).parents[1] / "tests"
 MEASURED = TESTS / "gpu" / "measured" / "h100.json"
@@ -108,9 +109,7 @@ def write_line(model_id: str, made: Stored) -> None:
     """Put a model's line into the file, in the order of the catalogue; models that left the catalogue go."""
     lines = read_lines() | {model_id: asdict(made)}
     rows = [{"model": entry.model_id, **lines[entry.model_id]} for entry in catalog() if entry.model_id in lines]
-    partial = FILE.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(FILE)
+    write_atomically(FILE, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

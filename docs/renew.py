@@ -13,7 +13,7 @@ from rich.console import Console
 from vlmtune.config.docs import all_keys_yaml, config_table_markdown, schema_json
 from vlmtune.engine.monitor import render
 from vlmtune.levers.docs import levers_table_markdown, savings_table_markdown
-from vlmtune.runs.folder import StepRecord
+from vlmtune.runs.records import StepRecord
 from vlmtune.units import GIB
 
 ROOT = Path(__file__).parents[1]

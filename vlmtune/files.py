@@ -1,8 +1,23 @@
-"""Where vlmtune keeps files, and how. Everything may import this."""
+"""Where vlmtune keeps files, how it writes them and how it reads JSON. Everything may import this."""
 
+import errno
+import json
+import math
 import os
 import sys
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
+
+PARTIAL = ".partial"
+"""Ending of what is being written: only a kill leaves one."""
+CANNOT_SYNC_FOLDERS = (errno.EACCES, errno.EINVAL, errno.ENOTSUP)
+"""Windows opens no folder as a file; some network drives open one, and cannot sync it."""
 
 
 def cache_folder() -> Path:
@@ -10,3 +25,75 @@ def cache_folder() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")).expanduser() / "vlmtune"
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlmtune"
+
+
+def relative_path(path: Path, folder: Path) -> str:
+    """Return `path` as seen from `folder`, with slashes; in full where no way leads there, as to another drive."""
+    path = path.resolve()
+    try:
+        return Path(os.path.relpath(path, folder.resolve())).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def sync(path: Path) -> None:
+    """Put the content of a file, or the names in a folder, on the disk: a power cut cannot lose them afterwards."""
+    is_folder = path.is_dir()
+    try:
+        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # Windows syncs only what may be written
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if not is_folder or error.errno not in CANNOT_SYNC_FOLDERS:
+            raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file by one with this text: whatever ends the process, there is the old file or the new one, whole."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file by `value` as strict JSON for people to read."""
+    write_atomically(path, strict_json(value, indent=2) + "\n")
+
+
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """Return `value` as JSON text; NaN and infinities, which JSON does not have, become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def parse_json(shape: type[T], text: str | bytes, *, unknown_keys: Literal["ignore", "forbid"] = "ignore") -> T:
+    """Return JSON text as a dataclass, or another type, that its values must fit: a "1" is no number.
+
+    Raises:
+        ValueError: the text is not JSON or does not fit; pydantic's ValidationError, which names each place.
+    """
+    return _adapter(shape).validate_json(text, strict=True, extra=unknown_keys)
+
+
+@cache
+def _adapter(shape: type[T]) -> "TypeAdapter[T]":
+    from pydantic import TypeAdapter  # 50 ms, which commands that read no JSON need not wait for
+
+    return TypeAdapter(shape)
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` with every non-finite float in it replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

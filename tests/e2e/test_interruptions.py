@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
@@ -112,6 +113,7 @@ FULL_DISK = {
     "quota": OSError(errno.EDQUOT, "Disk quota exceeded"),
     # As the libraries report it on a full file system, word for word.
     "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    "safetensors on Windows": SafetensorError("I/O error: There is not enough space on the disk. (os error 112)"),
     "torch.save": RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534"),
 }
 
@@ -134,6 +136,19 @@ def test_another_error_while_saving_keeps_its_traceback(project, monkeypatch):
     call_at(monkeypatch, trainer.TuneTrainer, "_save_rng_state", 1, failing(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         project.train("bug")
+
+
+@pytest.mark.parametrize("written", range(3))
+def test_a_disk_that_fills_before_anything_is_learned(project, monkeypatch, written):
+    with monkeypatch.context() as patch:
+        call_at(patch, Path, "replace", written + 1, failing(FULL_DISK["system"]))
+        full = project.train("full", "training.max_steps=1")
+    assert full.code == 1 and full.stderr == (
+        "error: the disk is full: a file of runs/full could not be written\n"
+        "hint:  there is no checkpoint yet; free some space and start again\n"
+    )
+    assert not project.run("full").path.exists()
+    assert project.train("full", "training.max_steps=1").code == 0
 
 
 @pytest.mark.parametrize(

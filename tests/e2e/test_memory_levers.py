@@ -2,7 +2,7 @@
 
 import json
 
-from vlmtune.plan.types import RunPlan
+from vlmtune.plan.file import load_plan
 
 
 def test_a_run_with_a_4_bit_head_is_evaluated_asked_and_merged(project):
@@ -14,7 +14,7 @@ def test_a_run_with_a_4_bit_head_is_evaluated_asked_and_merged(project):
     done = project.train("head", *settings)
     assert done.code == 0, done.stderr
     folder = project.run("head")
-    plan = RunPlan.load(folder.plan)
+    plan = load_plan(folder.plan)
     assert (plan.unquantized, plan.checkpointed_layers) == ((), 1)
     losses = [json.loads(line)["loss"] for line in folder.log.read_text().splitlines()]
     assert losses[-1] < 0.95 * losses[0]

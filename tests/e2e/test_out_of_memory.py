@@ -2,16 +2,18 @@
 
 import json
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
 import yaml
 
 from vlmtune import levers
+from vlmtune.cli import train as command
 from vlmtune.engine import train as engine_run
 from vlmtune.engine import trainer
 from vlmtune.levers.base import OnResume
-from vlmtune.plan.types import RunPlan
+from vlmtune.plan.file import load_plan
 from vlmtune.units import GIB
 
 TWO_BY_TWO = ("training.batch_size=2", "training.gradient_accumulation_steps=2", "training.save_steps=1")
@@ -92,7 +94,7 @@ def test_a_retry_goes_on_from_the_checkpoint_as_a_run_with_the_smaller_batch_doe
     assert one.keys() == other.keys() and len(one) >= 10
     assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-5
 
-    plan = RunPlan.load(folder.plan)
+    plan = load_plan(folder.plan)
     assert (plan.batch_size, plan.gradient_accumulation_steps) == (1, 4)
     config = yaml.safe_load(folder.config.read_text())
     assert (config["training"]["batch_size"], config["training"]["gradient_accumulation_steps"]) == (1, 4)
@@ -148,7 +150,7 @@ def test_images_become_smaller_only_before_there_is_a_checkpoint(project, fail_a
     fail_at(trainer, "forward_loss", 1)
     done = project.train("smaller", *settings)
     assert done.code == 0 and "from the start on: data.image_size=" in done.stdout
-    assert 224 <= RunPlan.load(project.run("smaller").plan).image_size < 400
+    assert 224 <= load_plan(project.run("smaller").plan).image_size < 400
     fail_at(trainer, "forward_loss", 3)  # of the second step
     stopped = project.train("same", *settings)
     assert project.run("same").latest_checkpoint().name == "checkpoint-1"
@@ -170,7 +172,7 @@ def test_a_retried_run_is_resumed_with_its_changes(project, fail_at, assert_same
         project.train("killed", RETRY, *TWO_BY_TWO)
     resumed = project.train("killed", RETRY, *TWO_BY_TWO, resume=True)
     assert resumed.code == 0 and "from checkpoint-2 on: training.batch_size=1" in resumed.stdout
-    assert RunPlan.load(project.run("killed").plan).batch_size == 1
+    assert load_plan(project.run("killed").plan).batch_size == 1
     assert any("from checkpoint-2 on" in note for note in report_of(project.run("killed"))["notes"])
     assert_same_weights(project.run("straight"), project.run("killed"))
 
@@ -190,9 +192,35 @@ def test_an_edit_made_meanwhile_does_not_enter_the_run(project, fail_at, monkeyp
     before = project.config.read_text()
     assert project.train("retried", RETRY, *TWO_BY_TWO).code == 0
     assert before != project.config.read_text()
-    plan = RunPlan.load(project.run("retried").plan)
+    plan = load_plan(project.run("retried").plan)
     assert (plan.batch_size, plan.learning_rate) == (1, 0.01)
     assert "learning_rate: 0.01" in project.run("retried").config.read_text()
+
+
+def test_killed_while_a_change_is_kept(project, fail_at, monkeypatch, tmp_path, assert_same_weights):
+    """The change is noted before the plan that has it: a resumed run meets the plan that was before it."""
+    from tiny import save_tiny
+
+    from vlmtune.workflow import attempts
+
+    save_tiny("qwen2_vl", tmp_path / "qwen")
+    settings = (RETRY, "model.name=qwen", "training.max_steps=2", "data.image_size=400")
+    fail_at(trainer, "forward_loss", 1)
+    assert project.train("straight", *settings).code == 0
+    fail_at(trainer, "forward_loss", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "_unless_trained_removed", lambda *args, **kwargs: nullcontext())
+        interrupt_at(patch, attempts, "keep_job", 1)
+        with pytest.raises(Killed):
+            project.train("killed", *settings)
+    folder = project.run("killed")
+    assert load_plan(folder.plan).image_size == 400 and len(folder.read_retries()) == 1
+    refused = project.train("killed", *settings, "training.seed=7", resume=True)
+    assert refused.code == 1 and "was started differently" in refused.stderr and "seed: 42 -> 7" in refused.stderr
+    resumed = project.train("killed", *settings, resume=True)
+    assert resumed.code == 0, resumed.stderr
+    assert load_plan(folder.plan).image_size < 400
+    assert_same_weights(project.run("straight"), folder)
 
 
 def test_the_failed_model_is_freed_before_the_next_is_built(project, fail_at, monkeypatch):

@@ -2,9 +2,12 @@
 
 import json
 import signal
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
+from vlmtune.cli import train as command
 from vlmtune.engine import callbacks, checkpoints, trainer
 from vlmtune.engine import train as engine_run
 from vlmtune.runs.folder import COMPLETE
@@ -119,7 +122,31 @@ def test_killed_after_the_last_step_trains_no_further_step(project, monkeypatch,
     assert_same_log(project.run("straight"), project.run("killed"))
 
 
-@pytest.mark.parametrize("call", ["_sync", "shutil.rmtree"])
+@pytest.mark.parametrize("written", [(), ("plan.json",), ("plan.json", "config.yaml")], ids=str)
+def test_killed_while_the_run_folder_is_begun(project, monkeypatch, assert_same_weights, written):
+    project.train("straight", "training.max_steps=1")
+    folder = project.run("killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_unless_trained_removed", lambda *args, **kwargs: nullcontext())
+        interrupt_at(patch, Path, "replace", len(written) + 1)
+        with pytest.raises(Killed):
+            project.train("killed", "training.max_steps=1")
+    assert {path.name for path in folder.path.iterdir()} == set(written)
+    (folder.path / "next.json.7.partial").write_text("{")  # a real kill does not tidy up
+    again = project.train("killed", "training.max_steps=1")
+    if written:
+        assert again.code == 1 and "already holds a run\nhint:  continue it with --resume" in again.stderr
+        again = project.train("killed", "training.max_steps=1", resume=True)
+    assert again.code == 0, again.stderr
+    assert_same_weights(project.run("straight"), folder)
+    straight = {path.name for path in project.run("straight").path.iterdir()}
+    assert {path.name for path in folder.path.iterdir()} == straight
+    for name in ("plan.json", "config.yaml", "versions.json"):
+        expected = (project.run("straight").path / name).read_text().replace("straight", "killed")
+        assert (folder.path / name).read_text() == expected
+
+
+@pytest.mark.parametrize("call", ["sync", "shutil.rmtree"])
 def test_killed_while_a_checkpoint_is_finished(project, monkeypatch, assert_same_weights, call):
     settings = ("training.save_steps=1", "training.max_steps=3", "training.save_total_limit=1")
     project.train("straight", *settings)

@@ -16,7 +16,7 @@ from vlmtune.data.samples import read_samples
 from vlmtune.engine.step import forward_loss
 from vlmtune.models.build import build_tuned, family_of
 from vlmtune.models.processor import load_processor
-from vlmtune.plan.types import RunPlan
+from vlmtune.plan.file import load_plan
 
 FILES = {
     "config.yaml",
@@ -82,7 +82,7 @@ def test_no_trace_of_this_machine(done, project):
 
 
 def test_the_adapter_loads_with_peft_alone(done, project):
-    plan = RunPlan.load(done.plan)
+    plan = load_plan(done.plan)
     row = read_samples(project.root / "rows.jsonl").samples[0]
     images = [open_image(ref, None) for ref in row.images]
     inputs = encode(row, images, load_processor(plan), family_of(plan)).tensors
@@ -114,7 +114,7 @@ def test_full_tuning_writes_a_model_that_loads(project):
     settings = ("training.method=full", "training.max_steps=2", "data.val_path=rows.jsonl")
     assert project.train("full", *settings).code == 0
     folder = project.run("full")
-    plan = RunPlan.load(folder.plan)
+    plan = load_plan(folder.plan)
     model, processor = (
         AutoModelForImageTextToText.from_pretrained(folder.model),
         AutoProcessor.from_pretrained(folder.model),
@@ -131,7 +131,7 @@ def test_full_tuning_writes_a_model_that_loads(project):
 
 def test_a_moved_run_still_finds_its_model(done, project):
     moved = shutil.move(project.root / "runs", project.root / "other")
-    assert RunPlan.load(project.root / "other" / "done" / "plan.json").model == str(project.root / "tiny-model")
+    assert load_plan(project.root / "other" / "done" / "plan.json").model == str(project.root / "tiny-model")
     assert moved
 
 

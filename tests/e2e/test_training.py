@@ -152,7 +152,7 @@ def test_the_held_out_loss_is_the_mean_over_tokens(project, llava):
     from vlmtune.data.samples import read_samples
     from vlmtune.models.build import build_tuned, family_of
     from vlmtune.models.processor import load_processor
-    from vlmtune.plan.types import RunPlan
+    from vlmtune.plan.file import load_plan
 
     project.write_rows(project.rows[:3], "held-out.jsonl")
     settings = ("data.val_path=held-out.jsonl", "training.eval_steps=2", "training.max_steps=3")
@@ -162,7 +162,7 @@ def test_the_held_out_loss_is_the_mean_over_tokens(project, llava):
     lines = [json.loads(line) for line in folder.log.read_text().splitlines()]
     assert [line["step"] for line in lines if line["eval_loss"] is not None] == [2, 3]
 
-    plan = RunPlan.load(folder.plan)
+    plan = load_plan(folder.plan)
     model, processor = build_tuned(plan, str(folder.adapter)), load_processor(plan)
     total, tokens = 0.0, 0
     for sample in read_samples(project.root / "held-out.jsonl").samples:

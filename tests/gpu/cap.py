@@ -19,7 +19,7 @@ from gpu.measure import AT_A_TIME, in_its_own_process  # noqa: E402
 
 from vlmtune.estimate.allocator.caching import EMPTY_CACHE, RESET_PEAK, AllocatorSettings, CachingAllocator  # noqa: E402
 from vlmtune.estimate.simulate.record import Log  # noqa: E402
-from vlmtune.runs.folder import library_versions  # noqa: E402
+from vlmtune.runs.versions import library_versions  # noqa: E402
 
 NAMES = ("qwen3-2b", "qwen3-4b-long", "qwen25-3b", "llava-7b", "smol-2b", "gemma-4b", "pali-3b", "internvl3-2b")
 ESTIMATE, NEED = "estimate", "need"

@@ -30,7 +30,7 @@ from vlmtune.models.build import base_of, family_of  # noqa: E402
 from vlmtune.models.processor import load_processor  # noqa: E402
 from vlmtune.plan.decide import make_plan  # noqa: E402
 from vlmtune.plan.types import Device, RunPlan
-from vlmtune.runs.folder import library_versions  # noqa: E402
+from vlmtune.runs.versions import library_versions  # noqa: E402
 
 MEASURED = Path(__file__).parent / "measured"
 CATALOGUE = Path(__file__).parents[2] / "vlmtune" / "catalog"

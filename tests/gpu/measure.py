@@ -22,7 +22,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import CASES, Case, prepare  # noqa: E402
 
-from vlmtune.runs.folder import library_versions  # noqa: E402
+from vlmtune.runs.versions import library_versions  # noqa: E402
 
 AT_A_TIME = 8
 
@@ -65,6 +65,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
     from vlmtune.engine.runtime import probe_device, quiet_libraries
     from vlmtune.models import build
     from vlmtune.plan.decide import make_plan
+    from vlmtune.plan.file import save_plan
     from vlmtune.runs.folder import RunFolder
 
     quiet_libraries()
@@ -89,7 +90,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
             engine.check_checkpoint = lambda plan: {}  # there are no files to check
         plan = make_plan(config, source, probe_device())
         runs = RunFolder.create(config.run_dir)
-        plan.save(runs.plan)
+        save_plan(plan, runs.plan)
         started = time.perf_counter()
         if history:
             torch.cuda.memory._record_memory_history(context=None, max_entries=2_000_000)

@@ -10,7 +10,7 @@ import pytest
 from gpu.cases import CASES, Case
 from gpu.compare import MEASURED, errors_of
 
-from vlmtune.runs.folder import library_versions
+from vlmtune.runs.versions import library_versions
 
 ALLOCATED_PERCENT = (-0.1, 0.5)
 RESERVED_PERCENT = (-1.1, 2.0)

@@ -18,7 +18,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import QWEN3_2B, Case, prepare  # noqa: E402
 
-from vlmtune.runs.folder import library_versions  # noqa: E402
+from vlmtune.runs.versions import library_versions  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 ROWS = 90

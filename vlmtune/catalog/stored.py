@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from vlmtune.catalog import FOLDER
+from vlmtune.files import parse_json
 
 FILE = FOLDER / "estimates.jsonl"
 IMAGE_SIZES_PX = (336, 448, 672, 1024)
@@ -80,13 +81,4 @@ def read_lines() -> dict[str, dict[str, Any]]:
 
 @cache
 def _all() -> dict[str, Stored]:
-    return {model: _stored(line) for model, line in read_lines().items()}
-
-
-def _stored(line: dict[str, Any]) -> Stored:
-    shapes = {
-        "image_tokens": {int(px): tokens for px, tokens in line["image_tokens"].items()},
-        "peaks": {preset: Peak(**peak) for preset, peak in line["peaks"].items()},
-        "measured": tuple(Measured(**run) for run in line["measured"]),
-    }
-    return Stored(**(line | shapes))
+    return {model: parse_json(Stored, json.dumps(line)) for model, line in read_lines().items()}

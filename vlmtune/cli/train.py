@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from vlmtune.config.load import LoadedConfig
     from vlmtune.data.run_data import RunData
     from vlmtune.plan.types import RunPlan
-    from vlmtune.runs.folder import RunFolder, TrainReport
+    from vlmtune.runs.folder import RunFolder
+    from vlmtune.runs.records import Outcome, TrainReport
 
 EXAMPLE = "Example: [bold]vlmtune train configs/8gb.yaml --set training.learning_rate=1e-4[/bold]"
 
@@ -42,10 +43,11 @@ def train(
         _dry_run(job, data, as_json)
         return
     folder = _open_folder(job, resume)
-    if resume and _is_finished(folder):
-        _print_finished(folder, as_json)
+    if resume and (outcome := folder.read_outcome()) and outcome.is_finished:
+        _print_finished(folder, outcome, as_json)
         return
     with _interruptible(folder), _unless_trained_removed(folder, is_new=not resume):
+        keep_job(job, folder)
         report = train_and_retry(job, data, folder, Flags(resume, force, as_json))
     _print_report(report, folder, as_json)
     if report.status == "interrupted":
@@ -80,42 +82,34 @@ def _dry_run(job: Job, data: "RunData", as_json: bool) -> None:
 
 
 def _open_folder(job: Job, resume: bool) -> "RunFolder":
-    """Return the run folder: a new one with config and plan in it, or the one to go on with."""
-    from vlmtune.plan.resume import differences
-    from vlmtune.plan.types import RunPlan
-    from vlmtune.runs.folder import RunFolder, library_versions, strict_json
+    """Return the run folder: a new one, or the one to go on with."""
+    from vlmtune.runs.folder import RunFolder
 
     path = job.loaded.config.run_dir
-    if resume:
-        folder = RunFolder.open_existing(path)
-        begun = RunPlan.load(folder.plan)
-        changed = differences(job.plan, begun)
-        if changed:
-            raise VlmtuneError(
-                f"{path} was started differently and cannot be continued: {'; '.join(changed)}",
-                "undo the change, or start a new run under another experiment_name",
-            )
-        if job.plan != begun and not _is_finished(folder):
-            keep_job(job, folder)
-        return folder
-    folder = RunFolder.create(path)
-    keep_job(job, folder)
-    folder.versions.write_text(strict_json(library_versions(), indent=2) + "\n", encoding="utf-8")
+    if not resume:
+        return RunFolder.create(path)
+    folder = RunFolder.open_existing(path)
+    _refuse_changed(job, folder)
     return folder
 
 
-def _is_finished(folder: "RunFolder") -> bool:
-    import json
+def _refuse_changed(job: Job, folder: "RunFolder") -> None:
+    """Raise when the run in the folder was started in another way that decides its result."""
+    from vlmtune.plan.file import load_plan
+    from vlmtune.plan.resume import differences
 
-    try:
-        return json.loads(folder.report_json.read_text(encoding="utf-8"))["status"] == "finished"
-    except (FileNotFoundError, ValueError):  # a full disk or a kill can leave half a report
-        return False
+    has_checkpoint = folder.latest_checkpoint() is not None
+    changed = differences(job.plan, load_plan(folder.plan), has_checkpoint=has_checkpoint)
+    if changed:
+        raise VlmtuneError(
+            f"{folder.path} was started differently and cannot be continued: {'; '.join(changed)}",
+            "undo the change, or start a new run under another experiment_name",
+        )
 
 
 @contextmanager
 def _interruptible(folder: "RunFolder") -> Iterator[None]:
-    """Say what is left after Ctrl-C outside of the steps, or a second one."""
+    """Say what is left after Ctrl-C outside of the steps, or a second one, and after a full disk."""
     try:
         yield
     except KeyboardInterrupt:
@@ -123,6 +117,12 @@ def _interruptible(folder: "RunFolder") -> Iterator[None]:
         left = f"{kept.name} is the newest; continue with --resume" if kept else "there is no checkpoint yet"
         typer.echo(f"stopped: {left}", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except OSError as error:
+        from vlmtune.engine.checkpoints import disk_full, is_disk_full
+
+        if not is_disk_full(error):
+            raise
+        raise disk_full(folder, f"a file of {folder.path}") from None
 
 
 @contextmanager
@@ -153,13 +153,9 @@ def _print_plan(plan: "RunPlan") -> None:
         out.print(f"{choice.key}: {choice.value} ({choice.reason})", soft_wrap=True)
 
 
-def _print_finished(folder: "RunFolder", as_json: bool) -> None:
-    import json
-
-    text = folder.report_json.read_text(encoding="utf-8")
-    steps = json.loads(text)["steps"]
-    done = f"{folder.path} is finished: {steps} step{'s' * (steps != 1)}; nothing to do"
-    typer.echo(text if as_json else done + "\n", nl=False)
+def _print_finished(folder: "RunFolder", outcome: "Outcome", as_json: bool) -> None:
+    done = f"{folder.path} is finished: {outcome.steps} step{'s' * (outcome.steps != 1)}; nothing to do\n"
+    typer.echo(folder.report_json.read_text(encoding="utf-8") if as_json else done, nl=False)
 
 
 def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> None:

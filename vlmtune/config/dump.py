@@ -1,11 +1,11 @@
 """A checked config back to YAML, for the run folder."""
 
-import os
 from pathlib import Path
 
 import yaml
 
 from vlmtune.config.load import LoadedConfig
+from vlmtune.files import relative_path, write_atomically
 
 
 def write_config(loaded: LoadedConfig, path: Path) -> None:
@@ -14,9 +14,8 @@ def write_config(loaded: LoadedConfig, path: Path) -> None:
     values["preset"] = None
     for key in ("train_path", "val_path", "image_dir"):
         if values["data"][key] is not None:
-            target = loaded.resolve_path(values["data"][key]).resolve()
-            values["data"][key] = Path(os.path.relpath(target, path.parent.resolve())).as_posix()
-    folder = loaded.resolve_path(values["model"]["name"]).resolve()
+            values["data"][key] = relative_path(loaded.resolve_path(values["data"][key]), path.parent)
+    folder = loaded.resolve_path(values["model"]["name"])
     if folder.is_dir():
-        values["model"]["name"] = Path(os.path.relpath(folder, path.parent.resolve())).as_posix()
-    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        values["model"]["name"] = relative_path(folder, path.parent)
+    write_atomically(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

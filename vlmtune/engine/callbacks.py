@@ -16,7 +16,8 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.hardware.sensors import read_gpu
 from vlmtune.models.build import base_of
-from vlmtune.runs.folder import RunFolder, StepRecord
+from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.records import StepRecord
 
 DIGEST_BYTES = 2**20
 NAMES_IN_CHECKPOINTS = ("Recorder",)

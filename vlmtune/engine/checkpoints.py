@@ -1,7 +1,6 @@
 """Checkpoints that a kill or a full disk cannot half-write: a marker is written last, old ones go after that."""
 
 import errno
-import os
 import shutil
 from pathlib import Path
 
@@ -12,13 +11,20 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.files import PARTIAL, sync
 from vlmtune.runs.folder import COMPLETE, RunFolder
 
 TRAINED = "trained.safetensors"
 """Method full: the trained weights, by their names in the model."""
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 """What the libraries raise when they cannot write."""
-FULL_DISK_WORDS = ("No space left", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
+FULL_DISK_WORDS = (
+    "No space left",
+    "not enough space on the disk",  # Windows
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed",
+    "unexpected pos",
+)
 """safetensors reports the system's error as text only; torch.save reports a position in its file."""
 
 
@@ -52,10 +58,11 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def finish_checkpoint(checkpoint: Path, keep: int) -> None:
     """Mark `checkpoint` complete once its files are on the disk, then delete all but the newest `keep`."""
     for file in checkpoint.iterdir():
-        _sync(file)
+        sync(file)
     (checkpoint / COMPLETE).touch()
-    _sync(checkpoint / COMPLETE)
-    _sync(checkpoint)
+    sync(checkpoint / COMPLETE)
+    sync(checkpoint)
+    sync(checkpoint.parent)
     done = sorted(checkpoint.parent.glob(f"checkpoint-*/{COMPLETE}"), key=lambda marker: _step(marker.parent))
     for marker in done[:-keep]:
         marker.unlink()
@@ -63,7 +70,10 @@ def finish_checkpoint(checkpoint: Path, keep: int) -> None:
 
 
 def drop_incomplete(folder: RunFolder) -> None:
-    """Delete what a kill left of a checkpoint that was being written."""
+    """Delete what a kill left of a checkpoint, or of a file beside them, that was being written."""
+    for partial in folder.path.glob(f"*{PARTIAL}"):
+        if partial.is_file():
+            partial.unlink()
     for checkpoint in folder.checkpoints.glob("checkpoint-*"):
         if not (checkpoint / COMPLETE).is_file():
             shutil.rmtree(checkpoint)
@@ -81,18 +91,11 @@ def disk_full(folder: RunFolder, what: str) -> VlmtuneError:
     kept = folder.latest_checkpoint()
     return VlmtuneError(
         f"the disk is full: {what} could not be written",
-        f"{f'{kept.name} is intact' if kept else 'there is no checkpoint yet'}; "
-        "free some space and continue with --resume",
+        f"{kept.name} is intact; free some space and continue with --resume"
+        if kept
+        else "there is no checkpoint yet; free some space and start again",
     )
 
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

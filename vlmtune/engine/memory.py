@@ -4,7 +4,7 @@ import torch
 from transformers import TrainerCallback
 
 from vlmtune.engine.monitor import LiveView
-from vlmtune.runs.memory import Memory, apart, parts_of_peak
+from vlmtune.runs.memory import Memory, difference_note, parts_of_peak
 
 FIRST_STEADY_STEP = 2
 """The optimizer's states exist from the end of the first step on: before that, a peak below the estimate is right."""
@@ -47,7 +47,7 @@ class MemoryWatch(TrainerCallback):
         estimated, measured = self.estimated.peak_reserved_bytes, torch.cuda.max_memory_reserved()
         if measured < estimated and self.num_steps < FIRST_STEADY_STEP:
             return None
-        return apart(estimated, measured)
+        return difference_note(estimated, measured)
 
     def _warn(self, difference: str | None) -> None:
         if difference and not self._warned:

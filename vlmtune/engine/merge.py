@@ -13,7 +13,9 @@ from transformers import AutoProcessor
 from vlmtune.data.encode import encode
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.errors import VlmtuneError
+from vlmtune.files import PARTIAL
 from vlmtune.models.build import build_tuned, family_of, load_base
+from vlmtune.plan.file import load_plan
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 
@@ -48,7 +50,7 @@ def merge(folder: RunFolder, out_dir: Path) -> MergeProof:
     Raises:
         VlmtuneError: nothing to merge, `out_dir` taken, or the difference above the bound (then nothing is left).
     """
-    plan = dataclasses.replace(RunPlan.load(folder.plan), device="cpu")
+    plan = dataclasses.replace(load_plan(folder.plan), device="cpu")
     if plan.method == "full":
         raise VlmtuneError(f"method full has no adapter to merge: {folder.model} is the whole model already")
     if not folder.adapter.is_dir():
@@ -59,7 +61,7 @@ def merge(folder: RunFolder, out_dir: Path) -> MergeProof:
     inputs = _probe(plan, processor)
     model = build_tuned(plan, str(folder.adapter), quantized=False)
     expected = _logits(model, inputs)
-    partial = out_dir.with_name(out_dir.name + ".partial")
+    partial = out_dir.with_name(out_dir.name + PARTIAL)
     model.merge_and_unload().save_pretrained(partial)
     processor.save_pretrained(partial)
     del model

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vlmtune.runs.folder import StepRecord
+from vlmtune.runs.records import StepRecord
 from vlmtune.units import GIB
 
 SPARK_LEVELS = "▁▂▃▄▅▆▇█"

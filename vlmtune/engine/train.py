@@ -18,12 +18,16 @@ from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
+from vlmtune.files import PARTIAL
 from vlmtune.hub.source import ModelSource
 from vlmtune.models.build import build_model, check_checkpoint, family_of
 from vlmtune.models.inventory import InventoryRow, inventory
 from vlmtune.models.processor import load_processor
 from vlmtune.plan.types import RunPlan
-from vlmtune.runs.folder import LongestRow, RunFolder, TrainReport, library_versions, write_report
+from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.page import write_report
+from vlmtune.runs.records import LongestRow, TrainReport
+from vlmtune.runs.versions import library_versions
 
 
 def train(
@@ -116,7 +120,7 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
 def _partial(plan: RunPlan, folder: RunFolder) -> Path:
     """Return where the result lies while it is being written."""
     target = folder.model if plan.method == "full" else folder.adapter
-    return target.with_name(f"{target.name}.partial")
+    return target.with_name(target.name + PARTIAL)
 
 
 def _checkpoint(folder: RunFolder, resume: bool, view: LiveView) -> str | None:

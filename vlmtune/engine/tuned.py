@@ -10,6 +10,7 @@ from transformers import AutoProcessor, ProcessorMixin
 from vlmtune.engine.runtime import probe_device
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.build import build_tuned, load_base
+from vlmtune.plan.file import load_plan
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 
@@ -25,7 +26,7 @@ class Tuned:
 
 def plan_here(folder: RunFolder) -> RunPlan:
     """Return the run's plan for the device of this machine."""
-    plan = RunPlan.load(folder.plan)
+    plan = load_plan(folder.plan)
     device = probe_device()
     if plan.base_dtype == "fp16" and device.kind == "cpu":
         return dataclasses.replace(plan, device="cpu", base_dtype="fp32")

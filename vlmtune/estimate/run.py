@@ -14,8 +14,8 @@ from vlmtune.estimate.report import MemoryReport, Phase, Share, WithoutWorst
 from vlmtune.hardware.cards import Card, Target
 from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import RunPlan
-from vlmtune.runs.folder import library_versions
 from vlmtune.runs.memory import parts_of_peak
+from vlmtune.runs.versions import library_versions
 
 if TYPE_CHECKING:
     from torch import Tensor

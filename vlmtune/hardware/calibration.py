@@ -3,13 +3,12 @@
 A result holds for one card, one driver and one torch: with another of them it is not used.
 """
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import cache_folder
+from vlmtune.files import cache_folder, parse_json, write_json
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def keep_calibration(calibration: Calibration) -> Path:
     path = calibration_path(calibration.setup)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(calibration), indent=2) + "\n", encoding="utf-8")
+        write_json(path, asdict(calibration))
     except OSError as error:
         raise VlmtuneError(
             f"the result cannot be kept: {path}: {error.strerror}", "XDG_CACHE_HOME can name another folder"
@@ -78,10 +77,7 @@ def keep_calibration(calibration: Calibration) -> Path:
 def kept_calibration(setup: Setup) -> Calibration | None:
     """Return the result for this card, driver and torch, if one is kept; a damaged file counts as none."""
     try:
-        found = json.loads(calibration_path(setup).read_text(encoding="utf-8"))
-        forward, backward = map(tuple, found["figures"]["cublas_bytes"])
-        figures = Figures(found["figures"]["context_bytes"], (forward, backward))
-        kept = Calibration(Setup(**found["setup"]), figures, Check(**found["check"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = parse_json(Calibration, calibration_path(setup).read_bytes())
+    except (OSError, ValueError):
         return None
     return kept if kept.setup == setup else None

@@ -15,7 +15,7 @@ from typing import Any
 
 from vlmtune.compat.bitsandbytes import NATIVE_LIBRARY, NATIVE_LIBRARY_ERROR
 from vlmtune.hardware.sensors import GpuReading, read_gpu
-from vlmtune.runs.folder import library_versions
+from vlmtune.runs.versions import library_versions
 
 PROBE_TIMEOUT_S = 180
 

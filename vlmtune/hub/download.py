@@ -139,10 +139,11 @@ def _fetch_file(url: str, blob: Path, num_bytes: int, lock: Path, advance: Advan
             )
         with part.open("rb") as file:
             is_sha256 = re.fullmatch(r"[0-9a-f]{64}", blob.name)
-            if is_sha256 and hashlib.file_digest(file, "sha256").hexdigest() != blob.name:
-                part.unlink()
-                raise VlmtuneError(f"{url} arrived damaged: its SHA-256 is not {blob.name}", "run the command again")
-        part.rename(blob)
+            is_damaged = is_sha256 and hashlib.file_digest(file, "sha256").hexdigest() != blob.name
+        if is_damaged:
+            part.unlink()
+            raise VlmtuneError(f"{url} arrived damaged: its SHA-256 is not {blob.name}", "run the command again")
+        part.replace(blob)
 
 
 def _link(name: str, commit: str, paths: list[str]) -> None:

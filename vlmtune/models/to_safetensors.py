@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.files import PARTIAL, write_json
 from vlmtune.hub.download import INDEX, PICKLES, SINGLE
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
-PARTIAL = ".partial"
 
 
 def convert(folder: str | Path) -> list[Path]:
@@ -45,10 +45,10 @@ def convert(folder: str | Path) -> list[Path]:
         weight_map |= dict.fromkeys(tensors, name)
         total_bytes += sum(tensor.nbytes for tensor in tensors.values())
     for name in names:
-        (folder / (name + PARTIAL)).rename(folder / name)
+        (folder / (name + PARTIAL)).replace(folder / name)
     if names != [SINGLE]:
         index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / INDEX, index)
     return [folder / name for name in names]
 
 

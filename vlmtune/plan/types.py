@@ -1,13 +1,8 @@
 """The run, decided: what `plan.decide` makes, and all that estimate and engine read. No torch here."""
 
-import dataclasses
-import json
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from vlmtune.errors import VlmtuneError
 from vlmtune.levers.base import Choice
 
 
@@ -94,29 +89,3 @@ class RunPlan:
     def rows_per_step(self) -> int:
         """Rows that one optimizer step learns from."""
         return self.batch_size * self.gradient_accumulation_steps
-
-    def save(self, path: Path) -> None:
-        """Write the plan as JSON; a model folder is written relative to it: the run folder can be shared."""
-        values = dataclasses.asdict(self)
-        if Path(self.model).is_absolute():
-            values["model"] = os.path.relpath(self.model, path.parent.resolve())
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> "RunPlan":
-        """Return the plan that `save` wrote; raise when another version of vlmtune wrote it differently."""
-        try:
-            values = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            raise VlmtuneError(f"{path} is damaged", "delete the run folder and train again") from None
-        names = {item.name for item in dataclasses.fields(cls)}
-        if set(values) != names:
-            changed = ", ".join(sorted(set(values) ^ names))
-            raise VlmtuneError(
-                f"plan.json was written by another version of vlmtune: keys that differ: {changed}",
-                "use the version named in versions.json, or train again",
-            )
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        values["choices"] = tuple(Choice(**choice) for choice in values["choices"])
-        folder = (path.parent / values["model"]).resolve()
-        return cls(**{**values, "model": str(folder) if folder.is_dir() else values["model"]})

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from vlmtune.units import GIB
 
-MAX_APART_SHARE = 0.05
+MAX_DIFFERENCE_SHARE = 0.05
+"""Of the estimate: a measured peak that differs by less is what was expected."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def compare(estimated: Memory | None, measured: Memory) -> list[Compared]:
     return [Compared(name, expected[name], size) for name, size in numbers.items()]
 
 
-def apart(estimated_bytes: int, measured_bytes: int) -> str | None:
-    """Return a sentence when the measured reserved peak is further than MAX_APART_SHARE from the estimated one."""
+def difference_note(estimated_bytes: int, measured_bytes: int) -> str | None:
+    """Return a sentence when the measured reserved peak is further than MAX_DIFFERENCE_SHARE from the estimated one."""
     share = measured_bytes / estimated_bytes - 1
-    if abs(share) <= MAX_APART_SHARE:
+    if abs(share) <= MAX_DIFFERENCE_SHARE:
         return None
     return (
         f"the measured memory peak, {measured_bytes / GIB:.2f} GiB, is {abs(share):.0%} "

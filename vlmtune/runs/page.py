@@ -7,8 +7,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vlmtune.runs.folder import StepRecord, TrainReport
+from vlmtune.files import write_atomically
+from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.memory import compare
+from vlmtune.runs.records import StepRecord, TrainReport
 from vlmtune.units import GIB
 
 LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 52, 708, 12, 196
@@ -44,6 +46,13 @@ class Series:
     style: str
     points: Sequence[Point]
     with_dots: bool = False
+
+
+def write_report(folder: RunFolder, report: TrainReport, records: Sequence[StepRecord]) -> None:
+    """Write `report.json` and the one-page `report.html`."""
+    write_atomically(folder.report_html, render_page(report, records))
+    # Last, because a run with a report.json counts as finished.
+    write_atomically(folder.report_json, report.to_json())
 
 
 def render_page(report: TrainReport, records: Sequence[StepRecord]) -> str:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from vlmtune.data.run_data import RunData
     from vlmtune.engine.oom import OutOfMemory
     from vlmtune.plan.types import RunPlan
-    from vlmtune.runs.folder import RunFolder, TrainReport
+    from vlmtune.runs.folder import RunFolder
+    from vlmtune.runs.records import TrainReport
 
 MAX_RETRIES = 5
 
@@ -98,7 +99,7 @@ def _next_change(error: "OutOfMemory", job: Job, expected: Expected | None, has_
 def _changed(job: Job, values: "Values", folder: "RunFolder", error: "OutOfMemory") -> Job:
     """Return the run with a change, kept in its folder."""
     from vlmtune.config.values import words_of
-    from vlmtune.runs.folder import Retry
+    from vlmtune.runs.records import Retry
 
     changed, words = job.with_values(values), words_of(values)
     checkpoint = folder.latest_checkpoint()
@@ -109,11 +110,19 @@ def _changed(job: Job, values: "Values", folder: "RunFolder", error: "OutOfMemor
 
 
 def keep_job(job: Job, folder: "RunFolder") -> None:
-    """Write config and plan into the run folder."""
-    from vlmtune.config.dump import write_config
+    """Write plan, config and versions into the run folder.
 
+    The plan goes first: it makes the folder one that --resume takes, and resuming writes what a kill has left out.
+    """
+    from vlmtune.config.dump import write_config
+    from vlmtune.files import write_json
+    from vlmtune.plan.file import save_plan
+    from vlmtune.runs.versions import library_versions
+
+    save_plan(job.plan, folder.plan)
     write_config(job.loaded, folder.config)
-    job.plan.save(folder.plan)
+    if not folder.versions.exists():
+        write_json(folder.versions, library_versions())
 
 
 def _title(plan: "RunPlan") -> str:

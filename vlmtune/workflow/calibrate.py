@@ -33,6 +33,7 @@ from vlmtune.hardware.calibration import Calibration, Check, Figures
 from vlmtune.hardware.sensors import GpuReading
 from vlmtune.hub.source import ModelSource, open_model
 from vlmtune.plan.decide import make_plan
+from vlmtune.plan.file import save_plan
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 from vlmtune.units import MIB
@@ -182,7 +183,7 @@ def _write_rows(folder: Path) -> None:
 def _train(run: SmallRun, folder: Path) -> tuple[int, int]:
     """Train; return the peaks of reserved and of allocated memory."""
     runs = RunFolder.create(folder / "runs" / "calibration")
-    run.plan.save(runs.plan)
+    save_plan(run.plan, runs.plan)
     with LiveView("calibration", Console(file=io.StringIO())) as view:
         train(run.plan, run.source, RunData(run.samples, []), runs, view)
     peaks = torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()

@@ -8,7 +8,7 @@ from typing import Literal
 
 from vlmtune.hardware.machine import Machine
 from vlmtune.hardware.sensors import GpuReading
-from vlmtune.runs.folder import LIBRARIES
+from vlmtune.runs.versions import LIBRARIES
 from vlmtune.units import GIB
 
 LOW_DISK_BYTES = 20 * 10**9

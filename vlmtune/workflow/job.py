@@ -36,10 +36,10 @@ def pinned_commit(loaded: "LoadedConfig") -> str | None:
 
     A branch may have moved since: a run goes on with the files that it began with.
     """
-    from vlmtune.plan.types import RunPlan
+    from vlmtune.plan.file import load_plan
     from vlmtune.runs.folder import RunFolder
 
-    plan = RunPlan.load(RunFolder.open_existing(loaded.config.run_dir).plan)
+    plan = load_plan(RunFolder.open_existing(loaded.config.run_dir).plan)
     wanted = loaded.config.model
     return plan.revision if (plan.model, plan.model_revision) == (wanted.name, wanted.revision) else None
 

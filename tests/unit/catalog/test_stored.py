@@ -11,7 +11,7 @@ from vlmtune.catalog.stored import FILE, IMAGE_SIZES_PX, Peak, read_lines, store
 from vlmtune.config.presets import names
 from vlmtune.families import find_family
 from vlmtune.hub.source import open_model
-from vlmtune.runs.folder import LIBRARIES, library_versions
+from vlmtune.runs.versions import LIBRARIES, library_versions
 
 SCRIPT = Path(__file__).parents[3] / "docs" / "catalogue.py"
 WITHIN = 0.005

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from vlmtune.engine.monitor import LiveView, clock, plain_line, render, sparkline
-from vlmtune.runs.folder import StepRecord
+from vlmtune.runs.records import StepRecord
 from vlmtune.units import GIB
 
 RECORD = StepRecord(

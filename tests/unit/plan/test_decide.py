@@ -1,7 +1,5 @@
-"""Every value that the plan decides, for each method and device, and the plan as a file."""
+"""Every value that the plan decides, for each method and device."""
 
-import dataclasses
-import json
 import re
 
 import pytest
@@ -195,32 +193,6 @@ def test_adapters_go_to_every_linear_layer_of_their_parts(linear_names, model_ty
     expected = [name for name in linear_names[model_type] if family.part_of(name) in parts]
     assert [name for name in linear_names[model_type] if re.fullmatch(pattern, name)] == expected
     assert len(expected) >= 14 + 4 * with_vision
-
-
-def test_saved_and_loaded(tmp_path):
-    made = plan(model=QWEN, data={"train_path": "r", "image_size": 448}, training={"report_to": ("tensorboard",)})
-    made.save(tmp_path / "plan.json")
-    assert RunPlan.load(tmp_path / "plan.json") == made
-
-
-def test_a_model_folder_is_saved_relative_to_the_plan(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "runs" / "a").mkdir(parents=True)
-    made = dataclasses.replace(plan(), model=str(tmp_path / "model"))
-    path = tmp_path / "runs" / "a" / "plan.json"
-    made.save(path)
-    assert json.loads(path.read_text())["model"] == "../../model"
-    assert RunPlan.load(path) == made
-
-
-def test_a_plan_of_another_version_is_refused(tmp_path):
-    path = tmp_path / "plan.json"
-    plan().save(path)
-    values = json.loads(path.read_text())
-    values["new_key"] = values.pop("seed")
-    path.write_text(json.dumps(values))
-    with pytest.raises(VlmtuneError, match="another version of vlmtune: keys that differ: new_key, seed"):
-        RunPlan.load(path)
 
 
 def test_a_service_that_is_not_installed_is_named(monkeypatch):

@@ -40,3 +40,9 @@ def test_the_rows_of_a_step_may_be_divided_otherwise_but_stay_the_same_rows():
         "batch_size: 1 -> 2"
     ]
     assert two_by_four.rows_per_step == 8
+
+
+def test_before_the_first_checkpoint_a_run_begins_anew_and_more_may_change():
+    begun, now = plan(), plan(data={"train_path": "rows.jsonl", "image_size": 224}, training={"weight_decay": 0.1})
+    assert differences(now, begun) == ["image_size: None -> 224", "weight_decay: 0.0 -> 0.1"]
+    assert differences(now, begun, has_checkpoint=False) == ["weight_decay: 0.0 -> 0.1"]

@@ -1,9 +1,8 @@
-"""Estimated beside measured memory: the rows of the comparison, and what the run folder keeps of both."""
+"""Estimated beside measured memory: the rows of the comparison, and what is said."""
 
 import pytest
 
-from vlmtune.runs.folder import Retry, RunFolder
-from vlmtune.runs.memory import Compared, Memory, apart, compare, parts_of_peak
+from vlmtune.runs.memory import Compared, Memory, compare, difference_note, parts_of_peak
 from vlmtune.units import GIB
 
 
@@ -29,25 +28,5 @@ def test_both_peaks_and_every_part_are_compared():
     ("measured_gib", "words"), [(10.4, None), (9.6, None), (10.6, "is 6% above the estimate"), (9.0, "is 10% below")]
 )
 def test_what_is_said_when_peaks_part(measured_gib, words):
-    said = apart(10 * GIB, int(measured_gib * GIB))
+    said = difference_note(10 * GIB, int(measured_gib * GIB))
     assert said is None if words is None else words in said
-
-
-def test_the_run_folder_keeps_the_estimate(tmp_path):
-    folder = RunFolder.create(tmp_path / "run")
-    assert folder.read_estimate() is None
-    memory = {"peak_reserved_bytes": 10, "peak_allocated_bytes": 9, "parts": parts_of_peak(5, 6, 9)}
-    folder.write_estimate(memory | {"gpu": "8gb"})
-    assert folder.read_estimate() == Memory(**memory)
-    folder.write_estimate(None)
-    folder.write_estimate(None)
-    assert folder.read_estimate() is None
-
-
-def test_the_run_folder_keeps_its_retries_in_their_order(tmp_path):
-    folder = RunFolder.create(tmp_path / "run")
-    retries = [Retry(("a=1", "b=2"), "one"), Retry(("c=3",), "two")]
-    assert folder.read_retries() == []
-    for retry in retries:
-        folder.add_retry(retry)
-    assert folder.read_retries() == retries

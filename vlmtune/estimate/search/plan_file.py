@@ -1,6 +1,5 @@
 """A found config as YAML for people: what was decided for which card, and for every changed key what it was and why."""
 
-import os
 import re
 import textwrap
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import yaml
 from vlmtune.config.load import NO_DATA, LoadedConfig
 from vlmtune.config.values import as_yaml
 from vlmtune.estimate.search.fit import MARGIN, Fit
+from vlmtune.files import relative_path
 from vlmtune.units import GIB
 
 COMMENT_WIDTH = 110
@@ -49,10 +49,10 @@ def changed_lines(fit: Fit, start: LoadedConfig) -> list[Line]:
 def plan_yaml(fit: Fit, start: LoadedConfig, card: str, folder: Path) -> str:
     """Return a complete config for a file in `folder`; local paths become relative to it."""
     config, tokens, report = start.config, fit.report.tokens, fit.report
-    name = _relative(config.model.name, folder) if Path(config.model.name).is_dir() else config.model.name
+    name = relative_path(Path(config.model.name), folder) if Path(config.model.name).is_dir() else config.model.name
     rows = f"train_path: {FILL_IN}"
     if config.data.train_path != NO_DATA:
-        rows = _plain("train_path", _relative(config.data.train_path, folder))
+        rows = _plain("train_path", relative_path(Path(config.data.train_path), folder))
     groups: dict[str, list[str]] = {"model": [f"  {_plain('name', name)}"], "data": [f"  {rows}"]}
     for line in changed_lines(fit, start):
         _add(groups, line)
@@ -87,10 +87,6 @@ def _add(groups: dict[str, list[str]], line: Line) -> None:
 
 def _plain(key: str, value: str) -> str:
     return yaml.safe_dump({key: value}, allow_unicode=True, width=10_000).strip()
-
-
-def _relative(path: str, folder: Path) -> str:
-    return Path(os.path.relpath(Path(path).resolve(), folder.resolve())).as_posix()
 
 
 def _run_name(model: str, preset: str | None) -> str:

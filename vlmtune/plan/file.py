@@ -1,0 +1,75 @@
+"""plan.json: a plan as a file that every later version reads."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from vlmtune.errors import VlmtuneError
+from vlmtune.files import parse_json, relative_path, write_json
+from vlmtune.plan.migrations import VERSION, Values, migrate
+from vlmtune.plan.types import RunPlan
+
+OTHER_KEYS = ("missing", "unexpected_keyword_argument")
+"""Pydantic's types of errors about keys, not about values."""
+
+
+def save_plan(plan: RunPlan, path: Path) -> None:
+    """Write the plan as JSON; a model folder is written relative to it: the run folder can be shared."""
+    values: dict[str, Any] = {"version": VERSION, **dataclasses.asdict(plan)}
+    if Path(plan.model).is_absolute():
+        values["model"] = relative_path(Path(plan.model), path.parent)
+    write_json(path, values)
+
+
+def load_plan(path: Path) -> RunPlan:
+    """Return the plan that `save_plan` of this or an older vlmtune wrote.
+
+    Raises:
+        VlmtuneError: the file is damaged, or a newer vlmtune wrote it.
+    """
+    plan = _checked(_todays_values(path), path)
+    folder = (path.parent / plan.model).resolve()
+    return dataclasses.replace(plan, model=str(folder)) if folder.is_dir() else plan
+
+
+def _todays_values(path: Path) -> Values:
+    """Return what the file holds, as today's format has it."""
+    try:
+        values = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise _damaged(path) from None
+    version = values.pop("version", 0)
+    if type(version) is not int or version < 0:
+        raise _damaged(path, "version is no whole number")
+    if version > VERSION:
+        raise VlmtuneError(
+            f"{path} was written by a newer vlmtune: its format is {version}, this vlmtune reads up to {VERSION}",
+            "use the version named in versions.json, or a newer one",
+        )
+    return migrate(values, version)
+
+
+def _checked(values: Values, path: Path) -> RunPlan:
+    """Return the values as a plan: keys that are missing have their defaults, others are refused."""
+    try:
+        return parse_json(RunPlan, json.dumps(values), unknown_keys="forbid")
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    other_keys = [_place(problem) for problem in problems if problem["type"] in OTHER_KEYS]
+    if other_keys:
+        raise VlmtuneError(
+            f"plan.json was written by another version of vlmtune: keys that differ: {', '.join(sorted(other_keys))}",
+            "use the version named in versions.json, or train again",
+        )
+    raise _damaged(path, "; ".join(f"{_place(problem)}: {problem['msg']}" for problem in problems))
+
+
+def _place(problem: Any) -> str:
+    return ".".join(map(str, problem["loc"]))
+
+
+def _damaged(path: Path, what: str = "") -> VlmtuneError:
+    return VlmtuneError(f"{path} is damaged{f': {what}' if what else ''}", "delete the run folder and train again")

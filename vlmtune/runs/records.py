@@ -1,0 +1,121 @@
+"""What a run writes down: a line of the log, a change of itself, its report."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+from vlmtune.files import strict_json
+from vlmtune.runs.memory import Memory
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
+
+
+class NullIsNaN:
+    """Lets pydantic read null, which strict JSON has in place of NaN, as NaN."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
+        """Return the schema of the annotated number with null turned into NaN before it."""
+        from pydantic_core.core_schema import no_info_before_validator_function
+
+        return no_info_before_validator_function(lambda value: math.nan if value is None else value, handler(source))
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One line of `log.jsonl`: what the run looked like at one optimizer step."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: Annotated[float, NullIsNaN()]
+    learning_rate: float
+    grad_norm: float | None
+    tokens_per_s: float
+    samples_per_s: float
+    data_wait_share: float
+    """Share (0 to 1) of the time since the last record that was spent waiting for data."""
+    elapsed_s: float
+    eta_s: float
+    gpu_memory_bytes: int | None
+    gpu_peak_bytes: int | None
+    gpu_limit_bytes: int | None
+    gpu_temperature_c: int | None
+    eval_loss: float | None = None
+    gpu_estimate_bytes: int | None = None
+    """The peak that was estimated before the run."""
+
+
+@dataclass(frozen=True)
+class LongestRow:
+    """The row with the most tokens, which decides the memory peak."""
+
+    where: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A change that a run made of itself because memory did not suffice."""
+
+    words: tuple[str, ...]
+    """As `--set` takes them."""
+    note: str
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """Everything in `report.json`."""
+
+    experiment_name: str
+    model: str
+    method: str
+    status: str
+    """`finished`, `interrupted`, or what else ended the run."""
+    steps: int
+    train_loss_first: float | None
+    train_loss_last: float | None
+    eval_loss: float | None
+    num_rows: int
+    num_skipped_rows: int
+    skipped: list[str]
+    num_cut_rows: int
+    num_cut_tokens: int
+    text_tokens: int
+    image_tokens: int
+    trained_tokens: int
+    longest_row: LongestRow | None
+    trainable_parameters: int
+    total_parameters: int
+    seconds: float
+    samples_per_s: float
+    tokens_per_s: float
+    data_wait_share: float
+    peak_allocated_bytes: int | None
+    peak_reserved_bytes: int | None
+    gpu: str | None
+    precision: str
+    versions: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    memory_estimated: Memory | None = None
+    """None without an estimate, as on a CPU."""
+    memory_measured: Memory | None = None
+    """None on a CPU, and where no step was made."""
+
+    def to_json(self) -> str:
+        """Return the report as strict JSON text."""
+        return strict_json(asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is read of a `report.json`, which any version of vlmtune may have written."""
+
+    status: str
+    steps: int
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has learned all that it was to learn."""
+        return self.status == "finished"
