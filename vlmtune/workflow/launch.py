@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from vlmtune.plan.types import RunPlan
 
 LESS_SHARE = 0.95
-CANNOT_TELL = (VlmtuneError, NotImplementedError, RuntimeError)
-"""What an estimate raises that cannot be made: for a row, for a card, for an operation that needs real numbers."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +50,13 @@ def expect(job: Job, samples: "list[Sample]", *, err: bool) -> Expected | None:
         if target is None:
             return None
         expected = Expected(_estimate(job, samples, target), target)
-    except (NotImplementedError, RuntimeError) as error:
-        reason = str(error)
     except VlmtuneError as error:
         if error.code != ExitCode.CANNOT_TELL:
             raise
-        reason = error.message
-    else:
-        typer.echo(expected.line, err=err)
-        return expected
-    typer.echo(f"estimate: none, the run goes on without it: {reason.partition(chr(10))[0]}", err=err)
-    return None
+        typer.echo(f"estimate: none, the run goes on without it: {error.message}", err=err)
+        return None
+    typer.echo(expected.line, err=err)
+    return expected
 
 
 def target_of(plan: "RunPlan") -> "Target | None":
@@ -106,7 +100,7 @@ def first_fitting(
         try:
             if estimate_with(words).fits:
                 return words
-        except CANNOT_TELL:
+        except VlmtuneError:  # such as texts that cannot be cut further
             continue
     return None
 
@@ -128,7 +122,7 @@ def _changes_in_words(job: Job, samples: "list[Sample]", expected: Expected, bud
     estimate_with = _estimator(job, samples, expected, budget_bytes)
     try:
         changes = cheapest_changes(job.loaded.config, expected.report, estimate_with)
-    except CANNOT_TELL:
+    except VlmtuneError:
         return None
     return "; or ".join(" ".join(f"--set {word}" for word in change.words) for change in changes) or None
 
