@@ -16,6 +16,7 @@ from vlmtune.engine import trainer
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.estimate import run as estimate_run
 from vlmtune.estimate.report import MemoryReport, PeakAt
+from vlmtune.estimate.simulate import simulation
 from vlmtune.hardware.cards import Target, find_card
 from vlmtune.runs.memory import Memory
 from vlmtune.units import GIB
@@ -117,22 +118,40 @@ def test_force_trains_all_the_same(project, card):
     assert done.code == 0 and done.stdout.startswith("estimate: 3.00 of 1.00 GiB (300%)")
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        NotImplementedError("no kernel\nfor this"),
-        RuntimeError("no kernel"),
-        VlmtuneError("no kernel", "a hint", code=ExitCode.CANNOT_TELL),
-    ],
-)
-def test_an_estimate_that_cannot_be_made_stops_nothing(project, card, error):
-    def fail(plan):
+CANNOT_TELL = VlmtuneError("no kernel", "a hint", code=ExitCode.CANNOT_TELL)
+
+
+def failing(error):
+    def fail(*args, **kwargs):
         raise error
 
-    card(7.4, fail)
+    return fail
+
+
+def test_an_estimate_that_cannot_be_made_stops_nothing(project, card):
+    card(7.4, failing(CANNOT_TELL))
     done = project.train("run", "training.max_steps=1")
     assert done.code == 0 and done.stdout.startswith("estimate: none, the run goes on without it: no kernel\n")
     assert not project.run("run").estimate.exists()
+
+
+def test_a_step_that_cannot_be_run_without_storage_stops_nothing(project, card, monkeypatch):
+    card(7.4)
+    monkeypatch.setattr(simulation, "forward_loss", lambda model, *rest: next(model.parameters()).unique())
+    done = project.train("run", "training.max_steps=1")
+    assert done.code == 0
+    first, second = done.stdout.splitlines()[:2]
+    assert first.startswith("estimate: none, the run goes on without it: cannot tell: the step of ")
+    assert " cannot be run without storage (aten::_unique2: attempted to run this operator with Meta tensors" in first
+    assert "Meta" not in second
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), NotImplementedError("a bug")])
+def test_a_bug_in_an_estimate_keeps_its_traceback(project, card, monkeypatch, error):
+    card(7.4)
+    monkeypatch.setattr(simulation, "forward_loss", failing(error))
+    with pytest.raises(type(error), match="a bug"):
+        project.train("run", "training.max_steps=1")
 
 
 def test_a_row_that_is_refused_is_refused_before_the_model_loads(project, card, monkeypatch):
@@ -224,7 +243,7 @@ def test_an_estimate_that_was_too_low_is_not_believed_again(project, card, fail_
 def test_changes_that_cannot_be_computed_leave_the_short_hint(project, card, fail_at):
     def needs(plan):
         if plan.batch_size < 8:
-            raise NotImplementedError("no kernel")
+            raise CANNOT_TELL
         return 6
 
     card(7.4, needs)

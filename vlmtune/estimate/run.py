@@ -3,12 +3,10 @@
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.estimate.cache import cached
+from vlmtune.estimate.cannot_tell import cannot_tell
 from vlmtune.estimate.given_rows import GivenRows
 from vlmtune.estimate.report import MemoryReport, Phase, Share, WithoutWorst
 from vlmtune.hardware.cards import Card, Target
@@ -45,7 +43,7 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
         from vlmtune.estimate.simulate.steps import collated
         from vlmtune.models.build import family_of
 
-        with _cannot_tell(plan):
+        with cannot_tell(plan):
             family = family_of(plan)
             rows = [largest_row(plan_of_texts(plan, share), source, family) for share in SHARES_OF_LONGEST]
             steps = collated(_made_up_steps(plan, fast), rows, lambda batch: collate(batch, 0))
@@ -107,7 +105,7 @@ class _Rows:
         steps = collated(chosen, Subset(self.rows, kept), self.collator)
         work = _Work(self.plan, steps, self.rows[kept[0]], fast)
         decided_by = [*_decided_by(self.plan, self.source, target), work.longest.where, work.digest()]
-        with _cannot_tell(self.plan):
+        with cannot_tell(self.plan):
             return _held_to(cached(decided_by, lambda: _estimate(work, target)), target)
 
 
@@ -138,20 +136,6 @@ def _made_up_steps(plan: RunPlan, fast: bool) -> "Numbers":
     else:
         steps = [[0, 0, 3]] if fast else [[0, 0, 2], [1, 2, 3], [0, 0, 3]]
     return [[[row] * plan.batch_size for row in step[: plan.gradient_accumulation_steps]] for step in steps]
-
-
-@contextmanager
-def _cannot_tell(plan: RunPlan) -> Iterator[None]:
-    """Say so where a model's step cannot be run without storage, or not with such rows or batches."""
-    try:
-        yield
-    except (NotImplementedError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise VlmtuneError(
-            f"cannot tell: the step of {plan.model_name} cannot be run without storage ({reason})",
-            "please report the model and the config",
-            code=ExitCode.CANNOT_TELL,
-        ) from error
 
 
 def plan_of_texts(plan: RunPlan, share: float) -> RunPlan:

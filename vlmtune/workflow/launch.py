@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from vlmtune.workflow.job import Job
 
 LESS_SHARE = 0.95
-CANNOT_TELL = (VlmtuneError, NotImplementedError, RuntimeError)
-"""What an estimate raises that cannot be made: for a row, for a card, for an operation that needs real numbers."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +53,13 @@ def expect(job: "Job", samples: "Sequence[Sample]", *, err: bool) -> Expected | 
         if scenario is None:
             return None
         expected = Expected(scenario.estimate(fast=True), scenario)
-    except (NotImplementedError, RuntimeError) as error:
-        reason = str(error)
     except VlmtuneError as error:
         if error.code != ExitCode.CANNOT_TELL:
             raise
-        reason = error.message
-    else:
-        typer.echo(expected.line, err=err)
-        return expected
-    typer.echo(f"estimate: none, the run goes on without it: {reason.partition(chr(10))[0]}", err=err)
-    return None
+        typer.echo(f"estimate: none, the run goes on without it: {error.message}", err=err)
+        return None
+    typer.echo(expected.line, err=err)
+    return expected
 
 
 def scenario_of(job: "Job", samples: "Sequence[Sample]") -> "Scenario | None":
@@ -122,7 +116,7 @@ def first_fitting(candidates: "Sequence[Values]", error: "OutOfMemory", expected
         try:
             if estimate_with(values).fits:
                 return values
-        except CANNOT_TELL:
+        except VlmtuneError:  # such as texts that cannot be cut further
             continue
     return None
 
@@ -143,7 +137,7 @@ def _changes_in_words(expected: Expected, budget_bytes: int) -> str | None:
 
     try:
         changes = cheapest_changes(expected.scenario.config, expected.report, _estimator(expected, budget_bytes))
-    except CANNOT_TELL:
+    except VlmtuneError:
         return None
     return "; or ".join(" ".join(f"--set {word}" for word in change.words) for change in changes) or None
 
