@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from vlmtune.catalog import catalog, find_entry
+from vlmtune.data.formats import ANSWER_COLUMNS, IMAGE_COLUMNS, QUESTION_COLUMNS, parse_row
+from vlmtune.data.image_refs import ImageRules
+from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.hardware.cards import cards
 from vlmtune.runs.folder import RunFolder
 from vlmtune.units import GB
@@ -166,6 +169,18 @@ def test_the_page_of_the_run_folder_names_every_file():
     text = text_of("docs/run-folder.md")
     assert len(values) >= 10
     assert [file.name for file in values if not re.search(rf"`{re.escape(file.name)}/?`", text)] == []
+
+
+def test_the_rows_of_the_page_on_data_are_rows():
+    text = text_of("docs/data.md")
+    blocks = re.findall(r"^```json\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    samples = [parse_row(json.loads(block), "here", ImageRules("/data", allow_urls=False)).sample for block in blocks]
+    image = ImageRef(path="/data/photos/1.jpg")
+    same = Sample((Turn("user", (image, "What is this?")), Turn("assistant", ("A cat.",))), "here")
+    assert samples == [same] * 4
+    rows = {line.split("|")[1].strip(): re.findall(r"`(\w+)`", line) for line in text.splitlines() if "` `" in line}
+    columns = {"image": IMAGE_COLUMNS, "question": QUESTION_COLUMNS, "answer": ANSWER_COLUMNS}
+    assert {name: tuple(rows[name]) for name in columns} == columns
 
 
 def test_numbers_in_the_pages_are_those_of_the_code():

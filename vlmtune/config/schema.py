@@ -133,7 +133,7 @@ class HardwareSection(Section):
     mixed_precision: Literal["auto", "bf16", "fp16", "no"] = "auto"
     """Number format of the computation. `auto`: bf16 where the card has it, else fp16 with scaling; fp32 on a CPU."""
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass instead of keeping them: much less memory, about a third more time."""
+    """Recompute activations instead of keeping them: much less memory, and the layers' forward pass once more."""
     checkpointed_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Recompute only the language model's first layers, this many; the others keep theirs: faster. Default: all."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None

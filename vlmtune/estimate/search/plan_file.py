@@ -59,7 +59,7 @@ def plan_yaml(fit: Fit, start: LoadedConfig, card: str, folder: Path) -> str:
     peak, budget = report.peak_reserved_bytes / GIB, report.budget_bytes / GIB
     head = [
         f"# Made by vlmtune plan: {Path(config.model.name).name} on {card}.",
-        f"# Estimated, not measured: a peak of {peak:.2f} of {budget:.2f} GiB, of which {MARGIN:.0%} stay free.",
+        f"# Estimated, not measured: a peak of {peak:.2f} of {budget:.2f} GiB; at least {MARGIN:.0%} stay free.",
         f"# Longest row: {tokens['text']} text + {tokens['image']} image = {tokens['total']} tokens.",
         f"# What is not here comes from the preset: vlmtune presets show {config.preset}",
         "",
