@@ -9,12 +9,12 @@ import torch
 import yaml
 
 from vlmtune import levers
-from vlmtune.cli import train as command
 from vlmtune.engine import train as engine_run
 from vlmtune.engine import trainer
 from vlmtune.levers.base import OnResume
 from vlmtune.plan.file import load_plan
 from vlmtune.units import GIB
+from vlmtune.workflow import train as command
 
 TWO_BY_TWO = ("training.batch_size=2", "training.gradient_accumulation_steps=2", "training.save_steps=1")
 ONE_BY_FOUR = ("training.batch_size=1", "training.gradient_accumulation_steps=4", "training.save_steps=1")

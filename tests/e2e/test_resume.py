@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vlmtune.cli import train as command
 from vlmtune.engine import callbacks, checkpoints, trainer
 from vlmtune.engine import train as engine_run
 from vlmtune.runs.folder import COMPLETE
+from vlmtune.workflow import train as command
 
 STEPS = 8  # of the project's config: two epochs of four steps, a checkpoint every third
 DROPOUT = ("training.lora.dropout=0.3",)

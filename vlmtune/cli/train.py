@@ -1,22 +1,17 @@
 """`vlmtune train`: everything that can be wrong is found before a model loads."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
-from vlmtune.errors import ExitCode, VlmtuneError
-from vlmtune.workflow.attempts import Flags, keep_job, train_and_retry
-from vlmtune.workflow.job import Job, make_run_plan, pinned_commit, read_data
+from vlmtune.errors import ExitCode
 
 if TYPE_CHECKING:
-    from vlmtune.config.load import LoadedConfig
-    from vlmtune.data.run_data import RunData
     from vlmtune.plan.types import RunPlan
     from vlmtune.runs.folder import RunFolder
     from vlmtune.runs.records import Outcome, TrainReport
+    from vlmtune.workflow.job import Job
 
 EXAMPLE = "Example: [bold]vlmtune train configs/8gb.yaml --set training.learning_rate=1e-4[/bold]"
 
@@ -30,47 +25,31 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train as the config says; the run folder holds adapter, log and report afterwards."""
-    from vlmtune.config.load import load_config
+    from vlmtune.workflow.attempts import Flags
+    from vlmtune.workflow.job import prepare
+    from vlmtune.workflow.train import open_folder, train_in
 
-    words = tuple(overrides or ())
-    loaded = load_config(config, words)
-    if resume and (changes := _changes_of(loaded, err=as_json)):
-        words += changes
-        loaded = load_config(config, words)
-    data = read_data(loaded)
-    job = Job(loaded, *make_run_plan(loaded, pinned_commit(loaded) if resume else None))
+    job = prepare(config, tuple(overrides or ()), resume=resume, err=as_json)
     if dry_run:
-        _dry_run(job, data, as_json)
+        _dry_run(job, as_json)
         return
-    folder = _open_folder(job, resume)
+    folder = open_folder(job, resume)
     if resume and (outcome := folder.read_outcome()) and outcome.is_finished:
         _print_finished(folder, outcome, as_json)
         return
-    with _interruptible(folder), _unless_trained_removed(folder, is_new=not resume):
-        keep_job(job, folder)
-        report = train_and_retry(job, data, folder, Flags(resume, force, as_json))
+    report = train_in(folder, job, Flags(resume, force, as_json))
     _print_report(report, folder, as_json)
     if report.status == "interrupted":
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
-def _changes_of(loaded: "LoadedConfig", err: bool) -> tuple[str, ...]:
-    """Say and return the changes that the run to be continued has made of itself, as `--set` words."""
-    from vlmtune.runs.folder import RunFolder
-
-    retries = RunFolder(loaded.config.run_dir).read_retries()
-    for retry in retries:
-        typer.echo(retry.note, err=err)
-    return tuple(word for retry in retries for word in retry.words)
-
-
-def _dry_run(job: Job, data: "RunData", as_json: bool) -> None:
+def _dry_run(job: "Job", as_json: bool) -> None:
     """Print the plan and the estimate; raise what the run would be refused for."""
     from vlmtune.workflow.launch import expect, refuse_too_large
 
     if not as_json:
         _print_plan(job.plan)
-    expected = expect(job, data.train, err=as_json)
+    expected = expect(job, err=as_json)
     if as_json:
         from dataclasses import asdict
 
@@ -79,63 +58,6 @@ def _dry_run(job: Job, data: "RunData", as_json: bool) -> None:
         render.print_json(asdict(job.plan) | {"estimate": expected.as_json() if expected else None})
     if expected:
         refuse_too_large(expected)
-
-
-def _open_folder(job: Job, resume: bool) -> "RunFolder":
-    """Return the run folder: a new one, or the one to go on with."""
-    from vlmtune.runs.folder import RunFolder
-
-    path = job.loaded.config.run_dir
-    if not resume:
-        return RunFolder.create(path)
-    folder = RunFolder.open_existing(path)
-    _refuse_changed(job, folder)
-    return folder
-
-
-def _refuse_changed(job: Job, folder: "RunFolder") -> None:
-    """Raise when the run in the folder was started in another way that decides its result."""
-    from vlmtune.plan.file import load_plan
-    from vlmtune.plan.resume import differences
-
-    has_checkpoint = folder.latest_checkpoint() is not None
-    changed = differences(job.plan, load_plan(folder.plan), has_checkpoint=has_checkpoint)
-    if changed:
-        raise VlmtuneError(
-            f"{folder.path} was started differently and cannot be continued: {'; '.join(changed)}",
-            "undo the change, or start a new run under another experiment_name",
-        )
-
-
-@contextmanager
-def _interruptible(folder: "RunFolder") -> Iterator[None]:
-    """Say what is left after Ctrl-C outside of the steps, or a second one, and after a full disk."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        kept = folder.latest_checkpoint()
-        left = f"{kept.name} is the newest; continue with --resume" if kept else "there is no checkpoint yet"
-        typer.echo(f"stopped: {left}", err=True)
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
-    except OSError as error:
-        from vlmtune.engine.checkpoints import disk_full, is_disk_full
-
-        if not is_disk_full(error):
-            raise
-        raise disk_full(folder, f"a file of {folder.path}") from None
-
-
-@contextmanager
-def _unless_trained_removed(folder: "RunFolder", is_new: bool) -> Iterator[None]:
-    """Remove a new run folder if the run ends before anything was learned: its name is free for the next try."""
-    try:
-        yield
-    except BaseException:
-        if is_new and not folder.read_log() and folder.latest_checkpoint() is None:
-            import shutil
-
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise
 
 
 def _print_plan(plan: "RunPlan") -> None:

@@ -11,7 +11,6 @@ from vlmtune.workflow.launch import Expected, expect, first_fitting, refuse_too_
 
 if TYPE_CHECKING:
     from vlmtune.config.values import Values
-    from vlmtune.data.run_data import RunData
     from vlmtune.engine.oom import OutOfMemory
     from vlmtune.plan.types import RunPlan
     from vlmtune.runs.folder import RunFolder
@@ -29,16 +28,16 @@ class Flags:
     as_json: bool
 
 
-def train_and_retry(job: Job, data: "RunData", folder: "RunFolder", flags: Flags) -> "TrainReport":
+def train_and_retry(job: Job, folder: "RunFolder", flags: Flags) -> "TrainReport":
     """Estimate and train; after running out of memory, change the run and go on if the config says so."""
     from vlmtune.engine.oom import OutOfMemory, free_memory
 
     for num_retries in range(MAX_RETRIES + 1):
-        expected = expect(job, data.train, err=flags.as_json)
+        expected = expect(job, err=flags.as_json)
         if expected and not flags.force and num_retries == 0:
             refuse_too_large(expected)
         folder.write_estimate(expected.as_json() if expected else None)
-        outcome = _attempt(job, data, folder, flags, resume=flags.resume or num_retries > 0)
+        outcome = _attempt(job, folder, flags, resume=flags.resume or num_retries > 0)
         if not isinstance(outcome, OutOfMemory):
             return outcome
         free_memory()
@@ -52,9 +51,7 @@ def train_and_retry(job: Job, data: "RunData", folder: "RunFolder", flags: Flags
     raise with_changes(outcome, expected)
 
 
-def _attempt(
-    job: Job, data: "RunData", folder: "RunFolder", flags: Flags, *, resume: bool
-) -> "TrainReport | OutOfMemory":
+def _attempt(job: Job, folder: "RunFolder", flags: Flags, *, resume: bool) -> "TrainReport | OutOfMemory":
     """Return the report of the run, or the error when memory did not suffice: without what holds the memory."""
     from rich.console import Console
 
@@ -67,7 +64,8 @@ def _attempt(
     quiet_libraries()
     checkpoint_folder(job.plan.model, job.plan.revision, live=not flags.as_json)
     console = Console(stderr=flags.as_json, highlight=False)
-    data = replace(data, notes=(*data.notes, *(retry.note for retry in folder.read_retries())))
+    notes = (*job.data.notes, *(retry.note for retry in folder.read_retries()))
+    data = replace(job.data, notes=notes)
     with LiveView(_title(job.plan), console, slowdown_c=_slowdown_c(job.plan)) as view:
         try:
             return run(job.plan, job.source, data, folder, view, resume=resume)

@@ -1,6 +1,7 @@
-"""One run that is to be done: its config, its plan for this machine, and the same with some words changed."""
+"""One run that is to be done: its config, its rows, its plan for this machine, and the same with other values."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -20,6 +21,7 @@ class Job:
     loaded: "LoadedConfig"
     plan: "RunPlan"
     source: "ModelSource"
+    data: "RunData"
 
     def with_values(self, values: "Values") -> "Job":
         """Return the same run with other values; nothing is read again, so no edit made meanwhile enters it."""
@@ -28,7 +30,32 @@ class Job:
 
         loaded = self.loaded.with_values(values)
         plan = make_plan(loaded.config, self.source, probe_device(), self.plan.data_sha256)
-        return Job(loaded, plan, self.source)
+        return Job(loaded, plan, self.source, self.data)
+
+
+def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> Job:
+    """Return the run of a config file and `--set` words, rows checked; with `resume` as the run has changed itself.
+
+    Raises:
+        VlmtuneError: whatever can be wrong with config, rows or the model's small files.
+    """
+    from vlmtune.config.load import load_config
+
+    loaded = load_config(path, words)
+    if resume and (changes := _changes_of(loaded, err)):
+        loaded = load_config(path, (*words, *changes))
+    data = read_data(loaded)
+    return Job(loaded, *make_run_plan(loaded, pinned_commit(loaded) if resume else None), data)
+
+
+def _changes_of(loaded: "LoadedConfig", err: bool) -> tuple[str, ...]:
+    """Say and return the changes that the run to be continued has made of itself, as `--set` words."""
+    from vlmtune.runs.folder import RunFolder
+
+    retries = RunFolder(loaded.config.run_dir).read_retries()
+    for retry in retries:
+        typer.echo(retry.note, err=err)
+    return tuple(word for retry in retries for word in retry.words)
 
 
 def pinned_commit(loaded: "LoadedConfig") -> str | None:
@@ -52,14 +79,12 @@ def make_run_plan(loaded: "LoadedConfig", commit: str | None = None) -> "tuple[R
     import hashlib
 
     from vlmtune.engine.runtime import prepare_environment
-    from vlmtune.families import find_family
     from vlmtune.hub.source import open_model
     from vlmtune.plan.decide import make_plan
 
     prepare_environment()
     config = loaded.config
     source = open_model(config.model.name, commit or config.model.revision, loaded.base_dir)
-    find_family(source.config, config.model.name)
     with loaded.resolve_path(config.data.train_path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     from vlmtune.engine.runtime import probe_device

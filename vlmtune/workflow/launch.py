@@ -11,7 +11,6 @@ from vlmtune.units import GIB
 
 if TYPE_CHECKING:
     from vlmtune.config.values import Values
-    from vlmtune.data.types import Sample
     from vlmtune.engine.oom import OutOfMemory
     from vlmtune.estimate.report import MemoryReport
     from vlmtune.estimate.scenario import Scenario
@@ -42,14 +41,14 @@ class Expected:
         return asdict(self.report)
 
 
-def expect(job: "Job", samples: "Sequence[Sample]", *, err: bool) -> Expected | None:
+def expect(job: "Job", *, err: bool) -> Expected | None:
     """Say in one line what the run will take of the GPU, and return it; None on a CPU, or where nobody can tell.
 
     Raises:
         VlmtuneError: a row is refused, as in training.
     """
     try:
-        scenario = scenario_of(job, samples)
+        scenario = scenario_of(job)
         if scenario is None:
             return None
         expected = Expected(scenario.estimate(fast=True), scenario)
@@ -62,7 +61,7 @@ def expect(job: "Job", samples: "Sequence[Sample]", *, err: bool) -> Expected | 
     return expected
 
 
-def scenario_of(job: "Job", samples: "Sequence[Sample]") -> "Scenario | None":
+def scenario_of(job: "Job") -> "Scenario | None":
     """Return the run as it is about to begin on the card at hand; None on a CPU."""
     from vlmtune.engine.runtime import probe_device, quiet_libraries
     from vlmtune.estimate.given_rows import GivenRows
@@ -72,7 +71,7 @@ def scenario_of(job: "Job", samples: "Sequence[Sample]") -> "Scenario | None":
     if target is None:
         return None
     quiet_libraries()
-    rows, sha256 = GivenRows(samples), job.plan.data_sha256
+    rows, sha256 = GivenRows(job.data.train), job.plan.data_sha256
     return Scenario(job.loaded, job.source, target, rows, probe_device(), sha256)
 
 

@@ -1,0 +1,83 @@
+"""A run in its folder: opened, tried, and left so that it can be continued, whatever ends it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from vlmtune.errors import ExitCode, VlmtuneError
+from vlmtune.workflow.attempts import Flags, keep_job, train_and_retry
+from vlmtune.workflow.job import Job
+
+if TYPE_CHECKING:
+    from vlmtune.runs.folder import RunFolder
+    from vlmtune.runs.records import TrainReport
+
+
+def open_folder(job: Job, resume: bool) -> "RunFolder":
+    """Return the run folder: a new one, or the one to go on with."""
+    from vlmtune.runs.folder import RunFolder
+
+    path = job.loaded.config.run_dir
+    if not resume:
+        return RunFolder.create(path)
+    folder = RunFolder.open_existing(path)
+    _refuse_changed(job, folder)
+    return folder
+
+
+def _refuse_changed(job: Job, folder: "RunFolder") -> None:
+    """Raise when the run in the folder was started in another way that decides its result."""
+    from vlmtune.plan.file import load_plan
+    from vlmtune.plan.resume import differences
+
+    has_checkpoint = folder.latest_checkpoint() is not None
+    changed = differences(job.plan, load_plan(folder.plan), has_checkpoint=has_checkpoint)
+    if changed:
+        raise VlmtuneError(
+            f"{folder.path} was started differently and cannot be continued: {'; '.join(changed)}",
+            "undo the change, or start a new run under another experiment_name",
+        )
+
+
+def train_in(folder: "RunFolder", job: Job, flags: Flags) -> "TrainReport":
+    """Train and return the report; plan, config, log, adapter and report are in `folder` afterwards.
+
+    Raises:
+        VlmtuneError: what the user can change; a new folder in which nothing was learned is gone then.
+    """
+    with _interruptible(folder), _unless_trained_removed(folder, is_new=not flags.resume):
+        keep_job(job, folder)
+        return train_and_retry(job, folder, flags)
+
+
+@contextmanager
+def _interruptible(folder: "RunFolder") -> Iterator[None]:
+    """Say what is left after Ctrl-C outside of the steps, or a second one, and after a full disk."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = folder.latest_checkpoint()
+        left = f"{kept.name} is the newest; continue with --resume" if kept else "there is no checkpoint yet"
+        typer.echo(f"stopped: {left}", err=True)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except OSError as error:
+        from vlmtune.engine.checkpoints import disk_full, is_disk_full
+
+        if not is_disk_full(error):
+            raise
+        raise disk_full(folder, f"a file of {folder.path}") from None
+
+
+@contextmanager
+def _unless_trained_removed(folder: "RunFolder", is_new: bool) -> Iterator[None]:
+    """Remove a new run folder if the run ends before anything was learned: its name is free for the next try."""
+    try:
+        yield
+    except BaseException:
+        if is_new and not folder.read_log() and folder.latest_checkpoint() is None:
+            import shutil
+
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
