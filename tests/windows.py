@@ -16,7 +16,7 @@ Call = Callable[..., Any]
 def act_like_windows(patch: MonkeyPatch, drive: Path) -> None:
     """Change `os`; `drive` stands for another drive than everything else."""
     changed = {"open": _files_only, "fsync": _writable_only, "rename": _to_a_new_name, "replace": _of_files_at_rest}
-    changed |= dict.fromkeys(("unlink", "remove", "rmdir"), _at_rest)
+    changed |= dict.fromkeys(("unlink", "remove"), _at_rest)
     for name, change in changed.items():
         patch.setattr(os, name, change(getattr(os, name)))
     patch.setattr(os.path, "relpath", _within_a_drive(os.path.relpath, drive))

@@ -62,3 +62,8 @@ def test_a_run_is_asked_and_merged(project, windows):
 def test_a_pickle_is_converted_anew(llava, windows):
     torch.save(load_file(llava / "model.safetensors"), windows / "pytorch_model.bin")
     assert convert(windows) == convert(windows) == [windows / "model.safetensors"]
+
+
+def test_a_model_is_checked_in_a_folder_that_cannot_be_removed(llava, windows, run_cli):
+    done = run_cli("models", "check", llava, "--json")
+    assert done.code == 0 and json.loads(done.stdout)["holds"], done.stderr
