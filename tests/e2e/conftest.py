@@ -11,6 +11,7 @@ import pytest
 import yaml
 from tiny import save_tiny
 from tiny.rows import colour_rows
+from windows import act_like_windows
 
 from vlmtune.runs.folder import RunFolder
 
@@ -92,6 +93,15 @@ def llava(tmp_path_factory) -> Path:
 def project(tmp_path, llava, run_cli, monkeypatch) -> Project:
     monkeypatch.chdir(tmp_path)
     return Project(tmp_path, llava, run_cli)
+
+
+@pytest.fixture
+def windows(tmp_path, monkeypatch) -> Path:
+    """A folder on another drive than everything else, on a file system that refuses what Windows refuses."""
+    drive = tmp_path / "drive-d"
+    drive.mkdir()
+    act_like_windows(monkeypatch, drive)
+    return drive
 
 
 @pytest.fixture

@@ -173,6 +173,10 @@ def test_bytes_that_are_not_those_promised_are_not_kept(online, published):
     assert (download(online) / "model.safetensors").read_bytes() == (published / "model.safetensors").read_bytes()
 
 
+def test_nor_on_a_system_that_removes_no_open_file(windows, online, published):
+    test_bytes_that_are_not_those_promised_are_not_kept(online, published)
+
+
 def test_a_resumed_run_uses_its_own_files_after_the_branch_has_moved(online, project, published, llava, tmp_path):
     first = online.push(ID, published)
     assert train(project, "training.max_steps=3").code == 0

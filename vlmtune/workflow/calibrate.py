@@ -81,7 +81,8 @@ def calibrate(say: Callable[[str], None]) -> Calibration:
     say("measuring what cuBLAS keeps")
     cublas_bytes = measure_cublas("cuda")
     _forget_cublas()
-    with tempfile.TemporaryDirectory() as folder:
+    # Windows removes no file that a model has mapped into memory.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         say("training a small model with random weights")
         run = small_run(Path(folder))
         reserved_bytes, allocated_bytes = _train(run, Path(folder))
