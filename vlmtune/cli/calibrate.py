@@ -14,9 +14,9 @@ EXAMPLE = "Example: [bold]vlmtune calibrate[/bold]"
 
 def calibrate(as_json: JsonOption = False) -> None:
     """Measure the GPU here in a minute: CUDA context, cuBLAS, a short run beside its estimate. Estimates use it."""
-    from vlmtune.engine.runtime import prepare_environment
+    from vlmtune.workflow.start import start_on_gpu
 
-    prepare_environment()
+    start_on_gpu()
     from vlmtune.hardware.at_hand import require_card
 
     require_card()

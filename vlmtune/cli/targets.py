@@ -60,18 +60,18 @@ def _gpu_is_here() -> bool:
 
     if not has_driver():
         return False
-    from vlmtune.engine.runtime import prepare_environment
+    from vlmtune.workflow.start import start_on_gpu
 
-    prepare_environment()
+    start_on_gpu()
     import torch
 
     return torch.cuda.is_available()
 
 
 def _at_hand(platform: Platform | None, reserve_bytes: int | None) -> Chosen:
-    from vlmtune.engine.runtime import prepare_environment
+    from vlmtune.workflow.start import start_on_gpu
 
-    prepare_environment()
+    start_on_gpu()
     from vlmtune.hardware.at_hand import target_at_hand
 
     target = target_at_hand(platform, reserve_bytes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.workflow.attempts import Flags, keep_job, train_and_retry
 from vlmtune.workflow.job import Job, make_run_plan, pinned_commit, read_data
+from vlmtune.workflow.start import start_on_gpu
 
 if TYPE_CHECKING:
     from vlmtune.config.load import LoadedConfig
@@ -30,13 +32,16 @@ def train(
 ) -> None:
     """Train as the config says; the run folder holds adapter, log and report afterwards."""
     from vlmtune.config.load import load_config
+    from vlmtune.engine.single import refuse_several_processes
 
+    refuse_several_processes()
     words = tuple(overrides or ())
     loaded = load_config(config, words)
     if resume and (changes := _changes_of(loaded, err=as_json)):
         words += changes
         loaded = load_config(config, words)
     data = read_data(loaded)
+    data = replace(data, notes=(*data.notes, *start_on_gpu()))
     job = Job(config, words, loaded, *make_run_plan(loaded, pinned_commit(loaded) if resume else None))
     if dry_run:
         _dry_run(job, data, as_json)

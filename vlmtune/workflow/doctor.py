@@ -122,13 +122,24 @@ def _gpu(machine: Machine) -> list[Check]:
     gpu, cuda = machine.gpu, machine.probe["cuda"]
     if gpu is None and "name" in cuda:
         amount = f"{cuda['name']}, {_gib(cuda['free_bytes'])} of {_gib(cuda['total_bytes'])} GiB free"
-        return [Check("gpu", "ok", f"{amount}; no NVML, so no temperature and no list of processes")]
+        one = Check("gpu", "ok", f"{amount}; no NVML, so no temperature and no list of processes")
+        return [one, *_others(cuda["names"])]
     if gpu is None:
         hidden = machine.visible_devices is not None
         why = f"none visible (CUDA_VISIBLE_DEVICES={machine.visible_devices})" if hidden else "none found"
         return [Check("gpu", "warning", why, CPU_ONLY)]
-    checks = [Check("gpu", "ok", f"{gpu.name}, driver {gpu.driver} (CUDA up to {gpu.cuda_version})"), _gpu_memory(gpu)]
+    checks = [Check("gpu", "ok", f"{gpu.name}, driver {gpu.driver} (CUDA up to {gpu.cuda_version})")]
+    checks += [*_others(cuda.get("names", [])), _gpu_memory(gpu)]
     return [*checks, _temperature(gpu, gpu.temperature_c)] if gpu.temperature_c is not None else checks
+
+
+def _others(names: list[str]) -> list[Check]:
+    """Return which of several visible cards is used; the names are in CUDA's order."""
+    if len(names) < 2:
+        return []
+    unused = ", ".join(names[1:])
+    found = f"{len(names)} visible, used is the first: {names[0]}; not used: {unused}"
+    return [Check("several gpus", "ok", f"{found}; CUDA_VISIBLE_DEVICES chooses another")]
 
 
 def _gpu_memory(gpu: GpuReading) -> Check:

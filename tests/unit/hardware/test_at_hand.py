@@ -27,7 +27,7 @@ class Machine:
         self.available, self.has_context, self.nvml, self.share = True, False, True, 1.0
         self.nvml_total, self.used, self.own = NVML_TOTAL, 900 * MIB, None
 
-    def read_gpu(self, index=0, uuid=None):
+    def read_gpu(self, uuid):
         if not self.nvml or uuid != f"GPU-{UUID}":
             return None
         own = () if self.own is None else (GpuProcess(os.getpid(), "python", self.own),)

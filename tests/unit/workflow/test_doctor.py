@@ -24,7 +24,9 @@ MACHINE = Machine(
     },
     probe={
         "torch": {"version": "2.11.0+cu130", "cuda": "13.0", "available": True},
-        "cuda": {"name": CARD.name, "free_bytes": 7 * GIB, "total_bytes": 8 * GIB},
+        "cuda": {
+            "name": CARD.name, "uuid": "a", "names": [CARD.name], "free_bytes": 7 * GIB, "total_bytes": 8 * GIB,
+        },
         "torchvision": {"version": "0.26.0"},
         "bitsandbytes": {"device": "cuda"},
     },
@@ -91,6 +93,20 @@ def test_a_card_without_nvml_is_fine():
     assert [check.found for check in checks if check.name == "gpu"] == [
         "NVIDIA GeForce RTX 4060, 7.0 of 8.0 GiB free; no NVML, so no temperature and no list of processes"
     ]
+
+
+@pytest.mark.parametrize("gpu", (CARD, None))
+def test_of_several_cards_the_one_that_is_used_is_named(gpu):
+    names = [CARD.name, "NVIDIA GeForce GT 710", "NVIDIA GeForce RTX 3060"]
+    several = machine(gpu=gpu, probe={"cuda": {**MACHINE.probe["cuda"], "names": names}})
+    assert [(check.state, check.found) for check in check_machine(several) if check.name == "several gpus"] == [
+        (
+            "ok",
+            "3 visible, used is the first: NVIDIA GeForce RTX 4060; not used: NVIDIA GeForce GT 710, "
+            "NVIDIA GeForce RTX 3060; CUDA_VISIBLE_DEVICES chooses another",
+        )
+    ]
+    assert complaints(several) == []
 
 
 @pytest.mark.parametrize("version", ("5.16.9", "6.0.0", "6.0.0rc1"))
