@@ -7,7 +7,7 @@ from vlmtune.cli.options import JsonOption
 from vlmtune.units import MIB
 
 if TYPE_CHECKING:
-    from vlmtune.hardware.calibration import Calibration, Check
+    from vlmtune.hardware.calibration import Calibration, ShortRun
 
 EXAMPLE = "Example: [bold]vlmtune calibrate[/bold]"
 
@@ -57,7 +57,7 @@ def _print(result: "Calibration", path: Path) -> None:
     out.print(f"kept in {path}: estimates for this card use it", soft_wrap=True)
 
 
-def _check_table(check: "Check"):
+def _check_table(check: "ShortRun"):
     from vlmtune.cli.show import render
 
     numbers = ("estimated, MiB", "measured, MiB", "difference")

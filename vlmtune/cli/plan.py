@@ -12,7 +12,7 @@ from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.units import GIB
 
 if TYPE_CHECKING:
-    from vlmtune.cli.targets import Chosen
+    from vlmtune.cli.targets import ChosenCard
     from vlmtune.config.load import LoadedConfig
     from vlmtune.data.types import Sample
     from vlmtune.estimate.report import MemoryReport
@@ -112,7 +112,7 @@ def _samples(start: "LoadedConfig") -> "list[Sample]":
     return require_good(read_rows(start, start.resolve_path(data.train_path)), data.on_bad_row)
 
 
-def _print(fit: "Fit", start: "LoadedConfig", chosen: "Chosen") -> None:
+def _print(fit: "Fit", start: "LoadedConfig", chosen: "ChosenCard") -> None:
     import textwrap
 
     from vlmtune.cli.show import render

@@ -16,7 +16,7 @@ from vlmtune.estimate.run import estimate_largest
 from vlmtune.estimate.search.explain import Lever
 from vlmtune.estimate.search.fit import MARGIN, fit_card
 from vlmtune.families.base import Json
-from vlmtune.guide.report import Advice, Choice, Guide, Named, Point, PricedLever
+from vlmtune.guide.report import Advice, FittingModel, Guide, Named, Point, PricedLever
 from vlmtune.hardware.cards import Target, budget_bytes, find_card, sizes
 from vlmtune.hub.source import open_model
 from vlmtune.levers.base import SAVINGS, Values, model_facts, spendings, words_of
@@ -155,14 +155,14 @@ def _priced(desk: _Desk, base: MemoryReport, values: Values) -> Lever:
     return Lever(words_of(values), saved, report.flops_per_row / base.flops_per_row, report.fits)
 
 
-def _choices(preset: str, target: Target) -> list[Choice]:
+def _choices(preset: str, target: Target) -> list[FittingModel]:
     """Return the models whose stored estimate at the preset fits, the largest first."""
     found = []
     for entry in sorted(catalog(), key=lambda entry: -entry.num_parameters):
         peak = stored(entry.model_id).peaks.get(preset)
         if peak and peak.most_bytes <= target.budget_bytes:
             known = (entry.model_id, entry.num_parameters, entry.licence)
-            found.append(Choice(*known, peak.image_tokens, peak.most_bytes))
+            found.append(FittingModel(*known, peak.image_tokens, peak.most_bytes))
     return found
 
 

@@ -34,7 +34,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Check:
+class ShortRun:
     """A short real run beside its estimate."""
 
     estimated_reserved_bytes: int
@@ -49,7 +49,7 @@ class Calibration:
 
     setup: Setup
     figures: Figures
-    check: Check
+    check: ShortRun
 
 
 def calibration_path(setup: Setup) -> Path:
@@ -81,7 +81,7 @@ def kept_calibration(setup: Setup) -> Calibration | None:
         found = json.loads(calibration_path(setup).read_text(encoding="utf-8"))
         forward, backward = map(tuple, found["figures"]["cublas_bytes"])
         figures = Figures(found["figures"]["context_bytes"], (forward, backward))
-        kept = Calibration(Setup(**found["setup"]), figures, Check(**found["check"]))
+        kept = Calibration(Setup(**found["setup"]), figures, ShortRun(**found["check"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return kept if kept.setup == setup else None
