@@ -24,7 +24,7 @@ from vlmtune.estimate.allocator.caching import AllocatorSettings, Replay, replay
 from vlmtune.estimate.simulate.cuda import hidden_of  # noqa: E402
 from vlmtune.estimate.simulate.record import Log, Recorder  # noqa: E402
 from vlmtune.estimate.simulate.simulation import Load, Run, simulate  # noqa: E402
-from vlmtune.estimate.simulate.steps import Numbers, collated, fewest_steps, telling_steps  # noqa: E402
+from vlmtune.estimate.simulate.steps import RowBatches, collated, fewest_steps, telling_steps  # noqa: E402
 from vlmtune.estimate.simulate.weights import DYNAMIC_MAP_BYTES, add_adapters, load_checkpoint, quantise  # noqa: E402
 from vlmtune.models.build import base_of, family_of  # noqa: E402
 from vlmtune.models.processor import load_processor  # noqa: E402
@@ -60,7 +60,7 @@ class Prepared:
         """Return what `--fast` takes it to allocate."""
         return self._simulated(fewest_steps(self.plan, self.lengths), repeat=True)
 
-    def _simulated(self, steps: Numbers, repeat: bool = False) -> Log:
+    def _simulated(self, steps: RowBatches, repeat: bool = False) -> Log:
         batches = collated(steps, self.rows, self.collator)
         return simulate(self.plan, Run(batches, hidden_of(HOPPER), self.load, repeat=repeat))
 

@@ -7,16 +7,16 @@ from vlmtune.cli.options import JsonOption
 from vlmtune.units import MIB
 
 if TYPE_CHECKING:
-    from vlmtune.hardware.calibration import Calibration, Check
+    from vlmtune.hardware.calibration import Calibration, ShortRun
 
 EXAMPLE = "Example: [bold]vlmtune calibrate[/bold]"
 
 
 def calibrate(as_json: JsonOption = False) -> None:
     """Measure the GPU here in a minute: CUDA context, cuBLAS, a short run beside its estimate. Estimates use it."""
-    from vlmtune.engine.runtime import prepare_environment
+    from vlmtune.workflow.start import start_on_gpu
 
-    prepare_environment()
+    start_on_gpu()
     from vlmtune.hardware.at_hand import require_card
 
     require_card()
@@ -57,7 +57,7 @@ def _print(result: "Calibration", path: Path) -> None:
     out.print(f"kept in {path}: estimates for this card use it", soft_wrap=True)
 
 
-def _check_table(check: "Check"):
+def _check_table(check: "ShortRun"):
     from vlmtune.cli.show import render
 
     numbers = ("estimated, MiB", "measured, MiB", "difference")

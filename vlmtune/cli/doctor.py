@@ -8,7 +8,7 @@ from vlmtune.cli.options import JsonOption
 from vlmtune.errors import ExitCode
 
 if TYPE_CHECKING:
-    from vlmtune.workflow.doctor import Check
+    from vlmtune.workflow.doctor import Diagnosis
 
 EXAMPLE = "Example: [bold]vlmtune doctor[/bold]"
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
@@ -33,12 +33,12 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(ExitCode.ERROR)
 
 
-def can_train(checks: "list[Check]") -> bool:
+def can_train(checks: "list[Diagnosis]") -> bool:
     """Return whether no finding stops a training run."""
     return all(check.state != "problem" for check in checks)
 
 
-def _print_checks(checks: "list[Check]") -> None:
+def _print_checks(checks: "list[Diagnosis]") -> None:
     """Print the findings as a table, each remedy below its finding, and the verdict."""
     from rich.text import Text
 
@@ -56,7 +56,7 @@ def _print_checks(checks: "list[Check]") -> None:
     out.print(verdict(checks))
 
 
-def verdict(checks: "list[Check]") -> str:
+def verdict(checks: "list[Diagnosis]") -> str:
     """Return one sentence about all findings."""
     states = [check.state for check in checks]
     problems, warnings = (_counted(states.count(state), state) for state in ("problem", "warning"))

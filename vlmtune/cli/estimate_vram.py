@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmtune.cli.options import JsonOption, SetOption
-from vlmtune.cli.targets import Chosen, GpuOption, PlatformOption, ReserveOption, choose_target
+from vlmtune.cli.targets import ChosenCard, GpuOption, PlatformOption, ReserveOption, choose_target
 from vlmtune.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _check_words(files: list[Path], model: str | None, explain: bool, compare: b
         raise typer.BadParameter("the levers are those of one CONFIG", param_hint="--explain")
 
 
-def _estimated(name: str, scenario: "Scenario", chosen: Chosen, fast: bool) -> "Estimated":
+def _estimated(name: str, scenario: "Scenario", chosen: ChosenCard, fast: bool) -> "Estimated":
     from rich.console import Console
 
     from vlmtune.cli.show.memory import Estimated

@@ -29,9 +29,9 @@ def evaluate(
 
     folder = RunFolder.open_existing(run)
     samples = _samples(folder, data)
-    from vlmtune.engine.runtime import prepare_environment
+    from vlmtune.workflow.start import start_on_gpu
 
-    prepare_environment()
+    start_on_gpu()
     from vlmtune.engine.evaluate import evaluate_rows
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.engine.tuned import load_tuned, load_untuned

@@ -26,9 +26,9 @@ def generate(
     images = tuple(ImageRef(path=str(path.absolute())) for path in image or ())
     for ref in images:
         open_image(ref, max_side_px=None)
-    from vlmtune.engine.runtime import prepare_environment
+    from vlmtune.workflow.start import start_on_gpu
 
-    prepare_environment()
+    start_on_gpu()
     from vlmtune.engine.evaluate import generate as ask
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.engine.tuned import load_tuned

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmtune.cli.options import JsonOption
-from vlmtune.cli.targets import Chosen, GpuOption, choose_target
+from vlmtune.cli.targets import ChosenCard, GpuOption, choose_target
 from vlmtune.errors import VlmtuneError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def guide(
         render.console().print(Markdown(text))
 
 
-def _make(model: str, preset: str, chosen: Chosen) -> "Guide":
+def _make(model: str, preset: str, chosen: ChosenCard) -> "Guide":
     from rich.console import Console
 
     from vlmtune.engine.runtime import quiet_libraries

@@ -18,11 +18,11 @@ def merge(
     """Merge the adapter into the 16-bit base, load the result and compare its logits with base + adapter."""
     import dataclasses
 
-    from vlmtune.engine.runtime import prepare_environment
     from vlmtune.runs.folder import RunFolder
+    from vlmtune.workflow.start import start_on_gpu
 
     folder = RunFolder.open_existing(run)
-    prepare_environment()
+    start_on_gpu()
     from vlmtune.engine.merge import merge as run_merge
     from vlmtune.engine.runtime import quiet_libraries
 

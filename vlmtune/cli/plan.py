@@ -12,7 +12,7 @@ from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.units import GIB
 
 if TYPE_CHECKING:
-    from vlmtune.cli.targets import Chosen
+    from vlmtune.cli.targets import ChosenCard
     from vlmtune.config.load import LoadedConfig
     from vlmtune.config.values import Values
     from vlmtune.estimate.search.fit import Fit
@@ -91,7 +91,7 @@ def _search(start: "LoadedConfig", target: "Target") -> "Fit":
         return fit_card(scenario)
 
 
-def _print(fit: "Fit", start: "LoadedConfig", chosen: "Chosen") -> None:
+def _print(fit: "Fit", start: "LoadedConfig", chosen: "ChosenCard") -> None:
     import textwrap
 
     from vlmtune.cli.show import render

@@ -32,7 +32,7 @@ ReserveOption = Annotated[
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenCard:
     """A card to estimate for, and why it is this one."""
 
     target: "Target"
@@ -42,7 +42,9 @@ class Chosen:
     """What the budget is made of."""
 
 
-def choose_target(gpu: str | None, preset: str | None, platform: Platform | None, reserve_gib: float | None) -> Chosen:
+def choose_target(
+    gpu: str | None, preset: str | None, platform: Platform | None, reserve_gib: float | None
+) -> ChosenCard:
     """Return the card that the options mean; a named one is looked up before torch is imported.
 
     Raises:
@@ -60,31 +62,31 @@ def _gpu_is_here() -> bool:
 
     if not has_driver():
         return False
-    from vlmtune.engine.runtime import prepare_environment
+    from vlmtune.workflow.start import start_on_gpu
 
-    prepare_environment()
+    start_on_gpu()
     import torch
 
     return torch.cuda.is_available()
 
 
-def _at_hand(platform: Platform | None, reserve_bytes: int | None) -> Chosen:
-    from vlmtune.engine.runtime import prepare_environment
+def _at_hand(platform: Platform | None, reserve_bytes: int | None) -> ChosenCard:
+    from vlmtune.workflow.start import start_on_gpu
 
-    prepare_environment()
+    start_on_gpu()
     from vlmtune.hardware.at_hand import target_at_hand
 
     target = target_at_hand(platform, reserve_bytes)
     reserved = f", {reserve_bytes / GIB:.2f} left free" if reserve_bytes else ""
     total = target.card.total_bytes_linux / GIB
-    return Chosen(
+    return ChosenCard(
         target,
         "the GPU here",
         f"{target.budget_bytes / GIB:.2f} GiB of {total:.2f} can be reserved at this moment{reserved}",
     )
 
 
-def _from_table(gpu: str | None, preset: str | None, platform: Platform, reserve_bytes: int | None) -> Chosen:
+def _from_table(gpu: str | None, preset: str | None, platform: Platform, reserve_bytes: int | None) -> ChosenCard:
     from vlmtune.hardware.cards import budget_bytes, default_reserve_bytes, find_card
 
     card = find_card(gpu or preset or DEFAULT_SIZE)
@@ -99,7 +101,7 @@ def _from_table(gpu: str | None, preset: str | None, platform: Platform, reserve
 
     why = "--gpu" if gpu else f"preset {preset}" if preset else f"no GPU here, no preset: {DEFAULT_SIZE}"
     total, context, reserve = (size / GIB for size in (card.total_bytes(platform), card.context_bytes, reserve_bytes))
-    return Chosen(
+    return ChosenCard(
         Target(card, budget, expandable_segments=platform != "windows"),
         why,
         f"{budget / GIB:.2f} GiB = {total:.2f} of the card - {context:.2f} CUDA context - {reserve:.2f} others",

@@ -14,7 +14,7 @@ from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.trainer import TuneTrainer, Work
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
-from vlmtune.hardware.sensors import read_gpu
+from vlmtune.hardware.at_hand import reading_at_hand
 from vlmtune.models.build import base_of
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.records import StepRecord
@@ -92,7 +92,7 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
         seconds, self.last = now - self.last, now
         steps_done = state.global_step - self.first_step
         work = self._take_work()
-        gpu = read_gpu() if self.on_gpu else None
+        gpu = reading_at_hand() if self.on_gpu else None
         return StepRecord(
             step=state.global_step,
             total_steps=state.max_steps,

@@ -23,6 +23,12 @@ def prepare_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # The hub library tells of each of its retries; where the hub cannot be reached, our own message says so.
     os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
+    # transformers would train on a TPU wherever torch_xla is installed, and report to a Kubeflow server unasked.
+    os.environ["USE_TORCH_XLA"] = "0"
+    os.environ.setdefault("DISABLE_KUBEFLOW_INTEGRATION", "TRUE")
+    # accelerate refuses pairs of RTX 40 cards on older drivers unless NCCL, unused here, is told to leave them alone.
+    os.environ.setdefault("NCCL_P2P_DISABLE", "1")
+    os.environ.setdefault("NCCL_IB_DISABLE", "1")
     # It speaks at import about an optional kernel package for CPUs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vlmtune.estimate.allocator.peaks import Peaks
     from vlmtune.estimate.simulate.record import Hidden
     from vlmtune.estimate.simulate.simulation import Batch, Steps
-    from vlmtune.estimate.simulate.steps import Numbers
+    from vlmtune.estimate.simulate.steps import RowBatches
 
 SMALLEST_SHARE_BYTES = 2**20
 SHARES_OF_LONGEST = (1.0, 0.75, 0.5, 0.25)
@@ -129,7 +129,7 @@ class _Work:
         return [self.fast, *([(key, value.shape, _values(value)) for key, value in batch.items()] for batch in batches)]
 
 
-def _made_up_steps(plan: RunPlan, fast: bool) -> "Numbers":
+def _made_up_steps(plan: RunPlan, fast: bool) -> "RowBatches":
     """Return steps of batches of equal rows, numbered from the longest on: any two rows may be as long as allowed."""
     if plan.gradient_accumulation_steps == 1:
         steps = [[0], [2], [3]] if fast else [[0], [2], [3], [0]]

@@ -15,7 +15,7 @@ from vlmtune.estimate.report import MemoryReport
 from vlmtune.estimate.scenario import Scenario
 from vlmtune.estimate.search.explain import priced
 from vlmtune.estimate.search.fit import MARGIN, fit_card
-from vlmtune.guide.report import Advice, Choice, Guide, Named, Point, PricedLever
+from vlmtune.guide.report import Advice, FittingModel, Guide, Named, Point, PricedLever
 from vlmtune.hardware.cards import Target, budget_bytes, find_card, sizes
 from vlmtune.hub.source import open_model
 from vlmtune.levers.head import KEY as HEAD
@@ -141,14 +141,14 @@ def _spendings(scenario: Scenario, base: MemoryReport) -> tuple[PricedLever, ...
     return tuple(PricedLever(one, None) for one in sorted(found, key=lambda one: one.saved_bytes))
 
 
-def _choices(preset: str, target: Target) -> list[Choice]:
+def _choices(preset: str, target: Target) -> list[FittingModel]:
     """Return the models whose stored estimate at the preset fits, the largest first."""
     found = []
     for entry in sorted(catalog(), key=lambda entry: -entry.num_parameters):
         peak = stored(entry.model_id).peaks.get(preset)
         if peak and peak.most_bytes <= target.budget_bytes:
             known = (entry.model_id, entry.num_parameters, entry.licence)
-            found.append(Choice(*known, peak.image_tokens, peak.most_bytes))
+            found.append(FittingModel(*known, peak.image_tokens, peak.most_bytes))
     return found
 
 

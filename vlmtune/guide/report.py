@@ -51,7 +51,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Choice:
+class FittingModel:
     """A model of the catalogue that fits."""
 
     model: str
@@ -95,7 +95,7 @@ class Guide:
     """In the order in which they are given up."""
     spendings: tuple[PricedLever, ...]
     """The dearest first."""
-    choices: tuple[Choice, ...]
+    choices: tuple[FittingModel, ...]
     num_fitting: int
     named: tuple[Named, ...]
     advice: Advice

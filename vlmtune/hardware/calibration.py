@@ -33,7 +33,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Check:
+class ShortRun:
     """A short real run beside its estimate."""
 
     estimated_reserved_bytes: int
@@ -48,7 +48,7 @@ class Calibration:
 
     setup: Setup
     figures: Figures
-    check: Check
+    check: ShortRun
 
 
 def calibration_path(setup: Setup) -> Path:

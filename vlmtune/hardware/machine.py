@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.compat.bitsandbytes import NATIVE_LIBRARY, NATIVE_LIBRARY_ERROR
-from vlmtune.hardware.sensors import GpuReading, read_gpu
+from vlmtune.hardware.sensors import GpuReading, visible_gpus
 from vlmtune.runs.versions import library_versions
 
 PROBE_TIMEOUT_S = 180
@@ -39,9 +39,11 @@ def read_cuda():
     import torch
     if not torch.cuda.is_available():
         return {}
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     free, total = torch.cuda.mem_get_info(0)
     torch.ones(8, device="cuda").sum().item()
-    return {"name": torch.cuda.get_device_name(0), "free_bytes": free, "total_bytes": total}
+    names = [gpu.name for gpu in gpus]
+    return {"name": names[0], "uuid": str(gpus[0].uuid), "names": names, "free_bytes": free, "total_bytes": total}
 
 def read_torchvision():
     import torchvision
@@ -75,6 +77,7 @@ class Machine:
     probe: dict[str, dict[str, Any]]
     """What torch, cuda, torchvision and bitsandbytes said, by part; `error` in a part that failed."""
     gpu: GpuReading | None
+    """The first that CUDA sees; NVML's first where torch cannot say which that is."""
     visible_devices: str | None
     disk_free_bytes: dict[str, int]
     memory_total_bytes: int | None
@@ -83,14 +86,15 @@ class Machine:
 
 def read_machine() -> Machine:
     """Return what this machine offers; takes as long as importing torch."""
-    gpu = read_gpu(0)  # before the probe, whose own process holds GPU memory
+    gpus = visible_gpus()  # before the probe, whose own process holds GPU memory
+    probe = run_probe([sys.executable, "-c", PROBE])
     total, available = _memory()
     return Machine(
         python=platform.python_version(),
         versions=library_versions(),
         windows=supported_windows(),
-        probe=run_probe([sys.executable, "-c", PROBE]),
-        gpu=gpu,
+        probe=probe,
+        gpu=gpus.get(f"GPU-{probe['cuda'].get('uuid')}") or next(iter(gpus.values()), None),
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         disk_free_bytes={"current folder": _disk_free(Path.cwd()), "model cache": _disk_free(_model_cache())},
         memory_total_bytes=total,

@@ -34,22 +34,37 @@ class GpuReading:
     processes: tuple[GpuProcess, ...]
 
 
-def read_gpu(index: int = 0, uuid: str | None = None) -> GpuReading | None:
-    """Return a reading of the card that CUDA calls `index`, or None where there is no NVML or no such card.
-
-    `CUDA_VISIBLE_DEVICES` is followed. Without it, NVML's order (by bus address) can differ from CUDA's
-    (fastest first) on machines with different cards; `CUDA_DEVICE_ORDER=PCI_BUS_ID` makes them equal, and so does
-    giving the card's `uuid` (`GPU-…`) instead of its index.
-    """
+def read_gpu(uuid: str) -> GpuReading | None:
+    """Return a reading of the card with this UUID (`GPU-…`), or None where there is no NVML or no such card."""
     nvml = _nvml()
     if nvml is None:
         return None
     try:
-        nvml.nvmlInit()  # never shut down: the second and later calls are free, starting again is not
-        handle = _handle_by_uuid(nvml, uuid) if uuid else _handle(nvml, index)
+        handle = _handle_by_uuid(nvml, uuid)
         return None if handle is None else _reading(nvml, handle)
     except nvml.NVMLError:
         return None
+
+
+def visible_gpus() -> dict[str, GpuReading]:
+    """Return readings of the cards that CUDA may see, by UUID; none where there is no NVML.
+
+    `CUDA_VISIBLE_DEVICES` is followed. Without it, NVML's order (by bus address) can differ from CUDA's (fastest
+    first) on machines with different cards; `CUDA_DEVICE_ORDER=PCI_BUS_ID` makes them equal.
+    """
+    nvml = _nvml()
+    found: dict[str, GpuReading] = {}
+    if nvml is None:
+        return found
+    try:
+        for index in range(nvml.nvmlDeviceGetCount()):
+            handle = _handle(nvml, index)
+            if handle is None:
+                break
+            found[_text(nvml.nvmlDeviceGetUUID(handle))] = _reading(nvml, handle)
+    except nvml.NVMLError:
+        pass  # CUDA sees nothing behind a device that is not there
+    return found
 
 
 def has_driver() -> bool:
@@ -63,10 +78,14 @@ def has_driver() -> bool:
 
 
 def _nvml() -> ModuleType | None:
-    """Return the module of nvidia-ml-py, or None when it is not installed."""
+    """Return the module of nvidia-ml-py, ready, or None where it is not installed or finds no driver."""
     try:
         import pynvml
     except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()  # never shut down: the second and later calls are free, starting again is not
+    except pynvml.NVMLError:
         return None
     return pynvml
 

@@ -128,7 +128,9 @@ def _title(plan: "RunPlan") -> str:
 
 
 def _slowdown_c(plan: "RunPlan") -> int | None:
-    from vlmtune.hardware.sensors import read_gpu
+    if plan.device != "cuda":
+        return None
+    from vlmtune.hardware.at_hand import reading_at_hand
 
-    reading = read_gpu() if plan.device == "cuda" else None
+    reading = reading_at_hand()
     return reading.slowdown_c if reading else None

@@ -29,7 +29,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.given_rows import GivenRows
 from vlmtune.estimate.run import estimate_plan
 from vlmtune.hardware.at_hand import calibrated, own_bytes, reading_at_hand, setup_at_hand, target_at_hand
-from vlmtune.hardware.calibration import Calibration, Check, Figures
+from vlmtune.hardware.calibration import Calibration, Figures, ShortRun
 from vlmtune.hardware.sensors import GpuReading
 from vlmtune.hub.source import ModelSource, open_model
 from vlmtune.plan.decide import make_plan
@@ -90,7 +90,7 @@ def calibrate(say: Callable[[str], None]) -> Calibration:
         say("estimating the same run")
         card = calibrated(target.card, figures)
         report = estimate_plan(run.plan, run.source, GivenRows(run.samples), replace(target, card=card))
-    check = Check(report.peak_reserved_bytes, reserved_bytes, report.peak_allocated_bytes, allocated_bytes)
+    check = ShortRun(report.peak_reserved_bytes, reserved_bytes, report.peak_allocated_bytes, allocated_bytes)
     return Calibration(setup_at_hand(), figures, check)
 
 

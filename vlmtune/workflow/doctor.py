@@ -20,8 +20,8 @@ CPU_ONLY = "training runs on the CPU, good for smoke runs only"
 
 
 @dataclass(frozen=True)
-class Check:
-    """One finding. `problem` stops a training run, `warning` slows or endangers it."""
+class Diagnosis:
+    """What one look at the machine found. `problem` stops a training run, `warning` slows or endangers it."""
 
     name: str
     state: Literal["ok", "warning", "problem"]
@@ -29,7 +29,7 @@ class Check:
     remedy: str | None = None
 
 
-def check_machine(machine: Machine) -> list[Check]:
+def check_machine(machine: Machine) -> list[Diagnosis]:
     """Return the findings, in the order they should be put right."""
     return [
         _version("python", machine.python, machine.windows.get("python")),
@@ -41,24 +41,24 @@ def check_machine(machine: Machine) -> list[Check]:
     ]
 
 
-def _version(name: str, found: str, window: str | None) -> Check:
+def _version(name: str, found: str, window: str | None) -> Diagnosis:
     """Return whether the installed version of a library lies in its supported window."""
     wanted = f"{name}{window or ''}"
     if found == "not installed":
-        return Check(name, "problem", found, f'pip install "{wanted}"')
+        return Diagnosis(name, "problem", found, f'pip install "{wanted}"')
     if window is None:
-        return Check(
+        return Diagnosis(
             name, "warning", f"{found}, supported versions unknown", "install vlmtune itself: pip install -e ."
         )
     from packaging.specifiers import SpecifierSet
 
     if SpecifierSet(window).contains(found, prereleases=True):
-        return Check(name, "ok", f"{found} ({window})" if window else found)
+        return Diagnosis(name, "ok", f"{found} ({window})" if window else found)
     remedy = f"use Python {window}" if name == "python" else f'pip install "{wanted}"'
-    return Check(name, "problem", f"{found}, supported is {window}", remedy)
+    return Diagnosis(name, "problem", f"{found}, supported is {window}", remedy)
 
 
-def _loading(machine: Machine) -> list[Check]:
+def _loading(machine: Machine) -> list[Diagnosis]:
     """Return whether the installed libraries load; without torch the others cannot, and say nothing new."""
     installed = [name for name in ("torch", "torchvision", "bitsandbytes") if machine.versions[name] != "not installed"]
     if "torch" not in installed:
@@ -69,19 +69,19 @@ def _loading(machine: Machine) -> list[Check]:
     return [look[name](machine) for name in installed]
 
 
-def _torch(machine: Machine) -> Check:
+def _torch(machine: Machine) -> Diagnosis:
     """Return whether torch loads, and computes on the card when there is one."""
     torch, cuda = machine.probe["torch"], machine.probe["cuda"]
     if error := torch.get("error"):
-        return Check("torch loads", "problem", error, REINSTALL_TORCH)
+        return Diagnosis("torch loads", "problem", error, REINSTALL_TORCH)
     build = f"built for CUDA {torch['cuda']}" if torch["cuda"] else "built for the CPU only"
     if error := cuda.get("error"):
-        return Check("torch loads", "problem", f"{build}; computing on the card fails: {error}", REINSTALL_TORCH)
+        return Diagnosis("torch loads", "problem", f"{build}; computing on the card fails: {error}", REINSTALL_TORCH)
     if torch["available"] or machine.gpu is None:
-        return Check("torch loads", "ok", build)
+        return Diagnosis("torch loads", "ok", build)
     if not torch["cuda"]:
-        return Check("torch loads", "problem", f"{build}, so the card is not used", REINSTALL_TORCH)
-    return Check(
+        return Diagnosis("torch loads", "problem", f"{build}, so the card is not used", REINSTALL_TORCH)
+    return Diagnosis(
         "torch loads", "problem", f"{build}, but cannot use the card", _driver_remedy(torch["cuda"], machine.gpu)
     )
 
@@ -96,42 +96,53 @@ def _driver_remedy(torch_cuda: str, gpu: GpuReading) -> str:
     return "restart the machine: the driver may have been updated since the last start"
 
 
-def _torchvision(machine: Machine) -> Check:
+def _torchvision(machine: Machine) -> Diagnosis:
     """Return whether torchvision loads beside this torch."""
     found = machine.probe["torchvision"]
     if "error" not in found:
-        return Check("torchvision loads", "ok", "yes")
+        return Diagnosis("torchvision loads", "ok", "yes")
     if ("+cpu" in machine.probe["torch"]["version"]) != ("+cpu" in machine.versions["torchvision"]):
         remedy = f"{REINSTALL_TORCH} (the default builds run on a CPU too)"
-        return Check("torchvision loads", "problem", "one of torch and torchvision is a CPU-only build", remedy)
-    return Check("torchvision loads", "problem", found["error"], REINSTALL_TORCH)
+        return Diagnosis("torchvision loads", "problem", "one of torch and torchvision is a CPU-only build", remedy)
+    return Diagnosis("torchvision loads", "problem", found["error"], REINSTALL_TORCH)
 
 
-def _bitsandbytes(machine: Machine) -> Check:
+def _bitsandbytes(machine: Machine) -> Diagnosis:
     """Return whether bitsandbytes has a native library for this torch and quantises with it."""
     found = machine.probe["bitsandbytes"]
     if "error" not in found:
         device = "the card" if found["device"] == "cuda" else "the CPU"
-        return Check("bitsandbytes works", "ok", f"quantises to 4 bits on {device}")
+        return Diagnosis("bitsandbytes works", "ok", f"quantises to 4 bits on {device}")
     remedy = "pip install --force-reinstall --no-deps bitsandbytes; details: python -m bitsandbytes"
-    return Check("bitsandbytes works", "problem", found["error"], remedy)
+    return Diagnosis("bitsandbytes works", "problem", found["error"], remedy)
 
 
-def _gpu(machine: Machine) -> list[Check]:
+def _gpu(machine: Machine) -> list[Diagnosis]:
     """Return the findings about the card."""
     gpu, cuda = machine.gpu, machine.probe["cuda"]
     if gpu is None and "name" in cuda:
         amount = f"{cuda['name']}, {_gib(cuda['free_bytes'])} of {_gib(cuda['total_bytes'])} GiB free"
-        return [Check("gpu", "ok", f"{amount}; no NVML, so no temperature and no list of processes")]
+        one = Diagnosis("gpu", "ok", f"{amount}; no NVML, so no temperature and no list of processes")
+        return [one, *_others(cuda["names"])]
     if gpu is None:
         hidden = machine.visible_devices is not None
         why = f"none visible (CUDA_VISIBLE_DEVICES={machine.visible_devices})" if hidden else "none found"
-        return [Check("gpu", "warning", why, CPU_ONLY)]
-    checks = [Check("gpu", "ok", f"{gpu.name}, driver {gpu.driver} (CUDA up to {gpu.cuda_version})"), _gpu_memory(gpu)]
+        return [Diagnosis("gpu", "warning", why, CPU_ONLY)]
+    checks = [Diagnosis("gpu", "ok", f"{gpu.name}, driver {gpu.driver} (CUDA up to {gpu.cuda_version})")]
+    checks += [*_others(cuda.get("names", [])), _gpu_memory(gpu)]
     return [*checks, _temperature(gpu, gpu.temperature_c)] if gpu.temperature_c is not None else checks
 
 
-def _gpu_memory(gpu: GpuReading) -> Check:
+def _others(names: list[str]) -> list[Diagnosis]:
+    """Return which of several visible cards is used; the names are in CUDA's order."""
+    if len(names) < 2:
+        return []
+    unused = ", ".join(names[1:])
+    found = f"{len(names)} visible, used is the first: {names[0]}; not used: {unused}"
+    return [Diagnosis("several gpus", "ok", f"{found}; CUDA_VISIBLE_DEVICES chooses another")]
+
+
+def _gpu_memory(gpu: GpuReading) -> Diagnosis:
     """Return how much of the card's memory is free, and who holds the rest."""
     free_bytes = gpu.total_bytes - gpu.used_bytes
     found = f"{_gib(free_bytes)} of {_gib(gpu.total_bytes)} GiB free"
@@ -142,43 +153,43 @@ def _gpu_memory(gpu: GpuReading) -> Check:
         ]
         found += f"; in use by {', '.join(held)}"
     if free_bytes >= gpu.total_bytes * LOW_GPU_FREE_SHARE:
-        return Check("gpu memory", "ok", found)
-    return Check("gpu memory", "warning", found, "close what uses the card before training")
+        return Diagnosis("gpu memory", "ok", found)
+    return Diagnosis("gpu memory", "warning", found, "close what uses the card before training")
 
 
-def _temperature(gpu: GpuReading, temperature_c: int) -> Check:
+def _temperature(gpu: GpuReading, temperature_c: int) -> Diagnosis:
     """Return how warm the card is before it has anything to do."""
     if gpu.slowdown_c is None:
-        return Check("gpu temperature", "ok", f"{temperature_c} °C")
+        return Diagnosis("gpu temperature", "ok", f"{temperature_c} °C")
     found = f"{temperature_c} °C, slows down from {gpu.slowdown_c} °C"
     if temperature_c < gpu.slowdown_c - NEAR_SLOWDOWN_C:
-        return Check("gpu temperature", "ok", found)
-    return Check("gpu temperature", "warning", found, "let air to the card: fans, dust, case")
+        return Diagnosis("gpu temperature", "ok", found)
+    return Diagnosis("gpu temperature", "warning", found, "let air to the card: fans, dust, case")
 
 
-def _disk(machine: Machine) -> list[Check]:
+def _disk(machine: Machine) -> list[Diagnosis]:
     """Return whether checkpoints and downloaded models have room."""
     remedies = {
         "current folder": "free some space, or point output_dir to a larger disk: checkpoints go there",
         "model cache": "free some space, or point HF_HOME to a larger disk: downloaded models go there",
     }
     return [
-        Check(f"disk, {place}", "ok", f"{free_bytes / 1e9:.0f} GB free")
+        Diagnosis(f"disk, {place}", "ok", f"{free_bytes / 1e9:.0f} GB free")
         if free_bytes >= LOW_DISK_BYTES
-        else Check(f"disk, {place}", "warning", f"{free_bytes / 1e9:.1f} GB free", remedies[place])
+        else Diagnosis(f"disk, {place}", "warning", f"{free_bytes / 1e9:.1f} GB free", remedies[place])
         for place, free_bytes in machine.disk_free_bytes.items()
     ]
 
 
-def _memory(machine: Machine) -> list[Check]:
+def _memory(machine: Machine) -> list[Diagnosis]:
     """Return whether main memory has room for a model on its way to the card."""
     total, available = machine.memory_total_bytes, machine.memory_available_bytes
     if total is None or available is None:
         return []
     found = f"{_gib(available)} of {_gib(total)} GiB available"
     if available >= LOW_MEMORY_BYTES:
-        return [Check("main memory", "ok", found)]
-    return [Check("main memory", "warning", found, "close other programs: a model passes through main memory")]
+        return [Diagnosis("main memory", "ok", found)]
+    return [Diagnosis("main memory", "warning", found, "close other programs: a model passes through main memory")]
 
 
 def _gib(amount_bytes: int) -> str:

@@ -1,6 +1,6 @@
 """One run that is to be done: its config, its rows, its plan for this machine, and the same with other values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,11 +40,15 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> J
         VlmtuneError: whatever can be wrong with config, rows or the model's small files.
     """
     from vlmtune.config.load import load_config
+    from vlmtune.engine.single import refuse_several_processes
+    from vlmtune.workflow.start import start_on_gpu
 
+    refuse_several_processes()
     loaded = load_config(path, words)
     if resume and (changes := _changes_of(loaded, err)):
         loaded = load_config(path, (*words, *changes))
     data = read_data(loaded)
+    data = replace(data, notes=(*data.notes, *start_on_gpu()))
     return Job(loaded, *make_run_plan(loaded, pinned_commit(loaded) if resume else None), data)
 
 
@@ -78,17 +82,14 @@ def make_run_plan(loaded: "LoadedConfig", commit: str | None = None) -> "tuple[R
     """
     import hashlib
 
-    from vlmtune.engine.runtime import prepare_environment
+    from vlmtune.engine.runtime import probe_device
     from vlmtune.hub.source import open_model
     from vlmtune.plan.decide import make_plan
 
-    prepare_environment()
     config = loaded.config
     source = open_model(config.model.name, commit or config.model.revision, loaded.base_dir)
     with loaded.resolve_path(config.data.train_path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    from vlmtune.engine.runtime import probe_device
-
     return make_plan(config, source, probe_device(), digest), source
 
 

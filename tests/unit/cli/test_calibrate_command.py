@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from vlmtune.hardware import at_hand
-from vlmtune.hardware.calibration import Calibration, Check, Figures, Setup, kept_calibration
+from vlmtune.hardware.calibration import Calibration, Figures, Setup, ShortRun, kept_calibration
 from vlmtune.hardware.cards import MIB
 from vlmtune.workflow import calibrate as measuring
 
 SETUP = Setup("NVIDIA GeForce RTX 4060", "aaaa-bbbb", "580.1", "2.11")
-CHECK = Check(404 * MIB, 400 * MIB, 297 * MIB, 300 * MIB)
+CHECK = ShortRun(404 * MIB, 400 * MIB, 297 * MIB, 300 * MIB)
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ def test_the_gpu_here_counts_with_what_is_free_of_it(run_cli, monkeypatch):
     from vlmtune.cli import targets
     from vlmtune.hardware.cards import Target, find_card
 
-    here = targets.Chosen(Target(find_card("rtx-4090"), 2 * GIB, expandable_segments=True), "the GPU here", "")
+    here = targets.ChosenCard(Target(find_card("rtx-4090"), 2 * GIB, expandable_segments=True), "the GPU here", "")
     asked = []
     monkeypatch.setattr(targets, "choose_target", lambda gpu, *others: asked.append(gpu) or here)
     answer = listed(run_cli, "--gpu", "here", "--preset", "8gb")

@@ -8,7 +8,7 @@ import torch
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.hardware import at_hand
-from vlmtune.hardware.calibration import Calibration, Check, Figures, keep_calibration, kept_calibration
+from vlmtune.hardware.calibration import Calibration, Figures, ShortRun, keep_calibration, kept_calibration
 from vlmtune.hardware.cards import MIB
 from vlmtune.hardware.sensors import GpuProcess, GpuReading
 
@@ -27,7 +27,7 @@ class Machine:
         self.available, self.has_context, self.nvml, self.share = True, False, True, 1.0
         self.nvml_total, self.used, self.own = NVML_TOTAL, 900 * MIB, None
 
-    def read_gpu(self, index=0, uuid=None):
+    def read_gpu(self, uuid):
         if not self.nvml or uuid != f"GPU-{UUID}":
             return None
         own = () if self.own is None else (GpuProcess(os.getpid(), "python", self.own),)
@@ -124,7 +124,7 @@ def test_segments_are_those_of_this_process_unless_a_platform_is_named(machine, 
 
 def test_what_was_measured_on_this_card_is_used(machine):
     figures = Figures(333 * MIB, ((8 * MIB, MIB), (8 * MIB,)))
-    kept = Calibration(at_hand.setup_at_hand(), figures, Check(1, 2, 3, 4))
+    kept = Calibration(at_hand.setup_at_hand(), figures, ShortRun(1, 2, 3, 4))
     path = keep_calibration(kept)
     assert kept_calibration(kept.setup) == kept and path.name == "nvidia-geforce-rtx-4060-aaaa-bbb.json"
     card = at_hand.card_at_hand()
@@ -134,7 +134,7 @@ def test_what_was_measured_on_this_card_is_used(machine):
 
 
 def test_what_was_measured_with_another_torch_or_is_damaged_is_not_used(machine, monkeypatch):
-    path = keep_calibration(Calibration(at_hand.setup_at_hand(), Figures(333 * MIB, ((), ())), Check(1, 2, 3, 4)))
+    path = keep_calibration(Calibration(at_hand.setup_at_hand(), Figures(333 * MIB, ((), ())), ShortRun(1, 2, 3, 4)))
     with monkeypatch.context() as changed:
         changed.setattr(torch, "__version__", "9.9")
         assert at_hand.card_at_hand().context_bytes == CONTEXT
@@ -144,6 +144,6 @@ def test_what_was_measured_with_another_torch_or_is_damaged_is_not_used(machine,
 
 
 def test_a_context_that_could_not_be_measured_is_the_tables(machine):
-    keep_calibration(Calibration(at_hand.setup_at_hand(), Figures(None, ((MIB,), (MIB,))), Check(1, 2, 3, 4)))
+    keep_calibration(Calibration(at_hand.setup_at_hand(), Figures(None, ((MIB,), (MIB,))), ShortRun(1, 2, 3, 4)))
     card = at_hand.card_at_hand()
     assert card.context_bytes == CONTEXT and (card.cublas_forward_bytes, card.cublas_backward_bytes) == ((MIB,), (MIB,))

@@ -51,6 +51,42 @@ def test_the_probe_itself_reports_a_broken_torch(tmp_path):
     assert set(found) == set(PARTS) and all("error" in part for part in found.values())
 
 
+TWO_GPUS = """
+from types import SimpleNamespace
+
+class cuda:
+    gpus = [SimpleNamespace(name=f"card {number}", uuid=f"{number}{number}") for number in (1, 0)]
+    is_available = staticmethod(lambda: True)
+    device_count = staticmethod(lambda: 2)
+    get_device_properties = staticmethod(gpus.__getitem__)
+    mem_get_info = staticmethod(lambda index: (5, 8))
+
+__version__, version = "2", SimpleNamespace(cuda="13.0")
+
+class ones:
+    def __init__(self, size, device): pass
+    sum = item = lambda self: self
+"""
+
+
+def test_the_probe_names_every_gpu_in_the_order_of_cuda(tmp_path):
+    (tmp_path / "torch.py").write_text(TWO_GPUS)
+    found = run_probe(python(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{machine.PROBE}"))
+    names = ["card 1", "card 0"]
+    assert found["cuda"] == {"name": "card 1", "uuid": "11", "names": names, "free_bytes": 5, "total_bytes": 8}
+
+
+@pytest.mark.parametrize(
+    ("cuda", "gpu"), [({"uuid": "11"}, "one"), ({"uuid": "77"}, "zero"), ({"error": "crashed"}, "zero"), ({}, "zero")]
+)
+def test_the_gpu_is_the_one_that_cuda_calls_the_first(monkeypatch, cuda, gpu):
+    monkeypatch.setattr(machine, "visible_gpus", lambda: {"GPU-00": "zero", "GPU-11": "one"})
+    monkeypatch.setattr(machine, "run_probe", lambda command: {"cuda": cuda})
+    assert machine.read_machine().gpu == gpu
+    monkeypatch.setattr(machine, "visible_gpus", lambda: {})
+    assert machine.read_machine().gpu is None
+
+
 def test_windows_come_from_the_package_metadata(monkeypatch):
     requirements = ["torch>=2.11", "torchvision", "transformers<6,>=5.17", "pytest>=8; extra == 'dev'"]
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: requirements)

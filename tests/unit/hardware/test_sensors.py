@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from vlmtune.hardware import sensors
-from vlmtune.hardware.sensors import GpuProcess, read_gpu
+from vlmtune.hardware.sensors import GpuProcess, read_gpu, visible_gpus
 from vlmtune.units import GIB
 
 
@@ -87,7 +87,7 @@ def nvml(monkeypatch):
 
 
 def test_a_reading_has_everything(nvml):
-    reading = read_gpu(1)
+    reading = read_gpu("GPU-bbbb-2")
     assert (reading.name, reading.total_bytes, reading.used_bytes) == ("card 1", 8 * GIB, 2 * GIB)
     assert (reading.temperature_c, reading.slowdown_c) == (61, 87)
     assert (reading.driver, reading.cuda_version) == ("570.1", "12.8")
@@ -101,43 +101,45 @@ def test_what_a_driver_does_not_report_is_none(nvml):
         "nvmlDeviceGetComputeRunningProcesses",
         "nvmlDeviceGetGraphicsRunningProcesses",
     )
-    reading = read_gpu()
+    reading = read_gpu("GPU-aaaa-1")
     assert (reading.temperature_c, reading.slowdown_c, reading.processes) == (None, None, ())
 
 
 @pytest.mark.parametrize("missing", ("nvmlInit", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetMemoryInfo"))
 def test_no_reading_without_a_working_driver(nvml, missing):
     nvml(missing)
-    assert read_gpu() is None
+    assert read_gpu("GPU-aaaa-1") is None and visible_gpus() == {}
 
 
 def test_no_reading_without_nvidia_ml_py(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert read_gpu() is None
+    assert read_gpu("GPU-aaaa-1") is None and visible_gpus() == {}
 
 
-def test_no_reading_of_a_card_that_is_not_there(nvml):
-    assert read_gpu(3) is None
+def test_every_card_is_visible_by_default(nvml):
+    assert {uuid: reading.name for uuid, reading in visible_gpus().items()} == {
+        "GPU-aaaa-1": "card 0",
+        "GPU-bbbb-2": "card 1",
+        "GPU-cccc-3": "card 2",
+    }
 
 
 @pytest.mark.parametrize(
-    ("visible", "index", "name"),
+    ("visible", "names"),
     (
-        ("2,0", 0, "card 2"),
-        ("2,0", 1, "card 0"),
-        ("2,0", 2, None),
-        ("", 0, None),
-        ("-1", 0, None),
-        ("GPU-bbbb-2", 0, "card 1"),
-        (" GPU-cccc , 1", 0, "card 2"),
-        ("MIG-bbbb-2", 0, "card 1"),
-        ("GPU-dddd", 0, None),
+        ("2,0", ["card 2", "card 0"]),
+        ("1,7,0", ["card 1"]),
+        ("", []),
+        ("-1", []),
+        ("GPU-bbbb-2", ["card 1"]),
+        (" GPU-cccc , 1", ["card 2", "card 1"]),
+        ("MIG-bbbb-2", ["card 1"]),
+        ("GPU-dddd", []),
     ),
 )
-def test_cuda_visible_devices_is_followed(nvml, monkeypatch, visible, index, name):
+def test_cuda_visible_devices_is_followed(nvml, monkeypatch, visible, names):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    reading = read_gpu(index)
-    assert (reading.name if reading else None) == name
+    assert [reading.name for reading in visible_gpus().values()] == names
 
 
 def test_a_card_is_found_by_its_uuid_whatever_the_order(nvml, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from vlmtune.hardware.machine import Machine
 from vlmtune.hardware.sensors import GpuProcess, GpuReading
 from vlmtune.units import GIB
-from vlmtune.workflow.doctor import Check, check_machine
+from vlmtune.workflow.doctor import Diagnosis, check_machine
 
 CARD = GpuReading(
     name="NVIDIA GeForce RTX 4060", total_bytes=8 * GIB, used_bytes=GIB // 4, temperature_c=45, slowdown_c=87,
@@ -24,7 +24,9 @@ MACHINE = Machine(
     },
     probe={
         "torch": {"version": "2.11.0+cu130", "cuda": "13.0", "available": True},
-        "cuda": {"name": CARD.name, "free_bytes": 7 * GIB, "total_bytes": 8 * GIB},
+        "cuda": {
+            "name": CARD.name, "uuid": "a", "names": [CARD.name], "free_bytes": 7 * GIB, "total_bytes": 8 * GIB,
+        },
         "torchvision": {"version": "0.26.0"},
         "bitsandbytes": {"device": "cuda"},
     },
@@ -80,9 +82,9 @@ def test_a_good_machine():
 
 def test_no_card_is_a_warning():
     remedy = "training runs on the CPU, good for smoke runs only"
-    assert complaints(ON_CPU) == [Check("gpu", "warning", "none found", remedy)]
+    assert complaints(ON_CPU) == [Diagnosis("gpu", "warning", "none found", remedy)]
     assert complaints(machine(ON_CPU, visible_devices="")) == [
-        Check("gpu", "warning", "none visible (CUDA_VISIBLE_DEVICES=)", remedy)
+        Diagnosis("gpu", "warning", "none visible (CUDA_VISIBLE_DEVICES=)", remedy)
     ]
 
 
@@ -93,10 +95,26 @@ def test_a_card_without_nvml_is_fine():
     ]
 
 
+@pytest.mark.parametrize("gpu", (CARD, None))
+def test_of_several_cards_the_one_that_is_used_is_named(gpu):
+    names = [CARD.name, "NVIDIA GeForce GT 710", "NVIDIA GeForce RTX 3060"]
+    several = machine(gpu=gpu, probe={"cuda": {**MACHINE.probe["cuda"], "names": names}})
+    assert [(check.state, check.found) for check in check_machine(several) if check.name == "several gpus"] == [
+        (
+            "ok",
+            "3 visible, used is the first: NVIDIA GeForce RTX 4060; not used: NVIDIA GeForce GT 710, "
+            "NVIDIA GeForce RTX 3060; CUDA_VISIBLE_DEVICES chooses another",
+        )
+    ]
+    assert complaints(several) == []
+
+
 @pytest.mark.parametrize("version", ("5.16.9", "6.0.0", "6.0.0rc1"))
 def test_a_version_outside_its_window_is_a_problem(version):
     assert complaints(machine(versions={"transformers": version})) == [
-        Check("transformers", "problem", f"{version}, supported is >=5.17,<6", 'pip install "transformers>=5.17,<6"')
+        Diagnosis(
+            "transformers", "problem", f"{version}, supported is >=5.17,<6", 'pip install "transformers>=5.17,<6"'
+        )
     ]
 
 
@@ -106,20 +124,20 @@ def test_builds_and_prereleases_count_as_their_version():
 
 def test_an_old_python_is_a_problem():
     assert complaints(machine(python="3.10.4")) == [
-        Check("python", "problem", "3.10.4, supported is >=3.11", "use Python >=3.11")
+        Diagnosis("python", "problem", "3.10.4, supported is >=3.11", "use Python >=3.11")
     ]
 
 
 def test_a_missing_library_is_one_problem():
     absent = {"torchvision": {"error": "ModuleNotFoundError: No module named 'torchvision'"}}
     assert complaints(machine(versions={"torchvision": "not installed"}, probe=absent)) == [
-        Check("torchvision", "problem", "not installed", 'pip install "torchvision"')
+        Diagnosis("torchvision", "problem", "not installed", 'pip install "torchvision"')
     ]
 
 
 def test_a_missing_torch_is_one_problem():
     failed = {part: {"error": "ModuleNotFoundError: No module named 'torch'"} for part in MACHINE.probe}
-    assert complaints(machine(ON_CPU, versions={"torch": "not installed"}, probe=failed))[0] == Check(
+    assert complaints(machine(ON_CPU, versions={"torch": "not installed"}, probe=failed))[0] == Diagnosis(
         "torch", "problem", "not installed", 'pip install "torch>=2.11"'
     )
     assert len(complaints(machine(versions={"torch": "not installed"}, probe=failed))) == 1
@@ -127,7 +145,7 @@ def test_a_missing_torch_is_one_problem():
 
 def test_versions_are_shown_when_vlmtune_is_not_installed():
     checks = complaints(machine(windows={}))
-    assert checks[1] == Check(
+    assert checks[1] == Diagnosis(
         "torch", "warning", "2.11.0, supported versions unknown", "install vlmtune itself: pip install -e ."
     )
     assert {check.state for check in checks} == {"warning"}
@@ -136,7 +154,7 @@ def test_versions_are_shown_when_vlmtune_is_not_installed():
 def test_a_torch_that_crashes_is_one_problem():
     failed = {part: {"error": "crashed with signal 11"} for part in MACHINE.probe}
     assert complaints(machine(probe=failed)) == [
-        Check(
+        Diagnosis(
             "torch loads",
             "problem",
             "crashed with signal 11",
@@ -171,7 +189,7 @@ def test_a_torch_that_crashes_is_one_problem():
 def test_a_card_that_torch_cannot_use_is_a_problem(torch, driver, found, remedy):
     probe = {"torch": {**torch, "available": False}, "cuda": {}}
     card = dataclasses.replace(CARD, cuda_version=driver)
-    assert complaints(machine(probe=probe, gpu=card)) == [Check("torch loads", "problem", found, remedy)]
+    assert complaints(machine(probe=probe, gpu=card)) == [Diagnosis("torch loads", "problem", found, remedy)]
 
 
 def test_a_card_that_fails_to_compute_is_a_problem():
@@ -186,7 +204,7 @@ def test_a_cpu_only_torch_beside_the_default_torchvision_is_a_problem():
         "torch": {"version": "2.11.0+cpu", "cuda": None, "available": False},
         "torchvision": {"error": "RuntimeError: operator torchvision::nms does not exist"},
     }
-    assert complaints(machine(ON_CPU, probe=probe))[0] == Check(
+    assert complaints(machine(ON_CPU, probe=probe))[0] == Diagnosis(
         "torchvision loads",
         "problem",
         "one of torch and torchvision is a CPU-only build",
@@ -197,8 +215,8 @@ def test_a_cpu_only_torch_beside_the_default_torchvision_is_a_problem():
 def test_other_broken_libraries_are_problems():
     probe = {"torchvision": {"error": "ImportError: x"}, "bitsandbytes": {"error": "ImportError: y"}}
     assert complaints(machine(probe=probe)) == [
-        Check("torchvision loads", "problem", "ImportError: x", "pip install --force-reinstall torch torchvision"),
-        Check(
+        Diagnosis("torchvision loads", "problem", "ImportError: x", "pip install --force-reinstall torch torchvision"),
+        Diagnosis(
             "bitsandbytes works",
             "problem",
             "ImportError: y",
@@ -211,26 +229,28 @@ def test_a_busy_card_names_its_users():
     processes = (GpuProcess(7, "Xorg", None), GpuProcess(42, "firefox", int(1.5 * GIB)))
     card = dataclasses.replace(CARD, used_bytes=2 * GIB, processes=processes, temperature_c=85)
     assert complaints(machine(gpu=card)) == [
-        Check(
+        Diagnosis(
             "gpu memory",
             "warning",
             "6.0 of 8.0 GiB free; in use by Xorg (pid 7), firefox (pid 42, 1.5 GiB)",
             "close what uses the card before training",
         ),
-        Check("gpu temperature", "warning", "85 °C, slows down from 87 °C", "let air to the card: fans, dust, case"),
+        Diagnosis(
+            "gpu temperature", "warning", "85 °C, slows down from 87 °C", "let air to the card: fans, dust, case"
+        ),
     ]
 
 
 def test_small_disks_and_little_memory_are_warnings():
     disks = {"current folder": 19_900_000_000, "model cache": 20_000_000_000}
     assert complaints(machine(disk_free_bytes=disks, memory_available_bytes=7 * GIB)) == [
-        Check(
+        Diagnosis(
             "disk, current folder",
             "warning",
             "19.9 GB free",
             "free some space, or point output_dir to a larger disk: checkpoints go there",
         ),
-        Check(
+        Diagnosis(
             "main memory",
             "warning",
             "7.0 of 32.0 GiB available",

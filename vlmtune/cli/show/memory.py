@@ -10,7 +10,7 @@ from vlmtune.cli.show import render
 from vlmtune.units import GIB, MIB
 
 if TYPE_CHECKING:
-    from vlmtune.cli.targets import Chosen
+    from vlmtune.cli.targets import ChosenCard
     from vlmtune.estimate.report import MemoryReport, WithoutWorst
     from vlmtune.estimate.search.explain import Priced
 
@@ -28,7 +28,7 @@ class Estimated:
     values: dict[str, object]
     """The config, by dotted key."""
     report: "MemoryReport"
-    chosen: "Chosen"
+    chosen: "ChosenCard"
     without_worst: "WithoutWorst | None"
 
 

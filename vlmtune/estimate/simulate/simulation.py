@@ -130,7 +130,7 @@ def _record_steps(model: nn.Module, plan: RunPlan, run: Run, recorder: Recorder)
 
 def _forward_and_backward(model: nn.Module, plan: RunPlan, batches: list[Batch], recorder: Recorder) -> None:
     num_items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
-    for batch in _different(batches):
+    for batch in _without_repeats(batches):
         recorder.log.num_rows += len(batch["labels"])
         recorder.kind = "inputs"
         inputs = _copied(batch)
@@ -163,7 +163,7 @@ def _copied(batch: Batch) -> Batch:
     return {key: value.clone() for key, value in batch.items()}
 
 
-def _different(batches: list[Batch]) -> list[Batch]:
+def _without_repeats(batches: list[Batch]) -> list[Batch]:
     """The batches that can change the peak: of a run of equal shapes the first two; the others repeat the second."""
     kept: list[Batch] = []
     for batch in batches:

@@ -13,58 +13,12 @@ ROWS_LOOKED_AT = 200_000
 """In long runs the steps after that many rows are not looked at: the longest rows have met each other by then."""
 FEW_BATCHES = 12
 """A run of no more is simulated whole."""
-Numbers = list[list[list[int]]]
+RowBatches = list[list[list[int]]]
 """Optimizer steps in their order, each with its micro-batches, each with the numbers of its rows."""
 
 
-def first_steps(plan: RunPlan, lengths: list[int], num_steps: int) -> Numbers:
-    """Return the first optimizer steps of a run over rows of these lengths in tokens."""
-    return list(islice(_steps_of_run(plan, lengths), num_steps))
-
-
-def telling_steps(plan: RunPlan, lengths: list[int]) -> Numbers:
-    """Return the steps by which the memory of a whole run is known: a short run's own, else those that need most.
-
-    The first; then, once the optimizer's states exist, the one with the longest batch, and the one with the longest
-    batch behind another, which finds gradients there. Of each the first batch, the longest behind it and the last.
-    What the other steps leave unused is taken from `fewest_steps`.
-    """
-    steps = list(_steps_of_run(plan, lengths))
-    if sum(map(len, steps)) <= FEW_BATCHES:
-        return steps
-    size, later = _sizes_of(lengths), range(1, len(steps))
-    longest = max(later, key=lambda place: max(map(size, steps[place])), default=0)
-    behind = max(later, key=lambda place: max(map(size, steps[place][1:]), default=0), default=0)
-    return [_thinned(steps[place], size) for place in sorted({0, longest, behind})] + fewest_steps(plan, lengths)
-
-
-def fewest_steps(plan: RunPlan, lengths: list[int]) -> Numbers:
-    """Return one step, to be repeated once the optimizer's states exist, that needs what a whole run does.
-
-    Its batches need not meet in the run: the longest, the longest that ever finds gradients there, and the shortest,
-    which leaves the most unused of what the others took. Where a step has one batch, as many steps.
-    """
-    size, steps = _sizes_of(lengths), list(_steps_of_run(plan, lengths))
-    batches = sorted((batch for step in steps for batch in step), key=size)
-    behind = max((batch for step in steps for batch in step[1:]), key=size, default=None)
-    if behind is None:
-        return [[batches[-1]], [batches[len(batches) // 2]], [batches[0]]]
-    return [[batches[-1], behind, batches[0]]]
-
-
-def collated(steps: Numbers, rows: Sequence, collator: Collator) -> Steps:
-    """Return the batches of tensors; `rows` gives an encoded row by its number and is asked once for each."""
-    encoded = {number: rows[number] for number in {row for step in steps for batch in step for row in batch}}
-
-    def tensors(batch: list[int]) -> Batch:
-        made = collator([encoded[number] for number in batch])
-        return {name: tensor for name, tensor in made.items() if name != WHERE}
-
-    return [[tensors(batch) for batch in step] for step in steps]
-
-
-def _steps_of_run(plan: RunPlan, lengths: list[int]) -> Iterator[list[list[int]]]:
-    """Yield the row numbers of one optimizer step after the other, epoch after epoch, until the run ends."""
+def steps_of_run(plan: RunPlan, lengths: list[int]) -> RowBatches:
+    """Return the optimizer steps of a run over rows of these lengths in tokens; of long runs those looked at."""
     size, accumulation = plan.batch_size, plan.gradient_accumulation_steps
     per_epoch = ceil(ceil(len(lengths) / size) / accumulation)
     num_steps = plan.max_steps or ceil(plan.num_epochs * per_epoch)
@@ -75,7 +29,48 @@ def _steps_of_run(plan: RunPlan, lengths: list[int]) -> Iterator[list[list[int]]
             order.set_epoch(epoch)
             yield from _pieces(_pieces(list(order), size), accumulation)
 
-    return islice(endless(), min(num_steps, max(2 * per_epoch, ROWS_LOOKED_AT // (size * accumulation))))
+    return list(islice(endless(), min(num_steps, max(2 * per_epoch, ROWS_LOOKED_AT // (size * accumulation)))))
+
+
+def telling_steps(plan: RunPlan, lengths: list[int]) -> RowBatches:
+    """Return the steps by which the memory of a whole run is known: a short run's own, else those that need most.
+
+    The first; then, once the optimizer's states exist, the one with the longest batch, and the one with the longest
+    batch behind another, which finds gradients there. Of each the first batch, the longest behind it and the last.
+    What the other steps leave unused is taken from `fewest_steps`.
+    """
+    steps = steps_of_run(plan, lengths)
+    if sum(map(len, steps)) <= FEW_BATCHES:
+        return steps
+    size, later = _sizes_of(lengths), range(1, len(steps))
+    longest = max(later, key=lambda place: max(map(size, steps[place])), default=0)
+    accumulating = max(later, key=lambda place: max(map(size, steps[place][1:]), default=0), default=0)
+    return [_thinned(steps[place], size) for place in sorted({0, longest, accumulating})] + fewest_steps(plan, lengths)
+
+
+def fewest_steps(plan: RunPlan, lengths: list[int]) -> RowBatches:
+    """Return one step, to be repeated once the optimizer's states exist, that needs what a whole run does.
+
+    Its batches need not meet in the run: the longest, the longest that ever finds gradients there, and the shortest,
+    which leaves the most unused of what the others took. Where a step has one batch, as many steps.
+    """
+    size, steps = _sizes_of(lengths), steps_of_run(plan, lengths)
+    batches = sorted((batch for step in steps for batch in step), key=size)
+    accumulating = max((batch for step in steps for batch in step[1:]), key=size, default=None)
+    if accumulating is None:
+        return [[batches[-1]], [batches[len(batches) // 2]], [batches[0]]]
+    return [[batches[-1], accumulating, batches[0]]]
+
+
+def collated(steps: RowBatches, rows: Sequence, collator: Collator) -> Steps:
+    """Return the batches of tensors; `rows` gives an encoded row by its number and is asked once for each."""
+    encoded = {number: rows[number] for number in {row for step in steps for batch in step for row in batch}}
+
+    def tensors(batch: list[int]) -> Batch:
+        made = collator([encoded[number] for number in batch])
+        return {name: tensor for name, tensor in made.items() if name != WHERE}
+
+    return [[tensors(batch) for batch in step] for step in steps]
 
 
 def _pieces(values: list, size: int) -> list[list]:
@@ -88,5 +83,5 @@ def _sizes_of(lengths: list[int]) -> Callable[[list[int]], int]:
 
 
 def _thinned(step: list[list[int]], size: Callable[[list[int]], int]) -> list[list[int]]:
-    behind = max(range(1, len(step)), key=lambda place: size(step[place]), default=0)
-    return [step[place] for place in sorted({0, behind, len(step) - 1})]
+    accumulating = max(range(1, len(step)), key=lambda place: size(step[place]), default=0)
+    return [step[place] for place in sorted({0, accumulating, len(step) - 1})]

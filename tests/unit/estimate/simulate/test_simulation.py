@@ -13,7 +13,7 @@ from vlmtune.data.dataset import TuneDataset
 from vlmtune.estimate.allocator.peaks import peaks_of, phases_of
 from vlmtune.estimate.simulate.record import Log, Recorder, Workspaces, no_hidden
 from vlmtune.estimate.simulate.simulation import Run, record_steps, simulate, simulate_answer
-from vlmtune.estimate.simulate.steps import collated, first_steps
+from vlmtune.estimate.simulate.steps import collated, steps_of_run
 from vlmtune.models.build import build_model
 
 TOLERANCE = 0.005
@@ -47,7 +47,7 @@ def plan_and_steps(model: TinyModel, folder, sections: dict, num_steps: int = 2)
     plan = tiny_plan(model.folder, **{**sections, "training": training})
     rows = TuneDataset(colour_rows(folder), model.processor, model.family, plan)
     lengths = [rows[index].labels.shape[1] for index in range(len(rows))]
-    return plan, collated(first_steps(plan, lengths, num_steps), rows, Collator(model.processor))
+    return plan, collated(steps_of_run(plan, lengths)[:num_steps], rows, Collator(model.processor))
 
 
 @pytest.mark.parametrize(("name", "sections"), PLANS, ids=str)

@@ -9,7 +9,7 @@ from tiny.rows import TinyModel
 
 from vlmtune.data.collate import WHERE
 from vlmtune.engine.trainer import LengthGroupedOrder
-from vlmtune.estimate.simulate.steps import collated, fewest_steps, first_steps, telling_steps
+from vlmtune.estimate.simulate.steps import collated, fewest_steps, steps_of_run, telling_steps
 
 LENGTHS = [3, 9, 5, 7, 4]
 
@@ -30,14 +30,14 @@ def epoch(plan, number: int, rows_per_step: int) -> list[int]:
 
 
 def test_steps_end_with_the_epoch(plan):
-    steps = first_steps(changed(plan, gradient_accumulation_steps=2), LENGTHS, 4)
+    steps = steps_of_run(changed(plan, gradient_accumulation_steps=2), LENGTHS)[:4]
     assert [len(step) for step in steps] == [2, 2, 1, 2]
     assert sum(sum(steps, []), []) == epoch(plan, 0, 2) + epoch(plan, 1, 2)[:2]
     assert steps[0][0] == [LENGTHS.index(9)]
 
 
 def test_a_batch_has_as_many_rows_as_the_plan_says(plan):
-    steps = first_steps(changed(plan, batch_size=2, gradient_accumulation_steps=1), LENGTHS, 2)
+    steps = steps_of_run(changed(plan, batch_size=2, gradient_accumulation_steps=1), LENGTHS)[:2]
     order = epoch(plan, 0, 2)
     assert steps == [[order[:2]], [order[2:4]]]
 
@@ -47,13 +47,13 @@ def test_a_batch_has_as_many_rows_as_the_plan_says(plan):
     [({"max_steps": 2}, 2), ({"num_epochs": 0.5}, 2), ({"num_epochs": 2.0}, 6), ({"max_steps": 8}, 8)],
 )
 def test_no_more_steps_than_the_run_has(changes, num_steps, plan):
-    assert len(first_steps(changed(plan, gradient_accumulation_steps=2, **changes), LENGTHS, 9)) == num_steps
+    assert len(steps_of_run(changed(plan, gradient_accumulation_steps=2, **changes), LENGTHS)) == num_steps
 
 
 def test_the_steps_of_a_run_that_need_most_are_among_the_telling_ones(plan):
     lengths = [random.Random(0).randint(10, 99) for _ in range(60)] + [500, 400, 399]
     run = changed(plan, gradient_accumulation_steps=4)
-    every = first_steps(run, lengths, 1000)
+    every = steps_of_run(run, lengths)
     told = telling_steps(run, lengths)
     sizes = [[lengths[row] for (row,) in step] for step in told]
     assert (sizes[0][0], told[0][0]) == (500, every[0][0])
@@ -63,8 +63,8 @@ def test_the_steps_of_a_run_that_need_most_are_among_the_telling_ones(plan):
     *sizes, _ = sizes
     # The longest comes back in the second epoch, when the optimizer's states exist.
     assert max(step[0] for step in sizes[1:]) == 500
-    behind = max(lengths[row] for step in every[1:] for (row,) in step[1:])
-    assert max(length for step in sizes[1:] for length in step[1:]) == behind
+    accumulating = max(lengths[row] for step in every[1:] for (row,) in step[1:])
+    assert max(length for step in sizes[1:] for length in step[1:]) == accumulating
     assert all(any(set(map(tuple, step)) <= set(map(tuple, one)) for one in every) for step in told)
 
 
@@ -76,7 +76,7 @@ def test_in_one_epoch_the_longest_does_not_come_back(plan):
 
 def test_a_short_run_is_taken_whole(plan):
     run = changed(plan, gradient_accumulation_steps=3, num_epochs=2.0)
-    assert telling_steps(run, LENGTHS) == first_steps(run, LENGTHS, 4)
+    assert telling_steps(run, LENGTHS) == steps_of_run(run, LENGTHS)
 
 
 def test_a_run_of_one_step(plan):

@@ -1,0 +1,67 @@
+"""One process on one GPU, whatever the environment would make of it.
+
+transformers' Trainer and accelerate follow it unasked: LOCAL_RANK starts a process group, a second visible GPU splits
+every batch between copies of the model, ACCELERATE_* change the precision, compile or shard (transformers
+training_args.py, `_setup_devices`; accelerate state.py, `PartialState` and `AcceleratorState`).
+"""
+
+import os
+
+from vlmtune.errors import VlmtuneError
+from vlmtune.hardware.sensors import has_driver, visible_gpus
+
+NUM_PROCESSES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""How many processes torchrun, Open MPI, MPICH and MVAPICH have started: what accelerate reads."""
+OF_LAUNCHERS = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE")
+OF_ACCELERATE = "ACCELERATE_"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def refuse_several_processes() -> None:
+    """Raise a VlmtuneError where a launcher has started more than this process."""
+    for name in NUM_PROCESSES:
+        value = os.environ.get(name, "")
+        if value.isdecimal() and int(value) > 1:
+            raise VlmtuneError(
+                f"{name}={value}: vlmtune is one process on one GPU; each of {value} would do the same work "
+                "in the same folder",
+                f"start vlmtune without a launcher, or unset {name}; {VISIBLE} chooses the GPU",
+            )
+
+
+def stay_single() -> tuple[str, ...]:
+    """Make this a process on one GPU, in no group; return in words what the environment asked for otherwise.
+
+    To be called before CUDA starts, which reads CUDA_VISIBLE_DEVICES once.
+
+    Raises:
+        VlmtuneError: a launcher has started several processes.
+    """
+    refuse_several_processes()
+    return (*_forget_launchers(), *_take_one_gpu())
+
+
+def _forget_launchers() -> tuple[str, ...]:
+    """Remove what launchers and accelerate's configuration leave in the environment."""
+    names = sorted(name for name in os.environ if name in OF_LAUNCHERS or name.startswith(OF_ACCELERATE))
+    for name in names:
+        del os.environ[name]
+    return (f"not followed: {', '.join(names)}; vlmtune is one process, and its config decides",) if names else ()
+
+
+def _take_one_gpu() -> tuple[str, ...]:
+    """Leave CUDA its first device alone; say which one that is where there are others."""
+    num_gpus = len(visible_gpus())
+    if num_gpus == 1 or not has_driver():
+        return ()
+    # Also where NVML does not tell how many there are, as in containers without the driver's tools.
+    os.environ[VISIBLE] = os.environ.get(VISIBLE, "0").split(",")[0]
+    if num_gpus == 0:
+        return ()
+    import torch
+
+    # By torch, for NVML counts in another order: CUDA's first device is the fastest, not the first on the bus.
+    if not torch.cuda.is_available():
+        return ()
+    name = torch.cuda.get_device_properties(0).name
+    return (f"{num_gpus} GPUs are visible, this process uses the first: {name}; {VISIBLE} chooses another",)

@@ -1,0 +1,21 @@
+"""What a command does before it computes on the GPU."""
+
+import typer
+
+
+def start_on_gpu() -> tuple[str, ...]:
+    """Prepare this process for torch on one GPU; say and return what the environment asked for otherwise.
+
+    To be called before torch is imported.
+
+    Raises:
+        VlmtuneError: a launcher has started several processes.
+    """
+    from vlmtune.engine.runtime import prepare_environment
+    from vlmtune.engine.single import stay_single
+
+    prepare_environment()
+    notes = stay_single()
+    for note in notes:
+        typer.echo(note, err=True)
+    return notes
