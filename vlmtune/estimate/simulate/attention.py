@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmtune.estimate.simulate.autocast import in_16_bits
+
 aten = torch.ops.aten
 MASK_ALIGNMENT = 8
 """The memory-efficient CUDA kernel wants mask rows that start at multiples of 16 bytes."""
@@ -17,8 +19,10 @@ def attention_of(device: str):
     real = F.scaled_dot_product_attention
     simulated = {"cpu": _cpu, "cuda": _cuda}[device]
 
-    def dispatch(query: Tensor, *args, **kwargs) -> Tensor:
-        return (simulated if query.device.type == "meta" else real)(query, *args, **kwargs)
+    def dispatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args, **kwargs) -> Tensor:
+        if query.device.type != "meta":
+            return real(query, key, value, attn_mask, *args, **kwargs)
+        return simulated(*in_16_bits(query, key, value, attn_mask), *args, **kwargs)
 
     F.scaled_dot_product_attention = dispatch
     try:

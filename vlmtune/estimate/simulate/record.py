@@ -192,6 +192,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         """Run the operation, moved to where its tensors are, and record what it made."""
+        if operation is aten._to_copy.default and _only_moves(args[0], kwargs):
+            return args[0].view_as(args[0])
         args, kwargs = _placed(operation, args, dict(kwargs or {}))
         if operation is aten._local_scalar_dense.default and args[0].device.type == "meta":
             return torch.zeros((), dtype=args[0].dtype).item()
@@ -256,6 +258,13 @@ def _placed(operation, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     if operation is aten.index.Tensor:
         args = (args[0], _without_masks(args[1]))
     return _on_meta(args), _on_meta(kwargs)
+
+
+def _only_moves(tensor: Tensor, kwargs: dict) -> bool:
+    """Return whether a tensor is taken from a weight's device to an input's or back: on a GPU those are one."""
+    device = kwargs.get("device")
+    same_format = kwargs.get("dtype") in (None, tensor.dtype)
+    return same_format and device is not None and {torch.device(device).type, tensor.device.type} == {"meta", "cpu"}
 
 
 def _copy_target(tensor: Tensor, kwargs: dict) -> dict:
