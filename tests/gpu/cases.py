@@ -170,6 +170,47 @@ LONG = (
 )
 """Runs of some epochs over rows of many lengths."""
 
+LORA = {"training.method": "lora"}
+QWEN35_08B, SMOL_256M = "Qwen__Qwen3.5-0.8B", "HuggingFaceTB__SmolVLM-256M-Instruct"
+ONE_TILE = {"data.image_size": 384}
+DROPOUT_5, DROPOUT_10 = ({"training.lora.dropout": share} for share in (0.05, 0.1))
+DROPOUT = (
+    Case("qwen35-0.8b-dropout-batch3", QWEN35_08B, settings={**DROPOUT_5, "training.batch_size": 3}),
+    Case("qwen3-2b-dropout", QWEN3_2B, settings=DROPOUT_10),
+    Case("qwen3-2b-dropout-keep", QWEN3_2B, settings={**DROPOUT_10, **KEEP}),
+    Case("qwen3-2b-dropout-lora-batch3", QWEN3_2B, settings={**DROPOUT_5, **LORA, "training.batch_size": 3}),
+    Case("smol-2b-dropout-lora", SMOL_2B, settings={**DROPOUT_10, **LORA, **ONE_TILE}),
+    Case("llava-7b-dropout", LLAVA_7B, settings=DROPOUT_5),
+)
+"""Adapters with dropout."""
+
+FULL_TUNING = {"training.method": "full"}
+WITH_TOWER = {"training.freeze_vision_tower": False, "training.freeze_projector": False}
+FULL = (
+    Case("smol-256m-full", SMOL_256M, settings=FULL_TUNING),
+    Case("smol-256m-full-tower", SMOL_256M, settings={**FULL_TUNING, **WITH_TOWER}),
+    Case("smol-256m-full-keep", SMOL_256M, settings={**FULL_TUNING, **KEEP, **ONE_TILE}),
+    Case("smol-256m-full-fp32-states", SMOL_256M, settings={**FULL_TUNING, **FP32_STATES}),
+    Case("smol-256m-full-native", SMOL_256M, expandable=False, settings=FULL_TUNING),
+    Case("qwen2-vl-2b-full", UNSEEN["qwen2-vl-2b"], settings={**FULL_TUNING, **UNPAGED}),
+    Case("qwen2-vl-2b-full-tower", UNSEEN["qwen2-vl-2b"], settings={**FULL_TUNING, **WITH_TOWER, **UNPAGED}),
+)
+"""All weights learn, in fp32 under autocast."""
+
+TWELVE_STEPS = {"training.max_steps": 12}
+UNEVEN = (
+    Case("llava-13b-uneven-native", UNSEEN["llava-13b"], expandable=False),
+    Case("qwen25-7b-uneven-native", QWEN25_7B, expandable=False),
+    Case("gemma-4b-uneven-native", GEMMA_4B, expandable=False),
+    Case("internvl3-8b-uneven-native", UNSEEN["internvl3-8b"], expandable=False),
+)
+"""Native segments over more steps than are simulated: 12 steps of two batches over 24 rows of many lengths."""
+
+
+def _uneven(case: Case, settings: dict) -> Case:
+    return replace(case, rows=24, text_chars=600, mixed_images=True, settings={**settings, **case.settings})
+
+
 CASES = (
     Case("qwen3-2b", QWEN3_2B),
     Case("qwen3-2b-native", QWEN3_2B, expandable=False),
@@ -220,5 +261,8 @@ CASES = (
     Case("pali-3b-files", PALI_3B, from_checkpoint=True),
     Case("qwen3-4b-files", QWEN3_4B, settings={"training.optim": "adamw"}, from_checkpoint=True),
     *(Case(name, model) for name, model in UNSEEN.items()),
-    *(replace(case, rows=24, text_chars=600, mixed_images=True, settings={**EPOCHS, **case.settings}) for case in LONG),
+    *(_uneven(case, EPOCHS) for case in LONG),
+    *DROPOUT,
+    *FULL,
+    *(_uneven(case, TWELVE_STEPS) for case in UNEVEN),
 )

@@ -4,7 +4,7 @@ Each case is the real trainer in a process of its own, several at a time: what o
 the others. Weights are random: made on the card, layer by layer, or written to files first and loaded from there.
 """
 
-import gzip
+import argparse
 import json
 import os
 import re
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -21,10 +21,12 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import CASES, Case, prepare  # noqa: E402
+from gpu.history import Marks, archive, packed, record  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
 AT_A_TIME = 8
+HISTORY = ".history.xz"
 
 
 def random_weights(model: nn.Module, device: str) -> nn.Module:
@@ -81,6 +83,10 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         return model
 
     engine.build_model = build_model
+    marks = Marks()
+    if history:
+        services = engine._services
+        engine._services = lambda plan, folder: [*services(plan, folder), marks]
     with tempfile.TemporaryDirectory() as folder:
         config, source, samples = prepare(case, catalogue, Path(folder))
         if case.from_checkpoint:
@@ -89,11 +95,13 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
             build.load_base = lambda plan, quantized=True: random_weights(build.weightless_base(plan), plan.device)
             engine.check_checkpoint = lambda plan: {}  # there are no files to check
         plan = make_plan(config, source, probe_device())
+        if plan.method == "full":  # gigabytes of random numbers that nobody reads
+            engine.save_tuned = engine.TuneTrainer._save_checkpoint = lambda *args: None
         runs = RunFolder.create(config.run_dir)
         save_plan(plan, runs.plan)
         started = time.perf_counter()
         if history:
-            torch.cuda.memory._record_memory_history(context=None, max_entries=2_000_000)
+            record(stacks=False)
         try:
             with LiveView(case.name, Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
                 report = engine.train(plan, source, RunData(samples, []), runs, view)
@@ -102,8 +110,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
             return
     if history:
         trace = torch.cuda.memory._snapshot()["device_traces"][0]
-        events = [[entry["action"], entry["addr"], entry["size"]] for entry in trace]
-        out.with_suffix(".trace.gz").write_bytes(gzip.compress(json.dumps(events).encode()))
+        out.with_suffix(HISTORY).write_bytes(packed(trace, marks.marks))
     result = {
         "case": case.name,
         "allocated_bytes": report.peak_allocated_bytes,
@@ -128,28 +135,45 @@ def write_weights(folder: str) -> None:
 
 
 def main() -> int:
-    """Measure the cases; arguments: OUT.json, CATALOGUE, pattern of names, names whose allocation history is kept."""
-    out, catalogue = Path(sys.argv[1]), Path(sys.argv[2])
-    wanted = sys.argv[3] if len(sys.argv) > 3 else ""
-    cases = [case for case in CASES if re.search(wanted, case.name)]
+    """Measure cases and write after each what is known; return 0 when all are measured."""
+    asked = _arguments()
+    cases = [case for case in CASES if re.search(asked.names, case.name)]
     results = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
 
         def measured(case: Case) -> str:
-            options = ["--history"] if case.name in sys.argv[4:] else []
-            return in_its_own_process(case, catalogue, Path(folder) / f"{case.name}.json", options)
+            options = ["--history"] if asked.history and re.search(asked.history, case.name) else []
+            return in_its_own_process(case, asked.catalogue, folder / f"{case.name}.json", options)
 
-        with ThreadPoolExecutor(AT_A_TIME) as pool:
-            for case, error in zip(cases, pool.map(measured, cases), strict=True):
-                print(case.name, error or "ok", flush=True)
-                results = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
+        with ThreadPoolExecutor(asked.at_a_time) as pool:
+            running = {pool.submit(measured, case): case for case in cases}
+            for done in as_completed(running):
+                case = running[done].name
+                print(case, done.result() or "ok", flush=True)
                 # After each case: what is measured is kept if the rest takes too long.
-                text = json.dumps({"versions": library_versions(), "runs": results}, indent=1)
-                out.write_text(text + "\n", encoding="utf-8")
-        for trace in Path(folder).glob("*.trace.gz"):
-            (out.parent / trace.name).write_bytes(trace.read_bytes())
+                if (shown := folder / f"{case}.json").exists():
+                    results.append(json.loads(shown.read_text()))
+                    _write(asked.out, sorted(results, key=lambda run: run["case"]))
+                if (history := folder / f"{case}{HISTORY}").exists():
+                    archive(asked.out.parent, case, history.read_bytes())
     print(f"{len(results)} of {len(cases)} cases measured")
     return int(len(results) < len(cases))
+
+
+def _write(out: Path, runs: list[dict]) -> None:
+    text = json.dumps({"versions": library_versions(), "runs": runs}, indent=1)
+    out.write_text(text + "\n", encoding="utf-8")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path, help="file of the results; histories come to lie beside it")
+    parser.add_argument("catalogue", type=Path)
+    parser.add_argument("names", nargs="?", default="", help="regular expression of the cases to measure")
+    parser.add_argument("--history", metavar="NAMES", help="regular expression of those whose allocations are kept")
+    parser.add_argument("--at-a-time", type=int, default=AT_A_TIME)
+    return parser.parse_args()
 
 
 def in_its_own_process(case: Case, catalogue: Path, out: Path, options: list[str]) -> str:

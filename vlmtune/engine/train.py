@@ -1,6 +1,7 @@
 """A plan and its rows → a trained adapter, a log and a report."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -68,25 +69,17 @@ def _train(
     model = build_model(plan)
     if plan.device == "cuda":
         torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
-    watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
     parts = inventory(model, family)
-    collator = Collator(processor)
-    trainer = TuneTrainer(
-        plan, model, folder, lengths.total.tolist(), train_dataset=rows, eval_dataset=val_rows, data_collator=collator
-    )
-    interrupt = StopOnInterrupt(view)
-    recorder = Recorder(folder, view, trainer)
-    watches = [watch] if watch else []
-    for callback in (interrupt, recorder, FirstStepCheck(trainer, family), *watches, *_services(plan, folder)):
-        trainer.add_callback(callback)
-    _silence_printer(trainer)
+    run_rows = RunRows(rows, val_rows, lengths.total.tolist(), Collator(processor))
+    running = build_running(plan, model, folder, view, run_rows)
+    trainer, recorder, interrupt, watch = running.trainer, running.recorder, running.interrupt, running.watch
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         interrupt.restore()
     if not interrupt.stopped:
         if val_rows and not _evaluated_last(recorder, trainer):
-            trainer.log({"eval_loss": mean_loss(model, val_rows, collator, plan)})
+            trainer.log({"eval_loss": mean_loss(model, val_rows, run_rows.collator, plan)})
         save_tuned(trainer.model, processor, plan, folder)
     report = TrainReport(
         status="interrupted" if interrupt.stopped else "finished",
@@ -100,6 +93,42 @@ def _train(
     )
     write_report(folder, report, recorder.records)
     return report
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """The rows of a run, encoded when they are asked for."""
+
+    train: TuneDataset
+    val: TuneDataset
+    lengths: list[int]
+    """Tokens of each row to train on."""
+    collator: Collator
+
+
+@dataclass(frozen=True)
+class Running:
+    """The trainer of a run and what watches it."""
+
+    trainer: TuneTrainer
+    recorder: Recorder
+    interrupt: StopOnInterrupt
+    watch: MemoryWatch | None
+    """On a GPU."""
+
+
+def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view: LiveView, rows: RunRows) -> Running:
+    """Return the trainer as a run has it; the model is on its device and nothing else is."""
+    watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
+    data = {"train_dataset": rows.train, "eval_dataset": rows.val, "data_collator": rows.collator}
+    trainer = TuneTrainer(plan, model, folder, rows.lengths, **data)
+    interrupt, recorder = StopOnInterrupt(view), Recorder(folder, view, trainer)
+    watches = [watch] if watch else []
+    check = FirstStepCheck(trainer, family_of(plan))
+    for callback in (interrupt, recorder, check, *watches, *_services(plan, folder)):
+        trainer.add_callback(callback)
+    _silence_printer(trainer)
+    return Running(trainer, recorder, interrupt, watch)
 
 
 def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan, folder: RunFolder) -> None:

@@ -8,6 +8,7 @@ from vlmtune.plan.types import RunPlan
 
 FREE_FIELDS = {
     "choices",
+    "loss_chunk_tokens",
     "num_workers",
     "logging_steps",
     "eval_steps",
@@ -15,7 +16,7 @@ FREE_FIELDS = {
     "save_total_limit",
     "report_to",
 }
-"""Fields that no lever owns and that decide nothing of the result."""
+"""Fields that no lever owns and that decide nothing of the result but the order in which numbers are added."""
 
 
 def differences(plan: RunPlan, begun: RunPlan, *, has_checkpoint: bool = True) -> list[str]:

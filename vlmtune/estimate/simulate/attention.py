@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmtune.compat import torch as borrowed
+from vlmtune.estimate.simulate.autocast import in_16_bits
 
 flash_attention = borrowed.FLASH_ATTENTION.get()
 flash_attention_for_cpu = borrowed.FLASH_ATTENTION_FOR_CPU.get()
@@ -21,8 +22,10 @@ def attention_of(device: str):
     real = F.scaled_dot_product_attention
     simulated = {"cpu": _cpu, "cuda": _cuda}[device]
 
-    def dispatch(query: Tensor, *args, **kwargs) -> Tensor:
-        return (simulated if query.device.type == "meta" else real)(query, *args, **kwargs)
+    def dispatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args, **kwargs) -> Tensor:
+        if query.device.type != "meta":
+            return real(query, key, value, attn_mask, *args, **kwargs)
+        return simulated(*in_16_bits(query, key, value, attn_mask), *args, **kwargs)
 
     with borrowed.SCALED_DOT_PRODUCT_ATTENTION.replaced(dispatch):
         yield

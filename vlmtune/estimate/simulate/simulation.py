@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,8 @@ from vlmtune.engine.runtime import collector_paused
 from vlmtune.engine.step import IGNORED, forward_loss
 from vlmtune.estimate.allocator.caching import EMPTY_CACHE, RESET_PEAK
 from vlmtune.estimate.simulate.attention import attention_of
+from vlmtune.estimate.simulate.autocast import autocast_of
+from vlmtune.estimate.simulate.composites import composites_of
 from vlmtune.estimate.simulate.record import ACTIVATIONS, GRADIENTS, Hidden, Log, Recorder, no_hidden
 from vlmtune.estimate.simulate.repeat import repeat_step
 from vlmtune.estimate.simulate.weights import load_checkpoint
@@ -53,7 +55,7 @@ def simulate(plan: RunPlan, run: Run) -> Log:
     model = build_model(plan, weights="none").train()
     gc.freeze()  # what exists already need not be looked through after every step
     try:
-        with collector_paused(), _meta_allowed(), attention_of(plan.device):
+        with collector_paused(), _meta_allowed(), _kernels_of(plan):
             return record_steps(model, plan, run)
     finally:
         gc.unfreeze()
@@ -75,7 +77,7 @@ def simulate_answer(plan: RunPlan, prompt: Batch, hidden: Hidden, num_tokens: in
         recorder.log.begin(f"token {written + 1}")
         return torch.zeros(len(ids), dtype=torch.bool)
 
-    with _meta_allowed(), attention_of(plan.device), _named_modules(model, recorder), recorder:
+    with _meta_allowed(), _kernels_of(plan), _named_modules(model, recorder), recorder:
         recorder.log.begin("prompt")
         recorder.kind = "inputs"
         inputs = _copied(prompt)
@@ -201,6 +203,14 @@ def _kind_of(name: str, tensor: Tensor, family) -> str:
     if ".lora_" in name:
         return f"adapters: {part}"
     return f"weights: {part} {'4-bit' if tensor.dtype == torch.uint8 else str(tensor.dtype).removeprefix('torch.')}"
+
+
+@contextmanager
+def _kernels_of(plan: RunPlan):
+    """Let tensors without storage take the paths that they would take on the plan's device."""
+    autocast = autocast_of(plan.device) if plan.autocast_dtype else nullcontext()
+    with attention_of(plan.device), composites_of(plan.device), autocast:
+        yield
 
 
 @contextmanager

@@ -33,11 +33,13 @@ ON_ONE = [
     {"training": {"batch_size": 4}, "hardware": {"checkpointed_layers": 1}},
 ]
 HEAD_4BIT = {"training": {"quantization": {"quantize_head": True}}}
+FULL_16BIT = {"training": {"method": "full"}, "hardware": {"mixed_precision": "bf16"}}
 UNTIED = ("llava", "qwen2_5_vl", "smolvlm")
 PLANS = [
     *((name, sections) for name in TINY for sections in EVERYWHERE),
     *(("qwen3_vl", sections) for sections in ON_ONE),
     *((name, HEAD_4BIT) for name in UNTIED),
+    *((name, FULL_16BIT) for name in TINY),
     ("llava", {**HEAD_4BIT, "hardware": {"mixed_precision": "bf16", "checkpointed_layers": 1}}),
 ]
 
