@@ -47,7 +47,7 @@ def _todays_values(path: Path) -> Values:
     if version > VERSION:
         raise VlmtuneError(
             f"{path} was written by a newer vlmtune: its format is {version}, this vlmtune reads up to {VERSION}",
-            "use the version named in versions.json, or a newer one",
+            "update vlmtune, or train again",
         )
     return migrate(values, version)
 

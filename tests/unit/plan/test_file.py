@@ -96,7 +96,7 @@ def test_the_plan_of_a_newer_vlmtune_is_refused(path):
     assert refused.value.message == (
         f"{path} was written by a newer vlmtune: its format is {VERSION + 1}, this vlmtune reads up to {VERSION}"
     )
-    assert refused.value.hint == "use the version named in versions.json, or a newer one"
+    assert refused.value.hint == "update vlmtune, or train again"
 
 
 @pytest.mark.parametrize(
