@@ -98,6 +98,50 @@ TO_COPY = Name(TORCH, "torch.ops.aten._to_copy", "what `to` calls: whole numbers
 LOCAL_SCALAR_DENSE = Name(TORCH, "torch.ops.aten._local_scalar_dense", "what `item` calls.", takes="self")
 IS_ALL_TRUE = Name(TORCH, "torch.ops.aten._is_all_true", "by it models check their inputs.", takes="self")
 
+SOFTMAX = Name(
+    TORCH, "torch.ops.aten._softmax", "CUDA's kernel that takes fp16 and gives fp32.", takes="self, dim, half_to_float"
+)
+DROPOUT = Name(
+    TORCH,
+    "torch.nn.functional.dropout",
+    "it is public, but that models look it up there at each call, so that another can be put in its place, is not.",
+    takes="input, p, training, inplace",
+    read_by="torch.nn.Dropout",
+    plain=True,
+)
+FUNCTIONAL_SOFTMAX = Name(
+    TORCH,
+    "torch.nn.functional.softmax",
+    DROPOUT.why,
+    takes="input, dim, _stacklevel, dtype",
+    read_by="transformers.models.llama.modeling_llama.eager_attention_forward",
+    plain=True,
+)
+
+# Autocast acts by the device of each tensor: for those without storage it is written as kernels of a device that nobody
+# has.
+DISPATCH_KEY = Name(TORCH, "torch._C.DispatchKey.AutocastPrivateUse1", "the autocast of a device that nobody has.")
+DISPATCH_KEY_SET = Name(TORCH, "torch._C.DispatchKeySet", "what a guard takes.")
+INCLUDE_KEY = Name(TORCH, "torch._C._IncludeDispatchKeyGuard", "tensors of every device meet that autocast inside it.")
+EXCLUDE_KEYS = Name(TORCH, "torch._C._ExcludeDispatchKeyGuard", "inside it none does: a cast is not cast again.")
+HAS_KERNEL = Name(
+    TORCH, "torch._C._dispatch_has_kernel_for_dispatch_key", "whether a device's own autocast knows an operation."
+)
+LIBRARY = Name(TORCH, "torch.library.Library", "it registers kernels; that it can be taken back is not documented.")
+LIBRARY_DESTROY = Attribute(TORCH, "torch.library.Library", "_destroy", "it takes the kernels back.")
+FALLTHROUGH = Name(TORCH, "torch.library.fallthrough_kernel", "what is not cast passes that device's autocast by.")
+CLEAR_AUTOCAST_CACHE = Name(
+    TORCH,
+    "torch.clear_autocast_cache",
+    "the outermost autocast calls it at its end: then casts of weights are forgotten.",
+    read_by="torch.amp.autocast_mode.autocast",
+    plain=True,
+)
+IS_VIEW = Attribute(TORCH, "torch.Tensor", "_is_view", "casts of views are not kept.")
+SCHEMA_ARGUMENTS = Attribute(
+    TORCH, "torch._C.FunctionSchema", "arguments", "where an operation takes a dtype.", plain=True
+)
+
 FUSED_DEVICES = Name(
     TORCH,
     "torch.optim.optimizer._get_fused_kernels_supported_devices",

@@ -9,15 +9,16 @@ Attention is not among them: `attention.py` takes its inputs in 16 bits from her
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.library import Library, fallthrough_kernel
 
+from vlmtune.compat import torch as borrowed
 from vlmtune.estimate.simulate.outputs import tensors_in
 
-KEY = torch._C.DispatchKey.AutocastPrivateUse1
+KEY = borrowed.DISPATCH_KEY.get()
+KEY_ALONE = borrowed.DISPATCH_KEY_SET(KEY)
+without_keys = borrowed.EXCLUDE_KEYS.get()  # looked up once: it is called at every operation
 STATE = "cpu"
 """Labels are real and on the CPU, so the step turns on the autocast of that device type, and recomputation again."""
 
@@ -52,12 +53,10 @@ NORMS = {"norm.Scalar": "norm.ScalarOpt_dtype", "norm.ScalarOpt_dim": "norm.Scal
 def autocast_of(device: str) -> Iterator[None]:
     """Make `torch.autocast` act on tensors without storage as it does on `device` (`cuda` or `cpu`)."""
     casts = _Casts()
-    here, everywhere = Library("aten", "IMPL"), Library("_", "IMPL")
-    everywhere.fallback(fallthrough_kernel, KEY.name)
+    here, everywhere = borrowed.LIBRARY("aten", "IMPL"), borrowed.LIBRARY("_", "IMPL")
+    everywhere.fallback(borrowed.FALLTHROUGH.get(), KEY.name)
     for name, kernel in _kernels(casts).items():
-        if name in PADDED or torch._C._dispatch_has_kernel_for_dispatch_key(
-            f"aten::{name}", f"Autocast{device.upper()}"
-        ):
+        if name in PADDED or borrowed.HAS_KERNEL(f"aten::{name}", f"Autocast{device.upper()}"):
             here.impl(name, kernel, KEY.name)
     clear = torch.clear_autocast_cache
 
@@ -67,16 +66,16 @@ def autocast_of(device: str) -> Iterator[None]:
 
     torch.set_autocast_enabled("privateuseone", True)
     try:
-        with patch.object(torch, "clear_autocast_cache", cleared), torch._C._IncludeDispatchKeyGuard(KEY):
+        with borrowed.CLEAR_AUTOCAST_CACHE.replaced(cleared), borrowed.INCLUDE_KEY(KEY):
             yield
     finally:
         torch.set_autocast_enabled("privateuseone", False)
-        here._destroy()
-        everywhere._destroy()
+        for library in (here, everywhere):
+            borrowed.LIBRARY_DESTROY.read(library)()
 
 
 def _off():
-    return torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(KEY))
+    return without_keys(KEY_ALONE)
 
 
 def in_16_bits(*values):
@@ -96,12 +95,22 @@ class _Casts:
     def lower(self, tensor: Tensor) -> Tensor:
         """Return the tensor in autocast's format."""
         dtype = torch.get_autocast_dtype(STATE)
-        is_weight = tensor.dtype == torch.float32 and tensor.requires_grad and tensor.is_leaf and not tensor._is_view()
+        is_weight = (
+            tensor.dtype == torch.float32
+            and tensor.requires_grad
+            and tensor.is_leaf
+            and not borrowed.IS_VIEW.read(tensor)()
+        )
         if not (is_weight and torch.is_autocast_cache_enabled()):
             return _to(dtype, tensor)
         if tensor not in self.kept:
             self.kept[tensor] = tensor.to(dtype)
         return self.kept[tensor]
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    learns = tensor.dtype == torch.float32 and tensor.requires_grad and tensor.is_leaf
+    return learns and not borrowed.IS_VIEW.read(tensor)()
 
 
 def _kernels(casts: _Casts) -> dict[str, Callable]:
@@ -120,7 +129,7 @@ def _run(name: str, args: tuple, kwargs: dict):
     return _operation(name)(*args, **kwargs)
 
 
-def _operation(name: str) -> torch._ops.OpOverload:
+def _operation(name: str) -> Callable:
     packet, _, overload = name.partition(".")
     return getattr(getattr(torch.ops.aten, packet), overload or "default")
 
@@ -135,7 +144,7 @@ def _inputs(cast: Callable[[Tensor], Tensor]) -> Callable:
 
 
 def _result_in_fp32(name: str, args: tuple, kwargs: dict):
-    place = [argument.name for argument in _operation(name)._schema.arguments].index("dtype")
+    place = [argument.name for argument in borrowed.OPERATION_SCHEMA.read(_operation(name)).arguments].index("dtype")
     given = args[place] if len(args) > place else kwargs.get("dtype")
     if given is None and _eligible(args[0]):
         return _run(name, args[:place], {**kwargs, "dtype": torch.float32})

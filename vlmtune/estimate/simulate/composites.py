@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-aten = torch.ops.aten
+from vlmtune.compat import torch as borrowed
+
+half_softmax = borrowed.SOFTMAX.get()
 
 
 @contextmanager
@@ -17,7 +18,8 @@ def composites_of(device: str) -> Iterator[None]:
     if device == "cpu":
         yield
         return
-    with patch.object(F, "dropout", _dropout(F.dropout)), patch.object(F, "softmax", _softmax(F.softmax)):
+    dropout, softmax = _dropout(F.dropout), _softmax(F.softmax)
+    with borrowed.DROPOUT.replaced(dropout), borrowed.FUNCTIONAL_SOFTMAX.replaced(softmax):
         yield
 
 
@@ -38,7 +40,7 @@ def _softmax(real):
         input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
     ) -> Tensor:
         if input.is_meta and input.dtype == torch.float16 and dtype == torch.float32 and dim is not None:
-            return aten._softmax(input, dim, True)
+            return half_softmax(input, dim, True)
         return real(input, dim, _stacklevel, dtype)
 
     return softmax
