@@ -171,6 +171,7 @@ class Recorder(TorchDispatchMode):
         self.log.events.append((-handle, 0))
 
     def _track(self, tensor: Tensor, kind: str, operation: str) -> None:
+        # Views share a storage, and its end alone gives memory back.
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._live or storage.nbytes() == 0:
@@ -178,6 +179,7 @@ class Recorder(TorchDispatchMode):
         handle = self._handles[key] = self.allocate(storage.nbytes(), kind, operation)
 
         def gone(_: weakref.ref) -> None:
+            # The next storage may come to lie at the same address.
             self._live.pop(key, None)
             self._handles.pop(key, None)
             self.free(handle)
@@ -194,6 +196,7 @@ class Recorder(TorchDispatchMode):
         """Run the operation, moved to where its tensors are, and record what it made."""
         args, kwargs = _placed(operation, args, dict(kwargs or {}))
         if operation is aten._local_scalar_dense.default and args[0].device.type == "meta":
+            # There is no value. `generate` is who asks, whether all answers have ended: zero is its no.
             return torch.zeros((), dtype=args[0].dtype).item()
         if operation is aten._is_all_true.default and args[0].device.type == "meta":
             return torch.tensor(True)  # a model's own check of its inputs, which training runs on real values
@@ -203,7 +206,8 @@ class Recorder(TorchDispatchMode):
         spaces = self.hidden(operation, args, kwargs)
         temporary = [self.allocate(size, _kind_of_workspace(name), name) for size in spaces.before]
         if operation is aten.index_put.default and _in_backward():
-            # The gradient of indexing: written into fresh zeros in place, except under a dispatch mode.
+            # The gradient of indexing: written into fresh zeros in place, except under a dispatch mode, where
+            # autograd copies them first (torch/csrc/autograd/FunctionsManual.cpp, index_backward).
             operation = aten.index_put_.default
         out = self._outputs.of(operation, args, kwargs)
         if formula := FLOPS_OF.get(operation.overloadpacket):
@@ -225,7 +229,9 @@ def _kind_of_workspace(operation: str) -> str:
 def _adds_in_place(args: tuple) -> bool:
     """Return whether autograd adds one gradient into another's memory, which it never does under a dispatch mode.
 
-    torch/csrc/autograd/input_buffer.cpp: the first one is dense, and nothing else holds it or its storage.
+    torch/csrc/autograd/input_buffer.cpp: the first one is dense, and nothing else holds it or its storage. Under a
+    mode each tensor counts as one of a subclass (ATen/TensorSubclassLikeUtils.h), and the sum gets memory of its own,
+    which training does not take.
     """
     first, second = args[:2]
     if not _in_backward() or not isinstance(second, Tensor):
@@ -261,6 +267,7 @@ def _placed(operation, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 def _copy_target(tensor: Tensor, kwargs: dict) -> dict:
     device = kwargs.get("device")
     dtype = kwargs.get("dtype") or tensor.dtype
+    # From meta there is nothing to bring to another device; what is to go there keeps the values it may be asked for.
     if tensor.device.type == "meta" and device is not None:
         kwargs["device"] = torch.device("meta")
     elif tensor.device.type == "cpu" and device is not None and torch.device(device).type == "meta" and dtype in WHOLE:
@@ -274,6 +281,7 @@ def _factory_target(operation, args: tuple, kwargs: dict, tensors: list[Tensor])
         dtype = torch.int64
     if dtype is None and tensors:
         dtype = tensors[0].dtype
+    # Models make positions and masks on their weights' device, which is meta, and then decide by the values.
     if dtype in WHOLE and (kwargs.get("device") is not None or tensors):
         kwargs["device"] = torch.device("cpu")
     return kwargs
@@ -289,7 +297,7 @@ def _without_masks(indices: list) -> list:
 
 
 def _on_meta(value):
-    """Return arguments with the real tensors in them taken to meta; single numbers may stay."""
+    """Return arguments with the real tensors in them taken to meta; single numbers may stay, as torch lets them."""
     if isinstance(value, Tensor):
         return value if value.is_meta or value.dim() == 0 else value.to("meta")
     if isinstance(value, tuple | list):
