@@ -91,6 +91,8 @@ class TuneTrainer(Trainer):
         self.order = LengthGroupedOrder(lengths, rows_per_step, plan.seed)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
+        # Trainer's own order by length would encode every row to learn its length, and follow torch's global generator:
+        # after a resume, the rows that are skipped would be others than those trained on.
         return self.order
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -100,7 +102,7 @@ class TuneTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
-        """Return vlmtune's loss."""
+        """Return vlmtune's loss: the model's own makes logits of every token."""
         return forward_loss(model, inputs, self.plan, num_items_in_batch)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -122,7 +124,7 @@ class TuneTrainer(Trainer):
 
     def training_step(self, model, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
         """Run forward and backward; a loss that is no number, or no memory, stops the run and names the rows."""
-        where = inputs.pop(WHERE)
+        where = inputs.pop(WHERE)  # names of rows, which no model takes
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
@@ -137,7 +139,10 @@ class TuneTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the mean loss a labelled token on the held-out rows."""
+        """Return the mean loss a labelled token on the held-out rows.
+
+        Trainer's own loop is a mean over batches, however many tokens they have, of a loss with all logits.
+        """
         metrics = {"eval_loss": mean_loss(self.model, self.eval_dataset, self.data_collator, self.plan)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -155,13 +160,14 @@ class TuneTrainer(Trainer):
             raise disk_full(self.folder, checkpoint.name) from None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write the weights of a checkpoint; its other files are written by Trainer."""
+        """Write the trained weights of a checkpoint, where Trainer writes all; its other files are Trainer's."""
         if self.plan.method == "full":
             save_trained(self.model, Path(output_dir))
         else:
             save_adapter(self.model, Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        # Trainer refuses a checkpoint without a whole model or an adapter in it.
         if self.plan.method == "full":
             load_trained(self.model, Path(resume_from_checkpoint))
         else:
@@ -173,7 +179,7 @@ class TuneTrainer(Trainer):
 
 
 def _raising(batches: Iterator) -> Iterator:
-    """Raise what a worker returned in place of a batch."""
+    """Raise what a worker returned in place of a batch: raised there, it would come out as the text of a traceback."""
     for batch in batches:
         if isinstance(batch, VlmtuneError):
             raise batch
@@ -190,12 +196,12 @@ def training_arguments(plan: RunPlan, folder: RunFolder) -> TrainingArguments:
         num_train_epochs=plan.num_epochs,
         max_steps=plan.max_steps or -1,
         learning_rate=plan.learning_rate,
-        warmup_steps=plan.warmup_ratio,
+        warmup_steps=plan.warmup_ratio,  # below 1 it is a share of all steps
         lr_scheduler_type=plan.lr_scheduler_type,
         max_grad_norm=plan.max_grad_norm,
         seed=plan.seed,
         logging_steps=plan.logging_steps,
-        logging_nan_inf_filter=False,
+        logging_nan_inf_filter=False,  # it would log an average in place of a loss that is no number
         save_strategy="steps",
         save_steps=plan.save_steps,
         eval_strategy="steps" if plan.eval_steps else "no",
@@ -207,6 +213,6 @@ def training_arguments(plan: RunPlan, folder: RunFolder) -> TrainingArguments:
         dataloader_pin_memory=plan.device == "cuda",
         disable_tqdm=True,
         use_cpu=plan.device == "cpu",
-        fp16=plan.loss_scaling,
+        fp16=plan.loss_scaling,  # for the scaler of gradients: the loss enters autocast by itself
         bf16=False,
     )

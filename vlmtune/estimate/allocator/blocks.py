@@ -33,6 +33,7 @@ class Pool:
 
     def __init__(self, page_bytes: int, min_rest_bytes: int):
         self.page_bytes, self.min_rest_bytes = page_bytes, min_rest_bytes
+        # No two blocks begin at one address, so that sorting never comes to compare the blocks themselves.
         self.free: list[tuple[int, int, Block]] = []
         self.unmapped: list[tuple[int, Block]] = []
 

@@ -69,7 +69,7 @@ def replay(events: Iterable[Event], settings: AllocatorSettings) -> Replay:
         elif handle == 0:
             allocator.reset_peak() if size_bytes else allocator.empty_cache()
         elif size_bytes == 0:
-            blocks[handle] = None
+            blocks[handle] = None  # PyTorch does not ask its allocator for nothing
         else:
             block = blocks[handle] = allocator.allocate(size_bytes)
             if block is None:
@@ -110,6 +110,8 @@ class CachingAllocator:
         self.capacity_bytes, self.allowed_bytes = settings.capacity_bytes, settings.allowed_bytes
         total = settings.device_total_bytes
         self.address_space_bytes = ENDLESS_BYTES if total is None else total + total // 8
+        # should_split: the large pool serves no request up to 1 MiB, so a smaller rest stays with its block, unless the
+        # segment can grow behind it.
         self.small = Pool(SMALL_SEGMENT_BYTES, MIN_BLOCK_BYTES)
         self.large = Pool(LARGE_SEGMENT_BYTES, MIN_BLOCK_BYTES if expandable else SMALL_MAX_BYTES + MIN_BLOCK_BYTES)
         self.driver, self.next_expandable_address = DriverAddresses(), 0
@@ -144,10 +146,10 @@ class CachingAllocator:
     def empty_cache(self):
         """Gives back to the driver what no block is using: whole segments, or whole pages of expandable ones."""
         for pool in (self.large, self.small):
-            for _, _, block in list(pool.free):
+            for _, _, block in list(pool.free):  # unmapping changes the list itself
                 if self.expandable:
                     self._unmap(pool, block)
-                elif block.prev is None and block.next is None:
+                elif block.prev is None and block.next is None:  # cudaFree takes whole segments
                     pool.remove(block)
                     self.reserved_bytes -= block.size
                     self.driver.give_back(block.address, block.size)
@@ -212,6 +214,7 @@ class CachingAllocator:
 
     def _lowest_room(self, pool: Pool, size: int) -> Block:
         for _, unmapped in pool.unmapped:
+            # The end of what is mapped may be free: both together are the room.
             start = unmapped.prev if unmapped.prev is not None and not unmapped.prev.allocated else unmapped
             room, block = 0, start
             while room < size and block is not None and not block.allocated:
@@ -227,6 +230,7 @@ class CachingAllocator:
         return segment
 
     def _map(self, pool: Pool, block: Block, size: int) -> bool:
+        # Physical memory comes in whole pages; what the request leaves of them is a free block.
         mapped_size = -(-size // pool.page_bytes) * pool.page_bytes
         if not self._reserve(mapped_size):
             return False
@@ -239,6 +243,7 @@ class CachingAllocator:
         return True
 
     def _unmap(self, pool: Pool, block: Block):
+        # A page that a neighbour reaches into stays.
         page = pool.page_bytes
         begin = -(-block.address // page) * page
         end = (block.address + block.size) // page * page
@@ -253,5 +258,6 @@ class CachingAllocator:
         block.mapped = False
         self.reserved_bytes -= end - begin
         pool.absorb_neighbours(block)
+        # A segment with nothing mapped in it is given up, its addresses too (release_expandable_segment).
         if block.prev is not None or block.next is not None:
             pool.add(block)

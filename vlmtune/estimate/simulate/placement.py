@@ -56,6 +56,7 @@ def only_moves(tensor: Tensor, kwargs: dict) -> bool:
 def _copy_target(tensor: Tensor, kwargs: dict) -> dict:
     device = kwargs.get("device")
     dtype = kwargs.get("dtype") or tensor.dtype
+    # From meta there is nothing to bring to another device; what is to go there keeps the values it may be asked for.
     if tensor.device.type == "meta" and device is not None:
         kwargs["device"] = torch.device("meta")
     elif tensor.device.type == "cpu" and device is not None and torch.device(device).type == "meta" and dtype in WHOLE:
@@ -69,6 +70,7 @@ def _factory_target(operation, args: tuple, kwargs: dict, tensors: list[Tensor])
         dtype = torch.int64
     if dtype is None and tensors:
         dtype = tensors[0].dtype
+    # Models make positions and masks on their weights' device, which is meta, and then decide by the values.
     if dtype in WHOLE and (kwargs.get("device") is not None or tensors):
         kwargs["device"] = torch.device("cpu")
     return kwargs
@@ -84,7 +86,7 @@ def _without_masks(indices: list) -> list:
 
 
 def _on_meta(value):
-    """Return arguments with the real tensors in them taken to meta; single numbers may stay."""
+    """Return arguments with the real tensors in them taken to meta; single numbers may stay, as torch lets them."""
     if isinstance(value, Tensor):
         return value if value.is_meta or value.dim() == 0 else value.to("meta")
     if isinstance(value, tuple | list):

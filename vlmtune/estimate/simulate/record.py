@@ -164,6 +164,7 @@ class Recorder(TorchDispatchMode):
         self.log.events.append((-handle, 0))
 
     def _track(self, tensor: Tensor, kind: str, operation: str) -> None:
+        # Views share a storage, and its end alone gives memory back.
         storage = tensor.untyped_storage()
         key = storage_address(storage)
         if key in self._live or storage.nbytes() == 0:
@@ -171,6 +172,7 @@ class Recorder(TorchDispatchMode):
         handle = self._handles[key] = self.allocate(storage.nbytes(), kind, operation)
 
         def gone(_: weakref.ref) -> None:
+            # The next storage may come to lie at the same address.
             self._live.pop(key, None)
             self._handles.pop(key, None)
             self.free(handle)
@@ -189,6 +191,7 @@ class Recorder(TorchDispatchMode):
             return args[0].view_as(args[0])
         args, kwargs = placed(operation, args, dict(kwargs or {}))
         if operation is LOCAL_SCALAR_DENSE and args[0].device.type == "meta":
+            # There is no value. `generate` is who asks, whether all answers have ended: zero is its no.
             return torch.zeros((), dtype=args[0].dtype).item()
         if operation is IS_ALL_TRUE and args[0].device.type == "meta":
             return torch.tensor(True)  # a model's own check of its inputs, which training runs on real values
@@ -198,7 +201,8 @@ class Recorder(TorchDispatchMode):
         spaces = self.hidden(operation, args, kwargs)
         temporary = [self.allocate(size, _kind_of_workspace(name), name) for size in spaces.before]
         if operation is aten.index_put.default and _in_backward():
-            # The gradient of indexing: written into fresh zeros in place, except under a dispatch mode.
+            # The gradient of indexing: written into fresh zeros in place, except under a dispatch mode, where
+            # autograd copies them first (torch/csrc/autograd/FunctionsManual.cpp, index_backward).
             operation = aten.index_put_.default
         out = self._outputs.of(operation, args, kwargs)
         if formula := FLOPS_OF.get(overload_packet(operation)):
@@ -220,7 +224,9 @@ def _kind_of_workspace(operation: str) -> str:
 def _adds_in_place(args: tuple) -> bool:
     """Return whether autograd adds one gradient into another's memory, which it never does under a dispatch mode.
 
-    torch/csrc/autograd/input_buffer.cpp: the first one is dense, and nothing else holds it or its storage.
+    torch/csrc/autograd/input_buffer.cpp: the first one is dense, and nothing else holds it or its storage. Under a
+    mode each tensor counts as one of a subclass (ATen/TensorSubclassLikeUtils.h), and the sum gets memory of its own,
+    which training does not take.
     """
     first, second = args[:2]
     if not _in_backward() or not isinstance(second, Tensor):

@@ -29,6 +29,7 @@ def steps_of_run(plan: RunPlan, lengths: list[int]) -> RowBatches:
             order.set_epoch(epoch)
             yield from _pieces(_pieces(list(order), size), accumulation)
 
+    # Two epochs at least: each begins with the longest row, and at the second the optimizer's states exist.
     return list(islice(endless(), min(num_steps, max(2 * per_epoch, ROWS_LOOKED_AT // (size * accumulation)))))
 
 
@@ -58,6 +59,7 @@ def fewest_steps(plan: RunPlan, lengths: list[int]) -> RowBatches:
     batches = sorted((batch for step in steps for batch in step), key=size)
     accumulating = max((batch for step in steps for batch in step[1:]), key=size, default=None)
     if accumulating is None:
+        # No batch finds gradients: what one leaves to the next is unused memory, by its length.
         return [[batches[-1]], [batches[len(batches) // 2]], [batches[0]]]
     return [[batches[-1], accumulating, batches[0]]]
 
@@ -83,5 +85,6 @@ def _sizes_of(lengths: list[int]) -> Callable[[list[int]], int]:
 
 
 def _thinned(step: list[list[int]], size: Callable[[list[int]], int]) -> list[list[int]]:
+    # Once gradients are there they do not grow: of the batches that find them the longest needs most.
     accumulating = max(range(1, len(step)), key=lambda place: size(step[place]), default=0)
     return [step[place] for place in sorted({0, accumulating, len(step) - 1})]
