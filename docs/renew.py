@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vlmtune.config.docs import all_keys_yaml, config_table_markdown, schema_json
-from vlmtune.engine.monitor import render
+from vlmtune.engine.panel import render
 from vlmtune.runs.folder import StepRecord
 
 ROOT = Path(__file__).parents[1]

@@ -35,6 +35,7 @@ def test_the_map_names_every_module():
     named_by_folder |= {
         package / "cli" / "models",
         package / "cli" / "show",
+        package / "data" / "table",
         package / "families",
         package / "models" / "qwen_vl",
         package / "catalog",

@@ -79,12 +79,11 @@ def _check_words(files: list[Path], model: str | None, explain: bool, compare: b
 
 
 def _estimated(name: str, loaded: "LoadedConfig", chosen: Chosen, fast: bool) -> "Estimated":
-    from rich.console import Console
-
     from vlmtune.cli.show.memory import Estimated
     from vlmtune.engine.runtime import collector_paused
+    from vlmtune.workflow.progress import standard_error
 
-    with Console(stderr=True).status(f"simulating a training step of {name}…"), collector_paused():
+    with standard_error().status(f"simulating a training step of {name}…"), collector_paused():
         simulation = _Simulation(loaded)
         report = simulation.report(chosen.target, fast)
         without_worst = simulation.without_worst(chosen.target)
@@ -135,12 +134,11 @@ def _levers(
     plan: "Estimated", loaded: "LoadedConfig", load: "Callable[[tuple[str, ...]], LoadedConfig]"
 ) -> "list[Lever]":
     """Return every lever, priced by an estimate that is as fast as the plan's."""
-    from rich.console import Console
-
     from vlmtune.estimate.search.explain import price_levers
     from vlmtune.levers.base import model_facts
+    from vlmtune.workflow.progress import standard_error
 
-    with Console(stderr=True).status("looking for levers…") as status:
+    with standard_error().status("looking for levers…") as status:
 
         def estimate(more: tuple[str, ...]) -> "MemoryReport":
             status.update(f"simulating {' '.join(more)}…")

@@ -72,17 +72,16 @@ def _start(model: str, preset: str, data: Path | None) -> "LoadedConfig":
 
 
 def _search(start: "LoadedConfig", target: "Target") -> "Fit":
-    from rich.console import Console
-
     from vlmtune.engine.runtime import collector_paused, quiet_libraries
     from vlmtune.estimate.search.fit import fit_card
     from vlmtune.hub.source import open_model
+    from vlmtune.workflow.progress import standard_error
 
     quiet_libraries()
     config = start.config
     samples = _samples(start)
     source = open_model(config.model.name, None, start.base_dir, offline_catalog=not samples)
-    status = Console(stderr=True).status("simulating training steps…")
+    status = standard_error().status("simulating training steps…")
     tried = 0
 
     def estimate_of(words: tuple[str, ...], target: "Target", fast: bool) -> "MemoryReport":

@@ -36,7 +36,7 @@ def train(
     if resume and (changes := _changes_of(loaded, err=as_json)):
         words += changes
         loaded = load_config(config, words)
-    data = read_data(loaded)
+    data = read_data(loaded, live=not as_json)
     job = Job(config, words, loaded, *make_run_plan(loaded, pinned_commit(loaded) if resume else None))
     if dry_run:
         _dry_run(job, data, as_json)

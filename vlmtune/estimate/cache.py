@@ -5,13 +5,12 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import vlmtune
 from vlmtune.estimate.report import MemoryReport, PeakAt, Phase, Share
-from vlmtune.files import cache_folder
+from vlmtune.files import cache_folder, code_sha256
 from vlmtune.runs.folder import library_versions
 
 KEPT = 1000
@@ -52,11 +51,6 @@ def _report(values: dict[str, Any]) -> MemoryReport:
     return MemoryReport(**(values | shapes))
 
 
-@cache
 def _code() -> str:
     """The digest of vlmtune's own code and data: an estimate holds for what made it."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(vlmtune.__file__).parent.rglob("*")):
-        if file.suffix in (".py", ".yaml", ".json") and file.is_file():
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return code_sha256(Path(vlmtune.__file__).parent)
