@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vlmtune.config.docs import all_keys_yaml, config_table_markdown, schema_json
-from vlmtune.engine.monitor import render
+from vlmtune.engine.panel import render
 from vlmtune.levers.docs import levers_table_markdown, savings_table_markdown
 from vlmtune.runs.records import StepRecord
 from vlmtune.units import GIB

@@ -1,6 +1,7 @@
 """Where vlmtune keeps files, how it writes them and how it reads JSON. Everything may import this."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -97,3 +98,25 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def file_sha256(path: Path) -> str:
+    """Return the digest of a file's content; a file that stays as it is is read once."""
+    status = path.stat()
+    return _sha256_of(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _sha256_of(path: Path, size_bytes: int, changed_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def code_sha256(folder: Path) -> str:
+    """Return the digest of code and data files in a folder: what is kept holds for what made it."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in (".py", ".yaml", ".json") and file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

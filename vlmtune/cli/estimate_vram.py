@@ -79,12 +79,11 @@ def _check_words(files: list[Path], model: str | None, explain: bool, compare: b
 
 
 def _estimated(name: str, scenario: "Scenario", chosen: ChosenCard, fast: bool) -> "Estimated":
-    from rich.console import Console
-
     from vlmtune.cli.show.memory import Estimated
     from vlmtune.engine.runtime import collector_paused
+    from vlmtune.workflow.progress import standard_error
 
-    with Console(stderr=True).status(f"simulating a training step of {name}…"), collector_paused():
+    with standard_error().status(f"simulating a training step of {name}…"), collector_paused():
         report = scenario.estimate(fast=fast)
         without_worst = scenario.without_worst()
     return Estimated(name, scenario.loaded.values(), report, chosen, without_worst)
@@ -92,12 +91,11 @@ def _estimated(name: str, scenario: "Scenario", chosen: ChosenCard, fast: bool) 
 
 def _prices(plan: "Estimated", scenario: "Scenario") -> "list[Priced]":
     """Return what every change by a lever is worth, by estimates as fast as the plan's."""
-    from rich.console import Console
-
     from vlmtune.config.values import words_of
     from vlmtune.estimate.search.explain import price_levers
+    from vlmtune.workflow.progress import standard_error
 
-    with Console(stderr=True).status("looking for levers…") as status:
+    with standard_error().status("looking for levers…") as status:
 
         def estimate(values: "Values") -> "MemoryReport":
             status.update(f"simulating {' '.join(words_of(values))}…")

@@ -9,6 +9,8 @@ from vlmtune.cli.options import JsonOption, RunArgument
 from vlmtune.errors import VlmtuneError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vlmtune.data.types import Sample
     from vlmtune.engine.evaluate import Evaluation
     from vlmtune.runs.folder import RunFolder
@@ -28,7 +30,7 @@ def evaluate(
     from vlmtune.runs.folder import RunFolder
 
     folder = RunFolder.open_existing(run)
-    samples = _samples(folder, data)
+    samples = _samples(folder, data, live=not as_json)
     from vlmtune.workflow.start import start_on_gpu
 
     start_on_gpu()
@@ -48,7 +50,7 @@ def evaluate(
     _print(result, as_json)
 
 
-def _samples(folder: "RunFolder", data: Path | None) -> "list[Sample]":
+def _samples(folder: "RunFolder", data: Path | None, live: bool) -> "Sequence[Sample]":
     from vlmtune.config.load import load_config
     from vlmtune.data.samples import require_good
     from vlmtune.workflow.rows import read_rows
@@ -58,7 +60,7 @@ def _samples(folder: "RunFolder", data: Path | None) -> "list[Sample]":
     if data is None and val_path is None:
         raise VlmtuneError(f"{folder.path} was trained without data.val_path", "say what to evaluate: --data FILE")
     path = data or loaded.resolve_path(val_path)
-    return require_good(read_rows(loaded, path), loaded.config.data.on_bad_row)
+    return require_good(read_rows(loaded, path, live=live), loaded.config.data.on_bad_row)
 
 
 def _print(result: "Evaluation", as_json: bool) -> None:

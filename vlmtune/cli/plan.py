@@ -71,15 +71,14 @@ def _start(model: str, preset: str, data: Path | None) -> "LoadedConfig":
 
 
 def _search(start: "LoadedConfig", target: "Target") -> "Fit":
-    from rich.console import Console
-
     from vlmtune.config.load import NO_DATA
     from vlmtune.config.values import words_of
     from vlmtune.engine.runtime import collector_paused
     from vlmtune.estimate.search.fit import fit_card
+    from vlmtune.workflow.progress import standard_error
     from vlmtune.workflow.scenario import open_scenario
 
-    status, tried = Console(stderr=True).status("simulating training steps…"), 0
+    status, tried = standard_error().status("simulating training steps…"), 0
 
     def tell(values: "Values") -> None:
         nonlocal tried

@@ -39,7 +39,7 @@ def validate(
     loaded = load_config(config, overrides or ())
     if not as_json:
         print_config(loaded)
-    data, errors = _check_data(loaded)
+    data, errors = _check_data(loaded, live=not as_json)
     if as_json:
         _print_json(loaded, data)
     else:
@@ -81,7 +81,7 @@ def _shown(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _check_data(loaded: "LoadedConfig") -> tuple[dict[str, "Rows"], list[VlmtuneError]]:
+def _check_data(loaded: "LoadedConfig", live: bool) -> tuple[dict[str, "Rows"], list[VlmtuneError]]:
     """The rows of each data file that could be read, pictures looked at, and what stands in the way of training."""
     from vlmtune.data.samples import require_good
     from vlmtune.workflow.rows import read_rows
@@ -93,7 +93,7 @@ def _check_data(loaded: "LoadedConfig") -> tuple[dict[str, "Rows"], list[Vlmtune
         if value is None:
             continue
         try:
-            found[key] = read_rows(loaded, loaded.resolve_path(value))
+            found[key] = read_rows(loaded, loaded.resolve_path(value), live=live)
             require_good(found[key], data.on_bad_row)
         except VlmtuneError as error:
             errors.append(VlmtuneError(f"data.{key}: {error.message}", error.hint, problems=error.problems))
@@ -117,7 +117,7 @@ def _print_data(data: dict[str, "Rows"]) -> None:
 
 def _counts(rows: "Rows") -> tuple[int, int, int]:
     """Usable rows, pictures in them, rows that cannot be used."""
-    return len(rows.samples), sum(len(s.images) for s in rows.samples), len({bad.where for bad in rows.bad_rows})
+    return len(rows.samples), rows.num_images, len({bad.where for bad in rows.bad_rows})
 
 
 def _print_json(loaded: "LoadedConfig", data: dict[str, "Rows"]) -> None:

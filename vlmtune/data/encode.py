@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL.Image import Image
 from torch import Tensor
 from transformers import ProcessorMixin
@@ -114,6 +115,11 @@ def misfit(sample: Sample, processor: ProcessorMixin, family: Family) -> Vlmtune
     return None
 
 
+def looks_at_rows(processor: ProcessorMixin, family: Family) -> bool:
+    """Return whether there are rows that `misfit` would find."""
+    return bool(getattr(processor, "image_marks", ())) or family.one_answer or family.needs_image or family.qformer
+
+
 def encode_prompt(sample: Sample, images: list[Image], processor: ProcessorMixin, family: Family) -> dict[str, Tensor]:
     """Return the tensors of everything before the last answer, as the model sees it when it is asked."""
     if problem := misfit(sample, processor, family):
@@ -122,20 +128,22 @@ def encode_prompt(sample: Sample, images: list[Image], processor: ProcessorMixin
         return dict(_call_processor(processor, _prefix(sample, processor), images))
     if family.qformer:
         return _qformer_prompt(sample, images, processor)
-    text = processor.apply_chat_template(sample.prompt.messages(), tokenize=False, add_generation_prompt=True)
+    text = _by_template(processor, sample.prompt.messages(), sample.where, ask=True)
     return dict(_call_processor(processor, text, images))
 
 
 def render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[Span]]:
     """Return the row's text and the character span of each answer, what the template puts after it included."""
     messages = sample.messages()
-    full = processor.apply_chat_template(messages, tokenize=False)
-    spans = []
+
+    def rendered(num_turns: int, *, ask: bool = False) -> str:
+        return _by_template(processor, messages[:num_turns], sample.where, ask)
+
+    full, spans = rendered(len(messages)), []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = processor.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
-        upto = processor.apply_chat_template(messages[: index + 1], tokenize=False)
+        before, upto = rendered(index, ask=True), rendered(index + 1)
         if not (full.startswith(before) and full.startswith(upto)):
             raise VlmtuneError(
                 f"{sample.where}: the chat template rewrites earlier turns, so turn {index + 1} cannot be trained",
@@ -143,6 +151,13 @@ def render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[Span]]:
             )
         spans.append((len(before), len(upto)))
     return full, spans
+
+
+def _by_template(processor: ProcessorMixin, messages: list[dict], where: str, ask: bool) -> str:
+    try:
+        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+    except TemplateError as error:
+        raise VlmtuneError(f"{where}: the chat template refuses this row: {error}") from None
 
 
 def cut(row: Encoded, max_text_tokens: int) -> Encoded:

@@ -1,26 +1,87 @@
-"""JSONL, JSON and Parquet files -> rows with their places. One broken JSONL line does not stop the file."""
+"""JSONL, JSON and Parquet files -> rows with their numbers, whole or piece by piece.
+
+One broken JSONL line does not stop the file.
+"""
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from vlmtune.data.types import RowProblem
 from vlmtune.errors import VlmtuneError
 
+if TYPE_CHECKING:
+    import pyarrow.parquet
+
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _BEYOND_LIMITS = "not usable JSON: nested too deeply, or a number of thousands of digits"  # Python's own limits
 _PARQUET_BATCH_ROWS = 64  # embedded images make rows of megabytes
+_BLOCK_BYTES = 2**20
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, object]]:
-    """Yield (where, row) of a data file; a line that is not JSON yields its `RowProblem` as the row."""
-    _check_file(path)
+@dataclass(frozen=True)
+class Piece:
+    """A part of a data file that can be read without the others."""
+
+    path: Path
+    start: int = 0
+    """First byte of JSONL, first row group of Parquet; JSON has one piece only."""
+    end: int | None = None
+    """What follows the last one; None: everything from the start on."""
+    first_number: int = 1
+    """The number of the first row, for names of rows."""
+    share_bytes: int = 0
+    """What it is of the file, for progress."""
+
+
+def read_rows(piece: Piece) -> Iterator[tuple[int, object]]:
+    """Yield (number, row) of a checked data file; a line that is not JSON yields its `RowProblem` as the row."""
     readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
-    return readers[path.suffix.lower()](path)
+    return readers[piece.path.suffix.lower()](piece)
 
 
-def _check_file(path: Path) -> None:
+def place(path: Path, number: int) -> str:
+    """Return the name of a row: `train.jsonl:12`, or `train.parquet row 12` where lines mean nothing."""
+    return f"{places(path)}{number}"
+
+
+def places(path: Path) -> str:
+    """Return how the names of all rows of a file begin."""
+    return f"{path.name}:" if path.suffix.lower() == ".jsonl" else f"{path.name} row "
+
+
+def pieces(path: Path, piece_bytes: int) -> list[Piece]:
+    """Return a checked data file in pieces of about `piece_bytes`, or of what the format can be cut into."""
+    size_bytes = path.stat().st_size
+    if path.suffix.lower() == ".json":
+        return [Piece(path, share_bytes=size_bytes)]
+    if path.suffix.lower() == ".parquet":
+        return _row_groups(path, size_bytes)
+    found, first_number = [], 1
+    with path.open("rb") as file:
+        while (start := file.tell()) < size_bytes:
+            num_lines = _skip(file, piece_bytes)
+            found.append(Piece(path, start, file.tell(), first_number, file.tell() - start))
+            first_number += num_lines
+    return found
+
+
+def _skip(file: BinaryIO, num_bytes: int) -> int:
+    """Go on by so many bytes and to the end of that line; return the number of lines passed."""
+    num_lines, left_bytes = 0, num_bytes
+    while left_bytes > 0 and (block := file.read(min(left_bytes, _BLOCK_BYTES))):
+        num_lines += block.count(b"\n")
+        left_bytes -= len(block)
+    return num_lines + bool(file.readline())
+
+
+def check_file(path: Path) -> None:
+    """Raise when there is no data file that could be read at `path`."""
     if not path.exists():
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, n=3)
@@ -41,18 +102,28 @@ def _suffix_list() -> str:
     return f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path.name}:{number}"
-            text = _decoded(line, where).strip()
+def _jsonl_rows(piece: Piece) -> Iterator[tuple[int, object]]:
+    with piece.path.open("rb") as file:
+        for number, line in enumerate(_lines(file, piece), piece.first_number):
+            text = _decoded(line, piece.path, number).strip()
             if text in ("[", "{"):
                 raise VlmtuneError(
-                    f"{where}: a row is spread over several lines",
+                    f"{place(piece.path, number)}: a row is spread over several lines",
                     "write each row on one line, or rename a JSON array to .json",
                 )
             if text:
-                yield where, _parsed(text)
+                yield number, _parsed(text)
+
+
+def _lines(file: BinaryIO, piece: Piece) -> Iterator[bytes]:
+    file.seek(piece.start)
+    if piece.end is None:
+        yield from file
+        return
+    left_bytes = piece.end - piece.start
+    while left_bytes > 0 and (line := file.readline()):
+        left_bytes -= len(line)
+        yield line
 
 
 def _parsed(text: str) -> object:
@@ -65,9 +136,10 @@ def _parsed(text: str) -> object:
         return RowProblem(_BEYOND_LIMITS, "every line is one JSON object")
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
+def _json_rows(piece: Piece) -> Iterator[tuple[int, object]]:
+    path = piece.path
     try:
-        content = json.loads(_decoded(path.read_bytes(), path.name))
+        content = json.loads(_decoded(path.read_bytes(), path))
     except json.JSONDecodeError as error:
         is_jsonl = error.msg == "Extra data" and error.lineno > 1
         hint = "one object a line is JSONL: rename the file to .jsonl" if is_jsonl else None
@@ -78,31 +150,48 @@ def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
         content = content.get("data")
     if not isinstance(content, list):
         raise VlmtuneError(f"{path.name}: no list of rows", 'write [{...}, {...}] or {"data": [{...}, {...}]}')
-    for number, row in enumerate(content, 1):
-        yield f"{path.name} row {number}", row
+    yield from enumerate(content, 1)
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
+def _parquet_rows(piece: Piece) -> Iterator[tuple[int, object]]:
+    number = piece.first_number - 1
+    with _parquet_file(piece.path, lambda: number) as file:
+        groups = range(piece.start, file.num_row_groups if piece.end is None else piece.end)
+        for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS, row_groups=groups):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+
+
+def _row_groups(path: Path, size_bytes: int) -> list[Piece]:
+    """Return a Parquet file, one piece a row group."""
+    with _parquet_file(path, lambda: 0) as file:
+        numbers_rows = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+    firsts = accumulate(numbers_rows, initial=1)
+    share_bytes = size_bytes // max(1, len(numbers_rows))
+    return [Piece(path, index, index + 1, next(firsts), share_bytes) for index in range(len(numbers_rows))]
+
+
+@contextmanager
+def _parquet_file(path: Path, num_read: Callable[[], int]) -> "Iterator[pyarrow.parquet.ParquetFile]":
+    """The opened file; what is wrong with it is a `VlmtuneError`, in the body too."""
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path.name} row {number}", row
+            yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise VlmtuneError(f"{path.name}: Parquet file cannot be read after row {number}: {error}") from None
+        raise VlmtuneError(f"{path.name}: Parquet file cannot be read after row {num_read()}: {error}") from None
 
 
-def _decoded(data: bytes, where: str) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise VlmtuneError(f"{where}: the file is UTF-16, not UTF-8", "save it as UTF-8")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise VlmtuneError(
-            f"{where}: not UTF-8: byte 0x{data[error.start]:02x} at position {error.start + 1}", "save it as UTF-8"
-        ) from None
+def _decoded(data: bytes, path: Path, number: int | None = None) -> str:
+    """The text of a line, or of the whole file."""
+    problem = "the file is UTF-16, not UTF-8"
+    if not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            problem = f"not UTF-8: byte 0x{data[error.start]:02x} at position {error.start + 1}"
+    where = path.name if number is None else place(path, number)
+    raise VlmtuneError(f"{where}: {problem}", "save it as UTF-8")

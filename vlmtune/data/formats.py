@@ -52,7 +52,7 @@ class ParsedRow:
     unused_columns: frozenset[str]
 
 
-def parse_row(row: object, where: str, rules: ImageRules) -> ParsedRow:
+def parse_row(row: object, where: str, rules: ImageRules, number: int = 0) -> ParsedRow:
     """The sample that a row of any accepted shape stands for; raises `RowProblem`."""
     if not isinstance(row, dict):
         raise RowProblem(f"the row is {kind_of(row)} where an object is expected", _HINT_SIMPLE)
@@ -67,7 +67,7 @@ def parse_row(row: object, where: str, rules: ImageRules) -> ParsedRow:
         (role, _parts(content, f"turn {number} ({role})", rules)) for number, (role, content) in enumerate(raw_turns, 1)
     ]
     placed_first = _place_images(turns, images)
-    sample = Sample(tuple(Turn(role, tuple(parts)) for role, parts in turns), where)
+    sample = Sample(tuple(Turn(role, tuple(parts)) for role, parts in turns), where, number)
     _check_turns(sample.turns)
     return ParsedRow(sample, placed_first, frozenset(columns.keys() - used - {"system", image_column}))
 

@@ -72,6 +72,11 @@ def _from_text(value: str, label: str, rules: ImageRules) -> ImageRef:
     return ImageRef(path=os.path.join(rules.base_dir, value))
 
 
+def is_address(ref: str) -> bool:
+    """Whether this is the address of a picture and not its absolute path."""
+    return bool(_SCHEME.match(ref))
+
+
 def _from_address(value: str, scheme: str, label: str, rules: ImageRules) -> ImageRef:
     if scheme not in ("http", "https"):
         raise RowProblem(f"{label} is a {scheme}:// address: {shortened(value)}", _HINT)

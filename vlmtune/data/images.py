@@ -11,9 +11,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import TYPE_CHECKING, BinaryIO
 
-from vlmtune.data.types import BadRow, ImageRef, RowProblem, Rows, Sample
+from vlmtune.data.progress import Progress, silent
+from vlmtune.data.types import BadRow, ImageRef, RowProblem, Rows, Sample, SamplesOnDisk
 from vlmtune.errors import VlmtuneError
 
 if TYPE_CHECKING:
@@ -40,8 +42,7 @@ _DAMAGE = (
 def image_size_px(ref: ImageRef) -> tuple[int, int]:
     """Width and height as shown, EXIF rotation applied; read from the header, nothing is decoded."""
     with _usable(ref) as image:
-        width_px, height_px = image.size
-        return (height_px, width_px) if _orientation(image) >= 5 else (width_px, height_px)
+        return _shown_size_px(image)
 
 
 def shrunk_size_px(size_px: tuple[int, int], max_side_px: int | None) -> tuple[int, int]:
@@ -74,41 +75,56 @@ def check_images(samples: Sequence[Sample], *, num_threads: int | None = None) -
     refs = list(dict.fromkeys(ref for sample in samples for ref in sample.images))
     chunks = [refs[start : start + _CHUNK_IMAGES] for start in range(0, len(refs), _CHUNK_IMAGES)]
     problems: dict[ImageRef, RowProblem] = {}
-    # Warnings filters belong to the process, not to a thread: set once, around all of them.
-    with _without_warnings(), ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
+    # Warnings' filters belong to the process, not to a thread: set once, around all of them.
+    with without_warnings(), ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
         for chunk_problems in pool.map(_problems_of, chunks):
             problems |= chunk_problems
     if not problems:
         return []
     return [
-        BadRow(sample.where, problems[ref].problem, problems[ref].hint)
+        BadRow(sample.where, problems[ref].problem, problems[ref].hint, sample.number)
         for sample in samples
         for ref in dict.fromkeys(sample.images)
         if ref in problems
     ]
 
 
-def with_images_checked(rows: Rows, *, num_threads: int | None = None) -> Rows:
+def with_images_checked(rows: Rows, *, num_threads: int | None = None, progress: Progress = silent) -> Rows:
     """`rows` with every sample whose pictures cannot be used moved to the bad rows, in the file's order."""
+    if isinstance(rows.samples, SamplesOnDisk):
+        from vlmtune.data.table.looks import with_table_checked
+
+        return with_table_checked(rows, progress)
     bad_rows = check_images(rows.samples, num_threads=num_threads)
     bad_places = {bad.where for bad in bad_rows}
     samples = [sample for sample in rows.samples if sample.where not in bad_places]
-    return Rows(samples, sorted(rows.bad_rows + bad_rows, key=_row_number), rows.notes)
-
-
-def _row_number(bad: BadRow) -> int:
-    return int(bad.where.replace(":", " ").rpartition(" ")[2])
+    return Rows(samples, sorted(rows.bad_rows + bad_rows, key=attrgetter("number")), rows.notes)
 
 
 def _problems_of(refs: list[ImageRef]) -> dict[ImageRef, RowProblem]:
     problems = {}
     for ref in refs:
         try:
-            with _opened(ref) as (image, stream):
-                _check(image, stream)
+            checked_size_px(ref)
         except RowProblem as problem:
             problems[ref] = problem
     return problems
+
+
+def checked_size_px(ref: ImageRef) -> tuple[int, int]:
+    """Width and height as shown of a picture that can be used; raises `RowProblem`.
+
+    Pillow's warnings are not held back here: the filters belong to the process, `without_warnings` sets them once.
+    """
+    with _opened(ref) as (image, stream):
+        size_px = _shown_size_px(image)
+        _check(image, stream)
+        return size_px
+
+
+def _shown_size_px(image: "Image") -> tuple[int, int]:
+    width_px, height_px = image.size
+    return (height_px, width_px) if _orientation(image) >= 5 else (width_px, height_px)
 
 
 def _check(image: "Image", stream: BinaryIO) -> None:
@@ -132,7 +148,7 @@ def _check(image: "Image", stream: BinaryIO) -> None:
 def _usable(ref: ImageRef) -> "Iterator[Image]":
     """The opened picture; what is wrong with it is a `VlmtuneError` here."""
     try:
-        with _without_warnings(), _opened(ref) as (image, _):
+        with without_warnings(), _opened(ref) as (image, _):
             yield image
     except RowProblem as problem:
         raise VlmtuneError(problem.problem, problem.hint) from None
@@ -228,7 +244,7 @@ def _to_rgb(image: "Image") -> "Image":
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Pillow warns about large pictures and sloppy files; what matters is an error here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -8,18 +8,18 @@ import numpy as np
 from PIL import Image
 from transformers import ProcessorMixin
 
-from vlmtune.data.encode import encode, misfit, render
+from vlmtune.data.counting import MAX_PROBLEMS, PROBE, question_text, text_tokens
+from vlmtune.data.encode import encode, render
 from vlmtune.data.images import image_size_px, shrunk_size_px
-from vlmtune.data.types import ImageRef, Sample, Turn
+from vlmtune.data.progress import Progress
+from vlmtune.data.types import Sample, SamplesOnDisk
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import RunPlan
 
-TOKENIZED_AT_ONCE = 1000
-MAX_PROBLEMS = 50
 PROBE_SIZE_PX = (320, 240)
-PROBE = Sample((Turn("user", (ImageRef(path="probe"), "What is this?")), Turn("assistant", ("Grey.",))), "probe")
+SIDE_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -74,35 +74,49 @@ class Measures:
         return Lengths(self.samples, self.text, image.astype(np.int32))
 
 
-def measure(samples: Sequence[Sample], processor: ProcessorMixin, family: Family) -> Measures:
+def measure(
+    samples: Sequence[Sample], processor: ProcessorMixin, family: Family, progress: Progress | None = None
+) -> Measures:
     """Return what rows have under every plan: text by the tokenizer, images from their headers.
+
+    `progress` is told how far long work is, in place of who was told of reading.
 
     Raises:
         VlmtuneError: rows that the model cannot take, all of them named.
     """
-    _refuse_misfits(samples, processor, family)
-    text = np.empty(len(samples), np.int32)
-    for start in range(0, len(samples), TOKENIZED_AT_ONCE):
-        some = samples[start : start + TOKENIZED_AT_ONCE]
-        texts = [_plain_text(sample, processor, family) for sample in some]
-        text[start : start + len(some)] = [len(ids) for ids in processor.tokenizer(texts)["input_ids"]]
-    num_images = np.fromiter((len(sample.images) for sample in samples), np.int32, len(samples))
-    places: dict[tuple[int, int], int] = {}
-    sizes = (image_size_px(ref) for sample in samples for ref in sample.images)
-    size_of_image = np.fromiter((places.setdefault(size, len(places)) for size in sizes), np.int32)
-    marks = num_images * (not family.one_answer)  # a template writes one mark for each image
-    return Measures(samples, text - marks, num_images, size_of_image, tuple(places))
+    text = text_tokens(samples, processor, family, progress)
+    num_images, sizes_px = _images(samples)
+    once, size_of_image = np.unique(sizes_px[:, 0] << SIDE_BITS | sizes_px[:, 1], return_inverse=True)
+    sizes = zip((once >> SIDE_BITS).tolist(), (once & (1 << SIDE_BITS) - 1).tolist(), strict=True)
+    return Measures(samples, text, num_images, size_of_image.astype(np.int32), tuple(sizes))
+
+
+def _images(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many images each row has, [N], and each image's width and height, row after row, [M, 2]."""
+    if isinstance(samples, SamplesOnDisk):
+        from vlmtune.data.table.looks import image_sizes_px
+
+        num_images, sizes_px = image_sizes_px(samples)
+        return num_images, sizes_px.astype(np.int64)
+    num_images = np.array([len(sample.images) for sample in samples], np.int32)
+    sizes_px = [image_size_px(ref) for sample in samples for ref in sample.images]
+    return num_images, np.array(sizes_px, np.int64).reshape(-1, 2)
 
 
 def measure_rows(
-    samples: Sequence[Sample], processor: ProcessorMixin, family: Family, plan: RunPlan, source: ModelSource
+    samples: Sequence[Sample],
+    processor: ProcessorMixin,
+    family: Family,
+    plan: RunPlan,
+    source: ModelSource,
+    progress: Progress | None = None,
 ) -> Lengths:
-    """Return every row's tokens under one plan.
+    """Return every row's tokens under one plan; `progress` is as for `measure`.
 
     Raises:
         VlmtuneError: rows that the model cannot take, all of them named, or image tokens counted wrongly.
     """
-    measures = measure(samples, processor, family)
+    measures = measure(samples, processor, family, progress)
     if len(measures.size_of_image):
         check_image_tokens(processor, family, plan, source)
     return measures.lengths(plan, family, source)
@@ -154,35 +168,10 @@ def refuse_without_answer(lengths: Lengths, processor: ProcessorMixin, family: F
         )
 
 
-def _refuse_misfits(samples: Sequence[Sample], processor: ProcessorMixin, family: Family) -> None:
-    found = [problem for sample in samples if (problem := misfit(sample, processor, family))]
-    if not found:
-        return
-    if len(samples) == 1:
-        raise found[0]
-    hints: set[str | None] = set()
-    problems = []
-    for problem in found[:MAX_PROBLEMS]:
-        problems.append(VlmtuneError(problem.message, None if problem.hint in hints else problem.hint))
-        hints.add(problem.hint)
-    raise VlmtuneError(f"{len(found)} of {len(samples)} rows do not fit the model", problems=tuple(problems))
-
-
 def _tokens_before_answer(sample: Sample, processor: ProcessorMixin, family: Family) -> int:
     if family.one_answer:
-        return len(processor.tokenizer(_question(sample, family))["input_ids"])
+        return len(processor.tokenizer(question_text(sample.turns[0].text, family))["input_ids"])
     text, answers = render(sample, processor)
     first_answer = next(index for index, turn in enumerate(sample.turns) if turn.role == "assistant")
     num_images = len(Sample(sample.turns[:first_answer], sample.where).images)
     return len(processor.tokenizer(text[: answers[0][0]])["input_ids"]) - num_images
-
-
-def _plain_text(sample: Sample, processor: ProcessorMixin, family: Family) -> str:
-    if family.one_answer:
-        return f"{_question(sample, family)}{sample.answer}{processor.tokenizer.eos_token}"
-    return render(sample, processor)[0]
-
-
-def _question(sample: Sample, family: Family) -> str:
-    """The question as a family without chat template writes it; the tokenizer puts its start token before it."""
-    return sample.turns[0].text.strip() + "\n" * family.prefix_lm

@@ -1,62 +1,50 @@
 """Data files -> samples: the one entry point of reading. No image is opened here: see `vlmtune.data.images`."""
 
 import os
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from vlmtune.data.files import read_rows
-from vlmtune.data.formats import parse_row
+from vlmtune.data.files import Piece, check_file
 from vlmtune.data.image_refs import ImageRules
-from vlmtune.data.types import BadRow, ImageRef, Role, RowProblem, Rows, Sample, Turn, count
+from vlmtune.data.progress import Progress, silent
+from vlmtune.data.reading import Found, samples_of
+from vlmtune.data.types import BadRow, ImageRef, Role, Rows, Sample, Turn, count
 from vlmtune.errors import VlmtuneError
 
 __all__ = ["BadRow", "ImageRef", "Role", "Rows", "Sample", "Turn", "read_samples", "require_good"]
 
 MAX_PRINTED_PROBLEMS = 50
+LARGE_BYTES = 4 * 2**20
+"""Files from this size on are read by several processes into a table on disk; for smaller ones that is no gain."""
 
 
-def read_samples(path: Path, *, image_dir: Path | None = None, allow_urls: bool = False) -> Rows:
+def read_samples(
+    path: Path, *, image_dir: Path | None = None, allow_urls: bool = False, progress: Progress = silent
+) -> Rows:
     """Every row of a `.jsonl`, `.json` or `.parquet` file: usable ones as samples, the others with their problem."""
     if image_dir is not None and not image_dir.is_dir():
         raise VlmtuneError(f"image folder {image_dir} does not exist", "correct data.image_dir")
+    check_file(path)
     rules = ImageRules(os.path.abspath(image_dir or path.parent), allow_urls)
-    samples: list[Sample] = []
-    bad_rows: list[BadRow] = []
-    num_placed_first, unused_columns = 0, Counter[str]()
-    for where, row in read_rows(path):
+    if path.stat().st_size >= LARGE_BYTES:
+        from vlmtune.data.table.make import table_of
+
         try:
-            if isinstance(row, RowProblem):
-                raise row
-            parsed = parse_row(row, where, rules)
-        except RowProblem as problem:
-            bad_rows.append(BadRow(where, problem.problem, problem.hint))
-            continue
-        samples.append(parsed.sample)
-        num_placed_first += parsed.images_placed_first
-        unused_columns.update(parsed.unused_columns)
-    if not samples and not bad_rows:
-        raise VlmtuneError(f"data file {path} holds no rows")
-    return Rows(samples, bad_rows, _notes(samples, num_placed_first, unused_columns))
+            return table_of(path, rules, progress)
+        except OSError as error:
+            rows = _in_memory(path, rules)
+            return Rows(rows.samples, rows.bad_rows, (*rows.notes, f"the rows are held in memory: {error}"))
+    return _in_memory(path, rules)
 
 
-def _notes(samples: list[Sample], num_placed_first: int, unused_columns: Counter[str]) -> tuple[str, ...]:
-    notes = []
-    if num_placed_first:
-        notes.append(
-            f"images placed before the text of the first user turn in {count(num_placed_first, 'row')} without <image>"
-        )
-    if unused_columns:
-        names = ", ".join(f"{name} ({count(number, 'row')})" for name, number in sorted(unused_columns.items())[:20])
-        notes.append(f"columns not used: {names}")
-    sizes_bytes = [len(ref.data) for sample in samples for ref in sample.images if ref.data is not None]
-    if sizes_bytes:
-        total_mib = sum(sizes_bytes) / 2**20
-        notes.append(f"{count(len(sizes_bytes), 'image')} embedded in the rows, held in memory: {total_mib:,.1f} MiB")
-    return tuple(notes)
+def _in_memory(path: Path, rules: ImageRules) -> Rows:
+    found = Found()
+    samples = list(samples_of(Piece(path), rules, found))
+    return found.rows(path, samples)
 
 
-def require_good(rows: Rows, on_bad_row: Literal["error", "skip"]) -> list[Sample]:
+def require_good(rows: Rows, on_bad_row: Literal["error", "skip"]) -> Sequence[Sample]:
     """The usable samples; raises one error that names every bad row, unless they are to be skipped."""
     bad_places = {bad.where for bad in rows.bad_rows}
     if rows.bad_rows and (on_bad_row == "error" or not rows.samples):

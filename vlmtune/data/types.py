@@ -1,5 +1,6 @@
 """What one row of a data set is, whatever file and shape it came from. Imports nothing heavy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -45,6 +46,8 @@ class Sample:
     turns: tuple[Turn, ...]
     where: str
     """`train.jsonl:12` (file and line), or `train.parquet row 12` (counted from 1) where lines mean nothing."""
+    number: int = field(default=0, compare=False, repr=False)
+    """The 12 of `where`: the order of rows, whatever their file is called."""
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
@@ -75,6 +78,13 @@ class Sample:
         ]
 
 
+class SamplesOnDisk(Sequence[Sample]):
+    """Samples of a large file; `vlmtune.data.table.rows` has them, and this name for them costs nothing to import."""
+
+    num_images: int
+    """Images of all of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class BadRow:
     """A row that cannot be used, why, and what a right one looks like."""
@@ -82,15 +92,23 @@ class BadRow:
     where: str
     problem: str
     hint: str | None
+    number: int = field(default=0, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Rows:
     """One data file, read: usable rows, unusable rows, and what was decided on the user's behalf."""
 
-    samples: list[Sample]
+    samples: Sequence[Sample]
+    """A list, or of a large file `SamplesOnDisk`."""
     bad_rows: list[BadRow]
     notes: tuple[str, ...]
+
+    @property
+    def num_images(self) -> int:
+        """Images of the usable rows."""
+        on_disk = isinstance(self.samples, SamplesOnDisk)
+        return self.samples.num_images if on_disk else sum(len(sample.images) for sample in self.samples)
 
 
 class RowProblem(Exception):

@@ -1,6 +1,7 @@
 """A plan and its rows → a trained adapter, a log and a report."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.measure import Lengths, measure_rows, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import RunData
+from vlmtune.data.types import Sample
 from vlmtune.engine.callbacks import FirstStepCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, is_disk_full, save_adapter
 from vlmtune.engine.evaluate import mean_loss
@@ -56,7 +58,11 @@ def _train(
     family = family_of(plan)
     check_checkpoint(plan)
     processor = load_processor(plan)
-    val_lengths, lengths = (measure_rows(rows, processor, family, plan, source) for rows in (data.val, data.train))
+
+    def measured(samples: Sequence[Sample]) -> Lengths:
+        return measure_rows(samples, processor, family, plan, source, view.doing)
+
+    val_lengths, lengths = measured(data.val), measured(data.train)
     for checked in (val_lengths, lengths):
         refuse_too_long(checked, plan)
         refuse_without_answer(checked, processor, family, plan)

@@ -4,13 +4,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import vlmtune
 from vlmtune.estimate.report import MemoryReport
-from vlmtune.files import cache_folder, parse_json, write_json
+from vlmtune.files import cache_folder, code_sha256, parse_json, write_json
 from vlmtune.runs.versions import library_versions
 
 KEPT = 1000
@@ -40,11 +39,6 @@ def _keep(path: Path, report: MemoryReport) -> None:
         return
 
 
-@cache
 def _code() -> str:
     """The digest of vlmtune's own code and data: an estimate holds for what made it."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(vlmtune.__file__).parent.rglob("*")):
-        if file.suffix in (".py", ".yaml", ".json") and file.is_file():
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return code_sha256(Path(vlmtune.__file__).parent)

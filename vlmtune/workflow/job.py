@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from vlmtune.files import file_sha256
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vlmtune.config.load import LoadedConfig
     from vlmtune.config.values import Values
     from vlmtune.data.run_data import RunData
+    from vlmtune.data.types import Sample
     from vlmtune.hub.source import ModelSource
     from vlmtune.plan.types import RunPlan
 
@@ -47,7 +52,7 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> J
     loaded = load_config(path, words)
     if resume and (changes := _changes_of(loaded, err)):
         loaded = load_config(path, (*words, *changes))
-    data = read_data(loaded)
+    data = read_data(loaded, live=not err)
     data = replace(data, notes=(*data.notes, *start_on_gpu()))
     return Job(loaded, *make_run_plan(loaded, pinned_commit(loaded) if resume else None), data)
 
@@ -80,31 +85,28 @@ def make_run_plan(loaded: "LoadedConfig", commit: str | None = None) -> "tuple[R
 
     With `commit` the hub is not asked which one a branch stands for.
     """
-    import hashlib
-
     from vlmtune.engine.runtime import probe_device
     from vlmtune.hub.source import open_model
     from vlmtune.plan.decide import make_plan
 
     config = loaded.config
     source = open_model(config.model.name, commit or config.model.revision, loaded.base_dir)
-    with loaded.resolve_path(config.data.train_path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(loaded.resolve_path(config.data.train_path))
     return make_plan(config, source, probe_device(), digest), source
 
 
-def read_data(loaded: "LoadedConfig") -> "RunData":
-    """Read and check the rows; raise one error that names every bad one."""
+def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
+    """Read and check the rows; raise one error that names every bad one. `live`: it may be shown on a terminal."""
     from vlmtune.data.run_data import RunData
     from vlmtune.data.samples import require_good
     from vlmtune.workflow.rows import read_rows
 
     data = loaded.config.data
-    rows = read_rows(loaded, loaded.resolve_path(data.train_path))
+    rows = read_rows(loaded, loaded.resolve_path(data.train_path), live=live)
     train_rows = require_good(rows, data.on_bad_row)
-    val_rows = []
+    val_rows: Sequence[Sample] = []
     if data.val_path:
-        val_rows = require_good(read_rows(loaded, loaded.resolve_path(data.val_path)), data.on_bad_row)
+        val_rows = require_good(read_rows(loaded, loaded.resolve_path(data.val_path), live=live), data.on_bad_row)
     skipped = tuple(f"{bad.where}: {bad.problem}" for bad in rows.bad_rows)
     if skipped:
         typer.echo(f"{len(skipped)} rows are skipped (data.on_bad_row: skip); report.json names them", err=True)

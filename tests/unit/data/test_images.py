@@ -32,7 +32,7 @@ def encoded(image: Image.Image, image_format: str, **options) -> ImageRef:
 
 
 def sample(*refs: ImageRef, line: int = 1) -> Sample:
-    return Sample((Turn("user", (*refs, "q")), Turn("assistant", ("a",))), f"rows.jsonl:{line}")
+    return Sample((Turn("user", (*refs, "q")), Turn("assistant", ("a",))), f"rows.jsonl:{line}", line)
 
 
 def problem_of(ref: ImageRef) -> str | None:
@@ -193,7 +193,7 @@ def test_bad_pictures_join_the_bad_rows_in_order(tmp_path):
     missing = ImageRef(path=str(tmp_path / "missing.png"))
     good = sample(line=11)
     rows = Rows(
-        [sample(missing, line=2), good, sample(missing, line=30)], [BadRow("rows.jsonl:9", "no", None)], ("note",)
+        [sample(missing, line=2), good, sample(missing, line=30)], [BadRow("rows.jsonl:9", "no", None, 9)], ("note",)
     )
     checked = with_images_checked(rows)
     assert checked.samples == [good]

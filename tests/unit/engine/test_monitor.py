@@ -5,7 +5,8 @@ import math
 import pytest
 from rich.console import Console
 
-from vlmtune.engine.monitor import LiveView, clock, plain_line, render, sparkline
+from vlmtune.engine.monitor import LiveView
+from vlmtune.engine.panel import clock, plain_line, render, sparkline
 from vlmtune.runs.records import StepRecord
 from vlmtune.units import GIB
 

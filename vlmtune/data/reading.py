@@ -1,0 +1,91 @@
+"""A piece of a data file -> its samples, and what else was found in it; pieces can be read side by side."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlmtune.data.files import Piece, place, places, read_rows
+from vlmtune.data.formats import parse_row
+from vlmtune.data.image_refs import ImageRules
+from vlmtune.data.types import BadRow, RowProblem, Rows, Sample, count
+from vlmtune.errors import VlmtuneError
+
+
+@dataclass
+class Found:
+    """What reading finds besides samples."""
+
+    bad_rows: list[BadRow] = field(default_factory=list)
+    bad_blobs: list[BadRow] = field(default_factory=list)
+    """Embedded images that cannot be used; looked at only where rows are written into a table."""
+    num_placed_first: int = 0
+    unused_columns: Counter[str] = field(default_factory=Counter)
+    num_embedded: int = 0
+    embedded_bytes: int = 0
+
+    def add(self, other: "Found") -> None:
+        """Take in what was found in the next piece."""
+        self.bad_rows += other.bad_rows
+        self.bad_blobs += other.bad_blobs
+        self.num_placed_first += other.num_placed_first
+        self.unused_columns += other.unused_columns
+        self.num_embedded += other.num_embedded
+        self.embedded_bytes += other.embedded_bytes
+
+    def to_json(self) -> dict:
+        """Return it as JSON values, but for what the file is called."""
+
+        def named(bad_rows: list[BadRow]) -> list[tuple]:
+            return [(bad.number, bad.problem, bad.hint) for bad in bad_rows]
+
+        return vars(self) | {"bad_rows": named(self.bad_rows), "bad_blobs": named(self.bad_blobs)}
+
+    @classmethod
+    def from_json(cls, values: dict, path: Path) -> "Found":
+        """Return what `to_json` wrote, for a file at `path`."""
+
+        def bad(name: str) -> list[BadRow]:
+            return [BadRow(place(path, number), *why, number) for number, *why in values.pop(name)]
+
+        return cls(bad("bad_rows"), bad("bad_blobs"), unused_columns=Counter(values.pop("unused_columns")), **values)
+
+    def rows(self, path: Path, samples: Sequence[Sample]) -> Rows:
+        """Return the rows of a file whose samples are these."""
+        if not samples and not self.bad_rows:
+            raise VlmtuneError(f"data file {path} holds no rows")
+        return Rows(samples, self.bad_rows, self._notes(isinstance(samples, list)))
+
+    def _notes(self, in_memory: bool) -> tuple[str, ...]:
+        notes = []
+        if self.num_placed_first:
+            rows = count(self.num_placed_first, "row")
+            notes.append(f"images placed before the text of the first user turn in {rows} without <image>")
+        if self.unused_columns:
+            columns = sorted(self.unused_columns.items())[:20]
+            names = ", ".join(f"{name} ({count(number, 'row')})" for name, number in columns)
+            notes.append(f"columns not used: {names}")
+        if self.num_embedded:
+            images, held = count(self.num_embedded, "image"), ", held in memory" if in_memory else ""
+            notes.append(f"{images} embedded in the rows{held}: {self.embedded_bytes / 2**20:,.1f} MiB")
+        return tuple(notes)
+
+
+def samples_of(piece: Piece, rules: ImageRules, found: Found) -> Iterator[Sample]:
+    """Yield the usable rows of a piece; the others, and what notes should tell, go into `found`."""
+    beginning = places(piece.path)
+    for number, row in read_rows(piece):
+        where = f"{beginning}{number}"
+        try:
+            if isinstance(row, RowProblem):
+                raise row
+            parsed = parse_row(row, where, rules, number)
+        except RowProblem as problem:
+            found.bad_rows.append(BadRow(where, problem.problem, problem.hint, number))
+            continue
+        found.num_placed_first += parsed.images_placed_first
+        found.unused_columns.update(parsed.unused_columns)
+        embedded = [len(ref.data) for ref in parsed.sample.images if ref.data is not None]
+        found.num_embedded += len(embedded)
+        found.embedded_bytes += sum(embedded)
+        yield parsed.sample

@@ -1,0 +1,139 @@
+"""The pictures that a table names, looked at once: what was seen holds as long as the file stays as it was."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from vlmtune.data.files import place
+from vlmtune.data.image_refs import is_address
+from vlmtune.data.images import checked_size_px, without_warnings
+from vlmtune.data.progress import Progress
+from vlmtune.data.table.kept import keep_array, kept_array
+from vlmtune.data.table.make import whole_table
+from vlmtune.data.table.pool import each
+from vlmtune.data.table.rows import BLOBS_PX, REF_OF_IMAGE, REFS, MappedBatches, TableRows
+from vlmtune.data.types import BadRow, ImageRef, RowProblem, Rows
+from vlmtune.errors import VlmtuneError
+
+LOOKS = "looks.npy"
+LOOK = np.dtype([("changed_ns", np.int64), ("size_bytes", np.int64), ("width_px", np.int32), ("height_px", np.int32)])
+"""Of a picture that can be used: when its file changed last, and its sizes; 0 where that is not known."""
+REFS_AT_ONCE = 4096
+Problem = tuple[str, str | None]
+"""What is wrong with a picture, and a hint."""
+
+
+def with_table_checked(rows: Rows, progress: Progress) -> Rows:
+    """`rows` of a table with every sample whose pictures cannot be used moved to the bad rows, in the file's order."""
+    table = rows.samples
+    assert isinstance(table, TableRows)
+    looks, problems = _look_at_all(table.folder, progress)
+    bad_rows = [*_rows_with(problems, table), *_found_blobs(table)]
+    numbers = table.index["number"][table.rows]
+    checked = table.chosen(~np.isin(numbers, [bad.number for bad in bad_rows]))
+    checked.refs_px = np.stack([looks["width_px"], looks["height_px"]], axis=1)
+    return Rows(checked, sorted(rows.bad_rows + bad_rows, key=lambda bad: bad.number), rows.notes)
+
+
+def image_sizes_px(table: TableRows) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many images each row has, [rows], and each image's width and height, row after row, [images, 2].
+
+    Raises:
+        VlmtuneError: the pictures were not checked before, and one cannot be used.
+    """
+    index = table.index
+    refs_px = _checked_refs_px(table) if table.refs_px is None else table.refs_px
+    places = np.arange(len(index), dtype=np.int32)
+    row_of_image = np.concatenate([np.repeat(places, index[images]) for images in ("num_refs", "num_blobs")])
+    is_chosen = np.zeros(len(index), bool)
+    is_chosen[table.rows] = True
+    images = np.flatnonzero(is_chosen[row_of_image])
+    images = images[np.argsort(row_of_image[images], kind="stable")]
+    sizes_px = np.concatenate([refs_px[np.load(table.folder / REF_OF_IMAGE)], np.load(table.folder / BLOBS_PX)])
+    return (index["num_refs"] + index["num_blobs"])[table.rows], sizes_px[images]
+
+
+def _checked_refs_px(table: TableRows) -> np.ndarray:
+    checked = with_table_checked(Rows(table, [], ()), table.progress)
+    for bad in checked.bad_rows:
+        raise VlmtuneError(f"{bad.where}: {bad.problem}", bad.hint)
+    return checked.samples.refs_px
+
+
+def _found_blobs(table: TableRows) -> list[BadRow]:
+    found = whole_table(table.folder, table.path)
+    return found.bad_blobs if found else []
+
+
+def _rows_with(problems: dict[int, Problem], table: TableRows) -> list[BadRow]:
+    """Return one `BadRow` for every row and picture in it that has a problem."""
+    index, ref_of_image = table.index, np.load(table.folder / REF_OF_IMAGE)
+    number_of_image = np.repeat(index["number"], index["num_refs"])
+    images = np.flatnonzero(np.isin(ref_of_image, list(problems)))
+    pairs = dict.fromkeys(zip(number_of_image[images].tolist(), ref_of_image[images].tolist(), strict=True))
+    return [BadRow(place(table.path, number), *problems[ref], number) for number, ref in pairs]
+
+
+def _look_at_all(folder: Path, progress: Progress) -> tuple[np.ndarray, dict[int, Problem]]:
+    """Return what is seen of each picture, [refs] of `LOOK`, and what is wrong with some."""
+    known = _known(folder)
+    tasks = [_Task(folder, start, start + REFS_AT_ONCE) for start in range(0, len(known), REFS_AT_ONCE)]
+    looks, problems = known.copy(), {}
+    with progress("looking at pictures", len(known)) as advance:
+        for task, seen in zip(tasks, each(_look, tasks) if len(tasks) > 1 else map(_look, tasks), strict=True):
+            looks[task.start : task.stop] = seen.looks
+            problems |= seen.problems
+            advance(len(seen.looks))
+    if not np.array_equal(looks, known):
+        keep_array(folder / LOOKS, looks)
+    return looks, problems
+
+
+def _known(folder: Path) -> np.ndarray:
+    """Return what was seen at an earlier start, [refs] of `LOOK`."""
+    num_refs = sum(batch.num_rows for batch in MappedBatches(folder / REFS).batches)
+    return kept_array(folder / LOOKS, np.zeros(num_refs, LOOK))
+
+
+@dataclass(frozen=True)
+class _Task:
+    folder: Path
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class _Seen:
+    looks: np.ndarray
+    problems: dict[int, Problem]
+
+
+def _look(task: _Task) -> _Seen:
+    """Look at some pictures of a table that are new or have changed."""
+    refs = pa.Table.from_batches(MappedBatches(task.folder / REFS).batches)
+    names = refs.slice(task.start, task.stop - task.start)["ref"].to_pylist()
+    known = _known(task.folder)[task.start : task.stop].tolist()
+    looks, problems = [], {}
+    with without_warnings():
+        for number, (name, look) in enumerate(zip(names, known, strict=True), task.start):
+            try:
+                looks.append(_look_at(name, look))
+            except RowProblem as problem:
+                problems[number] = problem.problem, problem.hint
+                looks.append((0, 0, 0, 0))
+    return _Seen(np.array(looks, LOOK), problems)
+
+
+def _look_at(name: str, known: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Return a `LOOK`; what was seen holds for a file that has not changed since."""
+    if is_address(name):
+        return 0, 0, *checked_size_px(ImageRef(url=name))
+    try:
+        status = os.stat(name)
+    except OSError:
+        return 0, 0, *checked_size_px(ImageRef(path=name))  # which says what is wrong with it
+    state = status.st_mtime_ns, status.st_size
+    return known if known[:2] == state and known[2] else (*state, *checked_size_px(ImageRef(path=name)))

@@ -1,0 +1,170 @@
+"""Large data files read once into tables on disk, which stay in the user's cache folder for the next start.
+
+A table is a folder named by everything that decides it: the data file's content, how it is read, and by what code. It
+is made under another name and renamed when it is whole, so that what is found under its name is never half of it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+import vlmtune.data
+from vlmtune.data.files import Piece, pieces
+from vlmtune.data.image_refs import ImageRules
+from vlmtune.data.images import checked_size_px, without_warnings
+from vlmtune.data.layout import laid_out
+from vlmtune.data.progress import Progress
+from vlmtune.data.reading import Found, samples_of
+from vlmtune.data.table.pool import each
+from vlmtune.data.table.rows import BLOBS_PX, INDEX, REF_OF_IMAGE, REFS, ROW, PartWriter, TableRows, mapped_parts
+from vlmtune.data.types import BadRow, ImageRef, RowProblem, Rows, Sample
+from vlmtune.files import cache_folder, code_sha256, file_sha256
+
+PIECE_BYTES = 16 * 2**20
+KEPT = 10
+"""Tables in the cache folder; those that were not used for longest go first."""
+PARTIAL = "partial-"
+ABANDONED_S = 24 * 3600
+"""A half-made table that was not written to for so long belongs to a process that was killed."""
+FOUND = "found.json"
+"""Written last: sizes of the other files, and what reading found besides the rows."""
+REFS_BATCH = 2**16
+REFS_SCHEMA = pa.schema({"ref": pa.large_string()})
+
+
+def table_of(path: Path, rules: ImageRules, progress: Progress) -> Rows:
+    """Return the rows of a data file from its table, which is made when there is none.
+
+    Raises:
+        OSError: no table can be written: the disk is full, or the cache folder read-only.
+        VlmtuneError: the file cannot be read.
+    """
+    folder = cache_folder() / "rows" / _key(path, rules)
+    found = whole_table(folder, path)
+    if found is None:
+        _make(folder, path, rules, progress)
+        found = whole_table(folder, path)
+        if found is None:
+            raise OSError(f"{folder} is not what was written")
+    num_rows = len(np.load(folder / INDEX, mmap_mode="r"))
+    return found.rows(path, TableRows(folder, path, np.arange(num_rows, dtype=np.int32), progress))
+
+
+def whole_table(folder: Path, path: Path) -> Found | None:
+    """Return what reading found besides the rows of a table, which is now in use; None where there is no whole one."""
+    try:
+        told = json.loads((folder / FOUND).read_text(encoding="utf-8"))
+        if any((folder / name).stat().st_size != size_bytes for name, size_bytes in told["sizes_bytes"].items()):
+            return None
+        os.utime(folder)
+        return Found.from_json(told["found"], path)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _key(path: Path, rules: ImageRules) -> str:
+    """Return the name of a table; Pillow decides too, which looks at embedded images."""
+    code = code_sha256(Path(vlmtune.data.__file__).parent)
+    decided_by = [file_sha256(path), path.suffix.lower(), rules.base_dir, rules.allow_urls, code, version("pillow")]
+    return hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()[:32]
+
+
+def _make(folder: Path, path: Path, rules: ImageRules, progress: Progress) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _forget_old(folder.parent)
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder.parent, ignore_cleanup_errors=True) as partial:
+        made = Path(partial) / "made"
+        made.mkdir()
+        _write(made, path, rules, progress)
+        try:
+            made.rename(folder)
+        except OSError:  # another run was quicker, or a broken table is in the way
+            if whole_table(folder, path) is None:
+                folder.rename(Path(partial) / "broken")
+                made.rename(folder)
+
+
+def _forget_old(tables: Path) -> None:
+    """Remove what killed processes have left, and all tables but the newest."""
+    folders = sorted(tables.iterdir(), key=lambda folder: folder.stat().st_mtime)
+    half_made = [folder for folder in folders if folder.name.startswith(PARTIAL)]
+    abandoned = [folder for folder in half_made if time.time() - folder.stat().st_mtime > ABANDONED_S]
+    whole = [folder for folder in folders if folder not in half_made]
+    for folder in (*abandoned, *whole[: 1 - KEPT]):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(folder: Path, path: Path, rules: ImageRules, progress: Progress) -> None:
+    tasks = [
+        _Task(piece, rules, folder / f"part-{number:06}.arrow")
+        for number, piece in enumerate(pieces(path, PIECE_BYTES))
+    ]
+    found, indexes, blobs_px = Found(), [np.empty(0, ROW)], [np.empty((0, 2), np.int32)]
+    with progress(f"reading {path.name}", path.stat().st_size) as advance:
+        for task, part in zip(tasks, each(_write_part, tasks), strict=True):
+            found.add(part.found)
+            indexes.append(part.index)
+            blobs_px.append(part.blobs_px)
+            advance(task.piece.share_bytes)
+    np.save(folder / INDEX, np.concatenate(indexes))
+    np.save(folder / BLOBS_PX, np.concatenate(blobs_px))
+    _write_refs(folder)
+    sizes_bytes = {file.name: file.stat().st_size for file in folder.iterdir()}
+    told = {"sizes_bytes": sizes_bytes, "found": found.to_json()}
+    (folder / FOUND).write_text(json.dumps(told), encoding="utf-8")
+
+
+def _write_refs(folder: Path) -> None:
+    """Write every path and address once, and which of them each image is."""
+    parts = mapped_parts(folder)
+    refs = [batch.column("refs").flatten().cast(pa.large_string()) for part in parts for batch in part.batches]
+    once = pa.chunked_array(refs, pa.large_string()).combine_chunks().dictionary_encode()
+    np.save(folder / REF_OF_IMAGE, once.indices.to_numpy())
+    with (folder / REFS).open("wb") as file, pa.ipc.new_file(file, REFS_SCHEMA) as arrow:
+        arrow.write_table(pa.table([once.dictionary], REFS_SCHEMA), max_chunksize=REFS_BATCH)
+
+
+@dataclass(frozen=True)
+class _Task:
+    piece: Piece
+    rules: ImageRules
+    target: Path
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a process tells of the part of a table that it has written."""
+
+    found: Found
+    index: np.ndarray
+    blobs_px: np.ndarray
+
+
+def _write_part(task: _Task) -> _Part:
+    """Read a piece of the data file and write it as a part of the table."""
+    found, index, blobs_px = Found(), [], []
+    with PartWriter(task.target) as part, without_warnings():
+        for sample in samples_of(task.piece, task.rules, found):
+            layout = laid_out(sample)
+            part.add(sample.number, layout)
+            index.append((sample.number, len(layout.refs), len(layout.blobs)))
+            blobs_px += [_size_px(blob, sample, found) for blob in layout.blobs]
+    return _Part(found, np.array(index, ROW), np.array(blobs_px, np.int32).reshape(-1, 2))
+
+
+def _size_px(blob: bytes, sample: Sample, found: Found) -> tuple[int, int]:
+    """Return the size of an embedded image; (0, 0) where it cannot be used, and `found` says why."""
+    try:
+        return checked_size_px(ImageRef(data=blob))
+    except RowProblem as problem:
+        found.bad_blobs.append(BadRow(sample.where, problem.problem, problem.hint, sample.number))
+        return 0, 0

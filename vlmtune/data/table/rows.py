@@ -1,0 +1,178 @@
+"""Rows of a large data file as a read-only sequence of samples over Arrow files that are mapped into memory.
+
+Nothing of a row is kept as a Python object: processes that read batches share the pages of the files and write to none.
+"""
+
+import mmap
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self, overload
+
+import numpy as np
+import pyarrow as pa
+
+from vlmtune.data.files import place, places
+from vlmtune.data.layout import Layout, assembled
+from vlmtune.data.progress import Progress, silent
+from vlmtune.data.types import Sample, SamplesOnDisk
+
+SCHEMA = pa.schema(
+    {
+        "number": pa.int32(),
+        "shape": pa.string(),
+        "texts": pa.list_(pa.string()),
+        "refs": pa.list_(pa.string()),
+        "blobs": pa.list_(pa.binary()),
+    }
+)
+ROW = np.dtype([("number", np.int32), ("num_refs", np.int32), ("num_blobs", np.int32)])
+"""What is kept of each row beside the table: number in the data file, images by name, embedded images."""
+INDEX = "index.npy"
+"""[rows] of `ROW`."""
+REFS = "refs.arrow"
+"""Every path and address once, [refs]."""
+REF_OF_IMAGE = "ref_of_image.npy"
+"""Place in `REFS` of each image by name, row after row."""
+BLOBS_PX = "blobs_px.npy"
+"""Width and height of each embedded image, row after row, [images, 2]; 0 where it cannot be used."""
+BATCH_ROWS = 4096
+BATCH_BYTES = 8 * 2**20
+"""A batch ends with the row that reaches either."""
+
+
+class PartWriter:
+    """Writes layouts into one Arrow file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._arrow = pa.ipc.new_file(self._file, SCHEMA)
+        self._rows: list[tuple] = []
+        self._num_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if error is None:
+                self._flush()
+                self._arrow.close()
+
+    def add(self, number: int, layout: Layout) -> None:
+        """Write one more row."""
+        self._rows.append((number, *layout))
+        self._num_bytes += sum(map(len, layout.texts)) + sum(map(len, layout.blobs))
+        if len(self._rows) == BATCH_ROWS or self._num_bytes >= BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = zip(SCHEMA, zip(*self._rows, strict=True), strict=True)
+            self._arrow.write_batch(
+                pa.record_batch([pa.array(values, field.type) for field, values in columns], SCHEMA)
+            )
+        self._rows, self._num_bytes = [], 0
+
+
+class MappedBatches:
+    """The record batches of an Arrow file; the system reads a page when it is touched."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with pa.ipc.open_file(pa.py_buffer(self._map)) as reader:
+            self.batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+
+    def release(self) -> None:
+        """Give touched pages back: they are read again from the file when they are asked for."""
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def mapped_parts(folder: Path) -> list[MappedBatches]:
+    """Return the parts of a table in their order."""
+    return [MappedBatches(path) for path in sorted(folder.glob("part-*.arrow"))]
+
+
+class TableRows(SamplesOnDisk):
+    """Some rows of a table, in the order of their file."""
+
+    def __init__(self, folder: Path, path: Path, rows: np.ndarray, progress: Progress = silent) -> None:
+        """`folder` holds the table of the data file at `path`; `rows` are places in the table, rising."""
+        self.folder = folder
+        self.path = path
+        self.rows = rows
+        self.progress = progress
+        """Who is told of long work on these rows."""
+        self.refs_px: np.ndarray | None = None
+        """Width and height of each of the table's `REFS`, once they were looked at."""
+
+    def __reduce__(self) -> tuple:
+        return TableRows, (self.folder, self.path, self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self._sample(row) for row in self.rows[index].tolist()]
+        return self._sample(int(self.rows[index]))
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self._sample(int(row)) for row in self.rows)
+
+    def _sample(self, row: int) -> Sample:
+        place_of_batch = int(np.searchsorted(self._starts, row, side="right")) - 1
+        batch, inside = self._batches[place_of_batch], row - int(self._starts[place_of_batch])
+        number, *layout = (column[inside].as_py() for column in batch.columns)
+        return assembled(Layout(*layout), place(self.path, number), number)
+
+    def chosen(self, mask: np.ndarray) -> "TableRows":
+        """Return those of these rows for which the mask is true."""
+        chosen = TableRows(self.folder, self.path, self.rows[mask], self.progress)
+        chosen.refs_px = self.refs_px
+        return chosen
+
+    @cached_property
+    def index(self) -> np.ndarray:
+        """What is kept of each row of the whole table, [rows] of `ROW`."""
+        return np.load(self.folder / INDEX, mmap_mode="r")
+
+    @property
+    def num_images(self) -> int:
+        """Images of all these rows."""
+        return int((self.index["num_refs"] + self.index["num_blobs"])[self.rows].sum())
+
+    def batches(self) -> Iterator[tuple[list[str], list[list[str]], list[str]]]:
+        """Yield shapes, texts and names of the rows, some thousand at once; memory of finished files is given back."""
+        first, beginning = 0, places(self.path)
+        for part in self._parts:
+            for batch in part.batches:
+                inside = self.rows[slice(*np.searchsorted(self.rows, (first, first + batch.num_rows)))] - first
+                first += batch.num_rows
+                if len(inside):
+                    some = batch if len(inside) == batch.num_rows else batch.take(pa.array(inside))
+                    names = [f"{beginning}{number}" for number in some["number"].to_pylist()]
+                    yield some["shape"].to_pylist(), some["texts"].to_pylist(), names
+            part.release()
+
+    @cached_property
+    def _parts(self) -> list[MappedBatches]:
+        return mapped_parts(self.folder)
+
+    @cached_property
+    def _batches(self) -> list[pa.RecordBatch]:
+        return [batch for part in self._parts for batch in part.batches]
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """The first row of each batch."""
+        return np.cumsum([0, *(batch.num_rows for batch in self._batches[:-1])])

@@ -1,0 +1,55 @@
+"""What commands show on a terminal while they work: on standard error, which programs do not read."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
+
+from vlmtune.data.progress import Advance, Progress, silent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SHOWN_AFTER_S = 1.0
+
+
+def progress(live: bool) -> Progress:
+    """Return who is told of long work: a bar, or nobody where nobody looks."""
+    return bar if live and sys.stderr.isatty() else silent
+
+
+@cache
+def standard_error() -> "Console":
+    """Return the one console on standard error: what is live on it at once stands below each other."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False)
+
+
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Advance]:
+    """Show how far the work is once it takes longer than a second, and nothing afterwards."""
+    started_s, done, shown = time.monotonic(), 0, None
+    with ExitStack() as stack:
+
+        def advance(amount: int) -> None:
+            nonlocal done, shown
+            done += amount
+            if shown is None and time.monotonic() - started_s > SHOWN_AFTER_S:
+                shown = stack.enter_context(_bar(what, total))
+            if shown:
+                shown(done)
+
+        yield advance
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Advance]:
+    from rich import progress as rich
+
+    columns = (rich.TextColumn(what), rich.BarColumn(), rich.TaskProgressColumn(), rich.TimeRemainingColumn())
+    with rich.Progress(*columns, console=standard_error(), transient=True) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda done: shown.update(task, completed=done)
