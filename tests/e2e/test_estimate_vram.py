@@ -109,6 +109,15 @@ def test_a_model_edited_in_its_place_is_estimated_anew(run_cli, folder, tmp_path
     assert peak() > before, "8 layers in place of a few"
 
 
+def test_a_data_file_that_is_not_there_is_said(run_cli, folder, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"preset: 8gb\nmodel: {{name: {folder}}}\ndata: {{train_path: rows.jsonl}}\n")
+    done = run_cli("estimate-vram", config, "--fast")
+    assert done.code == 0
+    assert f"there is no data file {tmp_path / 'rows.jsonl'}: estimated for the largest row" in done.stderr
+    assert "no data file" not in run_cli("estimate-vram", "--model", folder, "--fast").stderr
+
+
 def test_leaving_out_the_longest_rows_is_priced(run_cli, folder, tmp_path):
     rows = [{"question": "Who?", "answer": "me " * (2000 if index == 7 else 50)} for index in range(100)]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vlmtune.config.load import LoadedConfig
+import typer
+
+from vlmtune.config.load import NO_DATA, LoadedConfig
 from vlmtune.config.values import Values
 from vlmtune.hardware.cards import Target
 
@@ -33,5 +35,7 @@ def open_scenario(
     path = loaded.resolve_path(config.data.train_path)
     if needs_rows or path.exists():
         rows = GivenRows(require_good(read_rows(loaded, path), config.data.on_bad_row))
+    elif config.data.train_path != NO_DATA:
+        typer.echo(f"there is no data file {path}: estimated for the largest row that the config allows", err=True)
     source = open_model(config.model.name, config.model.revision, loaded.base_dir, offline_catalog=rows is None)
     return Scenario(loaded, source, target, rows, **({"tell": tell} if tell else {}))
