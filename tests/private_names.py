@@ -11,7 +11,13 @@ from vlmtune import compat
 from vlmtune.compat.borrowed import Attribute, Name, Override
 
 MODULES = [importlib.import_module(f"vlmtune.compat.{found.name}") for found in pkgutil.iter_modules(compat.__path__)]
-DECLARED = [one for module in MODULES for one in vars(module).values() if isinstance(one, Name | Attribute | Override)]
+DECLARATIONS = {
+    constant: one
+    for module in MODULES
+    for constant, one in vars(module).items()
+    if isinstance(one, Name | Attribute | Override)
+}
+DECLARED = DECLARATIONS.values()
 
 EVERYTHING = None
 PUBLIC: dict[str, set[str] | None] = {
@@ -83,7 +89,7 @@ class Scan(ast.NodeVisitor):
         self.imported: dict[str, str] = {}
         """Local name → what it stands for, of everything that is imported."""
         self.own: list[set[str]] = []
-        """Private names that the classes around define themselves."""
+        """Names that the classes around define themselves."""
 
     def note(self, node: ast.AST, text: str) -> None:
         self.found.append(f"{node.lineno}: {text}")
@@ -104,7 +110,7 @@ class Scan(ast.NodeVisitor):
             self.note(node, problem)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        self.own.append(own_names(node))
+        self.own.append(defined_in(node))
         self.generic_visit(node)
         self.own.pop()
 
@@ -193,15 +199,17 @@ def is_module(path: str) -> bool:
         return path in PUBLIC
 
 
-def own_names(node: ast.ClassDef) -> set[str]:
-    """The private names that a class defines: methods, values, and what its methods set on `self`."""
+def defined_in(node: ast.ClassDef) -> set[str]:
+    """The names that a class defines: its methods and values, and the private ones that its methods set on `self`."""
     names = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
-    for part in ast.walk(node):
-        if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store) and ast.unparse(part.value) == "self":
-            names.add(part.attr)
-        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
-            names.add(part.id)
-    return {name for name in names if PRIVATE.fullmatch(name)}
+    values = [part for part in node.body if isinstance(part, ast.Assign | ast.AnnAssign) and part.value]
+    names |= {part.id for value in values for part in ast.walk(value) if is_stored(part, ast.Name)}
+    on_self = [part for part in ast.walk(node) if is_stored(part, ast.Attribute) and ast.unparse(part.value) == "self"]
+    return names | {part.attr for part in on_self if PRIVATE.fullmatch(part.attr)}
+
+
+def is_stored(node: ast.AST, kind: type) -> bool:
+    return isinstance(node, kind) and isinstance(node.ctx, ast.Store)
 
 
 def scan(source: str) -> list[str]:

@@ -4,12 +4,13 @@ import ast
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import canaries
 import pytest
-from private_names import DECLARED, LIBRARIES, own_names, scan
+from private_names import DECLARATIONS, DECLARED, LIBRARIES, defined_in, scan
 
 import vlmtune
 from vlmtune.compat.borrowed import Override, resolve
@@ -68,8 +69,8 @@ def undeclared_overrides(kind: type) -> Iterator[str]:
     declared = {one.path.rpartition(".")[2] for one in DECLARED if isinstance(one, Override) and path in one.by}
     bases = library_bases(kind)
     documented = set().union(*(names for base, names in DOCUMENTED_HOOKS.items() if stands_on(kind, base)))
-    source = ast.parse(inspect.getsource(kind)).body[0]
-    for name in sorted({*vars(kind), *own_names(source)} - declared - documented):
+    (source,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    for name in sorted(defined_in(source) - declared - documented):
         if not name.startswith("__") and any(has(base, name) for base in bases):
             yield name
 
@@ -91,6 +92,23 @@ def test_what_takes_the_place_of_a_library_s_name_is_declared_or_documented():
     assert {kind: names for kind, names in found.items() if names} == {}
 
 
+def unused(text: str) -> list[str]:
+    """The declarations of names and attributes that the text of the package, compat included, does not use."""
+    found = []
+    for constant, one in DECLARATIONS.items():
+        if not isinstance(one, Override):
+            used = rf"[\w)\]]\.{one.path.rpartition('.')[2]}\b(?!\")" if one.plain else rf"\b{constant}\b(?! = )"
+            found += [] if re.search(used, text) else [constant]
+    return found
+
+
+def test_every_declaration_is_used():
+    text = "\n".join(file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py"))
+    assert unused(text) == []
+    assert unused(text.replace(".overloadpacket", "").replace("OVERLOAD_PACKET.read", "")) == ["OVERLOAD_PACKET"]
+    assert unused(text.replace(".is_paged", "")) == ["IS_PAGED"]
+
+
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
@@ -101,7 +119,7 @@ def test_what_takes_the_place_of_a_library_s_name_is_declared_or_documented():
         ("import torch\ntorch.ops.bitsandbytes.gemm_4bit", "torch.ops.bitsandbytes.gemm_4bit is declared in compat"),
         ("from transformers.trainer_pt_utils import anything", "transformers.trainer_pt_utils is undocumented"),
         ("from transformers import initialization", "transformers.initialization is declared in compat"),
-        ("from transformers.utils import cached_file", "transformers.utils.cached_file is declared in compat"),
+        ("from transformers.utils import cached_file", "transformers.utils.cached_file is undocumented"),
         ("from transformers.utils import hub", "transformers.utils.hub is undocumented"),
         ("from huggingface_hub.utils import tqdm", "huggingface_hub.utils.tqdm is undocumented"),
         ("from bitsandbytes.nn import Params4bit", "bitsandbytes.nn.Params4bit is declared in compat"),
@@ -144,7 +162,7 @@ def test_the_check_can_pass(source):
     assert scan(source) == []
 
 
-def test_the_check_of_overrides_can_fail(monkeypatch):
+def test_the_check_of_overrides_can_fail():
     from transformers import Trainer
 
     class Tuned(Trainer):
@@ -153,7 +171,6 @@ def test_the_check_of_overrides_can_fail(monkeypatch):
         def training_step(self, model, inputs): ...
 
         def _own(self):
-            self._trial = None
+            self._trial = self._other = None
 
-    monkeypatch.setattr(inspect, "getsource", lambda kind: "class Tuned:\n    def _own(self):\n        self._trial = 1")
     assert list(undeclared_overrides(Tuned)) == ["_save", "_trial", "training_step"]

@@ -83,7 +83,6 @@ NATIVE_LIBRARY_ERROR = Attribute(
     "bitsandbytes.cextension.ErrorHandlerMockBNBNativeLibrary",
     "error_msg",
     "what the stand-in says.",
-    plain=True,
 )
 
 

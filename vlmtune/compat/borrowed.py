@@ -36,7 +36,8 @@ class Name:
     read_by: str = ""
     """The library's code that looks the name up at each call: only so does it meet what `replaced` puts there."""
     plain: bool = False
-    """Whether the library documents it: then it is used plainly elsewhere, and only replaced through here."""
+    """Whether uses of it are written with a dot: it is documented, and only to be replaced through here, or it lies in
+    another name that is declared."""
     cuda_only: bool = False
     """Whether torch has it only when it is built for CUDA."""
 
@@ -74,7 +75,7 @@ class Attribute:
     name: str
     why: str
     read_by: str = ""
-    """The library's code that reads what `write` puts there; by default the class's own."""
+    """The library's code that must read it, where it is written for that."""
     older: str = ""
     """Its name in the oldest versions, where that was another."""
     plain: bool = False

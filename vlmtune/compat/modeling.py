@@ -61,9 +61,11 @@ INITIALIZATION = Name(
     "transformers.initialization",
     "its functions leave loaded tensors alone; those of torch would write over them.",
 )
-NORMAL = Name(TRANSFORMERS, "transformers.initialization.normal_", INITIALIZATION.why, takes="tensor, *, std")
-COPY = Name(TRANSFORMERS, "transformers.initialization.copy_", INITIALIZATION.why, takes="tensor, other")
-ZEROS = Name(TRANSFORMERS, "transformers.initialization.zeros_", INITIALIZATION.why, takes="tensor")
+NORMAL = Name(
+    TRANSFORMERS, "transformers.initialization.normal_", INITIALIZATION.why, takes="tensor, *, std", plain=True
+)
+COPY = Name(TRANSFORMERS, "transformers.initialization.copy_", INITIALIZATION.why, takes="tensor, other", plain=True)
+ZEROS = Name(TRANSFORMERS, "transformers.initialization.zeros_", INITIALIZATION.why, takes="tensor", plain=True)
 
 INIT_WEIGHTS = Override(
     TRANSFORMERS,

@@ -92,6 +92,8 @@ EFFICIENT_ATTENTION_BACKWARD = Name(
     "its operations are counted.",
     takes="grad_out_, query, key, ...",
 )
+ATTENTION = (FLASH_ATTENTION, FLASH_ATTENTION_FOR_CPU, EFFICIENT_ATTENTION)
+ATTENTION_BACKWARD = (FLASH_ATTENTION_BACKWARD, FLASH_ATTENTION_FOR_CPU_BACKWARD, EFFICIENT_ATTENTION_BACKWARD)
 
 # Operations that a computation without storage needs told apart.
 TO_COPY = Name(TORCH, "torch.ops.aten._to_copy", "what `to` calls: whole numbers are to stay real.", takes="self")

@@ -88,16 +88,10 @@ OPTIONAL_TENSORS = Attribute(
     "the tensors that a model says it can do without.",
     read_by="transformers.PreTrainedModel",
 )
-CACHED_FILE = Name(
-    TRANSFORMERS,
-    "transformers.utils.cached_file",
-    "it finds a file in a folder, the cache or the hub; that it may be missing is said by a private argument.",
-    takes="path_or_repo_id, filename",
-)
 CACHED_FILES = Name(
     TRANSFORMERS,
     "transformers.utils.hub.cached_files",
-    "that argument is its: `cached_file` hands it on.",
+    "files of a folder, the cache or the hub; that one may be missing is said by a private argument.",
     takes="path_or_repo_id, filenames, *, _raise_exceptions_for_missing_entries",
 )
 
@@ -144,5 +138,5 @@ IMAGE_SEQ_LENGTH = Attribute(
 
 def optional_file(folder_or_id: str, name: str, **where: Any) -> Path | None:
     """Return the file of a folder or hub model, or None when it has no such file."""
-    found = CACHED_FILE(folder_or_id, name, _raise_exceptions_for_missing_entries=False, **where)
-    return Path(found) if found else None
+    found = CACHED_FILES(folder_or_id, [name], _raise_exceptions_for_missing_entries=False, **where)
+    return Path(found[0]) if found else None

@@ -81,18 +81,6 @@ class Log:
         self.phases.append((phase, len(self.events)))
 
 
-ATTENTION = (
-    borrowed.FLASH_ATTENTION.get(),
-    borrowed.FLASH_ATTENTION_FOR_CPU.get(),
-    borrowed.EFFICIENT_ATTENTION.get(),
-)
-ATTENTION_BACKWARD = (
-    borrowed.FLASH_ATTENTION_BACKWARD.get(),
-    borrowed.FLASH_ATTENTION_FOR_CPU_BACKWARD.get(),
-    borrowed.EFFICIENT_ATTENTION_BACKWARD.get(),
-)
-
-
 def _flops_of_attention(query: Tensor, key: Tensor, *args, **kwargs) -> int:
     """Scores and their product with the values. torch 2.11's own formula refuses grouped heads."""
     return 4 * query.numel() * key.shape[2]
@@ -111,8 +99,8 @@ def _flops_of_4bit_product(rows: Tensor, packed: Tensor, weight_shape, *args, **
 # torch's FlopCounterMode would count the same, but it keeps every module's tensors alive for its own bookkeeping.
 FLOPS_OF = {
     **borrowed.FLOP_REGISTRY.get(),
-    **{operation: _flops_of_attention for operation in ATTENTION},
-    **{operation: _flops_of_attention_backward for operation in ATTENTION_BACKWARD},
+    **{name.get(): _flops_of_attention for name in borrowed.ATTENTION},
+    **{name.get(): _flops_of_attention_backward for name in borrowed.ATTENTION_BACKWARD},
     PRODUCT_4BIT: _flops_of_4bit_product,
 }
 
