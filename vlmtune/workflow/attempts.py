@@ -40,6 +40,7 @@ def train_and_retry(job: Job, folder: "RunFolder", flags: Flags) -> "TrainReport
         outcome = _attempt(job, folder, flags, resume=flags.resume or num_retries > 0)
         if not isinstance(outcome, OutOfMemory):
             return outcome
+        # The failed run must be gone before the next is estimated: what is free on the card is what it may take.
         free_memory()
         values = None
         if job.loaded.config.hardware.on_oom == "retry" and num_retries < MAX_RETRIES:

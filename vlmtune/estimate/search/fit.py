@@ -74,6 +74,7 @@ def find_fit(config: TrainingConfig, model: ModelFacts, estimate: EstimateWith, 
     Args:
         estimate: must take MARGIN of the budget for used; `fast` MARGIN and FAST_MARGIN.
     """
+    # A full estimate takes twice as long, and a search makes up to forty: one confirms what the fast ones found.
     quick, full = Search(config, model, fast), Search(config, model, estimate)
     found = quick.run()
     over = quick.base.peak_reserved_bytes / max(1, quick.base.budget_bytes) - 1
