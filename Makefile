@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
+ROWS ?= 100000
 BIN = $(VENV)/bin
 # Tiny models: threads that wait for each other cost more than they gain.
 export OMP_NUM_THREADS ?= 1
@@ -38,8 +39,9 @@ lint: install  ## check and format the code
 	$(BIN)/ruff check --fix vlmtune tests
 	$(BIN)/ruff format vlmtune tests
 
-bench: install  ## measure the time of the light commands and of an estimate
+bench: install  ## measure the light commands, an estimate and 100,000 rows (ROWS=1000000: a million); three minutes
 	$(BIN)/python tests/bench/startup.py
+	$(BIN)/python tests/bench/rows.py $(ROWS)
 
 gpu-check: install  ## estimate every measured GPU run anew and hold the error bounds; needs no GPU, ten minutes
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/gpu/test_measured.py

@@ -65,7 +65,7 @@ def _kept_tokens(
 
     assert isinstance(samples, TableRows)
     path = samples.folder / f"tokens-{_identity(processor, family)}.npy"
-    known = kept_array(path, np.full(len(samples.index), UNKNOWN, np.int32))
+    known = kept_array(path, np.full(len(samples.facts), UNKNOWN, np.int32))
     missing = samples.chosen(known[samples.rows] == UNKNOWN)
     if len(missing):
         known = known.copy()
@@ -81,16 +81,28 @@ def _identity(processor: ProcessorMixin, family: Family) -> str:
     A rendered row is a part of it: some templates write the date.
     """
     tokenizers = [processor.tokenizer, getattr(processor, "qformer_tokenizer", processor.tokenizer)]
-    shown = "" if family.one_answer else render(PROBE, processor)[0]
     decided_by = [
-        *(tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers),
-        *(tokenizer.model_max_length for tokenizer in tokenizers),
-        processor.tokenizer.special_tokens_map,
-        [processor.chat_template, shown, getattr(processor, "image_marks", ())],
+        *map(_state, tokenizers),
+        [processor.chat_template, getattr(processor, "image_marks", ()), _shown(processor, family)],
         [family.name, family.one_answer, family.prefix_lm, family.qformer, family.needs_image],
         [code_sha256(Path(__file__).parent), *map(version, LIBRARIES)],
     ]
     return hashlib.sha256(json.dumps(decided_by, default=str).encode()).hexdigest()[:16]
+
+
+def _state(tokenizer: PreTrainedTokenizerBase) -> list:
+    """Return what decides how a tokenizer counts, padding and cutting aside, which each call sets anew."""
+    tokenizer("")
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+    return [type(tokenizer).__name__, tokenizer.model_max_length, tokenizer.special_tokens_map, vocabulary]
+
+
+def _shown(processor: ProcessorMixin, family: Family) -> str:
+    try:
+        return "" if family.one_answer else render(PROBE, processor)[0]
+    except VlmtuneError as error:
+        return error.message
 
 
 @contextmanager

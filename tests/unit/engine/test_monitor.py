@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import math
+import weakref
 
 import pytest
 from rich.console import Console
@@ -118,6 +119,39 @@ def test_panel_keeps_showing_the_last_evaluation():
 
 def test_panel_before_the_first_step():
     assert "the first step is running" in panel()
+
+
+def test_work_before_the_first_step_is_shown_on_a_terminal_and_ends(monkeypatch):
+    monkeypatch.setattr("vlmtune.engine.monitor.REDRAWN_AFTER_S", -1.0)
+    console = terminal()
+    with LiveView("digits", console) as view:
+        with view.doing("measuring rows", 2000) as advance:
+            advance(500)
+            advance(1000)
+        view.update(RECORD)
+    text = console.file.getvalue()
+    assert "measuring rows: 1,500 of 2,000" in text
+    assert "measuring rows" not in text.rpartition("12/90")[0].rpartition("╭")[2]
+
+
+def test_work_before_the_first_step_is_no_line_elsewhere():
+    console = Console(file=io.StringIO(), width=80)
+    with LiveView("digits", console) as view, view.doing("measuring rows", 10) as advance:
+        advance(10)
+    assert console.file.getvalue() == "digits\n"
+
+
+def test_a_long_run_costs_the_view_no_more_than_a_short_one():
+    first = dataclasses.replace(RECORD, step=1, eval_loss=0.5)
+    gone = weakref.ref(first)
+    console = terminal()
+    with LiveView("digits", console) as view:
+        view.update(first)
+        del first
+        for step in range(2, 100):
+            view.update(dataclasses.replace(RECORD, step=step))
+    assert gone() is None, "the panel is drawn from what it shows, not from all records"
+    assert "eval 0.5000" in console.file.getvalue().rpartition("99/90")[2]
 
 
 def test_live_view_leaves_its_last_state_and_the_notes_above_it():

@@ -32,7 +32,7 @@ def with_table_checked(rows: Rows, progress: Progress) -> Rows:
     assert isinstance(table, TableRows)
     looks, problems = _look_at_all(table.folder, progress)
     bad_rows = [*_rows_with(problems, table), *_found_blobs(table)]
-    numbers = table.index["number"][table.rows]
+    numbers = table.facts["number"][table.rows]
     checked = table.chosen(~np.isin(numbers, [bad.number for bad in bad_rows]))
     checked.refs_px = np.stack([looks["width_px"], looks["height_px"]], axis=1)
     return Rows(checked, sorted(rows.bad_rows + bad_rows, key=lambda bad: bad.number), rows.notes)
@@ -44,7 +44,7 @@ def image_sizes_px(table: TableRows) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         VlmtuneError: the pictures were not checked before, and one cannot be used.
     """
-    index = table.index
+    index = table.facts
     refs_px = _checked_refs_px(table) if table.refs_px is None else table.refs_px
     places = np.arange(len(index), dtype=np.int32)
     row_of_image = np.concatenate([np.repeat(places, index[images]) for images in ("num_refs", "num_blobs")])
@@ -70,7 +70,7 @@ def _found_blobs(table: TableRows) -> list[BadRow]:
 
 def _rows_with(problems: dict[int, Problem], table: TableRows) -> list[BadRow]:
     """Return one `BadRow` for every row and picture in it that has a problem."""
-    index, ref_of_image = table.index, np.load(table.folder / REF_OF_IMAGE)
+    index, ref_of_image = table.facts, np.load(table.folder / REF_OF_IMAGE)
     number_of_image = np.repeat(index["number"], index["num_refs"])
     images = np.flatnonzero(np.isin(ref_of_image, list(problems)))
     pairs = dict.fromkeys(zip(number_of_image[images].tolist(), ref_of_image[images].tolist(), strict=True))

@@ -118,6 +118,7 @@ def _write(folder: Path, path: Path, rules: ImageRules, progress: Progress) -> N
     np.save(folder / INDEX, np.concatenate(indexes))
     np.save(folder / BLOBS_PX, np.concatenate(blobs_px))
     _write_refs(folder)
+    pa.default_memory_pool().release_unused()  # Arrow would keep what all the names took, for a next time
     sizes_bytes = {file.name: file.stat().st_size for file in folder.iterdir()}
     told = {"sizes_bytes": sizes_bytes, "found": found.to_json()}
     (folder / FOUND).write_text(json.dumps(told), encoding="utf-8")

@@ -142,14 +142,14 @@ class TableRows(SamplesOnDisk):
         return chosen
 
     @cached_property
-    def index(self) -> np.ndarray:
+    def facts(self) -> np.ndarray:
         """What is kept of each row of the whole table, [rows] of `ROW`."""
         return np.load(self.folder / INDEX, mmap_mode="r")
 
     @property
     def num_images(self) -> int:
         """Images of all these rows."""
-        return int((self.index["num_refs"] + self.index["num_blobs"])[self.rows].sum())
+        return int((self.facts["num_refs"] + self.facts["num_blobs"])[self.rows].sum())
 
     def batches(self) -> Iterator[tuple[list[str], list[list[str]], list[str]]]:
         """Yield shapes, texts and names of the rows, some thousand at once; memory of finished files is given back."""

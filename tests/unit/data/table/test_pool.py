@@ -1,0 +1,46 @@
+"""Work in processes of its own: in order, errors in their place, and done in any case."""
+
+import os
+import signal
+
+import pytest
+
+from vlmtune.data.table.pool import each
+from vlmtune.errors import VlmtuneError
+
+HERE = os.getpid()
+
+
+def squared(number: int) -> tuple[int, int]:
+    if number < 0:
+        raise VlmtuneError(f"{number} has no place here", "give another")
+    return number**2, os.getpid()
+
+
+def square_or_die(task: tuple[int, int]) -> int:
+    number, parent = task
+    if os.getpid() != parent and number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number**2
+
+
+def test_results_come_in_the_order_of_the_tasks_from_other_processes():
+    results = list(each(squared, list(range(8))))
+    assert [number for number, _ in results] == [0, 1, 4, 9, 16, 25, 36, 49]
+    assert HERE not in {process for _, process in results}
+
+
+def test_the_first_error_is_raised_whole_where_its_result_would_come():
+    results = each(squared, [1, -2, -3])
+    assert next(results)[0] == 1
+    with pytest.raises(VlmtuneError) as error:
+        next(results)
+    assert (error.value.message, error.value.hint) == ("-2 has no place here", "give another")
+
+
+def test_the_work_of_a_killed_process_is_done_here():
+    assert list(each(square_or_die, [(number, HERE) for number in range(6)])) == [0, 1, 4, 9, 16, 25]
+
+
+def test_no_tasks_have_no_results():
+    assert list(each(squared, [])) == []

@@ -1,0 +1,40 @@
+"""A row taken apart and put together is the same row."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlmtune.data.layout import assembled, laid_out, num_images, without_images
+from vlmtune.data.types import ImageRef, Sample, Turn
+
+IMAGES = st.sampled_from(
+    [ImageRef(path="/a.png"), ImageRef(path="/b.png"), ImageRef(url="https://c.org/d.png"), ImageRef(data=b"bytes")]
+)
+TURNS = st.builds(
+    lambda role, parts: Turn(role, tuple(parts)),
+    st.sampled_from(["system", "user", "assistant"]),
+    st.lists(st.text(min_size=1) | IMAGES, min_size=1, max_size=5),
+)
+SAMPLES = st.builds(lambda turns: Sample(tuple(turns), "rows.jsonl:7", 7), st.lists(TURNS, min_size=1, max_size=6))
+
+
+def test_a_shape_says_who_speaks_and_where_images_stand():
+    parts = (ImageRef(path="/a.png"), "what?", ImageRef(url="https://b.org"), ImageRef(data=b"c"))
+    turns = (Turn("system", ("be brief",)), Turn("user", parts), Turn("assistant", ("this", " and that")))
+    layout = laid_out(Sample(turns, "rows.jsonl:1"))
+    assert layout == ("StUptudAtt", ["be brief", "what?", "this", " and that"], ["/a.png", "https://b.org"], [b"c"])
+
+
+@given(SAMPLES)
+def test_nothing_is_lost(sample):
+    layout = laid_out(sample)
+    again = assembled(layout, sample.where, sample.number)
+    assert again == sample and again.number == 7
+    assert num_images(layout.shape) == len(sample.images)
+
+
+@given(SAMPLES)
+def test_without_its_images_a_row_is_written_the_same(sample):
+    layout = laid_out(sample)
+    bare = without_images(layout.shape, layout.texts, sample.where)
+    assert bare.messages() == sample.messages() and bare.where == sample.where
+    assert [turn.text for turn in bare.turns] == [turn.text for turn in sample.turns]
