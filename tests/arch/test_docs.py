@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vlmtune.catalog import catalog, find_entry
-from vlmtune.data.formats import ANSWER_COLUMNS, IMAGE_COLUMNS, QUESTION_COLUMNS, parse_row
-from vlmtune.data.image_refs import ImageRules
+from vlmtune.data.reading.formats import ANSWER_COLUMNS, IMAGE_COLUMNS, QUESTION_COLUMNS, parse_row
+from vlmtune.data.reading.image_refs import ImageRules
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.hardware.cards import cards
 from vlmtune.runs.folder import RunFolder

@@ -1,8 +1,8 @@
 """Time and memory of the first and the second start with many rows: `make bench`, or this script with a number of rows.
 
 Every row has a question, an answer of 35 words or so, and a picture of its own; every fourth has two of both. Pictures
-are names of a few files (hard links), so that all are in the page cache. The tokenizer is a tiny model's: a token a letter,
-four times as many as a large one makes.
+are names of a few files (hard links), so that all are in the page cache. The tokenizer is a tiny model's: a token a
+letter, four times as many as a large one makes.
 """
 
 import json
@@ -94,7 +94,7 @@ def _mib(name: str) -> int:
 
 def start(path: Path) -> list[dict]:
     """Do with rows what `train` does before the model loads, and read them all once as an epoch does."""
-    from vlmtune.data.images import with_images_checked
+    from vlmtune.data.checked import with_images_checked
     from vlmtune.data.samples import read_samples
     from vlmtune.engine.runtime import prepare_environment
 
@@ -107,7 +107,7 @@ def start(path: Path) -> list[dict]:
     with clock.phase("libraries, tiny model"):
         from tiny.rows import TinyModel
 
-        from vlmtune.data.measure import measure_rows
+        from vlmtune.data.measure.lengths import measure_rows
 
         tiny = TinyModel("qwen2_vl", path.parent)
     with clock.phase("rows measured"):

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from tiny import TINY
 from tiny.rows import TinyModel
 
-from vlmtune.data.counting import question_text, text_tokens
 from vlmtune.data.encode import render
-from vlmtune.data.layout import without_images
+from vlmtune.data.measure.counting import question_text, text_tokens
+from vlmtune.data.table.layout import without_images
 from vlmtune.data.types import Sample
 
 SHAPES = ("UtAt", "UptAt", "UtpAt", "UpptAt", "StUptAt", "UptAtUtAt", "UttAtt", "StUtAtUptpAtUtAt")

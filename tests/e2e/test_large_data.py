@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from vlmtune.data import counting, samples
+from vlmtune.data import samples
+from vlmtune.data.measure import counting
 from vlmtune.data.table import make
 
 

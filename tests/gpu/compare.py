@@ -19,7 +19,7 @@ from gpu.cases import CASES, UNSEEN, Case, prepare  # noqa: E402
 
 from vlmtune.data.collate import Collator  # noqa: E402
 from vlmtune.data.dataset import TuneDataset  # noqa: E402
-from vlmtune.data.measure import measure_rows  # noqa: E402
+from vlmtune.data.measure.lengths import measure_rows  # noqa: E402
 from vlmtune.estimate.allocator.caching import AllocatorSettings, Replay, replay  # noqa: E402
 from vlmtune.estimate.simulate.cuda import hidden_of  # noqa: E402
 from vlmtune.estimate.simulate.record import Log, Recorder  # noqa: E402

@@ -11,11 +11,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from operator import attrgetter
 from typing import TYPE_CHECKING, BinaryIO
 
-from vlmtune.data.progress import Progress, silent
-from vlmtune.data.types import BadRow, ImageRef, RowProblem, Rows, Sample, SamplesOnDisk
+from vlmtune.data.types import BadRow, ImageRef, RowProblem, Sample
 from vlmtune.errors import VlmtuneError
 
 if TYPE_CHECKING:
@@ -87,18 +85,6 @@ def check_images(samples: Sequence[Sample], *, num_threads: int | None = None) -
         for ref in dict.fromkeys(sample.images)
         if ref in problems
     ]
-
-
-def with_images_checked(rows: Rows, *, num_threads: int | None = None, progress: Progress = silent) -> Rows:
-    """`rows` with every sample whose pictures cannot be used moved to the bad rows, in the file's order."""
-    if isinstance(rows.samples, SamplesOnDisk):
-        from vlmtune.data.table.looks import with_table_checked
-
-        return with_table_checked(rows, progress)
-    bad_rows = check_images(rows.samples, num_threads=num_threads)
-    bad_places = {bad.where for bad in bad_rows}
-    samples = [sample for sample in rows.samples if sample.where not in bad_places]
-    return Rows(samples, sorted(rows.bad_rows + bad_rows, key=attrgetter("number")), rows.notes)
 
 
 def _problems_of(refs: list[ImageRef]) -> dict[ImageRef, RowProblem]:

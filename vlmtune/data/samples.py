@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from vlmtune.data.files import Piece, check_file
-from vlmtune.data.image_refs import ImageRules
 from vlmtune.data.progress import Progress, silent
-from vlmtune.data.reading import Found, samples_of
+from vlmtune.data.reading.files import Piece, check_file
+from vlmtune.data.reading.image_refs import ImageRules
+from vlmtune.data.reading.pieces import Found, samples_of
 from vlmtune.data.types import BadRow, ImageRef, Role, Rows, Sample, Turn, count
 from vlmtune.errors import VlmtuneError
 

@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
-from vlmtune.data.measure import Lengths, measure_rows, refuse_too_long, refuse_without_answer
+from vlmtune.data.measure.lengths import Lengths, measure_rows, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import RunData
 from vlmtune.data.types import Sample
 from vlmtune.engine.callbacks import FirstStepCheck, Recorder, StopOnInterrupt

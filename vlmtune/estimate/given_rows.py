@@ -11,7 +11,7 @@ from vlmtune.plan.types import RunPlan
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-    from vlmtune.data.measure import Lengths, Measures
+    from vlmtune.data.measure.lengths import Lengths, Measures
 
 
 class GivenRows:
@@ -37,7 +37,7 @@ class GivenRows:
         Raises:
             VlmtuneError: rows that the model cannot take, all of them named, or image tokens counted wrongly.
         """
-        from vlmtune.data.measure import check_image_tokens, measure
+        from vlmtune.data.measure.lengths import check_image_tokens, measure
         from vlmtune.models.build import family_of
 
         family, processor = family_of(plan), self.processor(plan)

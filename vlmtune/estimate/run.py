@@ -79,7 +79,7 @@ class _Rows:
     def __init__(self, plan: RunPlan, source: ModelSource, rows: GivenRows) -> None:
         from vlmtune.data.collate import Collator
         from vlmtune.data.dataset import TuneDataset
-        from vlmtune.data.measure import refuse_too_long
+        from vlmtune.data.measure.lengths import refuse_too_long
         from vlmtune.models.build import family_of
 
         self.plan, self.source = plan, source

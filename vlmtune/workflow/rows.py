@@ -15,7 +15,7 @@ def read_rows(loaded: "LoadedConfig", path: Path, *, live: bool = True) -> "Rows
 
     `live`: long work on them may be shown on a terminal.
     """
-    from vlmtune.data.images import with_images_checked
+    from vlmtune.data.checked import with_images_checked
     from vlmtune.data.samples import read_samples
 
     data, told = loaded.config.data, progress(live)

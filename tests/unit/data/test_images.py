@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from vlmtune.data import fetch
-from vlmtune.data.images import check_images, image_size_px, open_image, shrunk_size_px, with_images_checked
+from vlmtune.data.checked import with_images_checked
+from vlmtune.data.images import check_images, image_size_px, open_image, shrunk_size_px
 from vlmtune.data.types import BadRow, ImageRef, RowProblem, Rows, Sample, Turn
 from vlmtune.errors import VlmtuneError
 

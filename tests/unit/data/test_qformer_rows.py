@@ -11,7 +11,7 @@ from tiny.rows import TinyModel, colour_rows, picture, sample
 from vlmtune.data.collate import collate
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.encode import IGNORED, cut, encode, encode_prompt
-from vlmtune.data.measure import measure_rows, refuse_without_answer
+from vlmtune.data.measure.lengths import measure_rows, refuse_without_answer
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError

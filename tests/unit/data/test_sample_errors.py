@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from vlmtune.data.formats import parse_row
-from vlmtune.data.image_refs import ImageRules
+from vlmtune.data.reading.formats import parse_row
+from vlmtune.data.reading.image_refs import ImageRules
 from vlmtune.data.samples import read_samples
 from vlmtune.data.types import RowProblem
 from vlmtune.errors import VlmtuneError

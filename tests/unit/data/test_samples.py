@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from vlmtune.data.formats import parse_row
-from vlmtune.data.image_refs import ImageRules
+from vlmtune.data.reading.formats import parse_row
+from vlmtune.data.reading.image_refs import ImageRules
 from vlmtune.data.samples import BadRow, ImageRef, Rows, Sample, Turn, read_samples, require_good
 from vlmtune.data.types import RowProblem
 from vlmtune.errors import VlmtuneError

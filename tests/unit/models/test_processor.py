@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 
 from vlmtune.catalog import catalog
 from vlmtune.data.encode import IGNORED, encode
-from vlmtune.data.measure import measure_rows
+from vlmtune.data.measure.lengths import measure_rows
 from vlmtune.data.types import ImageRef
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from vlmtune.data.files import place
-from vlmtune.data.image_refs import is_address
 from vlmtune.data.images import checked_size_px, without_warnings
 from vlmtune.data.progress import Progress
+from vlmtune.data.reading.files import place
+from vlmtune.data.reading.image_refs import is_address
 from vlmtune.data.table.kept import keep_array, kept_array
 from vlmtune.data.table.make import whole_table
 from vlmtune.data.table.pool import each

@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 import vlmtune.data
-from vlmtune.data.files import Piece, pieces
-from vlmtune.data.image_refs import ImageRules
 from vlmtune.data.images import checked_size_px, without_warnings
-from vlmtune.data.layout import laid_out
 from vlmtune.data.progress import Progress
-from vlmtune.data.reading import Found, samples_of
+from vlmtune.data.reading.files import Piece, pieces
+from vlmtune.data.reading.image_refs import ImageRules
+from vlmtune.data.reading.pieces import Found, samples_of
+from vlmtune.data.table.layout import laid_out
 from vlmtune.data.table.pool import each
 from vlmtune.data.table.rows import BLOBS_PX, INDEX, REF_OF_IMAGE, REFS, ROW, PartWriter, TableRows, mapped_parts
 from vlmtune.data.types import BadRow, ImageRef, RowProblem, Rows, Sample

@@ -13,9 +13,9 @@ from typing import Self, overload
 import numpy as np
 import pyarrow as pa
 
-from vlmtune.data.files import place, places
-from vlmtune.data.layout import Layout, assembled
 from vlmtune.data.progress import Progress, silent
+from vlmtune.data.reading.files import place, places
+from vlmtune.data.table.layout import Layout, assembled
 from vlmtune.data.types import Sample, SamplesOnDisk
 
 SCHEMA = pa.schema(

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vlmtune.data import samples
-from vlmtune.data.images import with_images_checked
+from vlmtune.data.checked import with_images_checked
 from vlmtune.data.samples import read_samples
 from vlmtune.data.table import looks, make
 from vlmtune.data.types import Rows

@@ -9,10 +9,11 @@ from PIL import Image
 from tiny.rows import sample
 from transformers.utils import chat_template_utils
 
-from vlmtune.data import counting, samples
-from vlmtune.data.counting import text_tokens
+from vlmtune.data import samples
+from vlmtune.data.checked import with_images_checked
 from vlmtune.data.encode import render
-from vlmtune.data.images import with_images_checked
+from vlmtune.data.measure import counting
+from vlmtune.data.measure.counting import text_tokens
 from vlmtune.data.samples import read_samples
 from vlmtune.data.table import looks, make
 from vlmtune.data.types import Sample, Turn

@@ -12,9 +12,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from vlmtune.data.encode import looks_at_rows, misfit, render
-from vlmtune.data.layout import TEXT, laid_out, num_images, without_images
+from vlmtune.data.measure.rendering import Renderer
 from vlmtune.data.progress import Advance, Progress
-from vlmtune.data.rendering import Renderer
+from vlmtune.data.table.layout import TEXT, laid_out, num_images, without_images
 from vlmtune.data.types import Sample, SamplesOnDisk
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family

@@ -16,7 +16,7 @@ import jinja2
 from transformers import ProcessorMixin
 
 from vlmtune.data.encode import render
-from vlmtune.data.layout import TEXT, without_images
+from vlmtune.data.table.layout import TEXT, without_images
 from vlmtune.errors import VlmtuneError
 
 COMPARED = 32

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from tiny.rows import colour_rows, picture, sample
 
-from vlmtune.data import measure as module
-from vlmtune.data.measure import measure, refuse_too_long
+from vlmtune.data.measure import lengths as module
+from vlmtune.data.measure.lengths import measure, refuse_too_long
 from vlmtune.data.types import Sample, Turn
 from vlmtune.errors import VlmtuneError
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlmtune.data.files import Piece, place, places, read_rows
-from vlmtune.data.formats import parse_row
-from vlmtune.data.image_refs import ImageRules
+from vlmtune.data.reading.files import Piece, place, places, read_rows
+from vlmtune.data.reading.formats import parse_row
+from vlmtune.data.reading.image_refs import ImageRules
 from vlmtune.data.types import BadRow, RowProblem, Rows, Sample, count
 from vlmtune.errors import VlmtuneError
 

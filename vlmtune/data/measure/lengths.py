@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 from transformers import ProcessorMixin
 
-from vlmtune.data.counting import MAX_PROBLEMS, PROBE, question_text, text_tokens
 from vlmtune.data.encode import encode, render
 from vlmtune.data.images import image_size_px, shrunk_size_px
+from vlmtune.data.measure.counting import MAX_PROBLEMS, PROBE, question_text, text_tokens
 from vlmtune.data.progress import Progress
 from vlmtune.data.types import Sample, SamplesOnDisk
 from vlmtune.errors import VlmtuneError

@@ -6,8 +6,8 @@ import random
 import pytest
 
 from vlmtune.data.encode import render
-from vlmtune.data.layout import without_images
-from vlmtune.data.rendering import Renderer, words_of
+from vlmtune.data.measure.rendering import Renderer, words_of
+from vlmtune.data.table.layout import without_images
 from vlmtune.errors import VlmtuneError
 
 LOOP = (
@@ -96,7 +96,9 @@ def test_the_template_is_asked_no_more_than_it_must_be(name, processor, monkeypa
     renderer = Renderer(processor)
     plain_rows(renderer, "UptAt", 200)
     asked = []
-    monkeypatch.setattr("vlmtune.data.rendering.render", lambda sample, processor: asked.append(sample) or ("", []))
+    monkeypatch.setattr(
+        "vlmtune.data.measure.rendering.render", lambda sample, processor: asked.append(sample) or ("", [])
+    )
     plain_rows(renderer, "UptAt", 10)
     assert len(asked) == (10 if name in UNPROVEN else 0)
 
@@ -117,7 +119,7 @@ def test_only_rows_with_what_a_template_looks_for_are_rendered_one_by_one(name, 
     processor.chat_template = TEMPLATES[name]
     renderer = Renderer(processor)
     plain_rows(renderer, "UtAt", 200)
-    monkeypatch.setattr("vlmtune.data.rendering.render", lambda sample, processor: ("asked", []))
+    monkeypatch.setattr("vlmtune.data.measure.rendering.render", lambda sample, processor: ("asked", []))
     assert renderer("UtAt", [usual, "answer"], "w") != "asked"
     if special:
         assert renderer("UtAt", [special, "answer"], "w") == "asked"
@@ -149,7 +151,7 @@ def test_a_form_that_does_not_write_the_rows_seen_is_not_used(processor, monkeyp
     renderer("UtAt", ["an odd row", "answer"], "w")
     renderer._compared["UtAt"][0] = (["an odd row", "answer"], "written otherwise")
     plain_rows(renderer, "UtAt", 300)
-    monkeypatch.setattr("vlmtune.data.rendering.render", lambda sample, processor: ("asked", []))
+    monkeypatch.setattr("vlmtune.data.measure.rendering.render", lambda sample, processor: ("asked", []))
     assert renderer("UtAt", ["question", "answer"], "w") == "asked"
 
 

@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from vlmtune.data.image_refs import IMAGE_KEYS, ImageRules, image_ref, image_refs, is_utf8
+from vlmtune.data.reading.image_refs import IMAGE_KEYS, ImageRules, image_ref, image_refs, is_utf8
 from vlmtune.data.types import ImageRef, Role, RowProblem, Sample, Turn, count, kind_of, shortened
 
 TURN_COLUMNS = ("messages", "conversations")

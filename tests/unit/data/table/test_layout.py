@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmtune.data.layout import assembled, laid_out, num_images, without_images
+from vlmtune.data.table.layout import assembled, laid_out, num_images, without_images
 from vlmtune.data.types import ImageRef, Sample, Turn
 
 IMAGES = st.sampled_from(

@@ -1,0 +1,1 @@
+"""How long rows are, before any image is decoded: each rendered and tokenised once."""

@@ -1,0 +1,1 @@
+"""Data files of every accepted shape -> rows."""
