@@ -1,8 +1,8 @@
 """Time and memory of the first and the second start with many rows: `make bench`, or this script with a number of rows.
 
 Every row has a question, an answer of 35 words or so, and a picture of its own; every fourth has two of both. Pictures
-are names of a few files (hard links), so that all are in the page cache. The tokenizer is a tiny model's: a token a letter,
-four times as many as a large one makes.
+are names of a few files (hard links), so that all are in the page cache. The tokenizer is a tiny model's: a token a
+letter, four times as many as a large one makes.
 """
 
 import json
