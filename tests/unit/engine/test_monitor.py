@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from vlmtune.engine.monitor import LiveView
-from vlmtune.engine.panel import clock, plain_line, render, sparkline
+from vlmtune.engine.panel import Course, clock, plain_line, render, sparkline
 from vlmtune.runs.records import StepRecord
 from vlmtune.units import GIB
 
@@ -152,6 +152,13 @@ def test_a_long_run_costs_the_view_no_more_than_a_short_one():
             view.update(dataclasses.replace(RECORD, step=step))
     assert gone() is None, "the panel is drawn from what it shows, not from all records"
     assert "eval 0.5000" in console.file.getvalue().rpartition("99/90")[2]
+
+
+def test_the_panel_holds_as_many_losses_as_it_shows():
+    course = Course()
+    for step in range(1000):
+        course.add(dataclasses.replace(RECORD, loss=float(step)))
+    assert list(course.losses) == [float(step) for step in range(940, 1000)]
 
 
 def test_live_view_leaves_its_last_state_and_the_notes_above_it():

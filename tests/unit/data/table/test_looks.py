@@ -59,6 +59,13 @@ def test_a_picture_that_has_changed_is_looked_at_again(change, data, opened):
         assert [99, 11] in image_sizes_px(rows.samples)[1].tolist()
 
 
+def test_an_empty_file_from_the_beginning_of_time_is_not_taken_for_known(data):
+    (data.parent / "b.png").write_bytes(b"")
+    os.utime(data.parent / "b.png", ns=(0, 0))
+    for _ in range(2):
+        assert f"image {data.parent / 'b.png'} is an empty file" in [bad.problem for bad in read(data).bad_rows]
+
+
 def test_a_repaired_picture_brings_its_row_back(data):
     assert len(read(data).samples) == 17
     Image.new("RGB", (8, 8)).save(data.parent / "gone.png")
@@ -85,8 +92,8 @@ def test_two_bad_pictures_of_a_row_are_both_named_each_once(tmp_path):
 
 
 def test_what_is_behind_an_address_may_change_and_is_always_looked_at(tmp_path, monkeypatch):
-    sizes_px = iter([(10, 20), (30, 40)])
-    monkeypatch.setattr(looks, "checked_size_px", lambda ref: next(sizes_px))
+    sizes_px = {"https://example.org/a.png": iter([(10, 20), (30, 40)])}
+    monkeypatch.setattr(looks, "checked_size_px", lambda ref: next(sizes_px[ref.url]))
     path = write(tmp_path / "rows.jsonl", [{"image": "https://example.org/a.png", "question": "q", "answer": "a"}])
     for expected in ([[10, 20]], [[30, 40]]):
         assert image_sizes_px(read(path, allow_urls=True).samples)[1].tolist() == expected
