@@ -14,7 +14,7 @@ from vlmtune.compat.torch import FUSED_DEVICES
 from vlmtune.engine import callbacks
 from vlmtune.engine.evaluate import greedy
 from vlmtune.engine.runtime import collector_paused
-from vlmtune.engine.step import IGNORED, forward_loss
+from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.allocator.caching import EMPTY_CACHE, RESET_PEAK
 from vlmtune.estimate.simulate.attention import attention_of
 from vlmtune.estimate.simulate.autocast import autocast_of
@@ -99,13 +99,12 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
     recorder.log.begin("load")
     if run.load is not None:
         run.load(model, recorder)
-    family = family_of(plan)
-    for name, tensor in _resident(base_of(model)):
-        recorder.add(tensor, _kind_of(name, tensor, family))
+    add_residents(model, plan, recorder)
     recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
     _first_step_check(model, recorder)
     with _named_modules(model, recorder), recorder:
-        _record_steps(model, plan, run, recorder)
+        optimizer = build_optimizer(model, plan)  # held to the end: the evaluation finds its states in memory
+        _record_steps(model, plan, optimizer, run, recorder)
         if run.evaluated is not None:
             recorder.log.begin("evaluation")
             _evaluate(model, plan, run.evaluated, recorder)
@@ -113,8 +112,15 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
     return recorder.log
 
 
-def _record_steps(model: nn.Module, plan: RunPlan, run: Run, recorder: Recorder) -> None:
-    optimizer, ends = build_optimizer(model, plan), [len(recorder.log.events)]
+def add_residents(model: nn.Module, plan: RunPlan, recorder: Recorder) -> None:
+    """Record the tensors that stay in memory for the whole run, by part and format."""
+    family = family_of(plan)
+    for name, tensor in _resident(base_of(model)):
+        recorder.add(tensor, _kind_of(name, tensor, family))
+
+
+def _record_steps(model: nn.Module, plan: RunPlan, optimizer: Optimizer, run: Run, recorder: Recorder) -> None:
+    ends = [len(recorder.log.events)]
     for number, batches in enumerate(run.steps, 1):
         recorder.log.begin(f"step {number}")
         _forward_and_backward(model, plan, batches, recorder)
@@ -131,13 +137,12 @@ def _record_steps(model: nn.Module, plan: RunPlan, run: Run, recorder: Recorder)
 
 
 def _forward_and_backward(model: nn.Module, plan: RunPlan, batches: list[Batch], recorder: Recorder) -> None:
-    num_items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
     for batch in _without_repeats(batches):
         recorder.log.num_rows += len(batch["labels"])
         recorder.kind = "inputs"
         inputs = _copied(batch)
         recorder.kind = ACTIVATIONS
-        loss = forward_loss(model, inputs, plan, num_items)
+        loss = forward_loss(model, inputs, plan, num_items=1)  # the real ones are counted in main memory
         del inputs  # as in the trainer
         recorder.kind = GRADIENTS
         loss.backward()
