@@ -9,13 +9,15 @@ import math
 import statistics
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import CASES, UNSEEN, Case, prepare  # noqa: E402
+from gpu.cases import BLIND, CASES, OPEN, UNSEEN, Case, prepare  # noqa: E402
 
 from vlmtune.data.collate import Collator  # noqa: E402
 from vlmtune.data.dataset import TuneDataset  # noqa: E402
@@ -32,6 +34,10 @@ from vlmtune.plan.decide import make_plan  # noqa: E402
 from vlmtune.plan.types import Device, RunPlan
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
+OPEN_WORDS = (
+    "Not counted above: native segments over 12 uneven steps of two batches, of which fewer are simulated. The estimate",
+    "can be too low by more than its bound there, and why is not known yet.",
+)
 MEASURED = Path(__file__).parent / "measured"
 CATALOGUE = Path(__file__).parents[2] / "vlmtune" / "catalog"
 HOPPER = (9, 0)
@@ -152,7 +158,7 @@ def errors_of(case: Case) -> Errors:
     )
 
 
-def table_of(errors: list[Errors]) -> str:
+def table_of(errors: list[Errors], still_open: list[Errors]) -> str:
     """Return the errors as Markdown: by kind of run and by model first, then every run."""
     measured = json.loads((MEASURED / "h100.json").read_text())["versions"]
     lines = [
@@ -161,8 +167,9 @@ def table_of(errors: list[Errors]) -> str:
         f"Measured on one NVIDIA H100 with {_named(measured)}; estimated with",
         f"{_named(library_versions())}; written by `make gpu-errors`. In percent of the",
         "measured peak, below zero where the estimate is too low. Fast: reserved by `--fast`. The rules come from the",
-        "traces of two runs, qwen3-2b-native and llava-7b; no rule was changed for the models called unseen, which",
-        "were measured once, after the rules were there. Some epochs: 14 steps over 24 rows of many lengths and image",
+        "traces of two runs, qwen3-2b-native and llava-7b, those for dropout and full tuning with 13 runs of these seen;",
+        "no rule was changed for the models called unseen or the runs called blind, which were measured once, after the",
+        "rules were there. Some epochs: 14 steps over 24 rows of many lengths and image",
         "sizes.",
         "",
         "| Runs | Number | Reserved: median size | 95th percentile | Lowest | Highest | Allocated: lowest | Highest "
@@ -174,12 +181,21 @@ def table_of(errors: list[Errors]) -> str:
         _line("weights from files", [e for e in errors if e.case.from_checkpoint]),
         _line("unseen models", [e for e in errors if e.case.name in UNSEEN]),
         _line("some epochs", [e for e in errors if e.case.mixed_images]),
+        _line("dropout", [e for e in errors if "dropout" in e.case.name]),
+        _line("full tuning", [e for e in errors if "full" in e.case.name]),
+        _line("of both, blind", [e for e in errors if e.case in BLIND]),
     ]
     for family in dict.fromkeys(e.case.model for e in errors):
         lines.append(_line(family.split("__")[1], [e for e in errors if e.case.model == family]))
     lines += ["", "| Run | Allocated | Reserved | Fast |", "| --- | --: | --: | --: |"]
-    lines += [f"| {e.case.name} | {e.allocated:+.2f} | {e.reserved:+.2f} | {e.fast:+.2f} |" for e in errors]
+    lines += [_row(e) for e in errors]
+    lines += ["", *OPEN_WORDS, "", "| Open | Allocated | Reserved | Fast |", "| --- | --: | --: | --: |"]
+    lines += [_row(e) for e in still_open]
     return "\n".join(lines) + "\n"
+
+
+def _row(errors: Errors) -> str:
+    return f"| {errors.case.name} | {errors.allocated:+.2f} | {errors.reserved:+.2f} | {errors.fast:+.2f} |"
 
 
 def _named(versions: dict[str, str]) -> str:
@@ -197,14 +213,16 @@ def _line(name: str, errors: list[Errors]) -> str:
 
 def main(names: list[str]) -> None:
     """Print the named cases' errors; without names, estimate all of them and write the table."""
-    errors = []
-    for case in CASES:
-        if not names or case.name in names:
-            errors.append(errors_of(case))
-            shown = [f"{value:+6.2f}" for value in (errors[-1].allocated, errors[-1].reserved, errors[-1].fast)]
-            print(f"{case.name:24}", *shown, flush=True)
+    cases = [case for case in (*CASES, *OPEN) if not names or case.name in names]
+    errors = {}
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for made in pool.map(errors_of, cases):
+            errors[made.case.name] = made
+            shown = [f"{value:+6.2f}" for value in (made.allocated, made.reserved, made.fast)]
+            print(f"{made.case.name:28}", *shown, flush=True)
     if not names:
-        (MEASURED / "errors.md").write_text(table_of(errors), encoding="utf-8")
+        table = table_of(*([errors[case.name] for case in some] for some in (CASES, OPEN)))
+        (MEASURED / "errors.md").write_text(table, encoding="utf-8")
 
 
 if __name__ == "__main__":
