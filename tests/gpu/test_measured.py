@@ -1,6 +1,6 @@
 """Every training run measured on a GPU, estimated anew without one; and the runs under a cap.
 
-With the versions that were measured, the bounds over all 81 runs are in tests/gpu/measured/errors.md: median of the
+With the versions that were measured, the bounds over all runs are in tests/gpu/measured/errors.md: median of the
 error's size 0.0 %, 95th percentile 0.7 %, -1.0 to +1.3 %. Each run is held to bounds that other versions keep too.
 """
 
