@@ -85,6 +85,14 @@ def test_validate_reads_pictures_without_torch(tmp_path):
     assert not loaded & (set(HEAVY) - {"PIL"})
 
 
+def test_validate_reads_a_large_file_with_arrow_and_without_torch(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(f'{{"question": "{"q" * 1000}", "answer": "a"}}\n' * 5000)
+    (tmp_path / "run.yaml").write_text("model: {name: m}\ndata: {train_path: rows.jsonl}\n")
+    loaded = loaded_by("validate", str(tmp_path / "run.yaml"))
+    assert "pyarrow" in loaded
+    assert not loaded & (set(HEAVY) - {"pyarrow", "numpy"})
+
+
 def test_a_wrong_config_fails_as_lightly(tmp_path):
     (tmp_path / "run.yaml").write_text("nope: 1\n")
     assert not loaded_by("validate", str(tmp_path / "run.yaml"), code=1) & set(HEAVY)

@@ -32,7 +32,7 @@ def read_samples(
 
         try:
             return table_of(path, rules, progress)
-        except OSError as error:
+        except (OSError, UnicodeEncodeError) as error:
             rows = _in_memory(path, rules)
             return Rows(rows.samples, rows.bad_rows, (*rows.notes, f"the rows are held in memory: {error}"))
     return _in_memory(path, rules)

@@ -79,7 +79,7 @@ def _rows_with(problems: dict[int, Problem], table: TableRows) -> list[BadRow]:
 
 def _look_at_all(folder: Path, progress: Progress) -> tuple[np.ndarray, dict[int, Problem]]:
     """Return what is seen of each picture, [refs] of `LOOK`, and what is wrong with some."""
-    known = _known(folder)
+    known = np.array(_known(folder))
     tasks = [_Task(folder, start, start + REFS_AT_ONCE) for start in range(0, len(known), REFS_AT_ONCE)]
     looks, problems = known.copy(), {}
     with progress("looking at pictures", len(known)) as advance:

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +47,7 @@ def table_of(path: Path, rules: ImageRules, progress: Progress) -> Rows:
 
     Raises:
         OSError: no table can be written: the disk is full, or the cache folder read-only.
+        UnicodeEncodeError: neither can the name of a folder that is not UTF-8.
         VlmtuneError: the file cannot be read.
     """
     folder = cache_folder() / "rows" / _key(path, rules)
@@ -65,10 +67,12 @@ def whole_table(folder: Path, path: Path) -> Found | None:
         told = json.loads((folder / FOUND).read_text(encoding="utf-8"))
         if any((folder / name).stat().st_size != size_bytes for name, size_bytes in told["sizes_bytes"].items()):
             return None
-        os.utime(folder)
-        return Found.from_json(told["found"], path)
+        found = Found.from_json(told["found"], path)
     except (OSError, ValueError, LookupError, TypeError):
         return None
+    with suppress(OSError):  # a cache that cannot be written can be read
+        os.utime(folder)
+    return found
 
 
 def _key(path: Path, rules: ImageRules) -> str:
@@ -95,11 +99,14 @@ def _make(folder: Path, path: Path, rules: ImageRules, progress: Progress) -> No
 
 def _forget_old(tables: Path) -> None:
     """Remove what killed processes have left, and all tables but the newest."""
-    folders = sorted(tables.iterdir(), key=lambda folder: folder.stat().st_mtime)
-    half_made = [folder for folder in folders if folder.name.startswith(PARTIAL)]
-    abandoned = [folder for folder in half_made if time.time() - folder.stat().st_mtime > ABANDONED_S]
-    whole = [folder for folder in folders if folder not in half_made]
-    for folder in (*abandoned, *whole[: 1 - KEPT]):
+    unused_s = {}
+    for folder in tables.iterdir():
+        with suppress(FileNotFoundError):  # another run may remove it at this moment
+            unused_s[folder] = time.time() - folder.stat().st_mtime
+    half_made = [folder for folder in unused_s if folder.name.startswith(PARTIAL)]
+    abandoned = [folder for folder in half_made if unused_s[folder] > ABANDONED_S]
+    whole = sorted(unused_s.keys() - half_made, key=unused_s.get)
+    for folder in (*abandoned, *whole[KEPT - 1 :]):
         shutil.rmtree(folder, ignore_errors=True)
 
 

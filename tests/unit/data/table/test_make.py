@@ -172,6 +172,27 @@ def test_a_cache_that_cannot_be_written_means_rows_in_memory(data, monkeypatch, 
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_a_cache_that_can_only_be_read_is_read(data, made, monkeypatch):
+    read(data)
+
+    def refused(path, *times):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(make.os, "utime", refused)
+    assert isinstance(read(data).samples, TableRows) and made == [data]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_folder_whose_name_is_not_utf8_means_rows_in_memory(data, tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    for name in ("rows.jsonl", "a.png", "b.png"):
+        shutil.copy(tmp_path / name, folder)
+    rows = read(folder / "rows.jsonl")
+    assert isinstance(rows.samples, list) and len(rows.samples) == 17
+
+
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("other", ["whole", "broken"])
 def test_of_two_runs_at_once_both_have_a_whole_table(other, data, monkeypatch):
     """The other run puts its table in place while this one is writing."""
