@@ -46,6 +46,13 @@ def placed(operation, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return _on_meta(args), _on_meta(kwargs)
 
 
+def only_moves(tensor: Tensor, kwargs: dict) -> bool:
+    """Return whether a tensor is taken from a weight's device to an input's or back: on a GPU those are one."""
+    device = kwargs.get("device")
+    same_format = kwargs.get("dtype") in (None, tensor.dtype)
+    return same_format and device is not None and {torch.device(device).type, tensor.device.type} == {"meta", "cpu"}
+
+
 def _copy_target(tensor: Tensor, kwargs: dict) -> dict:
     device = kwargs.get("device")
     dtype = kwargs.get("dtype") or tensor.dtype

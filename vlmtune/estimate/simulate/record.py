@@ -17,7 +17,7 @@ from torch import Tensor
 from vlmtune.compat import torch as borrowed
 from vlmtune.compat.bitsandbytes import GEMM_4BIT
 from vlmtune.estimate.simulate.outputs import Outputs, tensors_in
-from vlmtune.estimate.simulate.placement import placed
+from vlmtune.estimate.simulate.placement import TO_COPY, only_moves, placed
 
 # Looked up once: they are called at every operation.
 TorchDispatchMode = borrowed.DISPATCH_MODE.get()
@@ -175,6 +175,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         """Run the operation, moved to where its tensors are, and record what it made."""
+        if operation is TO_COPY and only_moves(args[0], kwargs):
+            return args[0].view_as(args[0])
         args, kwargs = placed(operation, args, dict(kwargs or {}))
         if operation is LOCAL_SCALAR_DENSE and args[0].device.type == "meta":
             # There is no value. `generate` is who asks, whether all answers have ended: zero is its no.

@@ -142,7 +142,7 @@ def _forward_and_backward(model: nn.Module, plan: RunPlan, batches: list[Batch],
         recorder.kind = "inputs"
         inputs = _copied(batch)
         recorder.kind = ACTIVATIONS
-        loss = forward_loss(model, inputs, plan, num_items=1)  # the real ones are counted in main memory
+        loss = forward_loss(model, inputs, plan, 1)  # labelled tokens; the real ones are counted in main memory
         del inputs  # as in the trainer
         recorder.kind = GRADIENTS
         loss.backward()
