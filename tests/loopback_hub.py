@@ -94,16 +94,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, file: Path, commit: str, with_body: bool) -> None:
         content = file.read_bytes()
         wanted = self.headers.get("Range")
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        first, _, last = (wanted or "bytes=0-").removeprefix("bytes=").partition("-")
+        start, end = int(first), min(int(last or len(content)) + 1, len(content))
         self.send_response(206 if wanted else 200)
         self.send_header("ETag", f'"{_etag(file)}"')
         self.send_header("X-Repo-Commit", commit)
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Length", str(end - start))
         if wanted:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         self.end_headers()
         if with_body:
-            self._send(file, content[start:])
+            self._send(file, content[start:end])
 
     def _send(self, file: Path, content: bytes) -> None:
         if file.suffix in LARGE and self.hub.broken_bytes:

@@ -121,6 +121,28 @@ def test_only_the_needed_files_are_fetched_and_each_once(online, published):
     assert [path for _, path, _ in online.requests] == [f"/api/models/{ID}"], "one question: where the branch is"
 
 
+def test_what_is_packed_is_read_from_the_header_alone(online, llava, tmp_path, project):
+    """Planned before the download; a model in a format that cannot be tuned is not downloaded at all."""
+    from tiny.packed import change_config, save_packed
+
+    from vlmtune.hub.source import open_model
+
+    packed = save_packed(llava, tmp_path / "packed")
+    online.push(ID, packed)
+    found = open_model(ID, None, tmp_path).prequantised
+    assert (found.quant_type, found.double_quant) == ("nf4", True) and len(found.packed) >= 25
+    asked = [wanted for kind, path, wanted in online.requests if kind == "GET" and path.endswith("model.safetensors")]
+    assert (
+        asked == ["bytes=0-100000"] and online.sent["model.safetensors"] < (packed / "model.safetensors").stat().st_size
+    )
+    assert train(project, "training.max_steps=1").code == 0
+    online.forget()
+    change_config(packed, lambda config: config.update(quantization_config={"quant_method": "awq"}))
+    online.push(ID, shutil.copytree(packed, tmp_path / "awq"))
+    assert f"{ID} is already quantised (AWQ)" in error_of(project.train("other", f"model.name={ID}"))
+    assert not online.gets("model.safetensors")
+
+
 def test_a_shard_that_the_index_names_is_fetched_and_others_are_not(online, sharded):
     (sharded / "model-99999-of-99999.safetensors").write_bytes(b"of another upload")
     online.push(ID, sharded)

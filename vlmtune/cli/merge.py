@@ -39,3 +39,7 @@ def merge(
         f"{proof.relative:.1e} of the largest logit (bound {proof.bound:.0e}); "
         f"{proof.same_best_tokens:.0%} of the best tokens are the same"
     )
+    if proof.unpacked_base:
+        typer.echo(
+            "the base's files are in 4 bits: they were unpacked to 16, and the merged model keeps their rounding"
+        )

@@ -78,6 +78,24 @@ WEIGHT_CONVERTER = Name(
     "a rule by which a tensor is taken apart.",
     takes="source_patterns, target_patterns, *, operations",
 )
+CONVERTER_OPERATIONS = Attribute(
+    TRANSFORMERS,
+    "transformers.core_model_loading.WeightConverter",
+    "operations",
+    "what such a rule does, by which the one for packed weights is known; other rules lack it.",
+)
+BNB_DESERIALIZE = Name(
+    TRANSFORMERS,
+    "transformers.integrations.bitsandbytes.Bnb4bitDeserialize",
+    "it puts packed weights together while loading, and saving an unpacked model would fail to take them apart.",
+)
+USED_CONVERSIONS = Attribute(
+    TRANSFORMERS,
+    "transformers.core_model_loading.convert_and_load_state_dict_in_model",
+    "_weight_conversions",
+    "the rules that a model was loaded by, which saving reverts.",
+    read_by="transformers.core_model_loading.revert_weight_conversion",
+)
 CHUNK = Name(
     TRANSFORMERS, "transformers.core_model_loading.Chunk", "it takes a tensor apart into equal pieces.", takes="*, dim"
 )

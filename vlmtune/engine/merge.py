@@ -1,4 +1,7 @@
-"""Adapter + 16-bit base → one model, saved, loaded again, and compared with what it was merged from."""
+"""Adapter + 16-bit base → one model, saved, loaded again, and compared with what it was merged from.
+
+A base whose files are in 4 bits has no other numbers: it is unpacked to 16 bits, and keeps the rounding of its files.
+"""
 
 import dataclasses
 import shutil
@@ -32,6 +35,8 @@ class MergeProof:
     bound: float
     same_best_tokens: float
     """Share of positions at which both models prefer the same token."""
+    unpacked_base: bool
+    """The base's files are in 4 bits: the merged model keeps their rounding."""
 
     @property
     def relative(self) -> float:
@@ -65,8 +70,9 @@ def merge(folder: RunFolder, out_dir: Path) -> MergeProof:
     model.merge_and_unload().save_pretrained(partial)
     processor.save_pretrained(partial)
     del model
-    merged = _logits(load_base(dataclasses.replace(plan, model=str(partial.resolve())), quantized=False).eval(), inputs)
-    proof = _compare(expected, merged, BOUNDS[plan.base_dtype])
+    saved = dataclasses.replace(plan, model=str(partial.resolve()), prequantised=False)
+    merged = _logits(load_base(saved, quantized=False).eval(), inputs)
+    proof = _compare(expected, merged, plan)
     if not proof.holds:
         shutil.rmtree(partial)
         raise VlmtuneError(
@@ -94,10 +100,11 @@ def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         return model(**inputs).logits.float()
 
 
-def _compare(expected: Tensor, merged: Tensor, bound: float) -> MergeProof:
+def _compare(expected: Tensor, merged: Tensor, plan: RunPlan) -> MergeProof:
     return MergeProof(
         largest_difference=float((expected - merged).abs().max()),
         largest_logit=float(expected.abs().max()),
-        bound=bound,
+        bound=BOUNDS[plan.base_dtype],
         same_best_tokens=float((expected.argmax(-1) == merged.argmax(-1)).float().mean()),
+        unpacked_base=plan.prequantised,
     )

@@ -150,7 +150,7 @@ def _decided_by(plan: RunPlan, source: ModelSource, target: Target) -> list[Any]
     changes with what else runs on it.
     """
     card = dataclasses.asdict(dataclasses.replace(target, budget_bytes=0))
-    return [dataclasses.asdict(plan), source.config, source.preprocessor, card]
+    return [dataclasses.asdict(plan), source.config, source.preprocessor, source.prequantised, card]
 
 
 def _held_to(report: MemoryReport, target: Target) -> MemoryReport:
@@ -200,8 +200,10 @@ def _peaks(work: _Work, target: Target) -> "Peaks":
     """Return the peaks of the steps and of an evaluation."""
     from vlmtune.estimate.allocator.peaks import peaks_of
     from vlmtune.estimate.simulate.simulation import Run, simulate
+    from vlmtune.estimate.simulate.weights import loading_of
 
-    run = Run(work.steps, _hidden_of(target.card), evaluated=work.longest_batch, repeat=work.fast)
+    load = loading_of(work.plan)
+    run = Run(work.steps, _hidden_of(target.card), load, evaluated=work.longest_batch, repeat=work.fast)
     return peaks_of(simulate(work.plan, run), target.expandable_segments)
 
 

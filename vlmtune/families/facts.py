@@ -5,6 +5,7 @@ seconds, so it is asked when a file is silent and the answer is needed, not befo
 """
 
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,31 @@ CAPPED_BY_DEFAULT = {"gemma2": 50.0, "t5_gemma_module": 50.0, "vaultgemma": 50.0
 """Text models that cap their attention scores unless their config.json says otherwise (transformers 5.17 to 5.23)."""
 
 
+@dataclass(frozen=True)
+class Prequantised:
+    """What the files of a model say that bitsandbytes has packed into 4 bits already."""
+
+    quant_type: str
+    """`nf4` or `fp4`."""
+    double_quant: bool
+    packed: tuple[str, ...]
+    """The linear layers in 4 bits, by their names in the files: older files have other names than memory."""
+
+    def packs(self, module_path: str) -> bool:
+        """Whether a layer of this part of the model, or the layer itself, is in 4 bits."""
+        leaf = module_path.rpartition(".")[2]
+        return any(leaf in name.split(".") for name in self.packed)
+
+
 class ModelFacts:
     """The facts of one model; each is looked up when it is first asked for."""
 
-    def __init__(self, config: Json, preprocessor: Json, name: str) -> None:
+    def __init__(self, config: Json, preprocessor: Json, name: str, prequantised: Prequantised | None = None) -> None:
         """`config` is its config.json, `preprocessor` its image processor's, `name` what errors call it."""
         self.config = config
         self.preprocessor = preprocessor
         self.name = name
+        self.prequantised = prequantised
 
     @cached_property
     def family(self) -> Family:

@@ -8,7 +8,7 @@ file that stays, and are compared with the hub's SHA-256 before they get their p
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from vlmtune.compat.huggingface_hub import HTTP_GET, REPO_FOLDER_NAME, WEAK_FILE_LOCK
 from vlmtune.errors import VlmtuneError
 from vlmtune.hub.commits import hub_errors
-from vlmtune.hub.shards import INDEX, PICKLES, SINGLE, weight_map
+from vlmtune.hub.shards import INDEX, PICKLES, SINGLE, stored_tensors, weight_map
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -48,6 +48,25 @@ def checkpoint_folder(model: str, revision: str | None, *, weights: bool = True,
             _fetch(model, folder.name, missing, live)
             _link(model, folder.name, [file.path for file in missing])
     return folder
+
+
+def tensor_names(model: str, revision: str | None) -> Collection[str]:
+    """Return the names of all tensors of a model; of files that are not here yet, the headers alone are fetched.
+
+    Raises:
+        VlmtuneError: as `checkpoint_folder`, or a file that is here is damaged.
+    """
+    folder = checkpoint_folder(model, revision, weights=False)
+    if (folder / INDEX).is_file():
+        return weight_map(folder / INDEX)
+    if (folder / SINGLE).is_file() or folder == Path(model):
+        return stored_tensors(folder)
+    from huggingface_hub import HfApi
+
+    _, files = _small_files(model, revision)
+    (single,) = _weight_files(model, folder, files)
+    with hub_errors(model, revision):
+        return HfApi().parse_safetensors_file_metadata(model, single.path, revision=revision).tensors
 
 
 def _small_files(name: str, revision: str | None) -> "tuple[Path, list[RepoFile]]":

@@ -27,6 +27,15 @@ class StoredTensor:
 
     file: Path
     shape: tuple[int, ...]
+    dtype: str
+    """As safetensors calls it: `BF16`, `U8`."""
+    packed: bool = False
+    """Two numbers in a byte: `shape` is that of the numbers, not of the bytes."""
+
+    @property
+    def num_numbers(self) -> int:
+        """Numbers in the tensor."""
+        return math.prod(self.shape)
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -85,16 +94,16 @@ def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     header.pop("__metadata__", None)
     end = 0
     for name, entry in header.items():
-        shape, start, stop = _checked(path, name, entry)
+        shape, stop = _checked(path, name, entry)
         end = max(end, stop)
-        yield name, StoredTensor(path, shape)
+        yield name, StoredTensor(path, shape, entry["dtype"])
     expected = LENGTH_BYTES + header_bytes + end
     if expected != num_bytes:
         raise _damaged(path, f"it has {num_bytes:,} bytes, its header says {expected:,}")
 
 
-def _checked(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], int, int]:
-    """Return shape, first and last byte of one tensor."""
+def _checked(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], int]:
+    """Return shape and last byte of one tensor."""
     try:
         shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
         dtype_bytes = DTYPE_BYTES.get(entry["dtype"])
@@ -105,7 +114,7 @@ def _checked(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], int, i
         raise _damaged(path, f"its header does not say where {name} is")
     if dtype_bytes is not None and math.prod(shape) * dtype_bytes != stop - start:
         raise _damaged(path, f"{name} has another size than its shape {list(shape)}")
-    return shape, start, stop
+    return shape, stop
 
 
 def _damaged(path: Path, what: str) -> VlmtuneError:

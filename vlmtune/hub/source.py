@@ -7,10 +7,11 @@ from typing import Any
 
 from vlmtune.catalog import find_entry
 from vlmtune.errors import VlmtuneError
-from vlmtune.families.facts import ModelFacts
+from vlmtune.families.facts import ModelFacts, Prequantised
 from vlmtune.hub.commits import pinned_commit
 from vlmtune.hub.config_checks import refuse_absurd
 from vlmtune.hub.download import checkpoint_folder
+from vlmtune.hub.prequantised import prequantised_of
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,12 @@ class ModelSource:
     """The commit of a hub model: its files are the same ever after."""
     catalogued: Path | None = None
     """The catalogue's folder, where the configs come from there and no other file is at hand."""
+    prequantised: Prequantised | None = None
+    """What its files have in 4 bits already; None for a model in 16 bits."""
 
     def facts(self, name: str) -> ModelFacts:
         """Return what is known of the model; errors call it `name`."""
-        return ModelFacts(self.config, self.preprocessor, name)
+        return ModelFacts(self.config, self.preprocessor, name, self.prequantised)
 
 
 def open_model(name: str, revision: str | None, base_dir: Path, *, offline_catalog: bool = False) -> ModelSource:
@@ -40,7 +43,8 @@ def open_model(name: str, revision: str | None, base_dir: Path, *, offline_catal
     plan and to estimate. Training reads those of the checkpoint itself.
 
     Raises:
-        VlmtuneError: no such folder, hub out of reach, or a config that cannot be read.
+        VlmtuneError: no such folder, hub out of reach, a config that cannot be read, or a model whose files are
+            quantised in a way that cannot be tuned.
     """
     folder = (base_dir / Path(name).expanduser()).resolve()
     if folder.is_dir():
@@ -59,7 +63,8 @@ def open_model(name: str, revision: str | None, base_dir: Path, *, offline_catal
 def _source(location: str, folder: Path, revision: str | None) -> ModelSource:
     config = _read_json(folder / "config.json")
     refuse_absurd(config, folder / "config.json")
-    return ModelSource(location, config, _preprocessor(folder), revision)
+    prequantised = prequantised_of(config, location, revision)
+    return ModelSource(location, config, _preprocessor(folder), revision, prequantised=prequantised)
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Method: every weight, adapters on a 16-bit base, or adapters on a base in 4 bits."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlmtune.config.schema import TrainingConfig
-from vlmtune.config.values import Values, not_yet
+from vlmtune.config.values import Values, as_yaml, not_yet, value_at
+from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Decision, GivesUp, Lever, Saving
+from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, Saving
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -18,6 +19,7 @@ KEY = "training.method"
 LOAD, TYPE, DOUBLE = (
     f"training.quantization.{name}" for name in ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 )
+AS_IN_FILES = "as in the model's files, which are in 4 bits already"
 FREEZE = ("training.freeze_vision_tower", "training.freeze_projector")
 
 
@@ -26,17 +28,41 @@ def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Deci
     full, quantised = training.method == "full", training.method == "qlora"
     parts = ["text", "head"]
     parts += ["vision"] * (not training.freeze_vision_tower) + ["projector"] * (not training.freeze_projector)
+    bits, choices = _bits(config, model)
     return Decision(
         {
             "method": training.method,
-            "quant_type": training.quantization.bnb_4bit_quant_type if quantised else None,
-            "double_quant": quantised and training.quantization.bnb_4bit_use_double_quant,
+            **bits,
             "unquantized": family.unpacked if quantised else (),
             "lora_targets": None if full else lora_targets(family, training.lora.vision_tower),
             "lora_dropout": training.lora.dropout,
             "trainable_parts": tuple(parts) if full else (),
-        }
+        },
+        choices,
     )
+
+
+def _bits(config: TrainingConfig, model: ModelFacts) -> tuple[dict[str, Any], tuple[Choice, ...]]:
+    """Return how the base is stored, and what is told of it: files that are in 4 bits stay as they are.
+
+    Raises:
+        VlmtuneError: they are, and a base in 16 bits is wanted.
+    """
+    quantised, files = config.training.method == "qlora", model.prequantised
+    if files is None:
+        quantization = config.training.quantization
+        quant_type = quantization.bnb_4bit_quant_type if quantised else None
+        return {"quant_type": quant_type, "double_quant": quantised and quantization.bnb_4bit_use_double_quant}, ()
+    if not quantised:
+        raise VlmtuneError(
+            f"{KEY}: {config.training.method} trains on weights in 16 bits, and {model.name} has them in 4 bits",
+            f"use {KEY}: qlora, or name the 16-bit model that it was made of",
+        )
+    reason = f"so are {len(files.packed)} layers in the model's files, which stay as they are"
+    choices = [Choice(TYPE, files.quant_type, reason)]
+    if value_at(config, DOUBLE) != files.double_quant:
+        choices.append(Choice(DOUBLE, as_yaml(files.double_quant), AS_IN_FILES))
+    return {"quant_type": files.quant_type, "double_quant": files.double_quant, "prequantised": True}, tuple(choices)
 
 
 def lora_targets(family: Family, with_vision: bool) -> str:
@@ -103,7 +129,7 @@ METHOD = Lever(
     keys=(KEY, LOAD, TYPE, DOUBLE, *FREEZE, "training.lora.dropout", "training.lora.vision_tower"),
     costs="adapters in place of every weight; then rounding of the frozen base to 4 bits",
     decide=_decide,
-    fields=("method", "quant_type", "double_quant", "lora_targets", "lora_dropout", "trainable_parts"),
+    fields=("method", "quant_type", "double_quant", "lora_targets", "lora_dropout", "trainable_parts", "prequantised"),
     savings=(
         Saving(GivesUp.FULL_TUNING, "adapters learn instead of every weight", _adapters),
         Saving(

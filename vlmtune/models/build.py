@@ -1,12 +1,10 @@
 """RunPlan → model ready to train: load → quantise → freeze → adapt. No other file loads models or attaches adapters."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -26,6 +24,17 @@ from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
+from vlmtune.models.packed import (
+    as_unpacked,
+    default_dtype,
+    give_format,
+    misshapen,
+    pack_nothing,
+    packed_weights,
+    quantization_of,
+    unpack,
+    unpacked_layers,
+)
 from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -89,12 +98,62 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
         VlmtuneError: the files are damaged or of another model, or memory does not hold what they hold.
     """
     folder = checkpoint_folder(plan.model, plan.revision)
-    stored = check_checkpoint(plan)
+    files = _checked_files(plan, folder)
+    model = _from_files(plan, folder, files, quantized)
+    if plan.prequantised:
+        give_format(model, files.described, DTYPES[plan.base_dtype])
+    refuse_other_numbers(model, files.stored, folder)
+    if plan.prequantised and not quantized:
+        unpack(model, DTYPES[plan.base_dtype])
+    _name_image_token(model, plan)
+    _forbid_packing(model)
+    return model
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What the files of a model hold, and the model that they should be of."""
+
+    stored: dict[str, StoredTensor]
+    described: PreTrainedModel
+    """Without storage, and not quantised."""
+    quantization: BitsAndBytesConfig | None
+
+
+def check_checkpoint(plan: RunPlan) -> None:
+    """Compare the model's files with its config.json; no weight is read.
+
+    Raises:
+        VlmtuneError: no safetensors, a file missing or damaged, or tensors that config.json does not describe.
+    """
+    _checked_files(plan, checkpoint_folder(plan.model, plan.revision))
+
+
+def _checked_files(plan: RunPlan, folder: Path) -> _Files:
+    described, stored = _weightless(plan), stored_tensors(folder)
+    if plan.prequantised:
+        stored = as_unpacked(stored, folder)
+    elif packed_weights(stored):
+        raise VlmtuneError(
+            f"the files of {folder} are in 4 bits, of which its config.json says nothing",
+            "download config.json again: it must be the one that was saved with them",
+        )
+    quantization = _quantization(plan, described)
+    refuse_other_tensors(described, stored, folder)
+    return _Files(stored, described, quantization)
+
+
+def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> PreTrainedModel:
+    """Return what transformers loads, nothing of it made up."""
+    how: dict[str, Any] = {"quantization_config": files.quantization if quantized else None}
+    if plan.prequantised:
+        how = {"config": AutoConfig.from_pretrained(folder)}
+        how["config"].quantization_config = files.quantization.to_dict()
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             folder,
+            **how,
             dtype=DTYPES[plan.base_dtype],
-            quantization_config=_quantization_config(plan) if quantized else None,
             device_map={"": plan.device},
             attn_implementation=plan.attention,
             use_safetensors=True,
@@ -106,30 +165,15 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
             f"the model {folder} cannot be loaded: {str(error).splitlines()[0]}",
             "the folder needs config.json and all *.safetensors files",
         ) from None
-    misshapen = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
-    absent = sorted({*report["missing_keys"], *misshapen, *_misshapen_4bit(model)})
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
+    absent = sorted({*report["missing_keys"], *mismatched, *misshapen(model)})
     if absent:
         raise VlmtuneError(
             f"the files of {folder} lack {len(absent)} tensors of the model, or have them in another shape, "
             f"such as {absent[0]}",
             "download the model again; training would start from random numbers there",
         )
-    refuse_other_numbers(model, stored, folder)
-    _name_image_token(model, plan)
-    _forbid_packing(model)
     return model
-
-
-def check_checkpoint(plan: RunPlan) -> dict[str, StoredTensor]:
-    """Return the tensors of the model's files; no weight is read.
-
-    Raises:
-        VlmtuneError: no safetensors, a file missing or damaged, or tensors that config.json does not describe.
-    """
-    folder = checkpoint_folder(plan.model, plan.revision)
-    stored = stored_tensors(folder)
-    refuse_other_tensors(_weightless(plan), stored, folder)
-    return stored
 
 
 def _name_image_token(model: PreTrainedModel, plan: RunPlan) -> None:
@@ -141,34 +185,24 @@ def _name_image_token(model: PreTrainedModel, plan: RunPlan) -> None:
     model.config.image_token_index = tokenizer.get_vocab().get("<image>", len(tokenizer))
 
 
-def _misshapen_4bit(model: nn.Module) -> list[str]:
-    """Return the 4-bit weights whose file had another shape: the loader compares shapes of plain weights only."""
-    states = (
-        (name, module, bnb.state_of(module.weight))
-        for name, module in model.named_modules()
-        if isinstance(module, Linear4bit)
-    )
-    return [
-        f"{name}.weight"
-        for name, module, state in states
-        if state is not None and tuple(state.shape) != (module.out_features, module.in_features)
-    ]
-
-
 def weightless_base(plan: RunPlan) -> PreTrainedModel:
     """Return the base model as `load_base` would, on the meta device: shapes and number formats, no storage."""
     model = _weightless(plan)
-    if quantization := _quantization_config(plan):
-        with torch.device("meta"), _default_dtype(DTYPES[plan.base_dtype]):
-            borrowed.REPLACE_WITH_BNB_LINEAR(
-                model, modules_to_not_convert=list(plan.unquantized), quantization_config=quantization
-            )
-            for module in model.modules():
-                if isinstance(module, Linear4bit):
-                    _quantise_nothing(module, quantization)
-        borrowed.IS_LOADED_IN_4BIT.write(model, True)
+    if quantization := _quantization(plan, model):
+        pack_nothing(model, quantization)
     _forbid_packing(model)
     return model
+
+
+def _quantization(plan: RunPlan, described: PreTrainedModel) -> BitsAndBytesConfig | None:
+    """Return how the base is packed, or was when its files were made."""
+    if plan.quant_type is None:
+        return None
+    unpacked = list(plan.unquantized)
+    if plan.prequantised:
+        files = open_model(plan.model, plan.revision, Path("/")).prequantised
+        unpacked = unpacked_layers(described, files.packed, plan.model)
+    return quantization_of(plan.quant_type, plan.double_quant, unpacked, DTYPES[plan.base_dtype])
 
 
 def _weightless(plan: RunPlan) -> PreTrainedModel:
@@ -176,7 +210,7 @@ def _weightless(plan: RunPlan) -> PreTrainedModel:
     folder = checkpoint_folder(plan.model, plan.revision, weights=False)
     try:
         config = AutoConfig.from_pretrained(folder)
-        with torch.device("meta"), _default_dtype(DTYPES[plan.base_dtype]):
+        with torch.device("meta"), default_dtype(DTYPES[plan.base_dtype]):
             model = AutoModelForImageTextToText.from_config(
                 config, dtype=DTYPES[plan.base_dtype], attn_implementation=plan.attention
             )
@@ -199,69 +233,9 @@ def _last_line(error: Exception) -> str:
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
 
 
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _quantise_nothing(module: Linear4bit, quantization: BitsAndBytesConfig) -> None:
-    """Give a weightless layer the packed weight and the constants that quantising would have made."""
-
-    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    numbers = module.out_features * module.in_features
-    blocks = -(-numbers // 64)
-    nested = quantization.bnb_4bit_use_double_quant
-    constants = bnb.QUANT_STATE(
-        absmax=empty(-(-blocks // 256), dtype=torch.float32),
-        code=empty(256, dtype=torch.float32),
-        blocksize=256,
-        dtype=torch.float32,
-    )
-    state = bnb.QUANT_STATE(
-        absmax=empty(blocks, dtype=torch.uint8 if nested else torch.float32),
-        shape=torch.Size((module.out_features, module.in_features)),
-        dtype=quantization.bnb_4bit_compute_dtype,
-        blocksize=64,
-        code=empty(16, dtype=torch.float32),
-        quant_type=quantization.bnb_4bit_quant_type,
-        offset=empty(dtype=torch.float32) if nested else None,
-        state2=constants if nested else None,
-    )
-    module.weight = bnb.PARAMS_4BIT(
-        empty((numbers + 1) // 2, 1, dtype=torch.uint8),
-        requires_grad=False,
-        quant_state=state,
-        blocksize=64,
-        compress_statistics=nested,
-        quant_type=quantization.bnb_4bit_quant_type,
-        bnb_quantized=True,
-    )
-    bnb.LAYER_STATE.write(module, state)
-    bnb.COMPUTE_TYPE_IS_SET.write(module, True)
-
-
 def base_of(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _quantization_config(plan: RunPlan) -> BitsAndBytesConfig | None:
-    if plan.quant_type is None:
-        return None
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=plan.quant_type,
-        bnb_4bit_use_double_quant=plan.double_quant,
-        bnb_4bit_compute_dtype=DTYPES[plan.base_dtype],
-        llm_int8_skip_modules=list(plan.unquantized),
-    )
 
 
 def _is_target(plan: RunPlan, module_path: str) -> bool:

@@ -6,6 +6,7 @@ own renaming is used. Tensors that it takes apart or puts together while loading
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Comparison:
 def refuse_other_tensors(model: PreTrainedModel, stored: dict[str, StoredTensor], where: Path) -> None:
     """Raise unless `stored` has every tensor of the weightless, unquantised `model`, in the model's shapes."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    sources, converted = _sources(model, stored)
+    sources, converted = names_in_memory(model, stored)
     wrong = [
         f"{name} (shape {list(stored[source].shape)} instead of {list(expected[name])})"
         for name, source in sources.items()
@@ -57,7 +58,7 @@ def refuse_other_numbers(model: PreTrainedModel, stored: dict[str, StoredTensor]
     Raises:
         VlmtuneError: a tensor in memory is not that of the file.
     """
-    sources, converted = _sources(model, stored)
+    sources, converted = names_in_memory(model, stored)
     tensors = model.state_dict(keep_vars=True)
     samples = _one_of_each_kind([name for name in sources if name in tensors])
     for name in samples:
@@ -69,7 +70,7 @@ def refuse_other_numbers(model: PreTrainedModel, stored: dict[str, StoredTensor]
     return Comparison(tuple(samples), tuple(converted))
 
 
-def _sources(model: PreTrainedModel, stored: dict[str, StoredTensor]) -> tuple[dict[str, str], list[str]]:
+def names_in_memory(model: PreTrainedModel, stored: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Return name in memory → name in the files, and the names in the files that loading takes apart or joins."""
     mapping = borrowed.GET_MODEL_CONVERSION_MAPPING(model)
     renaming, converter = borrowed.WEIGHT_RENAMING.get(), borrowed.WEIGHT_CONVERTER.get()
@@ -109,8 +110,10 @@ def _one_of_each_kind(names: list[str]) -> list[str]:
 
 def _is_equal(tensor: Tensor, source: StoredTensor, name: str) -> bool:
     """Return whether the first numbers of a tensor are those of the file, as far as their formats can say."""
-    expected = _first_numbers(source, name)
     state = state_of(tensor)
+    if source.packed:
+        return state is not None and _is_same_4bit(tensor, source.file, name)
+    expected = _first_numbers(source.file, name)
     if state is None:
         found = tensor.detach().reshape(-1)[: len(expected)].cpu()
         return torch.equal(found, expected.to(found.dtype))
@@ -120,12 +123,25 @@ def _is_equal(tensor: Tensor, source: StoredTensor, name: str) -> bool:
     return bool((error <= limit + 1e-6).all())
 
 
-def _first_numbers(source: StoredTensor, name: str) -> Tensor:
+def _is_same_4bit(tensor: Tensor, path: Path, name: str) -> bool:
+    """Return whether a packed weight begins with the very bytes of the file, and its constants do."""
+    state = state_of(tensor)
+    parts = {name: tensor, f"{name}.absmax": state.absmax, f"{name}.quant_map": state.code}
+    if state.nested:
+        parts |= {f"{name}.nested_absmax": state.state2.absmax, f"{name}.nested_quant_map": state.state2.code}
+    return all(
+        torch.equal(part.detach().reshape(-1)[:SAMPLED_NUMBERS].cpu(), _first_numbers(path, part_name))
+        for part_name, part in parts.items()
+    )
+
+
+def _first_numbers(path: Path, name: str) -> Tensor:
     """Read as many whole rows as hold SAMPLED_NUMBERS, and no more of the file."""
-    with safe_open(source.file, framework="pt") as file:
-        if not source.shape:
+    with safe_open(path, framework="pt") as file:
+        shape = file.get_slice(name).get_shape()
+        if not shape:
             return file.get_tensor(name).reshape(-1)
-        row = max(1, torch.Size(source.shape[1:]).numel())
+        row = max(1, torch.Size(shape[1:]).numel())
         return file.get_slice(name)[: -(-SAMPLED_NUMBERS // row)].reshape(-1)[:SAMPLED_NUMBERS]
 
 

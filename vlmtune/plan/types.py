@@ -84,6 +84,8 @@ class RunPlan:
     save_total_limit: int
     report_to: tuple[str, ...]
     choices: tuple[Choice, ...] = field(default=())
+    prequantised: bool = False
+    """The model's files are in 4 bits already, and say which layers are; `unquantized` does not."""
 
     @property
     def rows_per_step(self) -> int:

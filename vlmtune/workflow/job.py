@@ -88,9 +88,11 @@ def make_run_plan(loaded: "LoadedConfig", commit: str | None = None) -> "tuple[R
     from vlmtune.engine.runtime import probe_device
     from vlmtune.hub.source import open_model
     from vlmtune.plan.decide import make_plan
+    from vlmtune.plan.prequantised import refuse_other_bits
 
     config = loaded.config
     source = open_model(config.model.name, commit or config.model.revision, loaded.base_dir)
+    refuse_other_bits(loaded, source.facts(config.model.name))
     digest = file_sha256(loaded.resolve_path(config.data.train_path))
     return make_plan(config, source, probe_device(), digest), source
 

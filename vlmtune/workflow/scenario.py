@@ -28,6 +28,7 @@ def open_scenario(
     from vlmtune.estimate.given_rows import GivenRows
     from vlmtune.estimate.scenario import Scenario
     from vlmtune.hub.source import open_model
+    from vlmtune.plan.prequantised import refuse_other_bits
     from vlmtune.workflow.rows import read_rows
 
     quiet_libraries()
@@ -38,4 +39,5 @@ def open_scenario(
     elif config.data.train_path != NO_DATA:
         typer.echo(f"there is no data file {path}: estimated for the largest row that the config allows", err=True)
     source = open_model(config.model.name, config.model.revision, loaded.base_dir, offline_catalog=rows is None)
+    refuse_other_bits(loaded, source.facts(config.model.name))
     return Scenario(loaded, source, target, rows, **({"tell": tell} if tell else {}))

@@ -21,7 +21,7 @@ from vlmtune.estimate.simulate.autocast import autocast_of
 from vlmtune.estimate.simulate.composites import composites_of
 from vlmtune.estimate.simulate.record import ACTIVATIONS, GRADIENTS, Hidden, Log, Recorder, no_hidden
 from vlmtune.estimate.simulate.repeat import repeat_step
-from vlmtune.estimate.simulate.weights import load_checkpoint
+from vlmtune.estimate.simulate.weights import Load, load_checkpoint, loading_of
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.plan.types import RunPlan
@@ -32,7 +32,6 @@ CHECKED_STEP = 2
 Batch = dict[str, Tensor]
 Steps = list[list[Batch]]
 """Optimizer steps in their order, each with its micro-batches."""
-Load = Callable[[nn.Module, Recorder], None]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def simulate_answer(plan: RunPlan, prompt: Batch, hidden: Hidden, num_tokens: in
     model = build_model(plan, weights="none").eval()
     recorder = Recorder(hidden)
     recorder.log.begin("load")
-    load_checkpoint(model, recorder)
+    loading_of(plan)(model, recorder)
     recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
 
     def next_token(ids: Tensor, scores: Tensor, **kwargs) -> Tensor:

@@ -1,14 +1,32 @@
 """What loading leaves behind: where weights lie decides which holes the training step can use."""
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 from torch import Tensor, nn
 
 from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.estimate.simulate.record import Recorder
-from vlmtune.models.build import base_of
+from vlmtune.hub.source import open_model
+from vlmtune.models.build import DTYPES, base_of
+from vlmtune.plan.types import RunPlan
 
+Load = Callable[[nn.Module, Recorder], None]
 FP32_BYTES = 4
+STATE_BYTES = 128
+"""The JSON that a file has of a packed weight, 90 to 130 bytes: one block of the allocator."""
 DYNAMIC_MAP_BYTES = 1024
 """bitsandbytes functional.py, `name2qmap`: its 8-bit code table, on the device from the first weight on."""
+
+
+def loading_of(plan: RunPlan) -> Load:
+    """Return what records how the base of a plan is loaded."""
+    if not plan.prequantised:
+        return load_checkpoint
+    said = open_model(plan.model, plan.revision, Path("/")).config
+    stored_as = said.get("dtype", said.get("torch_dtype"))
+    return partial(load_packed, recast=stored_as != str(DTYPES[plan.base_dtype]).removeprefix("torch."))
 
 
 def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
@@ -18,8 +36,7 @@ def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
     first one block as large as all parameters, given back at once, so that they come to lie in it.
     """
     base = base_of(model)
-    stored = {name: tensor for name, tensor in base.named_parameters() if ".lora_" not in name}
-    recorder.free(recorder.allocate(sum(t.untyped_storage().nbytes() for t in stored.values()), "load", "warm-up"))
+    stored = _warmed_up(base, recorder)
     if any(_is_packed(tensor) for tensor in stored.values()):
         recorder.allocate(DYNAMIC_MAP_BYTES, "load", "create_dynamic_map")
     for name in sorted(stored, key=_natural):
@@ -33,6 +50,53 @@ def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
     for _, buffer in base.named_buffers():
         recorder.add(buffer, "weights")
     add_adapters(model, recorder)
+
+
+def load_packed(model: nn.Module, recorder: Recorder, *, recast: bool = False) -> None:
+    """Record what transformers allocates when it loads a base whose files are in 4 bits, then PEFT's adapters.
+
+    core_model_loading.py: every tensor of the files goes to the device as it is, and the constants are put together
+    there (bitsandbytes functional.py, `QuantState.from_dict`). `recast`: the files have another 16-bit format than the
+    run, so that each plain weight is there twice for a moment (`packed.give_format`).
+    """
+    base = base_of(model)
+    stored = _warmed_up(base, recorder)
+    said, raw = {}, {}
+    for name in sorted(stored, key=_natural):
+        tensor = stored[name]
+        if not _is_packed(tensor):
+            if recast and name.endswith(".weight"):  # of others, transformers changes the format itself
+                raw[name] = recorder.allocate(tensor.untyped_storage().nbytes(), "load", "to")
+            else:
+                recorder.add(tensor, "weights")
+            continue
+        for part in _in_files(tensor):
+            recorder.add(part, "weights")
+        said[name] = recorder.allocate(STATE_BYTES, "load", "to")
+    for name, handle in said.items():
+        if (state := state_of(stored[name])).nested:
+            recorder.add(state.offset, "weights", "from_dict")
+        recorder.free(handle)
+    for _, buffer in base.named_buffers():
+        recorder.add(buffer, "weights")
+    for name, handle in raw.items():
+        recorder.add(stored[name], "weights", "give_format")
+        recorder.free(handle)
+    add_adapters(model, recorder)
+
+
+def _warmed_up(base: nn.Module, recorder: Recorder) -> dict[str, Tensor]:
+    """Record one block as large as all parameters, and return these by their names."""
+    stored = {name: tensor for name, tensor in base.named_parameters() if ".lora_" not in name}
+    recorder.free(recorder.allocate(sum(t.untyped_storage().nbytes() for t in stored.values()), "load", "warm-up"))
+    return stored
+
+
+def _in_files(weight: Tensor) -> list[Tensor]:
+    """Return a packed weight and its constants as files hold them, in the order in which they are loaded."""
+    state = state_of(weight)
+    nested = [state.state2.absmax, state.state2.code] if state.nested else []
+    return [weight, state.absmax, *nested, state.code]
 
 
 def _is_packed(tensor: Tensor) -> bool:

@@ -1,11 +1,14 @@
 """What loading allocates on the way to the weights, and what it leaves."""
 
 import pytest
+import torch
+from tiny.packed import save_packed
 from tiny.rows import TinyModel, tiny_plan
 
 from vlmtune.estimate.simulate.record import Recorder
-from vlmtune.estimate.simulate.weights import DYNAMIC_MAP_BYTES, load_checkpoint, quantise
-from vlmtune.models.build import build_model
+from vlmtune.estimate.simulate.weights import DYNAMIC_MAP_BYTES, STATE_BYTES, load_checkpoint, loading_of, quantise
+from vlmtune.models.build import base_of, build_model
+from vlmtune.models.packed import packed_weights
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +73,52 @@ def test_adapters_are_made_wide_then_narrow_then_wide(tiny):
     adapters = [p for name, p in model.named_parameters() if ".lora_" in name]
     sizes = [num_bytes for handle, num_bytes in log.events if handle > 0 and log.tags[handle][1] == "lora"]
     assert sum(sizes) == sum(p.numel() for p in adapters) * (4 + 2 + 4)
+
+
+def packed_load(tiny: TinyModel, folder, **bits):
+    plan = tiny_plan(save_packed(tiny.folder, folder / "packed", **bits))
+    model = build_model(plan, weights="none")
+    recorder = Recorder()
+    loading_of(plan)(model, recorder)
+    return plan, model, recorder.log
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_a_base_in_4_bits_comes_as_its_files_hold_it(tiny, tmp_path, double_quant):
+    """Each tensor of the files once, the JSON of each packed weight for a moment, and nothing in 16 bits on the way."""
+    from safetensors.torch import load_file
+
+    _, model, log = packed_load(tiny, tmp_path, double_quant=double_quant)
+    files = load_file(tmp_path / "packed" / "model.safetensors")
+    states = packed_weights(files)
+    of_files = sorted(tensor.nbytes for name, tensor in files.items() if name not in states.values())
+    taken = [(num_bytes, *log.tags[handle][:2]) for handle, num_bytes in log.events[2:] if handle > 0]
+    loads = sorted(num_bytes for num_bytes, kind, how in taken if (kind, how) == ("weights", "load") and num_bytes)
+    buffers = sorted(buffer.nbytes for buffer in base_of(model).buffers())
+    assert loads == sorted(of_files + buffers)
+    assert [entry for entry in taken if entry[1:] == ("load", "to")] == [(STATE_BYTES, "load", "to")] * len(states)
+    assert all(len(files[name]) <= 512 for name in states.values()), "one block of the allocator each"
+    offsets = [entry for entry in taken if entry[2] == "from_dict"]
+    assert offsets == [(4, "weights", "from_dict")] * (len(states) if double_quant else 0)
+
+
+def test_what_stays_of_it_is_what_stays_of_a_base_that_was_quantised(tiny, tmp_path):
+    _, _, log = packed_load(tiny, tmp_path)
+    _, quantised = loaded(tiny)
+    left = sorted(live(quantised).values())
+    left.remove(DYNAMIC_MAP_BYTES)
+    assert sorted(live(log).values()) == left
+
+
+def test_files_of_another_format_are_there_twice_for_a_moment(tiny, tmp_path):
+    _, model, log = packed_load(tiny, tmp_path, dtype=torch.bfloat16)
+    plain = [
+        tensor.nbytes
+        for name, tensor in base_of(model).named_parameters()
+        if tensor.is_floating_point() and name.endswith(".weight") and ".lora_" not in name
+    ]
+    again = [num_bytes for handle, num_bytes in log.events if handle > 0 and log.tags[handle][1] == "give_format"]
+    assert sorted(again) == sorted(plain) and len(plain) >= 15
+    _, _, same = packed_load(tiny, tmp_path)
+    assert sorted(live(log).values()) == sorted(live(same).values())
+    assert not [tag for tag in same.tags.values() if tag[1] == "give_format"]
