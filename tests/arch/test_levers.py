@@ -116,7 +116,7 @@ def test_explain_prices_it_both_ways(toy):
 def test_the_search_gives_it_up_and_buys_with_it(toy, budget, words, reasons):
     from vlmtune.estimate.search.fit import find_fit
 
-    model = SimpleNamespace(num_layers=32, shares_embedding=False, fixed_images=True)
+    model = SimpleNamespace(num_layers=32, prequantised=None, shares_embedding=False, fixed_images=True)
     needed = {1.0: 100, 0.1: 60, 50.0: 70, 100.0: 150}
 
     def estimate(values):

@@ -19,7 +19,7 @@ from vlmtune.levers.batch import rows_per_step
 from vlmtune.levers.recompute import recompute_first
 from vlmtune.units import MIB
 
-MODEL = SimpleNamespace(num_layers=36, shares_embedding=False, fixed_images=False)
+MODEL = SimpleNamespace(num_layers=36, prequantised=None, shares_embedding=False, fixed_images=False)
 QUALITY = ("data.max_length", "data.image_size", "training.lora.rank")
 LAYERS = 36
 
@@ -191,7 +191,7 @@ def test_nothing_fits():
 
 
 def test_a_lever_that_the_model_does_not_have_is_not_pulled():
-    fixed = SimpleNamespace(num_layers=36, shares_embedding=True, fixed_images=True)
+    fixed = SimpleNamespace(num_layers=36, prequantised=None, shares_embedding=True, fixed_images=True)
     fit = Simulator("8gb", 1000).fit(fixed)
     words = " ".join(fit.words)
     assert "image_size" not in words and "quantize_head" not in words and "max_length=128" in words
