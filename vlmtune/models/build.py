@@ -201,7 +201,7 @@ def _quantization(plan: RunPlan, described: PreTrainedModel) -> BitsAndBytesConf
     unpacked = list(plan.unquantized)
     if plan.prequantised:
         files = open_model(plan.model, plan.revision, Path("/")).prequantised
-        unpacked = unpacked_layers(described, files.packed, plan.model)
+        unpacked = unpacked_layers(described, files.packed, plan.unquantized, plan.model)
     return quantization_of(plan.quant_type, plan.double_quant, unpacked, DTYPES[plan.base_dtype])
 
 

@@ -116,21 +116,23 @@ def misshapen(model: nn.Module) -> list[str]:
     ]
 
 
-def unpacked_layers(model: PreTrainedModel, packed: Collection[str], where: str) -> list[str]:
+def unpacked_layers(model: PreTrainedModel, packed: Collection[str], never: tuple[str, ...], where: str) -> list[str]:
     """Return what of an unquantised model is not among the `packed` layers of its files, as transformers reads names.
 
     It reads each as the start of a path, as its end, or as an expression; hence one expression that allows no more.
 
     Raises:
-        VlmtuneError: a packed layer of the files is no linear layer here, or is taken apart while loading.
+        VlmtuneError: a packed layer of the files is no linear layer here, is taken apart while loading, or is one of
+            those that are `never` computed in 4 bits (ends of paths).
     """
     found, converted = names_in_memory(model, [f"{name}.weight" for name in packed])
     linear = {name for name, module in model.named_modules() if type(module) is nn.Linear}
     paths = {name.removesuffix(".weight") for name in found}
-    if strange := sorted({*converted, *(paths - linear)}):
+    barred = {path for path in paths if path.endswith(never)}
+    if strange := sorted({*converted, *(paths - linear), *barred}):
         raise VlmtuneError(
-            f"{where} has {strange[0]} in 4 bits, which the installed transformers cannot load: it takes the layer "
-            "apart, or has none of that name",
+            f"{where} has {strange[0]} in 4 bits, which cannot be used: the installed transformers has no such layer, "
+            "takes it apart, or needs its numbers in full",
             "name the 16-bit model that it was made of: vlmtune quantises it while loading",
         )
     rest = sorted(linear - paths)

@@ -88,6 +88,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "vipllava": {"vision_config": {"num_hidden_layers": 3}, "vision_feature_layers": [-1, -2]},
 }
 """What the rules do not shrink, or shrink too far, by model type."""
+LEFT_OUT = ("id2label", "label2id", "quantization_config")
+"""A tiny model is made in 16 bits, whatever the files of the large one have."""
 KEPT = re.compile(r"rope_dim|temporal_dim|in_dim|num_mel")
 
 
@@ -114,7 +116,7 @@ def _merge(section: dict[str, Any], changes: Json) -> None:
 
 
 def _section(section: dict[str, Any]) -> dict[str, Any]:
-    small = {key: _value(key, value) for key, value in section.items() if key not in ("id2label", "label2id")}
+    small = {key: _value(key, value) for key, value in section.items() if key not in LEFT_OUT}
     _fit_heads(small, section)
     _fit_rope(small)
     layers = next((key for key in small if _is_layers(key) and isinstance(section[key], int)), None)

@@ -85,7 +85,7 @@ class RunPlan:
     report_to: tuple[str, ...]
     choices: tuple[Choice, ...] = field(default=())
     prequantised: bool = False
-    """The model's files are in 4 bits already, and say which layers are; `unquantized` does not."""
+    """The model's files are in 4 bits already, and say which layers are; those in `unquantized` cannot be."""
 
     @property
     def rows_per_step(self) -> int:

@@ -1,5 +1,6 @@
 """Bases whose files are in 4 bits already: the same model as quantising makes, whatever names their files have."""
 
+import dataclasses
 import json
 import shutil
 
@@ -16,9 +17,11 @@ from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.hub.shards import stored_tensors
+from vlmtune.hub.source import open_model
 from vlmtune.models.build import base_of, build_model, check_checkpoint, load_base
 from vlmtune.models.inventory import inventory
 from vlmtune.models.packed import as_unpacked
+from vlmtune.models.tiny import tiny_model
 from vlmtune.models.verify import refuse_other_numbers
 
 LOADED = sorted(TINY.keys() - {"qwen"})
@@ -206,6 +209,19 @@ def test_layers_that_the_installed_library_has_otherwise_are_named(folder):
     for check in (check_checkpoint, lambda plan: build_model(plan, weights="none")):
         with pytest.raises(VlmtuneError, match="fused_proj"):
             check(tiny_plan(folder))
+
+
+def test_layers_that_a_family_needs_in_full_are_named(folder):
+    plan = dataclasses.replace(tiny_plan(folder), unquantized=("layers.1.mlp.up_proj",))
+    with pytest.raises(VlmtuneError, match=r"has model\.language_model\.layers\.1\.mlp\.up_proj in 4 bits"):
+        check_checkpoint(plan)
+
+
+def test_a_tiny_version_of_it_is_in_16_bits(folder, tmp_path):
+    source = open_model(str(folder), None, tmp_path)
+    assert source.prequantised
+    tiny = tiny_model(source.config, source.preprocessor, tmp_path / "tiny")
+    assert open_model(str(tiny), None, tmp_path).prequantised is None
 
 
 def test_files_in_4_bits_of_which_the_config_says_nothing(folder):
