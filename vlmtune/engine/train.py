@@ -72,7 +72,7 @@ def _train(
     _check_longest(rows, lengths, plan)
 
     checkpoint = _checkpoint(folder, resume, view)
-    model = build_model(plan)
+    model = build_model(plan, tell=view.note)
     if plan.device == "cuda":
         torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
     parts = inventory(model, family)

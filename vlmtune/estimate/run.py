@@ -150,7 +150,14 @@ def _decided_by(plan: RunPlan, source: ModelSource, target: Target) -> list[Any]
     changes with what else runs on it.
     """
     card = dataclasses.asdict(dataclasses.replace(target, budget_bytes=0))
-    return [dataclasses.asdict(plan), source.config, source.preprocessor, source.prequantised, card]
+    kept = plan.cache_quantized and _is_kept(plan)
+    return [dataclasses.asdict(plan), source.config, source.preprocessor, source.prequantised, kept, card]
+
+
+def _is_kept(plan: RunPlan) -> bool:
+    from vlmtune.models.kept import is_kept
+
+    return is_kept(plan)
 
 
 def _held_to(report: MemoryReport, target: Target) -> MemoryReport:

@@ -6,7 +6,7 @@ No torch here, and no weight is read.
 import json
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str
     """As safetensors calls it: `BF16`, `U8`."""
-    packed: bool = False
-    """Two numbers in a byte: `shape` is that of the numbers, not of the bytes."""
+    packed: Mapping[str, Path] | None = None
+    """Of a weight with two numbers in a byte, whose `shape` is that of the numbers: it and its constants → file."""
 
     @property
     def num_numbers(self) -> int:

@@ -7,6 +7,7 @@ from vlmtune.levers.base import Lever, Saving
 from vlmtune.levers.batch import BATCH
 from vlmtune.levers.head import HEAD
 from vlmtune.levers.image_size import IMAGE_SIZE
+from vlmtune.levers.kept_base import KEPT_BASE
 from vlmtune.levers.method import METHOD
 from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.rank import LORA_RANK
@@ -24,6 +25,7 @@ LEVERS: tuple[Lever, ...] = (
     TEXT_LENGTH,
     IMAGE_SIZE,
     OPTIMIZER,
+    KEPT_BASE,
 )
 
 

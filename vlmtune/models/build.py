@@ -24,6 +24,7 @@ from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
+from vlmtune.models.kept import Tell, is_kept, kept_plan, load_kept, say
 from vlmtune.models.packed import (
     as_unpacked,
     default_dtype,
@@ -51,7 +52,9 @@ def family_of(plan: RunPlan) -> Family:
     return next(family for family in FAMILIES if family.name == plan.family)
 
 
-def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "checkpoint") -> PreTrainedModel | PeftModel:
+def build_model(
+    plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "checkpoint", tell: Tell = say
+) -> PreTrainedModel | PeftModel:
     """Return the model on the plan's device with what is to be trained, and nothing else, requiring gradients.
 
     `weights="none"` builds the same model with tensors that have no storage, from config.json alone.
@@ -59,7 +62,7 @@ def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
     Never `prepare_model_for_kbit_training`: it copies embeddings, head and norms to fp32 (0.5 to 2.3 GiB).
     """
     torch.manual_seed(plan.seed)
-    model = load_base(plan) if weights == "checkpoint" else weightless_base(plan)
+    model = load_base(plan, tell=tell) if weights == "checkpoint" else weightless_base(plan)
     family = family_of(plan)
     model = adapt(model.requires_grad_(False), plan, family)
     _rest_frozen_parts(base_of(model), family)
@@ -91,12 +94,20 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
     return tuned.eval()
 
 
-def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
+def load_base(plan: RunPlan, *, quantized: bool = True, tell: Tell = say) -> PreTrainedModel:
     """Return the base model on the plan's device, quantised tensor by tensor while loading when the plan says so.
+
+    `tell` is told of a base that is kept on disk.
 
     Raises:
         VlmtuneError: the files are damaged or of another model, or memory does not hold what they hold.
     """
+    if quantized and plan.cache_quantized:
+        return load_kept(plan, _load, tell)
+    return _load(plan, quantized)
+
+
+def _load(plan: RunPlan, quantized: bool = True) -> PreTrainedModel:
     folder = checkpoint_folder(plan.model, plan.revision)
     files = _checked_files(plan, folder)
     model = _from_files(plan, folder, files, quantized)
@@ -126,6 +137,8 @@ def check_checkpoint(plan: RunPlan) -> None:
     Raises:
         VlmtuneError: no safetensors, a file missing or damaged, or tensors that config.json does not describe.
     """
+    if is_kept(plan):
+        plan = kept_plan(plan)
     _checked_files(plan, checkpoint_folder(plan.model, plan.revision))
 
 

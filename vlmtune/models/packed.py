@@ -161,13 +161,14 @@ def as_unpacked(stored: dict[str, StoredTensor], where: Path) -> dict[str, Store
                 f"whose constants are packed by {NESTED_BLOCK}",
                 "name the 16-bit model that it was made of: vlmtune quantises it while loading",
             )
-        for name, expected in _parts(weight, prod(shape), "nested_absmax" in said or "nested_offset" in said).items():
+        parts = _parts(weight, prod(shape), "nested_offset" in said)
+        for name, expected in parts.items():
             if name not in stored or stored[name].num_numbers != expected or stored[weight].dtype != BYTE:
                 raise VlmtuneError(
                     f"{where} is damaged: {name} is missing, or does not belong to 4 bits of shape {list(shape)}",
                     "download the model again",
                 )
-        packed[weight] = replace(stored[weight], shape=shape, packed=True)
+        packed[weight] = replace(stored[weight], shape=shape, packed={name: stored[name].file for name in parts})
     return plain | packed
 
 

@@ -6,7 +6,7 @@ own renaming is used. Tensors that it takes apart or puts together while loading
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +112,7 @@ def _is_equal(tensor: Tensor, source: StoredTensor, name: str) -> bool:
     """Return whether the first numbers of a tensor are those of the file, as far as their formats can say."""
     state = state_of(tensor)
     if source.packed:
-        return state is not None and _is_same_4bit(tensor, source.file, name)
+        return state is not None and _is_same_4bit(tensor, source.packed, name)
     expected = _first_numbers(source.file, name)
     if state is None:
         found = tensor.detach().reshape(-1)[: len(expected)].cpu()
@@ -123,14 +123,14 @@ def _is_equal(tensor: Tensor, source: StoredTensor, name: str) -> bool:
     return bool((error <= limit + 1e-6).all())
 
 
-def _is_same_4bit(tensor: Tensor, path: Path, name: str) -> bool:
+def _is_same_4bit(tensor: Tensor, files: Mapping[str, Path], name: str) -> bool:
     """Return whether a packed weight begins with the very bytes of the file, and its constants do."""
     state = state_of(tensor)
     parts = {name: tensor, f"{name}.absmax": state.absmax, f"{name}.quant_map": state.code}
     if state.nested:
         parts |= {f"{name}.nested_absmax": state.state2.absmax, f"{name}.nested_quant_map": state.state2.code}
     return all(
-        torch.equal(part.detach().reshape(-1)[:SAMPLED_NUMBERS].cpu(), _first_numbers(path, part_name))
+        torch.equal(part.detach().reshape(-1)[:SAMPLED_NUMBERS].cpu(), _first_numbers(files[part_name], part_name))
         for part_name, part in parts.items()
     )
 

@@ -45,6 +45,13 @@ def test_a_model_in_16_bits_is_quantised_as_before():
     assert (made.prequantised, made.quant_type, made.unquantized) == (False, "nf4", ("lm_head",))
 
 
+def test_files_in_4_bits_are_not_kept_once_more():
+    made = plan(SOURCE, "model.cache_quantized=true")
+    assert not made.cache_quantized
+    assert ("model.cache_quantized", "false") in {(choice.key, choice.value) for choice in made.choices}
+    assert plan(replace(SOURCE, prequantised=None), "model.cache_quantized=true").cache_quantized
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_methods_that_need_16_bits_are_refused(method):
     with pytest.raises(VlmtuneError, match=f"training.method: {method} trains on weights in 16 bits") as error:

@@ -10,6 +10,7 @@ from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.estimate.simulate.record import Recorder
 from vlmtune.hub.source import open_model
 from vlmtune.models.build import DTYPES, base_of
+from vlmtune.models.kept import is_kept
 from vlmtune.plan.types import RunPlan
 
 Load = Callable[[nn.Module, Recorder], None]
@@ -22,6 +23,8 @@ DYNAMIC_MAP_BYTES = 1024
 
 def loading_of(plan: RunPlan) -> Load:
     """Return what records how the base of a plan is loaded."""
+    if is_kept(plan):
+        return load_packed
     if not plan.prequantised:
         return load_checkpoint
     said = open_model(plan.model, plan.revision, Path("/")).config

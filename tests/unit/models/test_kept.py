@@ -1,0 +1,318 @@
+"""Bases that were quantised once and kept: the same model at the next start, and one line where that cannot be."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from tiny import TINY, save_tiny
+from tiny.rows import tiny_plan
+
+from vlmtune.estimate.simulate.weights import load_checkpoint, load_packed, loading_of
+from vlmtune.files import cache_folder
+from vlmtune.models import build, kept
+from vlmtune.models.build import base_of, build_model, check_checkpoint, load_base
+
+KEEP = {"model": {"cache_quantized": True}}
+Usage = namedtuple("Usage", "total used free")
+
+
+def plan_of(folder: Path, **changes):
+    plan = dataclasses.replace(tiny_plan(folder), cache_quantized=True)
+    return dataclasses.replace(plan, **changes)
+
+
+def load(plan) -> tuple[torch.nn.Module, list[str]]:
+    """The base, and what was told."""
+    told = []
+    return load_base(plan, tell=told.append), told
+
+
+def bytes_of(model) -> dict[str, torch.Tensor]:
+    """Every tensor of a base, and how its packed weights were written."""
+    return dict(model.state_dict())
+
+
+def assert_same(model, other) -> None:
+    found, expected = bytes_of(model), bytes_of(other)
+    assert found.keys() == expected.keys() and len(found) >= 100
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    assert {name: tensor.dtype for name, tensor in found.items()} == {n: t.dtype for n, t in expected.items()}
+
+
+def bases() -> list[Path]:
+    return sorted((cache_folder() / "bases").iterdir())
+
+
+@pytest.fixture
+def llava(models, tmp_path) -> Path:
+    """A copy of the tiny LLaVA, which a test may change."""
+    return shutil.copytree(models("llava").folder, tmp_path / "llava")
+
+
+@pytest.fixture
+def quantised(monkeypatch) -> list[str]:
+    """The models that were loaded in 16 bits and quantised."""
+    names, real = [], build._from_files
+
+    def from_files(plan, *args):
+        if not plan.prequantised:
+            names.append(plan.model)
+        return real(plan, *args)
+
+    monkeypatch.setattr(build, "_from_files", from_files)
+    return names
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_the_second_load_reads_it_bit_for_bit(name, models, quantised):
+    plan = plan_of(models(name).folder)
+    expected = load_base(dataclasses.replace(plan, cache_quantized=False))
+    first, told_first = load(plan)
+    second, told = load(plan)
+    assert len(quantised) == 2 and len(told_first) == len(told) == 1
+    assert told_first[0].startswith("keeping the base in 4 bits for the next start: ")
+    assert told == [f"the base in 4 bits comes from {bases()[0]}"]
+    assert_same(first, expected)
+    assert_same(second, expected)
+    check_checkpoint(plan)
+
+
+def test_what_is_trained_on_it_begins_with_the_same_numbers(models):
+    tiny = models("llava")
+    plan = plan_of(tiny.folder)
+    build_model(plan)
+    kept_one, fresh = build_model(plan), build_model(dataclasses.replace(plan, cache_quantized=False))
+    assert base_of(kept_one).state_dict().keys() == base_of(fresh).state_dict().keys()
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(tensor, kept_one.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "changes", [{"quant_type": "fp4"}, {"double_quant": False}, {"unquantized": ()}, {"base_dtype": "bf16"}]
+)
+def test_each_way_of_packing_has_its_own(changes, llava, quantised):
+    load(plan_of(llava))
+    base, told = load(plan_of(llava, **changes))
+    assert len(quantised) == 2 and len(bases()) == 2 and told[0].startswith("keeping")
+    again, _ = load(plan_of(llava, **changes))
+    assert len(quantised) == 2
+    assert_same(again, base)
+
+
+def anew(plan, expected) -> str:
+    """Assert that the base is made anew and is right, and return why it was."""
+    base, told = load(plan)
+    assert len(told) == 2 and told[1].startswith("keeping")
+    assert_same(base, expected)
+    start = f"the base in 4 bits that is kept in {bases()[0]} is not used, and made anew: "
+    assert told[0].startswith(start)
+    once_more, told_then = load(plan)
+    assert told_then == [f"the base in 4 bits comes from {bases()[0]}"] and len(bases()) == 1
+    assert_same(once_more, expected)
+    return told[0].removeprefix(start)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-2])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", kept.MADE])
+def test_a_damaged_one_is_made_anew(file, damage, llava):
+    plan = plan_of(llava)
+    expected, _ = load(plan)
+    damage(bases()[0] / file)
+    assert anew(plan, expected) == "it is damaged"
+
+
+def test_damage_between_the_pieces_that_are_looked_at_is_found_by_the_load(llava, monkeypatch):
+    plan = plan_of(llava)
+    expected, _ = load(plan)
+    made = json.loads((bases()[0] / kept.MADE).read_text())
+    cut(bases()[0] / "model.safetensors")
+    made["files"]["model.safetensors"] = kept._digest(bases()[0] / "model.safetensors")
+    (bases()[0] / kept.MADE).write_text(json.dumps(made))
+    assert "is damaged: it has" in anew(plan, expected)
+
+
+def test_other_weights_of_the_same_size_and_time_are_not_taken_for_those(llava, tmp_path):
+    plan = plan_of(llava)
+    load(plan)
+    file = llava / "model.safetensors"
+    times = file.stat()
+    other = save_tiny("llava", tmp_path / "other", seed=1)
+    shutil.copy(other / "model.safetensors", file)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file.stat().st_size == times.st_size
+    expected = load_base(dataclasses.replace(plan, cache_quantized=False))
+    assert anew(plan, expected) == "it was made of other weights"
+
+
+def test_weights_that_were_written_again_are_not_taken_for_those(llava):
+    plan = plan_of(llava)
+    expected, _ = load(plan)
+    os.utime(llava / "model.safetensors", ns=(1, 1))
+    assert anew(plan, expected) == "it was made of other weights"
+
+
+@pytest.mark.parametrize("library", kept.DECIDING)
+def test_another_version_makes_it_anew(library, llava, monkeypatch):
+    plan, real = plan_of(llava), kept.library_versions()
+    with monkeypatch.context() as older:
+        older.setattr(kept, "library_versions", lambda: real | {library: "0.1"})
+        expected, _ = load(plan)
+    assert anew(plan, expected) == f"it was made by {library} 0.1, and {real[library]} is installed"
+
+
+def test_another_card_makes_it_anew(llava, monkeypatch):
+    plan = plan_of(llava)
+    with monkeypatch.context() as other:
+        other.setattr(kept, "_card", lambda plan: "RTX 3070")
+        expected, _ = load(plan)
+    assert anew(plan, expected) == "it was made on RTX 3070"
+
+
+def test_large_ones_are_written_and_read_in_parts(llava, monkeypatch, quantised):
+    monkeypatch.setattr(kept, "SHARD_BYTES", 100_000)
+    plan = plan_of(llava)
+    expected, _ = load(plan)
+    assert len(list(bases()[0].glob("model-*.safetensors"))) >= 3
+    base, _ = load(plan)
+    assert len(quantised) == 1
+    assert_same(base, expected)
+
+
+def test_a_hub_model_is_known_by_its_commit_and_its_weights_may_go(llava, monkeypatch, quantised):
+    plan = plan_of(llava, model="org/llava", revision="1234")
+    places = {"org/llava": llava}
+    monkeypatch.setattr(build, "checkpoint_folder", lambda model, *_, **__: places.get(model, Path(model)))
+    expected, _ = load(plan)
+    (llava / "model.safetensors").unlink()
+    base, told = load(plan)
+    assert len(quantised) == 1 and told[0].startswith("the base in 4 bits comes from")
+    assert_same(base, expected)
+    check_checkpoint(plan)
+    assert not kept.is_kept(dataclasses.replace(plan, revision="5678"))
+
+
+def not_kept(plan, quantised) -> str:
+    """Assert that the base loads and is not kept, and return why."""
+    base, told = load(plan)
+    assert told[-1].startswith("the base in 4 bits is not kept: ") and not kept.is_kept(plan)
+    assert_same(base, load_base(dataclasses.replace(plan, cache_quantized=False)))
+    return told[-1]
+
+
+def test_no_room_is_said_before_anything_is_written(llava, monkeypatch, quantised):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(1, 1, 1000))
+    said = not_kept(plan_of(llava), quantised)
+    assert "are needed on the disk of" in said and said.endswith(", 1 kB are free") and bases() == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_disk_that_fills_up_leaves_nothing(error, llava, monkeypatch, quantised):
+    def full(*args):
+        raise error
+
+    monkeypatch.setattr(kept, "save_file", full)
+    assert "No space left on device" in not_kept(plan_of(llava), quantised)
+    assert bases() == []
+
+
+def test_a_cache_that_cannot_be_written_is_told(llava, monkeypatch, quantised):
+    real = Path.mkdir
+
+    def mkdir(self, *args, **kwargs):
+        if self.name == "bases":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert "Permission denied" in not_kept(plan_of(llava), quantised)
+
+
+def test_a_cache_that_can_only_be_read_is_read(llava, monkeypatch, quantised):
+    plan = plan_of(llava)
+    load(plan)
+
+    def read_only(*args, **kwargs):
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(kept.os, "utime", read_only)
+    assert load(plan)[1] == [f"the base in 4 bits comes from {bases()[0]}"] and len(quantised) == 1
+
+
+def test_a_kill_in_the_middle_leaves_nothing_in_the_way(llava, quantised):
+    driver = (
+        "import dataclasses, os, sys; from pathlib import Path; from tiny.rows import tiny_plan\n"
+        "from vlmtune.models import kept; from vlmtune.models.build import load_base\n"
+        "kept.write_json = lambda *args: os._exit(9)\n"
+        "load_base(dataclasses.replace(tiny_plan(Path(sys.argv[1])), cache_quantized=True))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    killed = subprocess.run([sys.executable, "-c", driver, llava], env=environment, timeout=120)
+    assert killed.returncode == 9
+    (partial,) = bases()
+    assert (partial / "made" / "model.safetensors").exists()
+    plan = plan_of(llava)
+    load(plan)
+    load(plan)
+    assert len(quantised) == 1 and partial in bases(), "another process might be writing it"
+    for path in (partial, *partial.rglob("*")):
+        os.utime(path, (1, 1))
+    load(plan_of(llava, double_quant=False))
+    assert partial not in bases() and len(bases()) == 2
+
+
+def test_of_two_runs_at_once_both_have_it(llava, monkeypatch, quantised):
+    """The other one is quicker by a moment: it has renamed its own when this one is whole."""
+    plan, real = plan_of(llava), kept.write_json
+    expected = []
+
+    def write_json(path, value):
+        real(path, value)
+        if not expected:
+            expected.append(None)
+            expected[0], _ = load(plan)
+
+    monkeypatch.setattr(kept, "write_json", write_json)
+    base, told = load(plan)
+    assert len(bases()) == 1 and not [line for line in told if "not kept" in line]
+    assert_same(base, expected[0])
+    again, _ = load(plan)
+    assert len(quantised) == 2
+    assert_same(again, base)
+
+
+def test_those_used_last_are_kept(llava, quantised):
+    plans = [plan_of(llava, unquantized=(f"no.{number}",)) for number in range(kept.KEPT + 1)]
+    for number, plan in enumerate(plans[:-1]):
+        load(plan)
+        for path in (kept._place(plan), *kept._place(plan).iterdir()):
+            os.utime(path, (number, number))
+    load(plans[0])
+    load(plans[-1])
+    assert kept.is_kept(plans[0]) and kept.is_kept(plans[-1]) and not kept.is_kept(plans[1])
+    assert len(bases()) == kept.KEPT
+
+
+def test_the_estimate_knows_whether_it_is_kept(llava):
+    plan = plan_of(llava)
+    assert loading_of(plan) is load_checkpoint
+    load(plan)
+    assert loading_of(plan) is load_packed
+    assert loading_of(dataclasses.replace(plan, cache_quantized=False)) is load_checkpoint

@@ -1,0 +1,245 @@
+"""Bases that were quantised once, kept in the user's cache as models in 4 bits: the next start reads a quarter.
+
+A kept base is a folder that loads as a model in 4 bits does, named by what was asked for. It is written under another
+name and renamed when it is whole. What it was made of stands in it, and is compared before it is used: a file on the
+hub never changes under its commit; a local one is known by its size, its time and pieces of its content, because a
+tuned copy may have size and time of the original, and to read all of it would take as long as to quantise it anew.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vlmtune.errors import VlmtuneError
+from vlmtune.files import cache_folder, parse_json, sync, write_json
+from vlmtune.hub.download import size_text
+from vlmtune.hub.shards import INDEX, stored_tensors
+from vlmtune.plan.types import RunPlan
+from vlmtune.runs.versions import library_versions
+
+Load = Callable[[RunPlan], PreTrainedModel]
+Tell = Callable[[str], None]
+
+KEPT = 3
+"""Kept bases in the cache folder; those that were not used for longest go first."""
+PARTIAL = "partial-"
+ABANDONED_S = 15 * 60
+"""A half-written one that was not written to for so long belongs to a process that was killed."""
+MADE = "made.json"
+"""Written last."""
+SHARD_BYTES = 2**30
+"""Main memory that writing takes."""
+PIECES, PIECE_BYTES = 64, 2**14
+"""Of a file's content, spread over it: 1 MiB."""
+DECIDING = ("bitsandbytes", "torch", "transformers")
+"""They round, they add up the constants, and they name the tensors."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a kept base was made of and by."""
+
+    source: dict[str, str]
+    """The commit of a hub model, or file → digest of a local one."""
+    versions: dict[str, str]
+    card: str
+    """Cards of other kinds may add up constants in another order."""
+    files: dict[str, str]
+    """Its own files → digest."""
+
+
+def say(text: str) -> None:
+    """Tell something beside what a command prints."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
+
+
+def load_kept(plan: RunPlan, load: Load, tell: Tell) -> PreTrainedModel:
+    """Return the base from the cache; where there is none that holds, `load` it, and keep it for the next time.
+
+    Raises:
+        VlmtuneError: as `load` does; what is wrong with the cache alone is told, and nothing is lost.
+    """
+    base = _from_cache(plan, load, tell)
+    if base is None:
+        base = load(plan)
+        _keep(base, plan, tell)
+    return base
+
+
+def _from_cache(plan: RunPlan, load: Load, tell: Tell) -> PreTrainedModel | None:
+    """Return the kept base; None where there is none, or one that does not hold, which is told."""
+    kept = kept_plan(plan)
+    if kept is None:
+        return None
+    folder = Path(kept.model)
+    why = _difference(folder, plan)
+    if why is None:
+        try:
+            base = load(kept)
+        except VlmtuneError as error:
+            why = error.message
+            shutil.rmtree(folder, ignore_errors=True)  # its damage lies where `_difference` does not look
+        else:
+            tell(f"the base in 4 bits comes from {folder}")
+            with suppress(OSError):  # a cache that cannot be written can be read
+                os.utime(folder)
+            return base
+    tell(f"the base in 4 bits that is kept in {folder} is not used, and made anew: {why}")
+    return None
+
+
+def kept_plan(plan: RunPlan) -> RunPlan | None:
+    """Return the plan that loads the kept base of `plan`, whatever it was made of; None where there is none."""
+    folder = _place(plan)
+    if not folder.is_dir():
+        return None
+    return replace(plan, model=str(folder), revision=None, prequantised=True, cache_quantized=False)
+
+
+def is_kept(plan: RunPlan) -> bool:
+    """Return whether the base of `plan` would be loaded from the cache."""
+    return plan.cache_quantized and _place(plan).is_dir() and _difference(_place(plan), plan) is None
+
+
+def _place(plan: RunPlan) -> Path:
+    wanted = [plan.model, plan.quant_type, plan.double_quant, sorted(plan.unquantized), plan.base_dtype, plan.device]
+    return cache_folder() / "bases" / hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:32]
+
+
+def _difference(folder: Path, plan: RunPlan) -> str | None:
+    """Return why a kept base does not hold for this run; None where it does."""
+    try:
+        made = parse_json(Made, (folder / MADE).read_bytes())
+        whole = {name: _digest(folder / name) for name in made.files} == made.files
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        return "it is damaged"
+    if made.source != _source(plan):
+        return "it was made of other weights"
+    now = _versions()
+    if changed := [name for name in DECIDING if made.versions.get(name) != now[name]]:
+        return f"it was made by {changed[0]} {made.versions.get(changed[0])}, and {now[changed[0]]} is installed"
+    return None if made.card == _card(plan) else f"it was made on {made.card}"
+
+
+def _source(plan: RunPlan) -> dict[str, str]:
+    if plan.revision is not None:
+        return {"commit": plan.revision}
+    folder = Path(plan.model)
+    files = {folder / "config.json", *(tensor.file for tensor in stored_tensors(folder).values())}
+    return {file.name: f"{file.stat().st_mtime_ns} {_digest(file)}" for file in sorted(files)}
+
+
+def _digest(path: Path) -> str:
+    """Return the size of a file and the digest of pieces spread over it, the whole of a small one."""
+    size_bytes = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for number in range(PIECES):
+            file.seek(number * max(PIECE_BYTES, (size_bytes - PIECE_BYTES) // (PIECES - 1)))
+            digest.update(file.read(PIECE_BYTES))
+    return f"{size_bytes} {digest.hexdigest()}"
+
+
+def _versions() -> dict[str, str]:
+    versions = library_versions()
+    return {name: versions[name] for name in DECIDING}
+
+
+def _card(plan: RunPlan) -> str:
+    """Return the name of the card at hand; the plan's device where there is none, as in an estimate for another."""
+    return torch.cuda.get_device_name() if plan.device == "cuda" and torch.cuda.is_available() else plan.device
+
+
+def _keep(base: PreTrainedModel, plan: RunPlan, tell: Tell) -> None:
+    """Write the base for the next start, unless there is no room or no permission: then this is told."""
+    folder, tensors = _place(plan), _tensors(base)
+    needed_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _forget_old(folder.parent)
+        free_bytes = shutil.disk_usage(folder.parent).free
+        if needed_bytes > free_bytes:
+            why = (
+                f"{size_text(needed_bytes)} are needed on the disk of {folder.parent}, {size_text(free_bytes)} are free"
+            )
+            tell(f"the base in 4 bits is not kept: {why}")
+            return
+        tell(f"keeping the base in 4 bits for the next start: {size_text(needed_bytes)} in {folder}")
+        _write(folder, base, tensors, plan)
+    except (OSError, SafetensorError) as error:
+        tell(f"the base in 4 bits is not kept: {error}")
+
+
+def _tensors(base: PreTrainedModel) -> dict[str, Tensor]:
+    """Return what a checkpoint has of a base: its tensors by name, of those that share all numbers the first one."""
+    once = {name for name, _ in base.named_parameters()}
+    again = {name for name, _ in base.named_parameters(remove_duplicate=False)} - once
+    return {name: tensor for name, tensor in base.state_dict().items() if name not in again}
+
+
+def _write(folder: Path, base: PreTrainedModel, tensors: dict[str, Tensor], plan: RunPlan) -> None:
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder.parent, ignore_cleanup_errors=True) as partial:
+        made = Path(partial) / "made"
+        made.mkdir()
+        base.config.save_pretrained(made)
+        _write_shards(made, tensors)
+        digests = {file.name: _digest(file) for file in sorted(made.iterdir())}
+        write_json(made / MADE, vars(Made(_source(plan), _versions(), _card(plan), digests)))
+        sync(made)
+        try:
+            made.rename(folder)
+        except OSError:  # another run was quicker, or one that does not hold is in the way
+            if _difference(folder, plan) is not None:
+                folder.rename(Path(partial) / "old")
+                made.rename(folder)
+        sync(folder.parent)
+
+
+def _write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Write safetensors files and their index; what lies on a card comes to main memory one file at a time."""
+    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD_BYTES)
+    for file, names in plan.filename_to_tensors.items():
+        shard = {name: tensors[name].detach().to("cpu", copy=True).contiguous() for name in names}
+        save_file(shard, folder / file, {"format": "pt"})
+        sync(folder / file)
+    if plan.is_sharded:
+        write_json(folder / INDEX, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
+
+
+def _forget_old(bases: Path) -> None:
+    """Remove what killed processes have left, and all kept bases but the newest."""
+    half_made = [folder for folder in bases.iterdir() if folder.name.startswith(PARTIAL)]
+    whole = sorted(set(bases.iterdir()) - set(half_made), key=_unused_s)
+    for folder in (*(folder for folder in half_made if _unused_s(folder) > ABANDONED_S), *whole[KEPT - 1 :]):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unused_s(folder: Path) -> float:
+    """Return the seconds since something in a folder was written, or it was used."""
+    times = [time.time()]
+    with suppress(FileNotFoundError):  # another run may remove it at this moment
+        times = [path.stat().st_mtime for path in _all(folder)]
+    return time.time() - max(times)
+
+
+def _all(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield from folder.rglob("*")
