@@ -33,7 +33,7 @@ from vlmtune.runs.folder import library_versions  # noqa: E402
 
 MEASURED = Path(__file__).parent / "measured"
 CATALOGUE = Path(__file__).parents[2] / "vlmtune" / "catalog"
-HOPPER = (9, 0)
+HOPPER, H100_SMS = (9, 0), 132
 
 
 def measured_runs() -> dict[str, dict]:
@@ -61,7 +61,7 @@ class Prepared:
 
     def _simulated(self, steps: Numbers, repeat: bool = False) -> Log:
         batches = collated(steps, self.rows, self.collator)
-        return simulate(self.plan, Run(batches, hidden_of(HOPPER), self.load, repeat=repeat))
+        return simulate(self.plan, Run(batches, hidden_of(HOPPER, H100_SMS), self.load, repeat=repeat))
 
 
 def prepared(case: Case, folder: Path) -> Prepared:

@@ -247,7 +247,7 @@ def _hidden_of(card: Card) -> "Hidden":
     from vlmtune.estimate.simulate.cuda import hidden_of
 
     measured = (card.cublas_forward_bytes, card.cublas_backward_bytes)
-    return hidden_of(card.sm, None if None in measured else measured)
+    return hidden_of(card.sm, card.num_sms, None if None in measured else measured)
 
 
 def _answering(plan: RunPlan, longest: "Batch", target: Target) -> Phase:

@@ -7,6 +7,8 @@ and fills the lowest room that an open chunk has left. Exact until memory is giv
 from bisect import bisect_left, insort
 
 CHUNK_STEP_BYTES = 32 << 20
+CODE_CHUNK_BYTES = 512 << 20
+CODE_ROOM_BYTES = (18 << 20, 432 << 20)
 TOP_ADDRESS = 1 << 47
 
 Spans = list[tuple[int, int]]
@@ -15,7 +17,8 @@ Spans = list[tuple[int, int]]
 class DriverAddresses:
     """The addresses of one process; spans are sorted (address, size_bytes)."""
 
-    def __init__(self):
+    def __init__(self, code=True):
+        self.code = code
         self.holes: Spans = [(0, TOP_ADDRESS)]
         self.rooms: Spans = []
         self.chunks: dict[int, int] = {}
@@ -24,7 +27,10 @@ class DriverAddresses:
         """Returns the address of a new allocation."""
         rooms = self.rooms
         if all(room < size_bytes for _, room in rooms):
+            is_first = not self.chunks
             self._open_chunk(size_bytes)
+            if is_first and self.code:
+                self._open_code_chunk()
         index = next(index for index, (_, room) in enumerate(rooms) if room >= size_bytes)
         address, room = rooms.pop(index)
         if room > size_bytes:
@@ -40,6 +46,13 @@ class DriverAddresses:
             self.rooms.remove((chunk, chunk_bytes))
             del self.chunks[chunk]
             _join(self.holes, (chunk, chunk_bytes), (0, TOP_ADDRESS))
+
+    def _open_code_chunk(self):
+        first = self.rooms.pop()
+        self._open_chunk(CODE_CHUNK_BYTES)
+        chunk, _ = self.rooms.pop()
+        start, end = CODE_ROOM_BYTES
+        self.rooms += [(chunk + start, end - start), first]
 
     def _open_chunk(self, size_bytes: int):
         chunk_bytes = -(-size_bytes // CHUNK_STEP_BYTES) * CHUNK_STEP_BYTES

@@ -215,18 +215,23 @@ def _kernels_of(plan: RunPlan):
 
 @contextmanager
 def _meta_allowed():
-    """Let optimizers run on tensors without storage: fused ones, and bitsandbytes', whose updates take no memory."""
+    """Let optimizers run on tensors without storage: fused ones, and bitsandbytes', whose updates take no memory.
+
+    The norm of all gradients is computed in one operation, as on a GPU.
+    """
     from bitsandbytes import functional
     from bitsandbytes.optim.optimizer import Optimizer8bit
     from torch.optim import optimizer
+    from torch.utils import _foreach_utils
 
-    devices = optimizer._get_fused_kernels_supported_devices
+    devices, foreach = optimizer._get_fused_kernels_supported_devices, _foreach_utils._get_foreach_kernels_supported_devices
 
     def no_update(*args, **kwargs) -> None:
         return None
 
     with (
         patch.object(optimizer, "_get_fused_kernels_supported_devices", lambda: [*devices(), "meta"]),
+        patch.object(_foreach_utils, "_get_foreach_kernels_supported_devices", lambda: [*foreach(), "meta"]),
         patch.object(functional, "optimizer_update_8bit_blockwise", no_update),
         patch.object(functional, "optimizer_update_32bit", no_update),
         patch.object(Optimizer8bit, "get_state_buffer", _state_buffer),
