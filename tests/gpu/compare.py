@@ -50,10 +50,11 @@ class Prepared:
     rows: TuneDataset
     collator: Collator
     load: Load
+    expandable: bool
 
     def log(self) -> Log:
         """Return what `estimate-vram` takes the run to allocate."""
-        return self._simulated(telling_steps(self.plan, self.lengths))
+        return self._simulated(telling_steps(self.plan, self.lengths, self.expandable))
 
     def fast_log(self) -> Log:
         """Return what `--fast` takes it to allocate."""
@@ -72,7 +73,7 @@ def prepared(case: Case, folder: Path) -> Prepared:
     lengths = [row.total for row in measure_rows(samples, processor, family, plan, source)]
     rows = TuneDataset(samples, processor, family, plan)
     load = load_checkpoint if case.from_checkpoint else weights_made_on_the_card
-    return Prepared(plan, lengths, rows, Collator(processor), load)
+    return Prepared(plan, lengths, rows, Collator(processor), load, case.expandable)
 
 
 def replay_of(case: Case, log: Log) -> Replay:

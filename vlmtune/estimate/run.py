@@ -121,7 +121,9 @@ class _Rows:
         from vlmtune.estimate.simulate.steps import collated, fewest_steps, telling_steps
 
         kept = self.order[skipped:]
-        chosen = (fewest_steps if fast else telling_steps)(self.plan, [self.measured[index].total for index in kept])
+        lengths = [self.measured[index].total for index in kept]
+        expandable = target.expandable_segments
+        chosen = fewest_steps(self.plan, lengths) if fast else telling_steps(self.plan, lengths, expandable)
         steps = collated(chosen, Subset(self.rows, kept), self.collator)
         work = _Work(self.plan, steps, self.rows[kept[0]], fast)
         decided_by = [dataclasses.asdict(self.plan), _memory_of(target), work.longest.where, work.digest()]

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vlmtune.estimate.allocator.addresses import DriverAddresses
+from vlmtune.estimate.allocator.addresses import AddressesWithCode
 from vlmtune.estimate.allocator.blocks import Block, Pool
 from vlmtune.units import MIB
 
@@ -112,7 +112,7 @@ class CachingAllocator:
         self.address_space_bytes = ENDLESS_BYTES if total is None else total + total // 8
         self.small = Pool(SMALL_SEGMENT_BYTES, MIN_BLOCK_BYTES)
         self.large = Pool(LARGE_SEGMENT_BYTES, MIN_BLOCK_BYTES if expandable else SMALL_MAX_BYTES + MIN_BLOCK_BYTES)
-        self.driver, self.next_expandable_address = DriverAddresses(), 0
+        self.driver, self.next_expandable_address = AddressesWithCode(), 0
         self.event = self.num_retries = 0
         self.allocated_bytes = self.peak_allocated_bytes = self.peak_allocated_at = 0
         self.reserved_bytes = self.peak_reserved_bytes = self.peak_reserved_at = 0

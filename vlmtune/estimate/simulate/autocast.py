@@ -17,6 +17,7 @@ from torch.library import Library, fallthrough_kernel
 
 from vlmtune.estimate.simulate.outputs import tensors_in
 
+has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 KEY = torch._C.DispatchKey.AutocastPrivateUse1
 STATE = "cpu"
 """Labels are real and on the CPU, so the step turns on the autocast of that device type, and recomputation again."""
@@ -44,7 +45,7 @@ linalg_matrix_norm.str_ord sum sum.dim_IntList
 """Their result is fp32, their inputs stay as they are."""
 WIDEST = "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add".split()
 PADDED = ("conv1d.padding", "conv2d.padding", "conv3d.padding")
-"""Autocast on a CPU knows them, which pixel values without a GPU would meet first; elsewhere what they call is known."""
+"""Autocast on a CPU knows them, and real pixel values would meet it first; CUDA's knows what they call."""
 NORMS = {"norm.Scalar": "norm.ScalarOpt_dtype", "norm.ScalarOpt_dim": "norm.ScalarOpt_dim_dtype"}
 
 
@@ -55,7 +56,9 @@ def autocast_of(device: str) -> Iterator[None]:
     here, everywhere = Library("aten", "IMPL"), Library("_", "IMPL")
     everywhere.fallback(fallthrough_kernel, KEY.name)
     for name, kernel in _kernels(casts).items():
-        if name in PADDED or torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", f"Autocast{device.upper()}"):
+        if name in PADDED or torch._C._dispatch_has_kernel_for_dispatch_key(
+            f"aten::{name}", f"Autocast{device.upper()}"
+        ):
             here.impl(name, kernel, KEY.name)
     clear = torch.clear_autocast_cache
 
@@ -166,4 +169,3 @@ def _to(dtype: torch.dtype, tensor: Tensor) -> Tensor:
 
 def _eligible(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.dtype != torch.float64
-

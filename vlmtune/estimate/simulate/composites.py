@@ -13,8 +13,8 @@ aten = torch.ops.aten
 
 @contextmanager
 def composites_of(device: str) -> Iterator[None]:
-    """Make them behave as on `device` (`cuda` or `cpu`) for tensors without storage; a CPU composes them as meta does."""
-    if device == "cpu":
+    """Make them behave as on `device` (`cuda` or `cpu`) for tensors without storage."""
+    if device == "cpu":  # which composes them too
         yield
         return
     with patch.object(F, "dropout", _dropout(F.dropout)), patch.object(F, "softmax", _softmax(F.softmax)):
@@ -34,7 +34,9 @@ def _dropout(real):
 def _softmax(real):
     """ATen/native/SoftMax.cpp: fp16 in, fp32 out in one kernel; else the input is copied to fp32 first."""
 
-    def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+    def softmax(
+        input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+    ) -> Tensor:
         if input.is_meta and input.dtype == torch.float16 and dtype == torch.float32 and dim is not None:
             return aten._softmax(input, dim, True)
         return real(input, dim, _stacklevel, dtype)

@@ -19,26 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from vlmtune.estimate.simulate.outputs import Outputs, tensors_in
+from vlmtune.estimate.simulate.placement import only_moves, placed
 
 aten = torch.ops.aten
-ARANGE = (aten.arange.default, aten.arange.start, aten.arange.start_step)
-FACTORIES = {
-    *ARANGE,
-    aten.zeros.default,
-    aten.ones.default,
-    aten.full.default,
-    aten.empty.memory_format,
-    aten.zeros_like.default,
-    aten.ones_like.default,
-    aten.full_like.default,
-    aten.empty_like.default,
-    aten.scalar_tensor.default,
-    aten.new_zeros.default,
-    aten.new_ones.default,
-    aten.new_empty.default,
-    aten.new_full.default,
-}
-WHOLE = {torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.bool}
 BUFFER_TENSOR_USES, BUFFER_STORAGE_USES = 4, 2
 """How often a gradient that nothing else holds is counted when autograd adds to it and a dispatch mode looks on."""
 
@@ -60,6 +43,7 @@ NO_WORKSPACES = Workspaces()
 # Kinds of what a step allocates.
 ACTIVATIONS, RECOMPUTED, GRADIENTS, LOSS = "saved activations", "recomputation", "gradients", "logits and loss"
 DEQUANTISED, WORKSPACES = "dequantised weights", "workspaces"
+INPUTS, OPTIMIZER, CHECKS = "inputs", "optimizer", "checks"
 Hidden = Callable[[object, tuple, dict], Workspaces]
 
 
@@ -148,6 +132,10 @@ class Recorder(TorchDispatchMode):
         else:
             self.log.tags[handle] = (kind, *self.log.tags[handle][1:])
 
+    def knows(self, tensor: Tensor) -> bool:
+        """Return whether the tensor's memory is recorded: whether it is on the device."""
+        return tensor.untyped_storage()._cdata in self._live
+
     def allocate(self, num_bytes: int, kind: str, operation: str) -> int:
         """Record an allocation that no tensor stands for; free it with `free`."""
         self._count += 1
@@ -192,9 +180,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         """Run the operation, moved to where its tensors are, and record what it made."""
-        if operation is aten._to_copy.default and _only_moves(args[0], kwargs):
+        if operation is aten._to_copy.default and only_moves(args[0], kwargs):
             return args[0].view_as(args[0])
-        args, kwargs = _placed(operation, args, dict(kwargs or {}))
+        args, kwargs = placed(operation, args, dict(kwargs or {}))
         if operation is aten._local_scalar_dense.default and args[0].device.type == "meta":
             return torch.zeros((), dtype=args[0].dtype).item()
         if operation is aten._is_all_true.default and args[0].device.type == "meta":
@@ -210,7 +198,9 @@ class Recorder(TorchDispatchMode):
         out = self._outputs.of(operation, args, kwargs)
         if formula := FLOPS_OF.get(operation.overloadpacket):
             self.log.flops += formula(*args, **kwargs, out_val=out)
-        for tensor in tensors_in(out):
+        made = list(tensors_in(out))
+        # Dropout.cu makes the mask before the result.
+        for tensor in reversed(made) if operation is aten.native_dropout.default else made:
             self._track(tensor, self._kind_of(tensor), name)
         for size in spaces.kept:
             self.allocate(size, WORKSPACES, name)
@@ -244,68 +234,6 @@ def _adds_in_place(args: tuple) -> bool:
 def _in_backward() -> bool:
     """Return whether autograd computes gradients now; recomputing a forward pass does not count."""
     return torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
-
-
-def _placed(operation, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Return arguments that go together: floats of a weightless computation on meta, whole numbers on the CPU."""
-    tensors = [*tensors_in(args), *tensors_in(kwargs)]
-    if operation is aten._to_copy.default:
-        return args, _copy_target(args[0], kwargs)
-    if operation in FACTORIES:
-        return args, _factory_target(operation, args, kwargs, tensors)
-    if all(tensor.is_meta for tensor in tensors) or not any(tensor.is_meta for tensor in tensors):
-        return args, kwargs
-    if operation is aten.index.Tensor:
-        args = (args[0], _without_masks(args[1]))
-    return _on_meta(args), _on_meta(kwargs)
-
-
-def _only_moves(tensor: Tensor, kwargs: dict) -> bool:
-    """Return whether a tensor is taken from a weight's device to an input's or back: on a GPU those are one."""
-    device = kwargs.get("device")
-    same_format = kwargs.get("dtype") in (None, tensor.dtype)
-    return same_format and device is not None and {torch.device(device).type, tensor.device.type} == {"meta", "cpu"}
-
-
-def _copy_target(tensor: Tensor, kwargs: dict) -> dict:
-    device = kwargs.get("device")
-    dtype = kwargs.get("dtype") or tensor.dtype
-    if tensor.device.type == "meta" and device is not None:
-        kwargs["device"] = torch.device("meta")
-    elif tensor.device.type == "cpu" and device is not None and torch.device(device).type == "meta" and dtype in WHOLE:
-        kwargs["device"] = torch.device("cpu")
-    return kwargs
-
-
-def _factory_target(operation, args: tuple, kwargs: dict, tensors: list[Tensor]) -> dict:
-    dtype = kwargs.get("dtype")
-    if dtype is None and operation in ARANGE and not any(isinstance(value, float) for value in args):
-        dtype = torch.int64
-    if dtype is None and tensors:
-        dtype = tensors[0].dtype
-    if dtype in WHOLE and (kwargs.get("device") is not None or tensors):
-        kwargs["device"] = torch.device("cpu")
-    return kwargs
-
-
-def _without_masks(indices: list) -> list:
-    """Return index tensors in place of real boolean masks: meta cannot know how many of them are set."""
-    plain = []
-    for index in indices:
-        is_mask = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and index.device.type == "cpu"
-        plain += list(index.nonzero(as_tuple=True)) if is_mask else [index]
-    return plain
-
-
-def _on_meta(value):
-    """Return arguments with the real tensors in them taken to meta; single numbers may stay."""
-    if isinstance(value, Tensor):
-        return value if value.is_meta or value.dim() == 0 else value.to("meta")
-    if isinstance(value, tuple | list):
-        return type(value)(_on_meta(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _on_meta(item) for key, item in value.items()}
-    return value
 
 
 @cache

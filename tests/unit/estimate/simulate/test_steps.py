@@ -54,7 +54,7 @@ def test_the_steps_of_a_run_that_need_most_are_among_the_telling_ones(plan):
     lengths = [random.Random(0).randint(10, 99) for _ in range(60)] + [500, 400, 399]
     run = changed(plan, gradient_accumulation_steps=4)
     every = first_steps(run, lengths, 1000)
-    told = telling_steps(run, lengths)
+    told = telling_steps(run, lengths, True)
     sizes = [[lengths[row] for (row,) in step] for step in told]
     assert (sizes[0][0], told[0][0]) == (500, every[0][0])
     assert len(told) <= 4 and all(len(step) <= 3 for step in told)
@@ -70,18 +70,18 @@ def test_the_steps_of_a_run_that_need_most_are_among_the_telling_ones(plan):
 
 def test_in_one_epoch_the_longest_does_not_come_back(plan):
     lengths = [*range(10, 40), 500]
-    *told, _ = telling_steps(changed(plan, gradient_accumulation_steps=4, num_epochs=1.0), lengths)
+    *told, _ = telling_steps(changed(plan, gradient_accumulation_steps=4, num_epochs=1.0), lengths, True)
     assert [lengths.index(500) in sum(step, []) for step in told] == [True] + [False] * (len(told) - 1)
 
 
 def test_a_short_run_is_taken_whole(plan):
     run = changed(plan, gradient_accumulation_steps=3, num_epochs=2.0)
-    assert telling_steps(run, LENGTHS) == first_steps(run, LENGTHS, 4)
+    assert telling_steps(run, LENGTHS, True) == first_steps(run, LENGTHS, 4)
 
 
 def test_a_run_of_one_step(plan):
     run = changed(plan, gradient_accumulation_steps=8)
-    assert telling_steps(dataclasses.replace(run, max_steps=1), [5]) == [[[0]]]
+    assert telling_steps(dataclasses.replace(run, max_steps=1), [5], True) == [[[0]]]
     assert fewest_steps(dataclasses.replace(run, max_steps=1), [5]) == [[[0]], [[0]], [[0]]]
 
 
