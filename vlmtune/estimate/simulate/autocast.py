@@ -80,10 +80,10 @@ def _off():
     return torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(KEY))
 
 
-def in_16_bits(*values):
+def in_16_bits(*values) -> list:
     """Return tensors as an operation of `IN_16_BITS` takes them; others as they are. For tensors without storage."""
     if not torch.is_autocast_enabled(STATE):
-        return values
+        return list(values)
     with _off():
         return [_cast(value, partial(_to, torch.get_autocast_dtype(STATE))) for value in reversed(values)][::-1]
 
@@ -128,9 +128,13 @@ def _operation(name: str) -> torch._ops.OpOverload:
 
 def _inputs(cast: Callable[[Tensor], Tensor]) -> Callable:
     def rule(name: str, args: tuple, kwargs: dict):
-        # The compiler evaluates the arguments of torch's own call from the last to the first.
+        # As compiled, torch's own call makes its arguments from the last to the first, and drops them the other way.
         kwargs = {key: _cast(value, cast) for key, value in reversed(kwargs.items())}
-        return _run(name, tuple(_cast(value, cast) for value in reversed(args))[::-1], kwargs)
+        values = [_cast(value, cast) for value in reversed(args)]
+        out = _run(name, tuple(reversed(values)), kwargs)
+        while values:
+            values.pop()
+        return out
 
     return rule
 
