@@ -9,7 +9,7 @@ from tiny.rows import TinyModel
 
 from vlmtune.data.collate import WHERE
 from vlmtune.engine.trainer import LengthGroupedOrder
-from vlmtune.estimate.simulate.steps import collated, fewest_steps, first_steps, telling_steps
+from vlmtune.estimate.simulate.steps import FIRST_BATCHES, collated, fewest_steps, first_steps, telling_steps
 
 LENGTHS = [3, 9, 5, 7, 4]
 
@@ -66,6 +66,20 @@ def test_the_steps_of_a_run_that_need_most_are_among_the_telling_ones(plan):
     behind = max(lengths[row] for step in every[1:] for (row,) in step[1:])
     assert max(length for step in sizes[1:] for length in step[1:]) == behind
     assert all(any(set(map(tuple, step)) <= set(map(tuple, one)) for one in every) for step in told)
+
+
+def test_where_segments_do_not_grow_the_first_batches_of_the_run_come_first(plan):
+    lengths = [random.Random(0).randint(10, 99) for _ in range(60)]
+    run = changed(plan, gradient_accumulation_steps=5)
+    every, few = first_steps(run, lengths, 1000), telling_steps(run, lengths, True)
+    told = telling_steps(run, lengths, False)
+    *whole, last = told[: -len(few)]
+    assert (whole, last, told[-len(few) :]) == (every[:4], every[4][:4], few)
+    assert sum(map(len, [*whole, last])) == FIRST_BATCHES == 24
+    short = changed(plan, gradient_accumulation_steps=2, max_steps=12)
+    assert (
+        telling_steps(short, lengths, False) == first_steps(short, lengths, 12) != telling_steps(short, lengths, True)
+    )
 
 
 def test_in_one_epoch_the_longest_does_not_come_back(plan):

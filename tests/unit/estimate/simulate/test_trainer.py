@@ -37,7 +37,7 @@ SCALAR_BYTES = 8
 PLANS = [
     *((name, {}) for name in TINY),
     ("qwen3_vl", {"training": {"batch_size": 2, "optim": "adamw"}}),
-    ("smolvlm", {"training": {"method": "full"}, "hardware": {"mixed_precision": "bf16"}}),
+    ("paligemma", {"training": {"method": "full"}, "hardware": {"mixed_precision": "bf16"}}),
     ("llava", {"training": {"lora": {"dropout": 0.1}}, "hardware": {"gradient_checkpointing": False}}),
 ]
 
