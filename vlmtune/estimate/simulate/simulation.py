@@ -33,6 +33,7 @@ from vlmtune.plan.types import RunPlan
 
 CHECKED_STEP = 2
 """The first with a learning rate: warm-up starts at 0."""
+SCALAR_BYTES = 8
 Batch = dict[str, Tensor]
 Steps = list[list[Batch]]
 """Optimizer steps in their order, each with its micro-batches."""
@@ -130,6 +131,9 @@ class _Training:
     def __init__(self, model: nn.Module, plan: RunPlan, recorder: Recorder) -> None:
         self.model, self.plan, self.recorder = model, plan, recorder
         self.optimizer = build_optimizer(model, plan)
+        recorder.allocate(SCALAR_BYTES, OPTIMIZER, "sum of losses")
+        self.num_items = self.loss = self.norm = None
+        """The last ones, which the trainer keeps."""
 
     def run(self, steps: Steps, labelled: list[int], repeat: bool) -> None:
         """Record the steps; `labelled` has each one's labelled tokens."""
@@ -149,6 +153,9 @@ class _Training:
                 _first_step_check(self.model, recorder)
 
     def _forward_and_backward(self, batches: list[Batch], num_items: int) -> None:
+        last, self.num_items = self.num_items, self.recorder.allocate(SCALAR_BYTES, INPUTS, "labelled tokens")
+        if last is not None:
+            self.recorder.free(last)
         for batch in _different(batches):
             self.recorder.log.num_rows += len(batch["labels"])
             self.recorder.kind = INPUTS
@@ -158,11 +165,12 @@ class _Training:
             del inputs  # as in the trainer
             self.recorder.kind = GRADIENTS
             loss.backward()
+            self.loss = loss.detach()
 
     def _update(self) -> None:
         self.recorder.kind = OPTIMIZER
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        torch.nn.utils.clip_grad_norm_(trainable, self.plan.max_grad_norm)
+        self.norm = torch.nn.utils.clip_grad_norm_(trainable, self.plan.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -240,4 +240,5 @@ def test_a_trainer_that_takes_more_is_seen(fault, models, tmp_path, monkeypatch)
 def test_the_optimizer_s_states_are_there_during_an_evaluation(models, tmp_path):
     case = Case(models("qwen3_vl"), tmp_path, {"training": {"optim": "adamw"}})
     phases = phases_of(simulated(case.plan, case.steps))
-    assert phases["evaluation"].allocated_at_end_bytes == phases[f"step {NUM_STEPS}"].allocated_at_end_bytes
+    ends = {phase.allocated_at_end_bytes for name, phase in phases.items() if name not in ("load", "step 1")}
+    assert len(ends) == 1, "from the first step's end on"
