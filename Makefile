@@ -48,7 +48,7 @@ gpu-errors:  ## estimate them with the library versions that were measured and w
 	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 	.venv-oldest/bin/python tests/gpu/compare.py
 
-gpu: install  ## train the 81 cases on the GPU at hand and write what the allocator showed; about 13 minutes
+gpu: install  ## train the 98 cases on the GPU at hand and write what the allocator showed; about 17 minutes
 	$(BIN)/python tests/gpu/measure.py tests/gpu/measured/here.json vlmtune/catalog
 
 gpu-cap: install  ## train plans under a cap a little above and below their estimate, on the GPU at hand; about five minutes
