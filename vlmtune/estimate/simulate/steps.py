@@ -13,6 +13,9 @@ ROWS_LOOKED_AT = 200_000
 """In long runs the steps after that many rows are not looked at: the longest rows have met each other by then."""
 FEW_BATCHES = 12
 """A run of no more is simulated whole."""
+FIRST_BATCHES = 24
+"""So many are simulated in the order of the run where segments do not grow: what batches of other lengths leave cut up
+adds up, in measured runs until the 8th to 20th batch."""
 RowBatches = list[list[list[int]]]
 """Optimizer steps in their order, each with its micro-batches, each with the numbers of its rows."""
 
@@ -33,16 +36,22 @@ def steps_of_run(plan: RunPlan, lengths: list[int]) -> RowBatches:
     return list(islice(endless(), min(num_steps, max(2 * per_epoch, ROWS_LOOKED_AT // (size * accumulation)))))
 
 
-def telling_steps(plan: RunPlan, lengths: list[int]) -> RowBatches:
+def telling_steps(plan: RunPlan, lengths: list[int], expandable_segments: bool) -> RowBatches:
     """Return the steps by which the memory of a whole run is known: a short run's own, else those that need most.
 
     The first; then, once the optimizer's states exist, the one with the longest batch, and the one with the longest
     batch behind another, which finds gradients there. Of each the first batch, the longest behind it and the last.
-    What the other steps leave unused is taken from `fewest_steps`.
+    What the other steps leave unused is taken from `fewest_steps`. Without expandable segments the run's first batches
+    come before all that.
     """
     steps = steps_of_run(plan, lengths)
-    if sum(map(len, steps)) <= FEW_BATCHES:
+    if sum(map(len, steps)) <= (FEW_BATCHES if expandable_segments else FIRST_BATCHES):
         return steps
+    most = _steps_that_need_most(plan, lengths, steps)
+    return most if expandable_segments else [*_first_batches(steps), *most]
+
+
+def _steps_that_need_most(plan: RunPlan, lengths: list[int], steps: RowBatches) -> RowBatches:
     size, later = _sizes_of(lengths), range(1, len(steps))
     longest = max(later, key=lambda place: max(map(size, steps[place])), default=0)
     accumulating = max(later, key=lambda place: max(map(size, steps[place][1:]), default=0), default=0)
@@ -82,6 +91,17 @@ def _pieces(values: list, size: int) -> list[list]:
 def _sizes_of(lengths: list[int]) -> Callable[[list[int]], int]:
     """Return what gives the length to which the rows of a batch are padded."""
     return lambda batch: max(lengths[row] for row in batch)
+
+
+def _first_batches(steps: RowBatches) -> RowBatches:
+    """Return the first steps, the last of them cut short."""
+    first: RowBatches = []
+    for step in steps:
+        left = FIRST_BATCHES - sum(map(len, first))
+        if left <= 0:
+            break
+        first.append(step[:left])
+    return first
 
 
 def _thinned(step: list[list[int]], size: Callable[[list[int]], int]) -> list[list[int]]:

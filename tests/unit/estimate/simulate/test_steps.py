@@ -9,7 +9,7 @@ from tiny.rows import TinyModel
 
 from vlmtune.data.collate import WHERE
 from vlmtune.engine.trainer import LengthGroupedOrder
-from vlmtune.estimate.simulate.steps import collated, fewest_steps, steps_of_run, telling_steps
+from vlmtune.estimate.simulate.steps import FIRST_BATCHES, collated, fewest_steps, steps_of_run, telling_steps
 
 LENGTHS = [3, 9, 5, 7, 4]
 
@@ -54,7 +54,7 @@ def test_the_steps_of_a_run_that_need_most_are_among_the_telling_ones(plan):
     lengths = [random.Random(0).randint(10, 99) for _ in range(60)] + [500, 400, 399]
     run = changed(plan, gradient_accumulation_steps=4)
     every = steps_of_run(run, lengths)
-    told = telling_steps(run, lengths)
+    told = telling_steps(run, lengths, True)
     sizes = [[lengths[row] for (row,) in step] for step in told]
     assert (sizes[0][0], told[0][0]) == (500, every[0][0])
     assert len(told) <= 4 and all(len(step) <= 3 for step in told)
@@ -68,20 +68,32 @@ def test_the_steps_of_a_run_that_need_most_are_among_the_telling_ones(plan):
     assert all(any(set(map(tuple, step)) <= set(map(tuple, one)) for one in every) for step in told)
 
 
+def test_where_segments_do_not_grow_the_first_batches_of_the_run_come_first(plan):
+    lengths = [random.Random(0).randint(10, 99) for _ in range(60)]
+    run = changed(plan, gradient_accumulation_steps=5)
+    every, few = steps_of_run(run, lengths), telling_steps(run, lengths, True)
+    told = telling_steps(run, lengths, False)
+    *whole, last = told[: -len(few)]
+    assert (whole, last, told[-len(few) :]) == (every[:4], every[4][:4], few)
+    assert sum(map(len, [*whole, last])) == FIRST_BATCHES == 24
+    short = changed(plan, gradient_accumulation_steps=2, max_steps=12)
+    assert telling_steps(short, lengths, False) == steps_of_run(short, lengths) != telling_steps(short, lengths, True)
+
+
 def test_in_one_epoch_the_longest_does_not_come_back(plan):
     lengths = [*range(10, 40), 500]
-    *told, _ = telling_steps(changed(plan, gradient_accumulation_steps=4, num_epochs=1.0), lengths)
+    *told, _ = telling_steps(changed(plan, gradient_accumulation_steps=4, num_epochs=1.0), lengths, True)
     assert [lengths.index(500) in sum(step, []) for step in told] == [True] + [False] * (len(told) - 1)
 
 
 def test_a_short_run_is_taken_whole(plan):
     run = changed(plan, gradient_accumulation_steps=3, num_epochs=2.0)
-    assert telling_steps(run, LENGTHS) == steps_of_run(run, LENGTHS)
+    assert telling_steps(run, LENGTHS, True) == steps_of_run(run, LENGTHS)
 
 
 def test_a_run_of_one_step(plan):
     run = changed(plan, gradient_accumulation_steps=8)
-    assert telling_steps(dataclasses.replace(run, max_steps=1), [5]) == [[[0]]]
+    assert telling_steps(dataclasses.replace(run, max_steps=1), [5], True) == [[[0]]]
     assert fewest_steps(dataclasses.replace(run, max_steps=1), [5]) == [[[0]], [[0]], [[0]]]
 
 
