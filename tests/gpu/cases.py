@@ -9,16 +9,23 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import TINY
+from tiny.packed import WEIGHTS
 from transformers import ProcessorMixin
 
+from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.data.samples import read_samples
 from vlmtune.data.types import Sample
 from vlmtune.families.standin import standin_processor
 from vlmtune.hub.source import ModelSource, open_model
+from vlmtune.models.build import weightless_base
 from vlmtune.models.tiny import set_token_ids
+from vlmtune.plan.decide import make_plan
+from vlmtune.plan.types import Device
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class Case:
     """Config values by dotted key."""
     from_checkpoint: bool = False
     """Whether weights are loaded from files, as users' are, or made on the card."""
+    packed: bool = False
+    """Whether these files are in 4 bits already."""
     rows: int = 4
     mixed_images: bool = False
     """Whether images have half to all of `image_px`, or all have the same size."""
@@ -64,6 +73,8 @@ def prepare(case: Case, catalogue: Path, folder: Path) -> tuple[TrainingConfig, 
     folder.mkdir(parents=True, exist_ok=True)
     _write_model(catalogue / case.model, folder / "model")
     _write_rows(case, folder)
+    if case.packed:
+        _name_packed_layers(config_of(replace(case, settings={}), folder))
     config = config_of(case, folder)
     return config, open_model(config.model.name, None, folder), read_samples(folder / "rows.jsonl").samples
 
@@ -79,7 +90,19 @@ def _write_model(source: Path, folder: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     processor.save_pretrained(folder)
-    (folder / "model.safetensors").touch()  # weights are made on the card
+    (folder / WEIGHTS).touch()  # weights are made on the card
+
+
+def _name_packed_layers(config: TrainingConfig) -> None:
+    """Let config.json and the names of tensors tell of 4 bits: a plan asks for no more; measuring writes the rest."""
+    folder = Path(config.model.name)
+    plan = make_plan(config, open_model(config.model.name, None, folder), Device("cpu", "CPU", False))
+    layers = [name for name, tensor in weightless_base(plan).named_parameters() if state_of(tensor) is not None]
+    endings = ("quant_state.bitsandbytes__nf4", "nested_absmax")
+    save_file({f"{name}.{ending}": torch.zeros(1) for name in layers for ending in endings}, folder / WEIGHTS)
+    values = json.loads((folder / "config.json").read_text())
+    values["quantization_config"] = {"load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(values))
 
 
 def _own_processor(config: dict) -> ProcessorMixin:
@@ -289,3 +312,20 @@ CASES = (
     *BLIND,
     *(_uneven(case, TWELVE_STEPS) for case in (*UNEVEN, *BLIND_UNEVEN)),
 )
+
+HEAD_8BIT, KEPT = {"training.quantization.quantize_head": "8bit"}, {"model.cache_quantized": True}
+OPEN = (
+    Case("qwen25-7b-head8", QWEN25_7B, settings=HEAD_8BIT),
+    Case("qwen25-7b-head8-native", QWEN25_7B, expandable=False, settings=HEAD_8BIT),
+    Case("qwen25-7b-head8-long", QWEN25_7B, text_chars=1200, settings=HEAD_8BIT),
+    Case("llava-13b-head8", UNSEEN["llava-13b"], settings=HEAD_8BIT),
+    Case("qwen3-8b-head8-batch2", QWEN3_8B, settings={**HEAD_8BIT, "training.batch_size": 2}),
+    Case("smol-2b-head8-keep", SMOL_2B, settings={**HEAD_8BIT, **KEEP, **ONE_TILE}),
+    Case("qwen25-7b-head8-files", QWEN25_7B, settings=HEAD_8BIT, from_checkpoint=True),
+    Case("qwen3-2b-packed", QWEN3_2B, from_checkpoint=True, packed=True),
+    Case("qwen25-3b-packed-native", QWEN25_3B, expandable=False, from_checkpoint=True, packed=True),
+    Case("qwen25-7b-packed-head8", QWEN25_7B, settings=HEAD_8BIT, from_checkpoint=True, packed=True),
+    Case("llava-7b-packed", LLAVA_7B, from_checkpoint=True, packed=True),
+    Case("qwen3-4b-kept", QWEN3_4B, settings=KEPT, from_checkpoint=True),
+)
+"""Not measured yet. A kept base is quantised by the run that is measured: nothing is in the cache before it."""

@@ -28,7 +28,7 @@ from vlmtune.estimate.simulate.cuda import hidden_of  # noqa: E402
 from vlmtune.estimate.simulate.record import Log, Recorder  # noqa: E402
 from vlmtune.estimate.simulate.simulation import Load, Run, simulate  # noqa: E402
 from vlmtune.estimate.simulate.steps import RowBatches, collated, fewest_steps, telling_steps  # noqa: E402
-from vlmtune.estimate.simulate.weights import DYNAMIC_MAP_BYTES, add_adapters, load_checkpoint, quantise  # noqa: E402
+from vlmtune.estimate.simulate.weights import DYNAMIC_MAP_BYTES, add_adapters, loading_of, quantise  # noqa: E402
 from vlmtune.models.build import base_of, family_of  # noqa: E402
 from vlmtune.models.processor import load_processor  # noqa: E402
 from vlmtune.plan.decide import make_plan  # noqa: E402
@@ -77,7 +77,7 @@ def prepared(case: Case, folder: Path) -> Prepared:
     processor, family = load_processor(plan), family_of(plan)
     lengths = measure_rows(samples, processor, family, plan, source).total.tolist()
     rows = TuneDataset(samples, processor, family, plan)
-    load = load_checkpoint if case.from_checkpoint else weights_made_on_the_card
+    load = loading_of(plan) if case.from_checkpoint else weights_made_on_the_card
     return Prepared(plan, lengths, rows, Collator(processor), load, case.expandable)
 
 
@@ -102,7 +102,9 @@ def weights_made_on_the_card(model: nn.Module, recorder: Recorder) -> None:
             quantise(module.weight, "weights", recorder)
         for tensor in _plain(module):
             num_bytes = tensor.untyped_storage().nbytes()
-            if id(tensor) in known:  # a tied head gets numbers of its own until the end
+            if not tensor.is_floating_point():
+                recorder.add(tensor, "weights", "randint")
+            elif id(tensor) in known:  # a tied head gets numbers of its own until the end
                 value = _renewed(0, num_bytes, recorder)
             else:
                 raw = recorder.allocate(num_bytes, "load", "randn")

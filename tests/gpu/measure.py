@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import CASES, Case, prepare  # noqa: E402
+from gpu.cases import CASES, OPEN, Case, prepare  # noqa: E402
 from gpu.history import Marks, archive, packed, record  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
@@ -50,7 +50,10 @@ def random_weights(model: nn.Module, device: str) -> nn.Module:
             names = [name for name, _ in module.named_parameters(recurse=False)]
         for name in names:
             old = getattr(module, name)
-            value = torch.randn(old.shape, dtype=old.dtype, device=device) * 0.02
+            if old.is_floating_point():
+                value = torch.randn(old.shape, dtype=old.dtype, device=device) * 0.02
+            else:  # a head in 8 bits
+                value = torch.randint(-127, 128, old.shape, dtype=old.dtype, device=device)
             setattr(module, name, nn.Parameter(value, requires_grad=False))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.ones(buffer.shape, dtype=buffer.dtype, device=device))
@@ -74,8 +77,8 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
     _, total = torch.cuda.mem_get_info()
     loaded: dict[str, int] = {}
 
-    def build_model(plan):
-        model = build.build_model(plan)
+    def build_model(plan, **how):
+        model = build.build_model(plan, **how)
         loaded["load_peak_bytes"] = torch.cuda.max_memory_allocated()
         if cap_bytes is not None:
             torch.cuda.empty_cache()
@@ -90,9 +93,11 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
     with tempfile.TemporaryDirectory() as folder:
         config, source, samples = prepare(case, catalogue, Path(folder))
         if case.from_checkpoint:
-            subprocess.run([sys.executable, __file__, "--weights", config.model.name], check=True)
+            written = ["--packed" if case.packed else "--weights", config.model.name]
+            subprocess.run([sys.executable, __file__, *written], check=True)
+            os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")  # nothing is kept from run to run
         else:
-            build.load_base = lambda plan, quantized=True: random_weights(build.weightless_base(plan), plan.device)
+            build.load_base = lambda plan, **how: random_weights(build.weightless_base(plan), plan.device)
             engine.check_checkpoint = lambda plan: {}  # there are no files to check
         plan = make_plan(config, source, probe_device())
         if plan.method == "full":  # gigabytes of random numbers that nobody reads
@@ -134,10 +139,33 @@ def write_weights(folder: str) -> None:
     model.save_pretrained(folder)
 
 
+def write_packed(folder: str) -> None:
+    """Fill a folder that has a config.json with random weights in 4 bits: those that its plan would quantise."""
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+
+    config = json.loads((Path(folder) / "config.json").read_text())
+    del config["quantization_config"]
+    with tempfile.TemporaryDirectory() as whole:
+        (Path(whole) / "config.json").write_text(json.dumps(config))
+        write_weights(whole)
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=["lm_head"],
+        )
+        model = AutoModelForImageTextToText.from_pretrained(
+            whole, quantization_config=quantization, dtype=torch.bfloat16, device_map="cuda"
+        )
+    (Path(folder) / "model.safetensors").unlink()
+    model.save_pretrained(folder)
+
+
 def main() -> int:
     """Measure cases and write after each what is known; return 0 when all are measured."""
     asked = _arguments()
-    cases = [case for case in CASES if re.search(asked.names, case.name)]
+    cases = [case for case in (*CASES, *OPEN) if re.search(asked.names, case.name)]
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -191,10 +219,12 @@ def in_its_own_process(case: Case, catalogue: Path, out: Path, options: list[str
 if __name__ == "__main__":
     if sys.argv[1] == "--weights":
         write_weights(sys.argv[2])
+    elif sys.argv[1] == "--packed":
+        write_packed(sys.argv[2])
     elif sys.argv[1] == "--one":
         name, catalogue, out, *options = sys.argv[2:]
         cap = next((int(option) for option in options if option.isdigit()), None)
-        chosen = next(case for case in CASES if case.name == name)
+        chosen = next(case for case in (*CASES, *OPEN) if case.name == name)
         run(chosen, Path(catalogue), Path(out), cap, history="--history" in options)
     else:
         sys.exit(main())

@@ -78,8 +78,8 @@ class QuantizationSection(Section):
     """Quantise the quantisation constants too: 0.43 bit less per weight."""
     quantize_vision_tower: bool = True
     """Quantise the vision tower as well. Off: the tower stays 16-bit."""
-    quantize_head: bool = False
-    """Quantise the output head as well. One that shares the embedding's weights stays 16-bit, and the plan says so."""
+    quantize_head: Literal[False, True, "8bit"] = False
+    """Quantise the head as well, to 4 bits (`true`) or `8bit`. One that is the embedding too stays 16-bit."""
 
 
 class TrainingSection(Section):

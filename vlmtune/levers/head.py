@@ -1,4 +1,4 @@
-"""Head: the frozen output head in 4 bits."""
+"""Head: the frozen output head in 8 or in 4 bits."""
 
 from typing import TYPE_CHECKING
 
@@ -12,40 +12,59 @@ if TYPE_CHECKING:
     from vlmtune.plan.types import Device
 
 KEY = "training.quantization.quantize_head"
+IN_8_BITS = "8bit"
+SHARED = "the head shares the embedding's weights, which are looked up by row and stay as they are"
 
 
 def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:
-    if files := model.prequantised:
-        packed = files.packs(model.family.head)
-        agrees = packed == config.training.quantization.quantize_head
-        return Decision({}, () if agrees else (Choice(KEY, as_yaml(packed), AS_IN_FILES),))
     if config.training.method != "qlora":
         return Decision({})
-    packs, choices = config.training.quantization.quantize_head, ()
-    if packs and model.shares_embedding:
-        packs = False
-        reason = "the head shares the embedding's weights, which are looked up by row and stay as they are"
-        choices = (Choice(KEY, "false", reason),)
-    return Decision({"unquantized": () if packs else (model.family.head,)}, choices)
+    wish = config.training.quantization.quantize_head
+    head, choices = _possible(wish, model), ()
+    if head != wish:
+        choices = (Choice(KEY, as_yaml(head), SHARED if model.shares_embedding else AS_IN_FILES),)
+    unpacked = () if head is True or model.prequantised else (model.family.head,)
+    return Decision({"unquantized": unpacked, "head_8bit": head == IN_8_BITS}, choices)
+
+
+def _possible(wish: bool | str, model: ModelFacts) -> bool | str:
+    """Return what of a wish the model allows: files in 4 bits stay, and what they leave in 16 may be in 8."""
+    if model.prequantised and (model.prequantised.packs(model.family.head) or wish is True):
+        return model.prequantised.packs(model.family.head)
+    return False if model.shares_embedding else wish
+
+
+def _now(config: TrainingConfig, model: ModelFacts | None) -> bool | str | None:
+    """Return what the head is; None where no lever can change it."""
+    if config.training.method != "qlora" or (model and model.shares_embedding):
+        return None
+    if model and model.prequantised and model.prequantised.packs(model.family.head):
+        return None
+    return config.training.quantization.quantize_head
+
+
+def _eight_bits(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
+    return [{KEY: IN_8_BITS}] if _now(config, model) is False else []
 
 
 def _four_bits(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
-    applies = config.training.method == "qlora" and not config.training.quantization.quantize_head
-    can = model is None or not (model.shares_embedding or model.prequantised)
-    return [{KEY: True}] if applies and can else []
+    can = _now(config, model) in (False, IN_8_BITS) and not (model and model.prequantised)
+    return [{KEY: True}] if can else []
 
 
 def _more(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
-    packs = config.training.method == "qlora" and config.training.quantization.quantize_head
-    return [{KEY: False}] if packs and not (model and model.prequantised) else []
+    now = _now(config, model)
+    return [{KEY: False}] * (now in (True, IN_8_BITS)) + [{KEY: IN_8_BITS}] * (now is True)
 
 
 HEAD = Lever(
-    name="Output head in 4 bits",
+    name="Bits of the output head",
     keys=(KEY,),
-    costs="rounding of the frozen head",
+    costs="rounding of the frozen head, to 8 or to 4 bits",
     decide=_decide,
+    fields=("head_8bit",),
     savings=(
+        Saving(GivesUp.HEAD_ROUNDING, "the frozen output head in 8 bits: rounded", _eight_bits),
         # Unpacked at the peak, it can take more than it saves.
         Saving(GivesUp.HEAD_ROUNDING, "the frozen output head in 4 bits: rounded", _four_bits, may_cost_memory=True),
     ),

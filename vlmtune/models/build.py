@@ -24,6 +24,7 @@ from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
+from vlmtune.models.head import as_mapped, device_map, pack_head, waits_outside
 from vlmtune.models.kept import Tell, is_kept, kept_plan, load_kept, say
 from vlmtune.models.packed import (
     as_unpacked,
@@ -102,9 +103,10 @@ def load_base(plan: RunPlan, *, quantized: bool = True, tell: Tell = say) -> Pre
     Raises:
         VlmtuneError: the files are damaged or of another model, or memory does not hold what they hold.
     """
-    if quantized and plan.cache_quantized:
-        return load_kept(plan, _load, tell)
-    return _load(plan, quantized)
+    model = load_kept(plan, _load, tell) if quantized and plan.cache_quantized else _load(plan, quantized)
+    if quantized:
+        pack_head(model, plan, family_of(plan))
+    return model
 
 
 def _load(plan: RunPlan, quantized: bool = True) -> PreTrainedModel:
@@ -163,16 +165,17 @@ def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> 
         how = {"config": AutoConfig.from_pretrained(folder)}
         how["config"].quantization_config = files.quantization.to_dict()
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            **how,
-            dtype=DTYPES[plan.base_dtype],
-            device_map={"": plan.device},
-            attn_implementation=plan.attention,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below
-        )
+        with as_mapped():
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                **how,
+                dtype=DTYPES[plan.base_dtype],
+                device_map=device_map(plan, family_of(plan)),
+                attn_implementation=plan.attention,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below
+            )
     except (OSError, SafetensorError) as error:
         raise VlmtuneError(
             f"the model {folder} cannot be loaded: {str(error).splitlines()[0]}",
@@ -203,6 +206,7 @@ def weightless_base(plan: RunPlan) -> PreTrainedModel:
     model = _weightless(plan)
     if quantization := _quantization(plan, model):
         pack_nothing(model, quantization)
+    pack_head(model, plan, family_of(plan))
     _forbid_packing(model)
     return model
 
@@ -215,7 +219,9 @@ def _quantization(plan: RunPlan, described: PreTrainedModel) -> BitsAndBytesConf
     if plan.prequantised:
         files = open_model(plan.model, plan.revision, Path("/")).prequantised
         unpacked = unpacked_layers(described, files.packed, plan.unquantized, plan.model)
-    return quantization_of(plan.quant_type, plan.double_quant, unpacked, DTYPES[plan.base_dtype])
+    quantization = quantization_of(plan.quant_type, plan.double_quant, unpacked, DTYPES[plan.base_dtype])
+    quantization.llm_int8_enable_fp32_cpu_offload = waits_outside(plan)  # else a part on the CPU is refused
+    return quantization
 
 
 def _weightless(plan: RunPlan) -> PreTrainedModel:

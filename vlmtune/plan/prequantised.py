@@ -21,6 +21,8 @@ def refuse_other_bits(loaded: LoadedConfig, model: ModelFacts) -> None:
         tower.KEY: files.packs(model.family.vision),
         head.KEY: files.packs(model.family.head),
     }
+    if not there[head.KEY] and value_at(loaded.config, head.KEY) == head.IN_8_BITS:
+        del there[head.KEY]  # what the files leave in 16 bits can be rounded
     wrong = [
         VlmtuneError(
             f"{key}: {as_yaml(wish)}, and the files of {model.name}, in 4 bits already, have {as_yaml(value)}"

@@ -86,6 +86,8 @@ class RunPlan:
     choices: tuple[Choice, ...] = field(default=())
     prequantised: bool = False
     """The model's files are in 4 bits already, and say which layers are; those in `unquantized` cannot be."""
+    head_8bit: bool = False
+    """The output head is rounded to 8 bits; `unquantized` names it too."""
     cache_quantized: bool = False
     """The quantised base is kept in the user's cache, and taken from there."""
 

@@ -39,6 +39,8 @@ def test_keys_know_their_types():
     assert key_at(("model", "name")).default is REQUIRED
     assert key_at(("data", "image_size")).nullable
     assert key_at(("training", "optim")).choices == ("adamw", "adamw_8bit", "paged_adamw_8bit")
+    head = key_at(("training", "quantization", "quantize_head"))
+    assert (head.allowed, head.choices, head.nullable) == ("one of false, true, 8bit", ("false", "true", "8bit"), False)
 
 
 def test_the_table_has_one_row_a_key():

@@ -107,6 +107,11 @@ def test_a_head_of_its_own_may_be_quantised_and_the_embedding_may_not():
     tied = plan(training=wish, model={**QWEN, "tie_word_embeddings": True})
     assert tied.unquantized == ("lm_head",)
     assert reasons(tied)["training.quantization.quantize_head"].startswith("false: the head shares")
+    in_8 = {"quantization": {"quantize_head": "8bit"}}
+    assert (plan(training=in_8).unquantized, plan(training=in_8).head_8bit) == (("lm_head",), True)
+    tied = plan(training=in_8, model={**QWEN, "tie_word_embeddings": True})
+    assert not tied.head_8bit
+    assert reasons(tied)["training.quantization.quantize_head"].startswith("false: the head shares")
 
 
 def test_layers_that_recompute():

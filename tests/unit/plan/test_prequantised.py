@@ -83,8 +83,28 @@ def test_all_contradictions_are_told():
     assert len(error.value.problems) == 2
 
 
-def test_no_lever_offers_other_bits():
-    config, facts = loaded().config, SOURCE.facts("org/model")
-    offered = [step for _, saving in levers.savings() for step in saving.steps(config, facts, 512)]
-    offered += levers.more_memory(config, facts)
-    assert len(offered) >= 10 and not [values for values in offered if any(key.startswith(BITS) for key in values)]
+def offered(source: ModelSource, *words: str) -> list[dict]:
+    """What levers offer that is about bits."""
+    config, facts = loaded(*words).config, source.facts("org/model")
+    steps = [step for _, saving in levers.savings() for step in saving.steps(config, facts, 512)]
+    steps += levers.more_memory(config, facts)
+    assert len(steps) >= 10
+    return [values for values in steps if any(key.startswith(BITS) for key in values)]
+
+
+def test_levers_offer_no_other_bits_but_a_head_in_8():
+    in_8 = {f"{BITS}.quantize_head": "8bit"}
+    assert offered(SOURCE) == [in_8]
+    assert offered(SOURCE, f"{BITS}.quantize_head=8bit") == [{f"{BITS}.quantize_head": False}]
+    head = replace(FILES, packed=(*FILES.packed, "language_model.lm_head"))
+    assert offered(replace(SOURCE, prequantised=head)) == []
+
+
+def test_a_head_that_the_files_leave_in_16_bits_may_be_in_8():
+    refuse_other_bits(loaded(f"{BITS}.quantize_head=8bit"), SOURCE.facts("org/model"))
+    made = plan(SOURCE, f"{BITS}.quantize_head=8bit")
+    assert made.head_8bit and f"{BITS}.quantize_head" not in {choice.key for choice in made.choices}
+    in_4 = replace(SOURCE, prequantised=replace(FILES, packed=("lm_head",)))
+    with pytest.raises(VlmtuneError, match="quantize_head: 8bit, and the files of org/model"):
+        refuse_other_bits(loaded(f"{BITS}.quantize_head=8bit"), in_4.facts("org/model"))
+    assert not plan(in_4, f"{BITS}.quantize_head=8bit").head_8bit

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.estimate.simulate.record import Recorder
 from vlmtune.hub.source import open_model
 from vlmtune.models.build import DTYPES, base_of
+from vlmtune.models.head import Head8bit
 from vlmtune.models.kept import is_kept
 from vlmtune.plan.types import RunPlan
 
@@ -27,9 +29,14 @@ def loading_of(plan: RunPlan) -> Load:
         return load_packed
     if not plan.prequantised:
         return load_checkpoint
-    said = open_model(plan.model, plan.revision, Path("/")).config
-    stored_as = said.get("dtype", said.get("torch_dtype"))
-    return partial(load_packed, recast=stored_as != str(DTYPES[plan.base_dtype]).removeprefix("torch."))
+    said = _format_in_files(open_model(plan.model, plan.revision, Path("/")).config)
+    return partial(load_packed, recast=said not in (None, str(DTYPES[plan.base_dtype]).removeprefix("torch.")))
+
+
+def _format_in_files(config: dict[str, Any]) -> str | None:
+    """Return the format of a model's plain weights, such as bfloat16; None where its config.json does not say."""
+    sections = [config, config.get("text_config") or {}]
+    return next((part[key] for part in sections for key in ("dtype", "torch_dtype") if part.get(key)), None)
 
 
 def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
@@ -50,8 +57,8 @@ def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
             recorder.free(raw)
         else:
             recorder.add(tensor, "weights")
-    for _, buffer in base.named_buffers():
-        recorder.add(buffer, "weights")
+    _add_buffers(base, recorder)
+    _add_head(base, recorder)
     add_adapters(model, recorder)
 
 
@@ -80,17 +87,33 @@ def load_packed(model: nn.Module, recorder: Recorder, *, recast: bool = False) -
         if (state := state_of(stored[name])).nested:
             recorder.add(state.offset, "weights", "from_dict")
         recorder.free(handle)
-    for _, buffer in base.named_buffers():
-        recorder.add(buffer, "weights")
+    _add_buffers(base, recorder)
     for name, handle in raw.items():
         recorder.add(stored[name], "weights", "give_format")
         recorder.free(handle)
+    _add_head(base, recorder)
     add_adapters(model, recorder)
 
 
+def _add_buffers(base: nn.Module, recorder: Recorder) -> None:
+    for module in base.modules():
+        for buffer in module.buffers(recurse=False) if not isinstance(module, Head8bit) else ():
+            recorder.add(buffer, "weights")
+
+
+def _add_head(base: nn.Module, recorder: Recorder) -> None:
+    """Record a head in 8 bits: it is rounded in main memory, and comes to the device last."""
+    head = base.get_output_embeddings()
+    if isinstance(head, Head8bit):
+        for tensor in (head.weight, head.scale, *([] if head.bias is None else [head.bias])):
+            recorder.add(tensor, "weights", "pack_head")
+
+
 def _warmed_up(base: nn.Module, recorder: Recorder) -> dict[str, Tensor]:
-    """Record one block as large as all parameters, and return these by their names."""
-    stored = {name: tensor for name, tensor in base.named_parameters() if ".lora_" not in name}
+    """Record one block as large as all parameters that are loaded to the device, and return these by their names."""
+    head = base.get_output_embeddings()
+    packed = set(head.parameters()) if isinstance(head, Head8bit) else set()
+    stored = {name: tensor for name, tensor in base.named_parameters() if ".lora_" not in name and tensor not in packed}
     recorder.free(recorder.allocate(sum(t.untyped_storage().nbytes() for t in stored.values()), "load", "warm-up"))
     return stored
 

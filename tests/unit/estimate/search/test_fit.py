@@ -34,7 +34,7 @@ def needed_mib(config: TrainingConfig, billions: float = 4.0) -> float:
     quantised = training.method == "qlora"
     weights = billions * (520 if quantised else 2000)
     weights += 400 * (0.27 if quantised and training.quantization.quantize_vision_tower else 1)
-    weights += 600 * (0.27 if training.quantization.quantize_head else 1)
+    weights += 600 * {False: 1, "8bit": 0.5, True: 0.27}[training.quantization.quantize_head]
     state = 2 if training.optim == "paged_adamw_8bit" or training.optim is None else 8
     adapters = (billions * 1000 * 8 if training.method == "full" else training.lora.rank * 4) * (4 + state) / 4
     tokens = training.batch_size * (config.data.max_length + (config.data.image_size or 1280) ** 2 / 1024)
@@ -197,11 +197,25 @@ def test_a_lever_that_the_model_does_not_have_is_not_pulled():
     assert "image_size" not in words and "quantize_head" not in words and "max_length=128" in words
 
 
+def test_the_head_is_rounded_to_8_bits_before_it_is_to_4():
+    after = {}
+    for saved_mib in (250, 400):
+        fit = Simulator("8gb", needed_mib(config_with("8gb")) - saved_mib).fit()
+        assert fit.fits
+        (after[saved_mib],) = (word for word in fit.words if "quantize_head" in word)
+        reason = next(change.reason for change in fit.changes if "training.quantization.quantize_head" in change.values)
+        assert reason == f"the frozen output head in {4 if saved_mib == 400 else 8} bits: rounded"
+    assert after == {
+        250: "training.quantization.quantize_head=8bit",
+        400: "training.quantization.quantize_head=true",
+    }
+
+
 def test_a_head_that_takes_more_when_unpacked_is_left_alone():
     class Unpacked(Simulator):
         def __call__(self, values):
             report = super().__call__(values)
-            if not values.get("training.quantization.quantize_head"):
+            if values.get("training.quantization.quantize_head") is not True:
                 return report
             peak = report.peak_reserved_bytes + 700 * MIB
             return dataclasses.replace(report, peak_reserved_bytes=peak, fits=peak <= report.budget_bytes)

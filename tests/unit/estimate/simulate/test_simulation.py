@@ -1,5 +1,6 @@
 """The step simulated without weights takes what the same step takes on a real CPU, for every family."""
 
+import dataclasses
 import gc
 
 import pytest
@@ -32,7 +33,7 @@ ON_ONE = [
     {"hardware": {"checkpointed_layers": 1}},
     {"training": {"batch_size": 4}, "hardware": {"checkpointed_layers": 1}},
 ]
-HEAD_4BIT = {"training": {"quantization": {"quantize_head": True}}}
+HEAD_4BIT, HEAD_8BIT = ({"training": {"quantization": {"quantize_head": wish}}} for wish in (True, "8bit"))
 PUTS_16_INTO_32 = ("idefics3", "smolvlm")
 """With transformers before 5.23 their code writes 16-bit features into fp32, which autocast allows on a GPU alone."""
 FULL_16BIT = {"training": {"method": "full"}, "hardware": {"mixed_precision": "bf16"}}
@@ -40,7 +41,7 @@ UNTIED = ("llava", "qwen2_5_vl", "smolvlm")
 PLANS = [
     *((name, sections) for name in TINY for sections in EVERYWHERE),
     *(("qwen3_vl", sections) for sections in ON_ONE),
-    *((name, HEAD_4BIT) for name in UNTIED),
+    *((name, sections) for name in UNTIED for sections in (HEAD_4BIT, HEAD_8BIT)),
     *((name, FULL_16BIT) for name in TINY if name not in PUTS_16_INTO_32),
     ("llava", {**HEAD_4BIT, "hardware": {"mixed_precision": "bf16", "checkpointed_layers": 1}}),
 ]
@@ -60,6 +61,24 @@ def test_simulated_peak_is_the_real_one(name, sections, models, tmp_path):
     real = peak_bytes(record_steps(build_model(plan).train(), plan, Run(steps, load=None)))
     simulated = peak_bytes(simulate(plan, Run(steps, load=None)))
     assert simulated == pytest.approx(real, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "no"])
+def test_a_head_in_parts_is_simulated_event_for_event(dtype, models, tmp_path, monkeypatch):
+    """Each part is unpacked, multiplied and given back before the next one, in both directions."""
+    from vlmtune.models import head
+
+    part_bytes = 64 * 64 * 4
+    monkeypatch.setattr(head, "PART_BYTES", part_bytes)
+    sections = {**HEAD_8BIT, "hardware": {"mixed_precision": dtype}}
+    plan, steps = plan_and_steps(models("llava"), tmp_path, sections, num_steps=1)
+    plan = dataclasses.replace(plan, loss_chunk_tokens=8)
+    logs = [record_steps(build_model(plan).train(), plan, Run(steps, load=None)), simulate(plan, Run(steps, load=None))]
+    events = [[(size, log.tags[handle][1]) for handle, size in log.events if handle > 0 and size > 512] for log in logs]
+    of_step = [[event for event in one if event[1] != "load"] for one in events]
+    assert of_step[0] == of_step[1] and len(of_step[0]) >= 500
+    unpacked = of_step[0].count((part_bytes, "aten._to_copy.default"))
+    assert unpacked >= 12, "parts of each chunk, there, again and back"
 
 
 @pytest.mark.parametrize(("name", "accumulation"), [("qwen3_vl", 1), ("paligemma", 2), ("smolvlm", 3)])

@@ -55,7 +55,12 @@ ON_ONE = [
     {"hardware": {"gradient_checkpointing": False}},
     {"hardware": {"mixed_precision": "bf16"}},
 ]
-CASES = [*((name, {}) for name in TINY), *(("qwen3_vl", sections) for sections in ON_ONE)]
+HEAD_8BIT = {"training": {"quantization": {"quantize_head": "8bit"}}}
+CASES = [
+    *((name, {}) for name in TINY),
+    *(("qwen3_vl", sections) for sections in ON_ONE),
+    *((name, HEAD_8BIT) for name in ("llava", "smolvlm")),
+]
 aten = torch.ops.aten
 
 

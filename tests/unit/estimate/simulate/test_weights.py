@@ -1,5 +1,7 @@
 """What loading allocates on the way to the weights, and what it leaves."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny.packed import save_packed
@@ -110,6 +112,24 @@ def test_what_stays_of_it_is_what_stays_of_a_base_that_was_quantised(tiny, tmp_p
     assert sorted(live(log).values()) == left
 
 
+@pytest.mark.parametrize(
+    ("config", "recast"),
+    [
+        ({"dtype": "bfloat16"}, True),
+        ({"torch_dtype": "float32"}, False),
+        ({"text_config": {"dtype": "float16"}}, True),
+        ({"text_config": {"torch_dtype": "float32"}}, False),
+        ({"text_config": None}, False),
+        ({}, False),
+    ],
+)
+def test_the_config_says_which_format_files_have_in_either_place(config, recast, monkeypatch):
+    source = SimpleNamespace(config=config)
+    monkeypatch.setattr("vlmtune.estimate.simulate.weights.open_model", lambda *args: source)
+    plan = SimpleNamespace(prequantised=True, cache_quantized=False, model="", revision=None, base_dtype="fp32")
+    assert loading_of(plan).keywords == {"recast": recast}
+
+
 def test_files_of_another_format_are_there_twice_for_a_moment(tiny, tmp_path):
     _, model, log = packed_load(tiny, tmp_path, dtype=torch.bfloat16)
     plain = [
@@ -122,3 +142,24 @@ def test_files_of_another_format_are_there_twice_for_a_moment(tiny, tmp_path):
     _, _, same = packed_load(tiny, tmp_path)
     assert sorted(live(log).values()) == sorted(live(same).values())
     assert not [tag for tag in same.tags.values() if tag[1] == "give_format"]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["16-bit files", "4-bit files"])
+def test_a_head_in_8_bits_comes_last_and_never_was_there_in_16(tiny, tmp_path, packed):
+    sections = {"training": {"quantization": {"quantize_head": "8bit"}}}
+    folder = save_packed(tiny.folder, tmp_path / "packed") if packed else tiny.folder
+    plan, plain = tiny_plan(folder, **sections), tiny_plan(folder)
+    logs = []
+    for one in (plan, plain):
+        model, recorder = build_model(one, weights="none"), Recorder()
+        loading_of(one)(model, recorder)
+        logs.append(recorder.log)
+    head = base_of(build_model(plan, weights="none")).get_output_embeddings()
+    sizes = [[(size, log.tags[handle][1]) for handle, size in log.events if handle > 0] for log in logs]
+    without = [entry for entry in sizes[0] if entry[1] not in ("lora", "warm-up")]
+    assert without[-2:] == [(head.weight.nbytes, "pack_head"), (head.scale.nbytes, "pack_head")]
+    expected = [entry for entry in sizes[1] if entry[1] not in ("lora", "warm-up")]
+    expected.remove((head.weight.nbytes * 4, "load"))  # the tiny model's numbers are fp32
+    assert sorted(without[:-2]) == sorted(expected)
+    warmed_up = [entry[0] for one in sizes for entry in one if entry[1] == "warm-up"]
+    assert warmed_up[1] - warmed_up[0] == head.weight.nbytes * 4
