@@ -34,7 +34,7 @@ def fake_estimate(config, source, target, *, fast=False) -> MemoryReport:
         "optimizer": 5 * MIB * (4 if training.optim == "adamw" else 1),
         "saved activations": tokens * training.batch_size * MIB // 4,
         "logits and loss": 40 * MIB,
-        "dequantised weights": 900 * MIB if training.quantization.quantize_head else 0,
+        "dequantised weights": 900 * MIB if training.quantization.quantize_head is True else 0,
         "other": 7 * MIB,
         "reserved but free (fragmentation)": 30 * MIB,
         "CUDA context": target.card.context_bytes,
