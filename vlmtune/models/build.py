@@ -1,5 +1,6 @@
 """RunPlan → model ready to train: load → quantise → freeze → adapt. No other file loads models or attaches adapters."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from vlmtune.families import FAMILIES
 from vlmtune.families.base import Family
 from vlmtune.families.generic import NAME as GENERIC
 from vlmtune.families.generic import generic_family
-from vlmtune.hub.download import checkpoint_folder
+from vlmtune.hub.download import checkpoint_folder, tensor_names
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
@@ -146,14 +147,13 @@ def check_checkpoint(plan: RunPlan) -> None:
 
 def _checked_files(plan: RunPlan, folder: Path) -> _Files:
     described, stored = _weightless(plan), stored_tensors(folder)
-    if plan.prequantised:
-        stored = as_unpacked(stored, folder)
-    elif packed_weights(stored):
+    packed = packed_weights(stored)
+    if packed and not plan.prequantised:
         raise VlmtuneError(
             f"the files of {folder} are in 4 bits, of which its config.json says nothing",
             "download config.json again: it must be the one that was saved with them",
         )
-    quantization = _quantization(plan, described)
+    quantization, stored = _quantization(plan, described, packed), as_unpacked(stored, folder)
     refuse_other_tensors(described, stored, folder)
     return _Files(stored, described, quantization)
 
@@ -165,7 +165,7 @@ def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> 
         how = {"config": AutoConfig.from_pretrained(folder)}
         how["config"].quantization_config = files.quantization.to_dict()
     try:
-        with as_mapped():
+        with as_mapped(plan):
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 **how,
@@ -204,21 +204,21 @@ def _name_image_token(model: PreTrainedModel, plan: RunPlan) -> None:
 def weightless_base(plan: RunPlan) -> PreTrainedModel:
     """Return the base model as `load_base` would, on the meta device: shapes and number formats, no storage."""
     model = _weightless(plan)
-    if quantization := _quantization(plan, model):
+    packed = packed_weights(tensor_names(plan.model, plan.revision)) if plan.prequantised else ()
+    if quantization := _quantization(plan, model, packed):
         pack_nothing(model, quantization)
     pack_head(model, plan, family_of(plan))
     _forbid_packing(model)
     return model
 
 
-def _quantization(plan: RunPlan, described: PreTrainedModel) -> BitsAndBytesConfig | None:
-    """Return how the base is packed, or was when its files were made."""
+def _quantization(plan: RunPlan, described: PreTrainedModel, packed: Collection[str]) -> BitsAndBytesConfig | None:
+    """Return how the base is packed, or was when its files were made, which have these `packed` weights."""
     if plan.quant_type is None:
         return None
     unpacked = list(plan.unquantized)
     if plan.prequantised:
-        files = open_model(plan.model, plan.revision, Path("/")).prequantised
-        unpacked = unpacked_layers(described, files.packed, plan.unquantized, plan.model)
+        unpacked = unpacked_layers(described, packed, plan.unquantized, plan.model)
     quantization = quantization_of(plan.quant_type, plan.double_quant, unpacked, DTYPES[plan.base_dtype])
     quantization.llm_int8_enable_fp32_cpu_offload = waits_outside(plan)  # else a part on the CPU is refused
     return quantization

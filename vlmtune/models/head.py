@@ -5,7 +5,7 @@ at the peak takes twice what the head has saved.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,6 @@ def device_map(plan: RunPlan, family: Family) -> dict[str, str]:
     return {"": plan.device} | ({family.head: "cpu"} if waits_outside(plan) else {})
 
 
-def as_mapped() -> AbstractContextManager:
+def as_mapped(plan: RunPlan) -> AbstractContextManager:
     """Return a context in which loading leaves each weight where its device map puts it."""
-    return ACCELERATE_DISPATCH.replaced(lambda *args, **kwargs: None)
+    return ACCELERATE_DISPATCH.replaced(lambda *args, **kwargs: None) if waits_outside(plan) else nullcontext()

@@ -117,7 +117,7 @@ def misshapen(model: nn.Module) -> list[str]:
 
 
 def unpacked_layers(model: PreTrainedModel, packed: Collection[str], never: tuple[str, ...], where: str) -> list[str]:
-    """Return what of an unquantised model is not among the `packed` layers of its files, as transformers reads names.
+    """Return what of an unquantised model is not among the `packed` weights of its files, as transformers reads names.
 
     It reads each as the start of a path, as its end, or as an expression; hence one expression that allows no more.
 
@@ -125,7 +125,7 @@ def unpacked_layers(model: PreTrainedModel, packed: Collection[str], never: tupl
         VlmtuneError: a packed layer of the files is no linear layer here, is taken apart while loading, or is one of
             those that are `never` computed in 4 bits (ends of paths).
     """
-    found, converted = names_in_memory(model, [f"{name}.weight" for name in packed])
+    found, converted = names_in_memory(model, packed)
     linear = {name for name, module in model.named_modules() if type(module) is nn.Linear}
     paths = {name.removesuffix(".weight") for name in found}
     barred = {path for path in paths if path.endswith(never)}
@@ -145,7 +145,7 @@ def packed_weights(stored: Iterable[str]) -> dict[str, str]:
 
 
 def as_unpacked(stored: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of files in 4 bits as those of the model: a packed weight in its full shape, no constants.
+    """Return the tensors of files as those of the model: a packed weight in its full shape, and no constants.
 
     Raises:
         VlmtuneError: constants are missing or of another size, or the blocks are.

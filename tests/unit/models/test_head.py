@@ -161,7 +161,8 @@ def test_on_a_card_it_waits_in_main_memory_in_16_bits(packed, models, tmp_path, 
     assert head.device_map(on_card, tiny.family) == {"": "cuda", "lm_head": "cpu"}
     assert head.device_map(plan, tiny.family) == {"": "cpu"}
     monkeypatch.setattr(build, "device_map", lambda *args: {"": "cpu:0", "lm_head": "cpu"})
-    monkeypatch.setattr(build, "waits_outside", lambda plan: True)
+    for module in (build, head):
+        monkeypatch.setattr(module, "waits_outside", lambda plan: True)
     waiting = []
     monkeypatch.setattr(build, "pack_head", lambda model, *_: waiting.append(model.get_output_embeddings()))
     base = load_base(plan)
