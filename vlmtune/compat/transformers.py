@@ -20,6 +20,12 @@ DTYPE_PLAN = Attribute(
     "in fp16, loading keeps parts of some models in fp32, and building from a config does not.",
     read_by="transformers.PreTrainedModel.from_pretrained",
 )
+ACCELERATE_DISPATCH = Name(
+    TRANSFORMERS,
+    "transformers.modeling_utils.accelerate_dispatch",
+    "of a model with parts on the CPU, accelerate would take each whole part to the card whenever it is used.",
+    read_by="transformers.PreTrainedModel.from_pretrained",
+)
 IS_LOADED_IN_4BIT = Attribute(
     TRANSFORMERS,
     "transformers.PreTrainedModel",

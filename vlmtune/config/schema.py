@@ -136,6 +136,10 @@ class HardwareSection(Section):
     """Recompute activations instead of keeping them: much less memory, and the layers' forward pass once more."""
     checkpointed_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Recompute only the language model's first layers, this many; the others keep theirs: faster. Default: all."""
+    offload_activations: bool = False
+    """Keep what the layers that recompute start from in main memory: less memory, and two copies over the bus a layer."""
+    offload_embeddings: bool | None = None
+    """Keep embedding tables in main memory and look rows up there. Default: on a GPU wherever the model allows it."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     on_oom: Literal["error", "retry"] = "error"
@@ -179,6 +183,11 @@ class TrainingConfig(Section):
             found.append(
                 "hardware.checkpointed_layers: no layer recomputes with hardware.gradient_checkpointing: false; "
                 "keep one of the two"
+            )
+        if self.hardware.offload_activations and not self.hardware.gradient_checkpointing:
+            found.append(
+                "hardware.offload_activations: layers start from nothing kept with hardware.gradient_checkpointing: "
+                "false; keep one of the two"
             )
         if training.quantization.quantize_head and training.method != "qlora":
             found.append(
