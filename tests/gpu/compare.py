@@ -100,6 +100,8 @@ def weights_made_on_the_card(model: nn.Module, recorder: Recorder) -> None:
             values = _renewed(values, num_bytes, recorder)
             quantise(module.weight, "weights", recorder)
         for tensor in _plain(module):
+            if recorder.main_memory.holds(tensor):
+                continue
             num_bytes = tensor.untyped_storage().nbytes()
             if id(tensor) in known:  # a tied head gets numbers of its own until the end
                 value = _renewed(0, num_bytes, recorder)

@@ -32,7 +32,7 @@ from vlmtune.engine.runtime import collector_paused
 from vlmtune.engine.train import RunRows, build_running
 from vlmtune.estimate.allocator.peaks import phases_of
 from vlmtune.estimate.simulate.record import ACTIVATIONS, GRADIENTS, WORKSPACES, Log, Recorder, Workspaces
-from vlmtune.estimate.simulate.simulation import Run, add_residents, simulate
+from vlmtune.estimate.simulate.simulation import Run, add_residents, recorder_of, simulate
 from vlmtune.estimate.simulate.steps import collated, steps_of_run
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.build import base_of, build_model
@@ -55,7 +55,12 @@ ON_ONE = [
     {"hardware": {"gradient_checkpointing": False}},
     {"hardware": {"mixed_precision": "bf16"}},
 ]
-CASES = [*((name, {}) for name in TINY), *(("qwen3_vl", sections) for sections in ON_ONE)]
+UNTIED = ("idefics3", "instructblip", "llava", "qwen", "qwen2_5_vl", "smolvlm")
+CASES = [
+    *((name, {}) for name in TINY),
+    *(("qwen3_vl", sections) for sections in ON_ONE),
+    *((name, {"hardware": {"offload_embeddings": True}}) for name in UNTIED),
+]
 aten = torch.ops.aten
 
 
@@ -136,16 +141,15 @@ class Case:
 
     def trained(self, monkeypatch) -> Log:
         """What the run allocates."""
-        recorder = Recorder(hidden)
-        device = Device(recorder)
         model = build_model(self.plan)
+        recorder = recorder_of(model, self.plan, hidden)
+        device = Device(recorder)
         monkeypatch.setattr(TuneDataset, "__getitem__", device.in_main_memory(TuneDataset.__getitem__))
         monkeypatch.setattr(Collator, "__call__", device.in_main_memory(Collator.__call__))
         rows = RunRows(self.rows, self.val, self.lengths, self.collator)
         with (self.folder / "shown").open("w") as shown, LiveView("run", Console(file=shown)) as view:
             running = build_running(self.plan, model, RunFolder.create(self.folder / "run"), view, rows)
             running.trainer.add_callback(Phases(recorder.log))
-            recorder.vocabulary = base_of(model).get_output_embeddings().out_features
             recorder.log.begin("load")
             add_residents(model, self.plan, recorder)
             try:
