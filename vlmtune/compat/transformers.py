@@ -40,6 +40,13 @@ CHECKPOINTING_ENABLE = Attribute(
     "newer versions warn about the old name.",
     older="gradient_checkpointing_enable",
 )
+SAVE_ON_CPU = Name(
+    TRANSFORMERS,
+    "transformers.modeling_utils.save_on_cpu",
+    "what layers recompute from goes to main memory through it; the simulation lets it pin where there is no GPU.",
+    takes="pin_memory, device_type",
+    read_by="transformers.PreTrainedModel",
+)
 GRADIENT_CHECKPOINTING_LAYER = Name(
     TRANSFORMERS,
     "transformers.modeling_layers.GradientCheckpointingLayer",

@@ -137,7 +137,7 @@ class HardwareSection(Section):
     checkpointed_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Recompute only the language model's first layers, this many; the others keep theirs: faster. Default: all."""
     offload_activations: bool = False
-    """Keep what the layers that recompute start from in main memory: less memory, and two copies over the bus a layer."""
+    """Keep what layers recompute from in main memory: less on the card, and two copies over the bus for each layer."""
     offload_embeddings: bool | None = None
     """Keep embedding tables in main memory and look rows up there. Default: on a GPU wherever the model allows it."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None

@@ -181,10 +181,14 @@ class Recorder(TorchDispatchMode):
         return RECOMPUTED if self.kind == GRADIENTS and torch.is_grad_enabled() else self.kind
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        """Run the operation, moved to where its tensors are, and record what it made."""
+        """Run the operation where its tensors are, and record what it made on the card."""
         kwargs = dict(kwargs or {})
         if self.main_memory.takes_part(operation, args, kwargs):
             return self._run_in_main_memory(operation, args, kwargs)
+        return self._run(operation, args, kwargs)
+
+    def _run(self, operation, args: tuple, kwargs: dict):
+        """Run the operation, its tensors moved to one place, and record what it made."""
         if operation is TO_COPY and only_moves(args[0], kwargs):
             return args[0].view_as(args[0])
         args, kwargs = placed(operation, args, kwargs)
