@@ -162,7 +162,7 @@ def test_a_retry_after_running_out_of_memory_takes_it(toy, monkeypatch):
     from vlmtune.workflow.attempts import _next_change
     from vlmtune.workflow.job import Job
 
-    loaded = preset_config("org/model", "8gb", ["training.max_grad_norm=1.0"])
+    loaded = preset_config("org/model", "8gb", ["training.max_grad_norm=1.0", "hardware.offload_activations=true"])
     job = Job(loaded, None, SOURCE, None)
     assert _next_change(None, job, None, has_checkpoint=True) == {"training.max_grad_norm": 0.1}
     monkeypatch.setattr(levers, "LEVERS", levers.LEVERS[:-1])

@@ -54,8 +54,10 @@ class ModelFacts:
     @cached_property
     def shares_embedding(self) -> bool:
         """Whether the output head is the embedding, which is looked up by row and cannot be quantised."""
-        if (said := self.config.get("tie_word_embeddings")) is not None:
-            return bool(said)
+        said, text = self.config.get("tie_word_embeddings"), self.config.get("text_config") or {}
+        if said is not None and text.get("tie_word_embeddings", said) == said:
+            return said
+        # Where they differ, some classes go by the one, some by the other.
         return bool(getattr(self._library, "tie_word_embeddings", False))
 
     @cached_property

@@ -59,7 +59,7 @@ def recompute_first(num_layers: int | None) -> Values:
 
 def _offload(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
     offloads = config.hardware.offload_activations and config.hardware.checkpointed_layers is None
-    return [] if offloads else [{ON: True, LAYERS: None, OFFLOAD: True}]
+    return [] if offloads else [not_yet(config, {ON: True, LAYERS: None, OFFLOAD: True})]
 
 
 def _all_layers(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:

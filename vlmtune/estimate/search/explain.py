@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vlmtune import levers
 from vlmtune.config.schema import TrainingConfig
-from vlmtune.config.values import Values, not_yet, words_of
+from vlmtune.config.values import Values, words_of
 from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.report import MemoryReport
 from vlmtune.families.facts import ModelFacts
@@ -55,5 +55,5 @@ def price_levers(
 def _every_change(config: TrainingConfig, before: MemoryReport, model: ModelFacts | None) -> list[Values]:
     """Return the values of every change that applies: the next step of each saving, then what costs memory."""
     saving = [saving.steps(config, model, before.tokens["text"])[:1] for _, saving in levers.savings()]
-    steps = [not_yet(config, step) for first in saving for step in first] + levers.more_memory(config, model)
+    steps = [step for first in saving for step in first] + levers.more_memory(config, model)
     return list({words_of(values): values for values in steps}.values())
