@@ -186,8 +186,8 @@ class TrainingConfig(Section):
             )
         if self.hardware.offload_activations and not self.hardware.gradient_checkpointing:
             found.append(
-                "hardware.offload_activations: layers start from nothing kept with hardware.gradient_checkpointing: "
-                "false; keep one of the two"
+                "hardware.offload_activations: no layer recomputes with hardware.gradient_checkpointing: false; "
+                "keep one of the two"
             )
         if training.quantization.quantize_head and training.method != "qlora":
             found.append(

@@ -39,7 +39,8 @@ def needed_mib(config: TrainingConfig, billions: float = 4.0) -> float:
     adapters = (billions * 1000 * 8 if training.method == "full" else training.lora.rank * 4) * (4 + state) / 4
     tokens = training.batch_size * (config.data.max_length + (config.data.image_size or 1280) ** 2 / 1024)
     kept = LAYERS if not hardware.gradient_checkpointing else LAYERS - (hardware.checkpointed_layers or LAYERS)
-    return 200 + weights + adapters + tokens * (0.6 + 0.25 * kept)
+    started_from = 0 if hardware.offload_activations else 0.01 * (LAYERS - kept)
+    return 200 + weights + adapters + tokens * (0.6 + 0.25 * kept + started_from)
 
 
 def report_of(config: TrainingConfig, budget_mib: float, billions: float = 4.0) -> MemoryReport:
@@ -129,6 +130,20 @@ def test_with_room_no_quality_is_given_up_and_the_rest_buys_speed(preset):
     assert size == before.training.batch_size or size / 2 * row < 4096, "no more rows than keep a card busy"
     assert size * row >= 4096 or after.training.gradient_accumulation_steps == 1
     assert [change.reason for change in fit.changes if not change.reason.startswith("memory is left")] == []
+
+
+def test_what_layers_recompute_from_leaves_the_card_before_anything_is_given_up_and_comes_back_first():
+    config, key = config_with("8gb"), "hardware.offload_activations"
+    needed, least = needed_mib(config), needed_mib(changed(config, {key: True}))
+    fit = Simulator("8gb", (needed + least) / 2).fit()
+    assert fit.fits and fit.words == (f"{key}=true",)
+    wished = preset_config("org/model", "8gb", [f"{key}=true"]).config
+
+    def estimate(values: Values) -> MemoryReport:
+        return report_of(changed(wished, values), needed * 1.04)
+
+    found = find_fit(wished, MODEL, estimate, estimate)
+    assert found.words[0] == f"{key}=false" and "stays on the card" in found.changes[0].reason
 
 
 def test_memory_for_some_layers_is_found_to_within_a_twelfth():
