@@ -177,7 +177,7 @@ def _models_that_fit(preset: str, usable_bytes: float) -> list[str]:
 def _write(fit: "Fit", start: "LoadedConfig", card: str, out: Path, force: bool) -> None:
     from vlmtune.estimate.search.plan_file import plan_yaml
 
-    text = plan_yaml(fit, start, card, out.parent)
+    text = plan_yaml(fit, start, card, out)
     try:
         with out.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
