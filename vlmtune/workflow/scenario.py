@@ -29,6 +29,7 @@ def open_scenario(
     Raises:
         VlmtuneError: no such model, or rows that cannot be used.
     """
+    from vlmtune.data.run_data import MeasuredRows
     from vlmtune.data.samples import require_good
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.estimate.given_rows import GivenRows
@@ -40,7 +41,7 @@ def open_scenario(
     config, rows = loaded.config, None
     path = loaded.resolve_path(config.data.train_path)
     if needs_rows or path.exists():
-        rows = GivenRows(require_good(read_rows(loaded, path, live=live), config.data.on_bad_row))
+        rows = GivenRows(MeasuredRows(require_good(read_rows(loaded, path, live=live), config.data.on_bad_row)))
     elif config.data.train_path != NO_DATA:
         typer.echo(f"there is no data file {path}: estimated for the largest row that the config allows", err=True)
     source = open_model(config.model.name, config.model.revision, loaded.base_dir, offline_catalog=rows is None)
