@@ -101,7 +101,8 @@ class _Rows:
         from vlmtune.estimate.simulate.steps import collated, fewest_steps, telling_steps
 
         kept = self.order[skipped:]
-        chosen = (fewest_steps if fast else telling_steps)(self.plan, self.lengths.total[kept].tolist())
+        lengths, expandable = self.lengths.total[kept].tolist(), target.expandable_segments
+        chosen = fewest_steps(self.plan, lengths) if fast else telling_steps(self.plan, lengths, expandable)
         steps = collated(chosen, Subset(self.rows, kept), self.collator)
         work = _Work(self.plan, steps, self.rows[kept[0]], fast)
         decided_by = [*_decided_by(self.plan, self.source, target), work.longest.where, work.digest()]
@@ -210,7 +211,7 @@ def _hidden_of(card: Card) -> "Hidden":
     from vlmtune.estimate.simulate.cuda import hidden_of
 
     measured = (card.cublas_forward_bytes, card.cublas_backward_bytes)
-    return hidden_of(card.sm, None if None in measured else measured)
+    return hidden_of(card.sm, card.num_sms, None if None in measured else measured)
 
 
 def _answering(plan: RunPlan, longest: "Batch", target: Target) -> Phase:

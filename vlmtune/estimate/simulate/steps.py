@@ -14,6 +14,9 @@ ROWS_LOOKED_AT = 200_000
 """In long runs the steps after that many rows are not looked at: the longest rows have met each other by then."""
 FEW_BATCHES = 12
 """A run of no more is simulated whole."""
+FIRST_BATCHES = 24
+"""So many are simulated in the order of the run where segments do not grow: what batches of other lengths leave cut up
+adds up, in measured runs until the 8th to 20th batch."""
 RowBatches = list[list[list[int]]]
 """Optimizer steps in their order, each with its micro-batches, each with the numbers of its rows."""
 
@@ -24,19 +27,21 @@ def steps_of_run(plan: RunPlan, lengths: list[int]) -> RowBatches:
     return [run.step(number) for number in range(run.num_steps)]
 
 
-def telling_steps(plan: RunPlan, lengths: list[int]) -> RowBatches:
+def telling_steps(plan: RunPlan, lengths: list[int], expandable_segments: bool) -> RowBatches:
     """Return the steps by which the memory of a whole run is known: a short run's own, else those that need most.
 
     The first; then, once the optimizer's states exist, the one with the longest batch, and the one with the longest
     batch behind another, which finds gradients there. Of each the first batch, the longest behind it and the last.
-    What the other steps leave unused is taken from `fewest_steps`.
+    What the other steps leave unused is taken from `fewest_steps`. Without expandable segments the run's first batches
+    come before all that.
     """
     run = _Run(plan, lengths)
-    if len(run.sizes) <= FEW_BATCHES:
+    if len(run.sizes) <= (FEW_BATCHES if expandable_segments else FIRST_BATCHES):
         return [run.step(number) for number in range(run.num_steps)]
     behind = np.where(run.is_first, 0, run.sizes)
     places = {0, *(_first_longest_later(sizes, run.firsts) for sizes in (run.sizes, behind))}
-    return [run.thinned(place) for place in sorted(places)] + _fewest(run)
+    most = [run.thinned(place) for place in sorted(places)] + _fewest(run)
+    return most if expandable_segments else [*run.beginning(FIRST_BATCHES), *most]
 
 
 def fewest_steps(plan: RunPlan, lengths: list[int]) -> RowBatches:
@@ -104,6 +109,11 @@ class _Run:
     def step(self, number: int) -> list[list[int]]:
         """Return the batches of a step."""
         return [self.batch(batch) for batch in self._batches_of(number)]
+
+    def beginning(self, num_batches: int) -> RowBatches:
+        """Return the first steps with so many batches in all, the last of them cut short."""
+        steps = range(int(np.searchsorted(self.firsts, num_batches)))
+        return [[self.batch(batch) for batch in self._batches_of(step) if batch < num_batches] for step in steps]
 
     def thinned(self, number: int) -> list[list[int]]:
         """Return the batches of a step that need most."""

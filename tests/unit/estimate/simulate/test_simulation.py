@@ -33,13 +33,15 @@ ON_ONE = [
     {"training": {"batch_size": 4}, "hardware": {"checkpointed_layers": 1}},
 ]
 HEAD_4BIT = {"training": {"quantization": {"quantize_head": True}}}
+PUTS_16_INTO_32 = ("idefics3", "smolvlm")
+"""With transformers before 5.23 their code writes 16-bit features into fp32, which autocast allows on a GPU alone."""
 FULL_16BIT = {"training": {"method": "full"}, "hardware": {"mixed_precision": "bf16"}}
 UNTIED = ("llava", "qwen2_5_vl", "smolvlm")
 PLANS = [
     *((name, sections) for name in TINY for sections in EVERYWHERE),
     *(("qwen3_vl", sections) for sections in ON_ONE),
     *((name, HEAD_4BIT) for name in UNTIED),
-    *((name, FULL_16BIT) for name in TINY),
+    *((name, FULL_16BIT) for name in TINY if name not in PUTS_16_INTO_32),
     ("llava", {**HEAD_4BIT, "hardware": {"mixed_precision": "bf16", "checkpointed_layers": 1}}),
 ]
 
