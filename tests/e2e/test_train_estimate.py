@@ -138,7 +138,7 @@ def test_an_estimate_that_cannot_be_made_stops_nothing(project, card):
 
 def test_a_step_that_cannot_be_run_without_storage_stops_nothing(project, card, monkeypatch):
     card(7.4)
-    monkeypatch.setattr(simulation, "forward_loss", lambda model, *rest: next(model.parameters()).unique())
+    monkeypatch.setattr(simulation, "forward_loss", lambda model, *rest, **more: next(model.parameters()).unique())
     done = project.train("run", "training.max_steps=1")
     assert done.code == 0
     first, second = done.stdout.splitlines()[:2]
