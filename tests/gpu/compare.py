@@ -9,6 +9,7 @@ import math
 import statistics
 import sys
 import tempfile
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -21,7 +22,7 @@ from gpu.cases import BLIND, BLIND_UNEVEN, CASES, UNSEEN, Case, prepare  # noqa:
 
 from vlmtune.data.collate import Collator  # noqa: E402
 from vlmtune.data.dataset import TuneDataset  # noqa: E402
-from vlmtune.data.measure.lengths import measure_rows  # noqa: E402
+from vlmtune.data.run_data import MeasuredRows  # noqa: E402
 from vlmtune.estimate.allocator.caching import AllocatorSettings, Replay, replay  # noqa: E402
 from vlmtune.estimate.simulate.cuda import hidden_of  # noqa: E402
 from vlmtune.estimate.simulate.record import Log, Recorder  # noqa: E402
@@ -74,7 +75,7 @@ def prepared(case: Case, folder: Path) -> Prepared:
     config, source, samples = prepare(case, CATALOGUE, folder)
     plan = make_plan(config, source, Device("cuda", "H100", True))
     processor, family = load_processor(plan), family_of(plan)
-    lengths = measure_rows(samples, processor, family, plan, source).total.tolist()
+    lengths = MeasuredRows(samples).lengths(processor, family, plan, source).total.tolist()
     rows = TuneDataset(samples, processor, family, plan)
     load = load_checkpoint if case.from_checkpoint else weights_made_on_the_card
     return Prepared(plan, lengths, rows, Collator(processor), load, case.expandable)
@@ -169,7 +170,8 @@ def table_of(errors: list[Errors]) -> str:
     lines = [
         "# Estimated against measured peaks",
         "",
-        f"Measured on one NVIDIA H100 with {_named(measured)}; estimated with",
+        f"Measured on {_cards()},",
+        f"with {_named(measured)}; estimated with",
         f"{_named(library_versions())}; written by `make gpu-errors`. In percent of the",
         "measured peak, below zero where the estimate is too low. Fast: reserved by `--fast`. Some epochs: 14 steps",
         "over 24 rows of many lengths and image sizes; uneven: 12 steps over such rows. The first rules come from",
@@ -200,6 +202,11 @@ def table_of(errors: list[Errors]) -> str:
 
 def _row(errors: Errors) -> str:
     return f"| {errors.case.name} | {errors.allocated:+.2f} | {errors.reserved:+.2f} | {errors.fast:+.2f} |"
+
+
+def _cards() -> str:
+    cards = Counter(run["gpu"] for run in measured_runs().values())
+    return " and ".join(f"one {card} ({number} runs)" for card, number in cards.most_common())
 
 
 def _named(versions: dict[str, str]) -> str:
