@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
@@ -87,8 +88,7 @@ class TuneTrainer(Trainer):
         self.work = Work()
         """Since the recorder last asked."""
         self.step_has_images = False
-        rows_per_step = plan.batch_size * plan.gradient_accumulation_steps
-        self.order = LengthGroupedOrder(lengths, rows_per_step, plan.seed)
+        self.order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
         # Trainer's own order by length would encode every row to learn its length, and follow torch's global generator:
@@ -100,6 +100,17 @@ class TuneTrainer(Trainer):
         if self.optimizer is None:
             self.optimizer = build_optimizer(self.model, self.plan)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """Build transformers' schedule, one step ahead: its warm-up starts at 0, and a step at 0 learns nothing.
+
+        A schedule of one step more, so that a decay reaches 0 after the last step and not before it.
+        """
+        if self.lr_scheduler is None:
+            at = super().create_scheduler(num_training_steps + 1, optimizer).lr_lambdas
+            ahead = [lambda step, rate=rate: rate(step + 1) for rate in at]
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, ahead)
+        return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         """Return vlmtune's loss: the model's own makes logits of every token."""

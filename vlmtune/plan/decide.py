@@ -10,10 +10,12 @@ from typing import Any
 
 from vlmtune import levers
 from vlmtune.config.schema import TrainingConfig
+from vlmtune.config.values import changed
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts
 from vlmtune.hub.source import ModelSource
 from vlmtune.levers.base import Choice
+from vlmtune.plan.length import open_values
 from vlmtune.plan.types import Device, RunPlan
 
 LOSS_CHUNK_BYTES = 256 * 2**20
@@ -26,6 +28,8 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_
     Raises:
         VlmtuneError: the model belongs to no family, or a wish cannot be granted on this device.
     """
+    if open_ones := open_values(config, None):
+        config = changed(config, open_ones)
     model = source.facts(config.model.name)
     choices: list[Choice] = []
     training = config.training

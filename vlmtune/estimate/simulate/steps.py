@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
-from math import ceil
 
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.engine.trainer import LengthGroupedOrder
 from vlmtune.estimate.simulate.simulation import Batch, Steps
+from vlmtune.plan.length import num_steps, steps_per_epoch
 from vlmtune.plan.types import RunPlan
 
 ROWS_LOOKED_AT = 200_000
@@ -23,8 +23,7 @@ RowBatches = list[list[list[int]]]
 def steps_of_run(plan: RunPlan, lengths: list[int]) -> RowBatches:
     """Return the optimizer steps of a run over rows of these lengths in tokens; of long runs those looked at."""
     size, accumulation = plan.batch_size, plan.gradient_accumulation_steps
-    per_epoch = ceil(ceil(len(lengths) / size) / accumulation)
-    num_steps = plan.max_steps or ceil(plan.num_epochs * per_epoch)
+    per_epoch = steps_per_epoch(len(lengths), size, accumulation)
     order = LengthGroupedOrder(lengths, size * accumulation, plan.seed)
 
     def endless() -> Iterator[list[list[int]]]:
@@ -33,7 +32,11 @@ def steps_of_run(plan: RunPlan, lengths: list[int]) -> RowBatches:
             yield from _pieces(_pieces(list(order), size), accumulation)
 
     # Two epochs at least: each begins with the longest row, and at the second the optimizer's states exist.
-    return list(islice(endless(), min(num_steps, max(2 * per_epoch, ROWS_LOOKED_AT // (size * accumulation)))))
+    return list(
+        islice(
+            endless(), min(num_steps(plan, len(lengths)), max(2 * per_epoch, ROWS_LOOKED_AT // (size * accumulation)))
+        )
+    )
 
 
 def telling_steps(plan: RunPlan, lengths: list[int], expandable_segments: bool) -> RowBatches:
