@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
@@ -101,7 +100,9 @@ class TuneTrainer(Trainer):
             self.optimizer = build_optimizer(self.model, self.plan)
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LambdaLR:
         """Build transformers' schedule, one step ahead: its warm-up starts at 0, and a step at 0 learns nothing.
 
         A schedule of one step more, so that a decay reaches 0 after the last step and not before it.
@@ -109,7 +110,7 @@ class TuneTrainer(Trainer):
         if self.lr_scheduler is None:
             at = super().create_scheduler(num_training_steps + 1, optimizer).lr_lambdas
             ahead = [lambda step, rate=rate: rate(step + 1) for rate in at]
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, ahead)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, ahead)
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:

@@ -10,12 +10,10 @@ from typing import Any
 
 from vlmtune import levers
 from vlmtune.config.schema import TrainingConfig
-from vlmtune.config.values import changed
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts
 from vlmtune.hub.source import ModelSource
 from vlmtune.levers.base import Choice
-from vlmtune.plan.length import open_values
 from vlmtune.plan.types import Device, RunPlan
 
 LOSS_CHUNK_BYTES = 256 * 2**20
@@ -28,8 +26,6 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_
     Raises:
         VlmtuneError: the model belongs to no family, or a wish cannot be granted on this device.
     """
-    if open_ones := open_values(config, None):
-        config = changed(config, open_ones)
     model = source.facts(config.model.name)
     choices: list[Choice] = []
     training = config.training
@@ -46,7 +42,7 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_
         **_number_formats(config, device, choices),
         "allow_urls": config.data.allow_urls,
         "num_workers": _num_workers(config, device),
-        "num_epochs": training.num_epochs,
+        "num_epochs": 1.0 if training.num_epochs is None else training.num_epochs,
         "max_steps": training.max_steps,
         "learning_rate": training.learning_rate,
         "warmup_ratio": training.warmup_ratio,

@@ -4,7 +4,7 @@ from math import ceil, log2
 
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
-from vlmtune.levers.batch import ACCUMULATION
+from vlmtune.levers.batch import ACCUMULATION, MOST_ROWS
 from vlmtune.plan.types import RunPlan
 
 EPOCHS = "training.num_epochs"
@@ -13,8 +13,8 @@ ENOUGH_STEPS = 100
 FEW_STEPS = 30
 USUAL_EPOCHS = 3
 """With so many passes the rows of a step are divided, before epochs are counted."""
-FEWEST_ROWS, MOST_ROWS = 4, 32
-"""Rows per step: with fewer, steps follow single rows; of more, adapters have seen no profit."""
+FEWEST_ROWS = 4
+"""Of a step: with fewer, steps follow single rows."""
 
 
 def open_values(config: TrainingConfig, num_rows: int | None) -> Values:
