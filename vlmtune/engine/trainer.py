@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from vlmtune.compat.trainer import DEVICE_PLACEMENT, GET_LENGTH_GROUPED_INDICES, MODEL_ACCEPTS_LOSS_KWARGS
 from vlmtune.data.collate import WHERE
@@ -108,9 +108,10 @@ class TuneTrainer(Trainer):
         A schedule of one step more, so that a decay reaches 0 after the last step and not before it.
         """
         if self.lr_scheduler is None:
-            at = super().create_scheduler(num_training_steps + 1, optimizer).lr_lambdas
-            ahead = [lambda step, rate=rate: rate(step + 1) for rate in at]
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, ahead)
+            optimizer, warmup = optimizer or self.optimizer, self.args.get_warmup_steps(num_training_steps)
+            rates = get_scheduler(self.args.lr_scheduler_type, optimizer, warmup, num_training_steps + 1).lr_lambdas
+            ahead = [lambda step, rate=rate: rate(step + 1) for rate in rates]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, ahead)
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from math import ceil, log2
 
-from vlmtune.config.schema import TrainingConfig
+from vlmtune.config.schema import TrainingConfig, TrainingSection
 from vlmtune.config.values import Values
 from vlmtune.levers.batch import ACCUMULATION, MOST_ROWS
 from vlmtune.plan.types import RunPlan
@@ -49,26 +49,32 @@ def steps_per_epoch(num_rows: int, batch_size: int, accumulation: int) -> int:
     return ceil(ceil(num_rows / batch_size) / accumulation)
 
 
-def num_steps(plan: RunPlan, num_rows: int) -> int:
-    """Return the optimizer steps of a run, as transformers' Trainer counts them."""
-    per_epoch = steps_per_epoch(num_rows, plan.batch_size, plan.gradient_accumulation_steps)
-    return plan.max_steps or ceil(plan.num_epochs * per_epoch)
+def num_steps(run: RunPlan | TrainingSection, num_rows: int) -> int:
+    """Return the optimizer steps of a run that leaves nothing open, as transformers' Trainer counts them."""
+    per_epoch = steps_per_epoch(num_rows, run.batch_size, run.gradient_accumulation_steps)
+    return run.max_steps or ceil(run.num_epochs * per_epoch)
 
 
-def length_told(plan: RunPlan, num_rows: int, chosen: Values) -> str:
+def told_of_length(run: RunPlan | TrainingSection, num_rows: int, chosen: Values) -> tuple[str, ...]:
+    """Return what people are told of a run's length, a warning behind it where it is short."""
+    warning = warning_of_few(run, num_rows)
+    return (length_told(run, num_rows, chosen), *([warning] if warning else []))
+
+
+def length_told(run: RunPlan | TrainingSection, num_rows: int, chosen: Values) -> str:
     """Return how many steps there will be and of what, and what of it was chosen, for people."""
-    steps, rows = num_steps(plan, num_rows), plan.rows_per_step
-    passes = f"{plan.num_epochs:g} epoch{'s' * (plan.num_epochs != 1)} over " if plan.max_steps is None else ""
+    steps, rows = num_steps(run, num_rows), run.batch_size * run.gradient_accumulation_steps
+    passes = f"{run.num_epochs:g} epoch{'s' * (run.num_epochs != 1)} over " if run.max_steps is None else ""
     told = f"{steps:,} step{'s' * (steps != 1)} of {rows} row{'s' * (rows != 1)}: {passes}{num_rows:,} rows"
     return told + (f" (chosen: {', '.join(f'{key}={value:g}' for key, value in chosen.items())})" if chosen else "")
 
 
-def warning_of_few(plan: RunPlan, num_rows: int) -> str | None:
+def warning_of_few(run: RunPlan | TrainingSection, num_rows: int) -> str | None:
     """Return a warning for a run that is too short to learn much."""
-    steps = num_steps(plan, num_rows)
+    steps = num_steps(run, num_rows)
     if steps >= FEW_STEPS:
         return None
-    way_out = "training.max_steps" if plan.max_steps else f"more {EPOCHS} or a smaller {ACCUMULATION}"
+    way_out = "training.max_steps" if run.max_steps else f"more {EPOCHS} or a smaller {ACCUMULATION}"
     return (
         f"warning: {steps} step{'s' * (steps != 1)} teach little, {ENOUGH_STEPS} are usual: {way_out} changes that, "
         "or leave them out"

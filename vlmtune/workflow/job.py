@@ -46,7 +46,7 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> J
     """
     from vlmtune.config.load import load_config
     from vlmtune.engine.single import refuse_several_processes
-    from vlmtune.plan.length import begun_values, length_told, open_values, warning_of_few
+    from vlmtune.plan.length import begun_values, open_values, told_of_length
     from vlmtune.workflow.start import start_on_gpu
 
     refuse_several_processes()
@@ -59,10 +59,10 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> J
     loaded = loaded.with_values(chosen, "the number of rows") if chosen else loaded
     notes = start_on_gpu()
     plan, source = make_run_plan(loaded, _pinned_commit(loaded, begun))
-    told = length_told(plan, len(data.train), chosen)
-    for line in (told, *([warning] if (warning := warning_of_few(plan, len(data.train))) else [])):
+    lines = told_of_length(loaded.config.training, len(data.train), chosen)
+    for line in lines:
         typer.echo(line, err=err)
-    return Job(loaded, plan, source, replace(data, notes=(*data.notes, told, *notes)))
+    return Job(loaded, plan, source, replace(data, notes=(*data.notes, *lines, *notes)))
 
 
 def _changes_of(loaded: "LoadedConfig", err: bool) -> tuple[str, ...]:
