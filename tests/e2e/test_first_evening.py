@@ -1,4 +1,4 @@
-"""A preset, a few own pictures and nothing else: the run is long enough to learn, says so, and does not lie about it."""
+"""A preset, a few own pictures and nothing else: the run is long enough to learn, and says so."""
 
 import pytest
 import torch
@@ -7,9 +7,7 @@ import torch
 @pytest.fixture
 def first(project):
     """The project with what a first config has: a preset, the model, the rows."""
-    project.write_config(
-        {"preset": "8gb", "model": {"name": str(project.model)}, "data": {"train_path": "rows.jsonl"}}
-    )
+    project.write_config({"preset": "8gb", "model": {"name": str(project.model)}, "data": {"train_path": "rows.jsonl"}})
     return project
 
 

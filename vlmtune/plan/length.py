@@ -74,11 +74,9 @@ def warning_of_few(run: RunPlan | TrainingSection, num_rows: int) -> str | None:
     steps = num_steps(run, num_rows)
     if steps >= FEW_STEPS:
         return None
-    way_out = "training.max_steps" if run.max_steps else f"more {EPOCHS} or a smaller {ACCUMULATION}"
-    return (
-        f"warning: {steps} step{'s' * (steps != 1)} teach little, {ENOUGH_STEPS} are usual: {way_out} changes that, "
-        "or leave them out"
-    )
+    way_out = "training.max_steps" if run.max_steps else f"a larger {EPOCHS}, or a smaller {ACCUMULATION},"
+    many = f"{steps} steps teach" if steps != 1 else "1 step teaches"
+    return f"warning: {many} little, {ENOUGH_STEPS} are usual: {way_out} changes that, or leave it out"
 
 
 def _rows_per_step(num_rows: int | None, num_epochs: float) -> int:
