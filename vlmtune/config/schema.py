@@ -91,10 +91,10 @@ class TrainingSection(Section):
     """Peak learning rate."""
     batch_size: Count = 1
     """Rows per forward pass."""
-    gradient_accumulation_steps: Count = 8
-    """Forward passes per optimizer step; rows per step = batch_size × this."""
-    num_epochs: Annotated[float, Field(gt=0.0, le=10_000.0)] = 1.0
-    """Passes over the training rows."""
+    gradient_accumulation_steps: Count | None = None
+    """Forward passes per optimizer step; rows per step = batch_size × this. Default: 4 to 32 rows, by their number."""
+    num_epochs: Annotated[float, Field(gt=0.0, le=10_000.0)] | None = None
+    """Passes over the training rows. Default: as many as make 100 steps, at least one."""
     max_steps: Count | None = None
     """Stop after this many optimizer steps, whatever `num_epochs` says."""
     warmup_ratio: Fraction = 0.03
