@@ -132,7 +132,7 @@ def test_with_room_no_quality_is_given_up_and_the_rest_buys_speed(preset):
     assert [change.reason for change in fit.changes if not change.reason.startswith("memory is left")] == []
 
 
-def test_what_layers_recompute_from_leaves_the_card_before_anything_is_given_up_and_comes_back_first():
+def test_what_layers_recompute_from_leaves_the_card_before_anything_is_given_up_and_may_come_back():
     config, key = config_with("8gb"), "hardware.offload_activations"
     needed, least = needed_mib(config), needed_mib(changed(config, {key: True}))
     fit = Simulator("8gb", (needed + least) / 2).fit()
@@ -140,10 +140,9 @@ def test_what_layers_recompute_from_leaves_the_card_before_anything_is_given_up_
     wished = preset_config("org/model", "8gb", [f"{key}=true"]).config
 
     def estimate(values: Values) -> MemoryReport:
-        return report_of(changed(wished, values), needed * 1.04)
+        return report_of(changed(wished, values), needed_mib(changed(config, recompute_first(20))))
 
-    found = find_fit(wished, MODEL, estimate, estimate)
-    assert found.words[0] == f"{key}=false" and "stays on the card" in found.changes[0].reason
+    assert set(find_fit(wished, MODEL, estimate, estimate).words) >= {f"{key}=false"}
 
 
 def test_memory_for_some_layers_is_found_to_within_a_twelfth():
@@ -161,14 +160,14 @@ def test_memory_for_some_layers_is_found_to_within_a_twelfth():
 def test_what_costs_no_quality_goes_first():
     """Just below what the preset needs, one change suffices; the preset 16gb has the most to give."""
     before = config_with("16gb")
-    budget, given_up = needed_mib(before) - 1, []
+    budget, given_up, offload = needed_mib(before) - 1, [], "hardware.offload_activations"
     for _ in range(6):
         after = config_with("16gb", Simulator("16gb", budget).fit().words)
         given_up.append(
-            [key for key in ("training.batch_size", *QUALITY) if value_at(after, key) != value_at(before, key)]
+            [key for key in (offload, "training.batch_size", *QUALITY) if value_at(after, key) != value_at(before, key)]
         )
-        budget -= 150
-    assert given_up[0] == ["training.batch_size"]
+        budget -= 500
+    assert given_up[0] == [offload] and ["training.batch_size"] in given_up
     for fewer, more in itertools.pairwise(given_up):
         assert set(fewer) <= set(more) or "training.batch_size" in more
 
@@ -272,8 +271,9 @@ def test_the_cheapest_changes_each_make_it_fit():
     simulator = Simulator("16gb", needed_mib(config) - 50)
     changes = cheapest_changes(config, report_of(config, 1), simulator)
     assert 2 <= len(changes) <= 3
-    assert changes[0].words == ("training.batch_size=1", "training.gradient_accumulation_steps=16")
-    assert changes[0].before == ("2", "8")
+    assert changes[0].words == ("hardware.offload_activations=true",)
+    assert changes[1].words == ("training.batch_size=1", "training.gradient_accumulation_steps=16")
+    assert changes[1].before == ("2", "8")
     for change in changes:
         assert needed_mib(config_with("16gb", change.words)) <= simulator.budget_mib
     keys = [word.split("=")[0] for change in changes for word in change.words]
