@@ -89,7 +89,8 @@ def _peak_of(command: list[str]) -> int:
     most = 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
-            most = max(most, sum(map(_held_bytes, _with_children(process.pid))))
+            first, *children = _with_children(process.pid)
+            most = max(most, _held_bytes(first) + sum(_held_bytes(child, files=False) for child in children))
             time.sleep(INTERVAL_S)
         if process.returncode:
             raise SystemExit(process.stderr.read()[-2000:])
@@ -107,18 +108,22 @@ def _with_children(pid: int) -> Iterator[int]:
             yield from _with_children(int(child))
 
 
-def _held_bytes(pid: int) -> int:
-    """Return a process's share of what it has in memory (Pss), without pages of weight files."""
+def _held_bytes(pid: int, *, files: bool = True) -> int:
+    """Return what a process has in memory, without pages of weight files.
+
+    Of pages of files (libraries) all that it has, however many processes have them too, and none of a child's, which
+    are its parent's as well; of other pages its share (Pss).
+    """
     try:
         lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
     except OSError:
         return 0
-    kib, is_weights = 0, False
+    kib, path = 0, ""
     for line in lines:
-        if line.startswith("Pss:"):
-            kib += 0 if is_weights else int(line.split()[1])
-        elif line[0] in "0123456789abcdef":
-            is_weights = line.endswith(WEIGHT_FILES)
+        if line[0] in "0123456789abcdef":
+            path = line.split(maxsplit=5)[5] if " /" in line and " /dev/" not in line else ""
+        elif line.startswith("Rss:" if path else "Pss:") and not path.endswith(WEIGHT_FILES) and (files or not path):
+            kib += int(line.split()[1])
     return kib * 1024
 
 

@@ -34,6 +34,8 @@ FETCHED_STEPS = 2
 """Steps whose batches exist at a time: Trainer fetches those of the next one before it lets go of the last."""
 QUANTISING_ON_CPU_BYTES = 12
 """For each number of the weight that is packed: three fp32 copies (bitsandbytes 0.50, without a card)."""
+STATES_OF_ADAM = 2
+"""Numbers of 4 bytes for each that learns."""
 FORMAT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 FORMATS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -102,6 +104,12 @@ def need_of(plan: RunPlan, weights: Weights, stored: str | None, batches: "Batch
     highest = max(loading, training, key=_sum)
     parts = tuple(sorted((part for part in highest if part.bytes), key=lambda part: -part.bytes))
     return MainMemoryNeed(_sum(highest), _sum(loading), parts)
+
+
+def need_at_least(model: "nn.Module", plan: RunPlan, family: Family) -> MainMemoryNeed:
+    """Return what a run on a CPU takes without activations and batches: its step takes gradients and Adam's states."""
+    weights = weights_of(model, plan, family, batch_tokens=0)
+    return need_of(plan, weights, None, [{}], (1 + STATES_OF_ADAM) * weights.trained_bytes)
 
 
 def _on_their_way_bytes(plan: RunPlan, weights: Weights, stored: str | None) -> int:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlmtune.units import GIB
+
 KIB = 1024
 RECLAIMABLE = ("inactive_file", "active_file")
 """Pages of files: counted to the group that read them, given back as soon as they are needed."""
@@ -17,6 +19,12 @@ class MainMemory:
     """What new programs may take: free, or held by copies of files that can be read again."""
     is_limited: bool = False
     """Whether a control group, such as a container's, allows less than the machine has."""
+
+    @property
+    def in_words(self) -> str:
+        """What is available of it."""
+        limit = " (the container's limit)" if self.is_limited else ""
+        return f"{self.available_bytes / GIB:.1f} of {self.total_bytes / GIB:.1f} GiB{limit}"
 
 
 @dataclass(frozen=True)
