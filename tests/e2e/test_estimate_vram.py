@@ -73,7 +73,7 @@ def test_the_answer_has_every_key_and_its_parts_sum_to_the_total(run_cli, folder
 def test_main_memory_is_said(run_cli, folder):
     done = run_cli("estimate-vram", "--model", folder, "--gpu", "rtx-4060")
     words = " ".join(done.stdout.split())
-    assert "main memory 2.0" in words and "GiB (CUDA 1.00, libraries 0.85, " in words
+    assert "main memory 2.1" in words and "GiB (CUDA 1.00, libraries 0.98, " in words
     assert "GiB are available" in words
 
 

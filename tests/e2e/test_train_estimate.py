@@ -135,7 +135,7 @@ def test_on_a_cpu_too_a_run_that_would_swap_is_refused(project, monkeypatch):
     for flags in ((), ("--dry-run",)):
         refused = project.train("run", flags=flags)
         assert refused.code == ExitCode.DOES_NOT_FIT
-        assert "GiB of main memory are needed, 0.50 GiB are available (the most takes: libraries 0.8" in refused.stderr
+        assert "GiB of main memory are needed, 0.50 GiB are available (the most takes: libraries 0.98" in refused.stderr
 
 
 def test_no_change_makes_it_fit(project, card):

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     Batches = Sequence[dict[str, Tensor]]
 
-LIBRARIES_BYTES = 870 * MIB
-"""Python 3.11, torch 2.15, transformers 5.23, PEFT and bitsandbytes, a processor loaded: resident, code included."""
+LIBRARIES_BYTES = 1000 * MIB
+"""Python 3.11, torch 2.15, transformers 5.23, PEFT and bitsandbytes, code included: 866 MiB before the model loads, 910
+to 1030 after the first steps, with what the C library keeps of memory that was given back."""
 CUDA_BYTES = 1024 * MIB
 """What the driver and CUDA's libraries add to a process that uses a card; assumed, not measured."""
 WORKER_BYTES = 64 * MIB
@@ -33,7 +34,7 @@ PREFETCHED = 2
 FETCHED_STEPS = 2
 """Steps whose batches exist at a time: Trainer fetches those of the next one before it lets go of the last."""
 QUANTISING_ON_CPU_BYTES = 12
-"""For each number of the weight that is packed: three fp32 copies (bitsandbytes 0.50, without a card)."""
+"""For each number of the weight that is packed, besides itself: three fp32 copies (bitsandbytes 0.50, no card)."""
 STATES_OF_ADAM = 2
 """Numbers of 4 bytes for each that learns."""
 FORMAT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -116,7 +117,7 @@ def _on_their_way_bytes(plan: RunPlan, weights: Weights, stored: str | None) -> 
     """Return the copies that exist at a time of weights that change their format before they reach their place."""
     if plan.device != "cuda":
         # A changed weight stays where it is then, and is counted there; quantising takes copies.
-        return weights.largest_packed_numbers * QUANTISING_ON_CPU_BYTES
+        return weights.largest_packed_numbers * (FORMAT_BYTES[plan.base_dtype] + QUANTISING_ON_CPU_BYTES)
     if stored == plan.base_dtype:
         return 0
     at_once = 1 if plan.quant_type else LOADED_AT_ONCE

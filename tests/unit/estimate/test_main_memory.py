@@ -78,7 +78,9 @@ def test_batches_of_two_steps_are_pinned_and_those_of_workers_wait(plan):
 
 
 def test_the_largest_batch_counts(plan):
-    assert parts(plan, batches=[BATCH, {"input_ids": torch.zeros(8, dtype=torch.int64)}]) == parts(plan)
+    with_workers = replace(plan, num_workers=2)
+    small = {"input_ids": torch.zeros(8, dtype=torch.int64)}
+    assert parts(with_workers, batches=[BATCH, small]) == parts(with_workers)
 
 
 @pytest.mark.parametrize(("num_bytes", "expected"), [(1, 1), (4096, 4096), (4097, 8192), (3 * GIB, 4 * GIB)])
@@ -94,7 +96,7 @@ def test_what_is_written_comes_back_from_the_card_at_once(plan):
 def test_on_a_cpu_weights_and_steps_are_there_too(plan):
     on_cpu = replace(plan, device="cpu")
     assert parts(on_cpu, step_bytes=GIB) == {"weights": 5000, "step": GIB, "batches": 2 * BATCH_BYTES}
-    assert need_of(on_cpu, WEIGHTS, None, [BATCH], 0).loading_bytes == LIBRARIES_BYTES + 5000 + 12 * 300
+    assert need_of(on_cpu, WEIGHTS, None, [BATCH], 0).loading_bytes == LIBRARIES_BYTES + 5000 + (2 + 12) * 300
 
 
 def test_what_levers_keep_is_there_all_the_time(plan):
@@ -129,6 +131,9 @@ def test_the_facts_are_the_same_with_and_without_storage(name, models):
     assert found[0] == found[1]
     assert found[0].total_bytes > found[0].trained_bytes > 0
     assert max(found[0].largest_numbers) >= found[0].largest_packed_numbers > 0
+    plain = tiny_plan(tiny.folder, training={"method": "lora"})
+    unpacked = weights_of(base_of(build_model(plain, weights="none")), plain, tiny.family, 100)
+    assert found[0].largest_numbers == unpacked.largest_numbers
 
 
 def test_a_lever_says_what_it_keeps(models, monkeypatch):
@@ -149,10 +154,10 @@ def test_a_cpu_run_takes_at_least_its_weights(models):
     need = main_memory.need_at_least(model, tiny.plan, tiny.family)
     weights = weights_of(model, tiny.plan, tiny.family, 0)
     assert need.peak_bytes == LIBRARIES_BYTES + weights.total_bytes + max(
-        3 * weights.trained_bytes, 12 * weights.largest_packed_numbers
+        3 * weights.trained_bytes, 16 * weights.largest_packed_numbers
     )
 
 
 def test_nobody_swaps_where_nobody_tells():
     need = MainMemoryNeed(peak_bytes=10)
-    assert not would_swap(need, None) and not would_swap(need, 10) and would_swap(need, 9)
+    assert not would_swap(need, None) and would_swap(need, 0) and not would_swap(need, 10) and would_swap(need, 9)

@@ -254,7 +254,7 @@ def test_small_disks_and_little_memory_are_warnings():
             "main memory",
             "warning",
             "3.0 of 32.0 GiB available",
-            "a run takes about 2.5 GiB, more with layers in main memory; close other programs",
+            "a run takes about 2.6 GiB, more with layers in main memory; close other programs",
         ),
     ]
 

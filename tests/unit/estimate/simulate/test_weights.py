@@ -78,6 +78,25 @@ def test_adapters_are_made_wide_then_narrow_then_wide(tiny):
     assert sum(sizes) == sum(p.numel() for p in adapters) * (4 + 2 + 4)
 
 
+def most_at_a_time(log, operation: str) -> int:
+    """The most that blocks of an operation took together."""
+    held, most = {}, 0
+    for handle, num_bytes in log.events:
+        if handle < 0:
+            held.pop(-handle, None)
+        elif handle and log.tags[handle][1] == operation:
+            held[handle] = num_bytes
+            most = max(most, sum(held.values()))
+    return most
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_one_weight_at_a_time_waits_in_16_bits_to_be_packed(name, models):
+    _, log = loaded(models(name))
+    sizes = [num_bytes for handle, num_bytes in log.events if handle > 0 and log.tags[handle][1] == "to"]
+    assert len(sizes) > 1 and most_at_a_time(log, "to") == max(sizes)
+
+
 @pytest.mark.parametrize(
     "training",
     [
@@ -90,7 +109,7 @@ def test_adapters_are_made_wide_then_narrow_then_wide(tiny):
 )
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_loading_never_takes_more_than_training(name, training, models, tmp_path):
-    """On the card: nothing waits there in 16 bits that is to be packed, but the one weight at work."""
+    """On the card; of main memory there is another rule."""
     tiny = models(name)
     plan = tiny_plan(tiny.folder, training={"gradient_accumulation_steps": 1, **training})
     rows = TuneDataset(colour_rows(tmp_path), tiny.processor, tiny.family, plan)
