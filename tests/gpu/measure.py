@@ -50,17 +50,28 @@ def random_weights(model: nn.Module, device: str) -> nn.Module:
             names = [name for name, _ in module.named_parameters(recurse=False)]
         for name in names:
             old = getattr(module, name)
-            value = torch.randn(old.shape, dtype=old.dtype, device=device) * 0.02
+            value = _random(old, device) if old.is_meta else _in_main_memory(old)
             setattr(module, name, nn.Parameter(value, requires_grad=False))
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.ones(buffer.shape, dtype=buffer.dtype, device=device))
+            where = device if buffer.is_meta else "cpu"
+            setattr(module, name, torch.ones(buffer.shape, dtype=buffer.dtype, device=where))
     model.tie_weights()
     return model
 
 
+def _random(old: torch.Tensor, device: str) -> torch.Tensor:
+    return torch.randn(old.shape, dtype=old.dtype, device=device) * 0.02
+
+
+def _in_main_memory(old: torch.Tensor) -> torch.Tensor:
+    """Return random rows, which repeat: a table of billions of numbers would take a minute."""
+    rows = torch.randn(1024, *old.shape[1:], dtype=old.dtype) * 0.02
+    return rows.repeat(-(-len(old) // len(rows)), 1)[: len(old)]
+
+
 def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, history: bool = False) -> None:
     """Train the case and write `out`; with a cap the process may not reserve more than that once the model is there."""
-    from vlmtune.data.run_data import RunData
+    from vlmtune.data.run_data import MeasuredRows, RunData
     from vlmtune.engine import train as engine
     from vlmtune.engine.monitor import LiveView
     from vlmtune.engine.oom import OutOfMemory
@@ -104,7 +115,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
             record(stacks=False)
         try:
             with LiveView(case.name, Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
-                report = engine.train(plan, source, RunData(samples, []), runs, view)
+                report = engine.train(plan, source, RunData(MeasuredRows(samples), MeasuredRows([])), runs, view)
         except OutOfMemory:
             out.write_text(json.dumps({"case": case.name, "out_of_memory": True}), encoding="utf-8")
             return

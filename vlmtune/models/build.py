@@ -26,6 +26,7 @@ from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
+from vlmtune.models import embeddings
 from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -91,16 +92,17 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
     folder = checkpoint_folder(plan.model, plan.revision)
     stored = check_checkpoint(plan)
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=DTYPES[plan.base_dtype],
-            quantization_config=_quantization_config(plan) if quantized else None,
-            device_map={"": plan.device},
-            attn_implementation=plan.attention,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below
-        )
+        with embeddings.as_mapped():
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=DTYPES[plan.base_dtype],
+                quantization_config=_quantization_config(plan) if quantized else None,
+                device_map=embeddings.device_map(plan, _weightless),
+                attn_implementation=plan.attention,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below
+            )
     except (OSError, SafetensorError) as error:
         raise VlmtuneError(
             f"the model {folder} cannot be loaded: {str(error).splitlines()[0]}",
@@ -117,6 +119,7 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
     refuse_other_numbers(model, stored, folder)
     _name_image_token(model, plan)
     _forbid_packing(model)
+    embeddings.keep_in_main_memory(model, plan)
     return model
 
 
@@ -168,6 +171,7 @@ def weightless_base(plan: RunPlan) -> PreTrainedModel:
                     _quantise_nothing(module, quantization)
         borrowed.IS_LOADED_IN_4BIT.write(model, True)
     _forbid_packing(model)
+    embeddings.keep_in_main_memory(model, plan)
     return model
 
 
@@ -261,6 +265,7 @@ def _quantization_config(plan: RunPlan) -> BitsAndBytesConfig | None:
         bnb_4bit_use_double_quant=plan.double_quant,
         bnb_4bit_compute_dtype=DTYPES[plan.base_dtype],
         llm_int8_skip_modules=list(plan.unquantized),
+        llm_int8_enable_fp32_cpu_offload=embeddings.is_split(plan),  # else a part on the CPU is refused
     )
 
 

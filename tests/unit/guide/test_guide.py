@@ -32,7 +32,7 @@ def fake_estimate(config, source, target, *, fast=False) -> MemoryReport:
         "adapters: text": training.lora.rank * 8 * MIB,
         "gradients": training.lora.rank * 4 * MIB,
         "optimizer": 5 * MIB * (4 if training.optim == "adamw" else 1),
-        "saved activations": tokens * training.batch_size * MIB // 4,
+        "saved activations": tokens * training.batch_size * MIB // (8 if config.hardware.offload_activations else 4),
         "logits and loss": 40 * MIB,
         "dequantised weights": 900 * MIB if training.quantization.quantize_head else 0,
         "other": 7 * MIB,

@@ -17,8 +17,10 @@ def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
     transformers core_model_loading.py: the order of the sorted names; modeling_utils.py, `caching_allocator_warmup`:
     first one block as large as all parameters, given back at once, so that they come to lie in it.
     """
-    base = base_of(model)
-    stored = {name: tensor for name, tensor in base.named_parameters() if ".lora_" not in name}
+    base, away = base_of(model), recorder.main_memory
+    stored = {
+        name: tensor for name, tensor in base.named_parameters() if ".lora_" not in name and not away.holds(tensor)
+    }
     recorder.free(recorder.allocate(sum(t.untyped_storage().nbytes() for t in stored.values()), "load", "warm-up"))
     if any(_is_packed(tensor) for tensor in stored.values()):
         recorder.allocate(DYNAMIC_MAP_BYTES, "load", "create_dynamic_map")
