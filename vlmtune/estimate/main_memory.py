@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vlmtune import levers
 from vlmtune.estimate.report import MainMemoryNeed, Share
 from vlmtune.families.base import Family, Json
+from vlmtune.hardware.main_memory import pinned_block_bytes
 from vlmtune.plan.types import RunPlan
 from vlmtune.units import MIB
 
@@ -53,6 +54,8 @@ class Weights:
     trained_bytes: int
     held: tuple[Share, ...]
     """What each lever keeps in main memory."""
+    mapped: tuple[Share, ...] = ()
+    """The same of levers that keep pages of files there, unless these have another number format."""
 
 
 def weights_of(model: "nn.Module", plan: RunPlan, family: Family, batch_tokens: int) -> Weights:
@@ -67,13 +70,18 @@ def weights_of(model: "nn.Module", plan: RunPlan, family: Family, batch_tokens: 
     parameters = [parameter for name, parameter in model.named_parameters() if ".lora_" not in name]
     packed = [state.shape.numel() for parameter in parameters if (state := state_of(parameter)) is not None]
     plain = [parameter.numel() for parameter in parameters if state_of(parameter) is None]
-    held = ((lever.name, lever.main_memory_bytes(model, plan, family, batch_tokens)) for lever in levers.LEVERS)
+    kept = [(lever, lever.main_memory_bytes(model, plan, family, batch_tokens)) for lever in levers.LEVERS]
+    held, mapped = (
+        tuple(Share(lever.name, size) for lever, size in kept if size and lever.main_memory_is_mapped is is_mapped)
+        for is_mapped in (False, True)
+    )
     return Weights(
         largest_numbers=tuple(sorted(packed + plain, reverse=True)[:LOADED_AT_ONCE]),
         largest_packed_numbers=max(packed, default=0),
         total_bytes=sum(parameter.nbytes for parameter in model.parameters()),
         trained_bytes=sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad),
-        held=tuple(Share(name, num_bytes) for name, num_bytes in held if num_bytes),
+        held=held,
+        mapped=mapped,
     )
 
 
@@ -94,6 +102,7 @@ def need_of(plan: RunPlan, weights: Weights, stored: str | None, batches: "Batch
     """
     on_card = plan.device == "cuda"
     always = [Share("libraries", LIBRARIES_BYTES), *weights.held]
+    always += weights.mapped if stored != plan.base_dtype else ()
     always += [Share("CUDA", CUDA_BYTES)] if on_card else [Share("weights", weights.total_bytes)]
     loading = [*always, Share("weights on their way", _on_their_way_bytes(plan, weights, stored))]
     training = [
@@ -131,11 +140,6 @@ def _batches_bytes(plan: RunPlan, batches: "Batches") -> int:
     if plan.device == "cuda":
         sizes = [[pinned_block_bytes(num_bytes) for num_bytes in batch] for batch in sizes]
     return FETCHED_STEPS * plan.gradient_accumulation_steps * max(map(sum, sizes)) + ready
-
-
-def pinned_block_bytes(num_bytes: int) -> int:
-    """Return what PyTorch pins for a tensor: the next power of two (ATen/core/CachingHostAllocator.h)."""
-    return 1 << max(0, num_bytes - 1).bit_length()
 
 
 def _saved_bytes(plan: RunPlan, weights: Weights) -> int:

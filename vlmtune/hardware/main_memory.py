@@ -78,6 +78,11 @@ def available_to_this_process(root: Path = Path("/")) -> int | None:
     return None if memory is None else min(memory.total_bytes, memory.available_bytes + own_bytes(root))
 
 
+def pinned_block_bytes(num_bytes: int) -> int:
+    """Return what PyTorch pins for a tensor: the next power of two (ATen/core/CachingHostAllocator.h)."""
+    return 1 << max(0, num_bytes - 1).bit_length()
+
+
 def _limits(root: Path) -> list[tuple[int, int]]:
     """Return limit and what is left of it, in bytes, for each group around this process that has a limit."""
     found = []

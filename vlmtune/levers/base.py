@@ -136,6 +136,8 @@ class Lever:
     main_memory_bytes: Callable[["nn.Module", "RunPlan", Family, int], int] = _nothing_held
     """(base model with its adapters, plan, family, tokens of the largest batch) -> what it keeps in main memory beside
     the card, pinned or not, for as long as the run lasts."""
+    main_memory_is_mapped: bool = False
+    """Whether that is pages of the model's files wherever these have the run's number format."""
 
     @property
     def exact(self) -> bool:

@@ -15,7 +15,6 @@ from vlmtune.estimate.main_memory import (
     WORKER_BYTES,
     Weights,
     need_of,
-    pinned_block_bytes,
     stored_format,
     weights_of,
 )
@@ -83,11 +82,6 @@ def test_the_largest_batch_counts(plan):
     assert parts(with_workers, batches=[BATCH, small]) == parts(with_workers)
 
 
-@pytest.mark.parametrize(("num_bytes", "expected"), [(1, 1), (4096, 4096), (4097, 8192), (3 * GIB, 4 * GIB)])
-def test_pinned_blocks_are_powers_of_two(num_bytes, expected):
-    assert pinned_block_bytes(num_bytes) == expected
-
-
 def test_what_is_written_comes_back_from_the_card_at_once(plan):
     assert parts(plan)["checkpoint"] == 700
     assert parts(replace(plan, method="full"))["checkpoint"] == 5000
@@ -103,6 +97,12 @@ def test_what_levers_keep_is_there_all_the_time(plan):
     held = replace(WEIGHTS, held=(Share("Toy", 5 * GIB),))
     assert parts(plan, held)["Toy"] == 5 * GIB
     assert need_of(plan, held, "bf16", [BATCH], 0).loading_bytes == ALWAYS + 5 * GIB
+
+
+def test_what_levers_keep_of_the_files_counts_where_its_format_changes(plan):
+    mapped = replace(WEIGHTS, mapped=(Share("Toy", 5 * GIB),))
+    assert "Toy" not in parts(plan, mapped, "bf16")
+    assert parts(plan, mapped, "fp16")["Toy"] == 5 * GIB
 
 
 @pytest.mark.parametrize(
@@ -142,10 +142,30 @@ def test_a_lever_says_what_it_keeps(models, monkeypatch):
     def keeps(model, plan, family, batch_tokens):
         return batch_tokens * MIB
 
-    toy = replace(levers.LEVERS[0], name="Toy", main_memory_bytes=keeps)
-    monkeypatch.setattr(levers, "LEVERS", (toy, *levers.LEVERS[1:]))
+    toy = replace(levers.LEVERS[-1], name="Toy", main_memory_bytes=keeps)
+    monkeypatch.setattr(levers, "LEVERS", (*levers.LEVERS[:-1], toy))
     model = base_of(build_model(tiny.plan, weights="none"))
     assert weights_of(model, tiny.plan, tiny.family, 7).held == (Share("Toy", 7 * MIB),)
+
+
+def test_embeddings_that_leave_the_card_are_kept(models):
+    tiny = models("llava")
+    plan = replace(tiny.plan, device="cuda", base_dtype="bf16", offload_embeddings=True)
+    model = base_of(build_model(plan, weights="none"))
+    (share,) = weights_of(model, plan, tiny.family, 7).mapped
+    assert share == Share("Embeddings in main memory", model.get_input_embeddings().weight.numel() * 2)
+    on_cpu = replace(plan, device="cpu")
+    assert weights_of(model, on_cpu, tiny.family, 7).mapped == (), "there it is among all weights"
+
+
+@pytest.mark.parametrize(("checkpointed", "num_layers"), [(None, 2), (1, 1)])
+def test_what_layers_recompute_from_waits_pinned(models, checkpointed, num_layers):
+    tiny = models("llava")
+    plan = replace(tiny.plan, device="cuda", base_dtype="bf16", offload_activations=True)
+    plan = replace(plan, checkpointed_layers=checkpointed)
+    model = base_of(build_model(plan, weights="none"))
+    (share,) = weights_of(model, plan, tiny.family, 100).held
+    assert share == Share("Recompute activations", num_layers * 2**14), "64 numbers of 2 bytes for 100 tokens: 12,800"
 
 
 def test_a_cpu_run_takes_at_least_its_weights(models):

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from vlmtune.hardware.main_memory import MainMemory, available_to_this_process, own_bytes, read_main_memory
+from vlmtune.hardware.main_memory import (
+    MainMemory,
+    available_to_this_process,
+    own_bytes,
+    pinned_block_bytes,
+    read_main_memory,
+)
 from vlmtune.units import GIB
 
 MEMINFO = f"MemTotal: {32 * 2**20} kB\nMemFree: {2**20} kB\nMemAvailable: {24 * 2**20} kB\n"
@@ -87,6 +93,11 @@ def test_what_a_process_holds_already_is_its_own_to_use(tmp_path):
     status = "Name:\tpython\nVmRSS:\t 2097152 kB\nRssAnon:\t 1048576 kB\n"
     assert available_to_this_process(machine(tmp_path, {"proc/self/status": status})) == 26 * GIB
     assert available_to_this_process(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(("num_bytes", "expected"), [(1, 1), (4096, 4096), (4097, 8192), (3 * GIB, 4 * GIB)])
+def test_pinned_blocks_are_powers_of_two(num_bytes, expected):
+    assert pinned_block_bytes(num_bytes) == expected
 
 
 def test_this_machine():
