@@ -63,9 +63,10 @@ def _more(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
 
 
 def _tables_bytes(model: "nn.Module", plan: "RunPlan", family: Family, batch_tokens: int) -> int:
-    from vlmtune.models.embeddings import is_split, tensors_in_main_memory
-
-    return sum(tensor.nbytes for tensor in tensors_in_main_memory(model, plan)) if is_split(plan) else 0
+    """Return what of the weights is not where the run is."""
+    if plan.device == "cpu":
+        return 0
+    return sum(parameter.nbytes for parameter in model.parameters() if parameter.device.type == "cpu")
 
 
 EMBEDDINGS = Lever(
