@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from vlmtune.data.types import Sample
+    from vlmtune.data.run_data import MeasuredRows
     from vlmtune.hub.source import ModelSource
     from vlmtune.plan.types import RunPlan
 
@@ -135,6 +135,7 @@ def _one(case: Short, folder: Path, task: str) -> None:
     quiet_libraries()
     from gpu.cases import Case, config_of, prepare
 
+    from vlmtune.data.run_data import MeasuredRows
     from vlmtune.data.samples import read_samples
     from vlmtune.engine.runtime import probe_device
     from vlmtune.hub.source import open_model
@@ -148,11 +149,11 @@ def _one(case: Short, folder: Path, task: str) -> None:
     config = config_of(whole, folder)
     source = open_model(config.model.name, None, folder)
     plan = make_plan(config, source, probe_device())
-    samples = read_samples(folder / "rows.jsonl").samples
+    rows = MeasuredRows(read_samples(folder / "rows.jsonl").samples)
     if task == "make":
-        print(json.dumps(_estimated(plan, source, samples)))
+        print(json.dumps(_estimated(plan, source, rows)))
     else:
-        _train(plan, source, samples, config.run_dir)
+        _train(plan, source, rows, config.run_dir)
 
 
 def _shorten(path: Path, case: Short) -> None:
@@ -179,12 +180,12 @@ def _write_weights(folder: Path) -> None:
     assert config["dtype"] == "bfloat16"
 
 
-def _estimated(plan: "RunPlan", source: "ModelSource", samples: "Sequence[Sample]") -> dict:
+def _estimated(plan: "RunPlan", source: "ModelSource", rows: "MeasuredRows") -> dict:
     from vlmtune.estimate.given_rows import GivenRows
     from vlmtune.estimate.run import estimate_plan
     from vlmtune.hardware.cards import Target, find_card
 
-    need = estimate_plan(plan, source, GivenRows(samples), Target(find_card("48gb"), 0, True), fast=True).main_memory
+    need = estimate_plan(plan, source, GivenRows(rows), Target(find_card("48gb"), 0, True), fast=True).main_memory
     files = Path(plan.model).glob(f"*{WEIGHT_FILES}")
     return {
         "estimated_bytes": need.peak_bytes,
@@ -193,8 +194,8 @@ def _estimated(plan: "RunPlan", source: "ModelSource", samples: "Sequence[Sample
     }
 
 
-def _train(plan: "RunPlan", source: "ModelSource", samples: "Sequence[Sample]", run_dir: Path) -> None:
-    from vlmtune.data.run_data import RunData
+def _train(plan: "RunPlan", source: "ModelSource", rows: "MeasuredRows", run_dir: Path) -> None:
+    from vlmtune.data.run_data import MeasuredRows, RunData
     from vlmtune.engine.monitor import LiveView
     from vlmtune.engine.train import train
     from vlmtune.plan.file import save_plan
@@ -203,7 +204,7 @@ def _train(plan: "RunPlan", source: "ModelSource", samples: "Sequence[Sample]", 
     folder = RunFolder.create(run_dir)
     save_plan(plan, folder.plan)
     with open(os.devnull, "w") as nowhere, LiveView("run", Console(file=nowhere)) as view:
-        train(plan, source, RunData(samples, []), folder, view)
+        train(plan, source, RunData(rows, MeasuredRows([])), folder, view)
 
 
 if __name__ == "__main__":
