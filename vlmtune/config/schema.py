@@ -136,6 +136,8 @@ class HardwareSection(Section):
     """Recompute activations instead of keeping them: much less memory, and the layers' forward pass once more."""
     checkpointed_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Recompute only the language model's first layers, this many; the others keep theirs: faster. Default: all."""
+    streamed_layers: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Method `qlora`: so many of the language model's layers lie in main memory, and two of them on the card."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     on_oom: Literal["error", "retry"] = "error"

@@ -71,3 +71,5 @@ class MemoryReport:
     """Whether one step was simulated and repeated, and no answer."""
     seconds: float
     versions: dict[str, str]
+    streamed_bytes_per_step: int = 0
+    """What comes from main memory to the card in one optimizer step, of streamed layers."""

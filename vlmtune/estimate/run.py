@@ -194,6 +194,7 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         fast=fast,
         seconds=round(time.perf_counter() - started, 1),
         versions=library_versions(),
+        streamed_bytes_per_step=peaks.streamed_bytes_per_batch * plan.gradient_accumulation_steps,
     )
 
 

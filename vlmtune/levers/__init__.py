@@ -11,12 +11,14 @@ from vlmtune.levers.method import METHOD
 from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.rank import LORA_RANK
 from vlmtune.levers.recompute import RECOMPUTE
+from vlmtune.levers.streaming import STREAMING
 from vlmtune.levers.text_length import TEXT_LENGTH
 from vlmtune.levers.tower import TOWER
 
 LEVERS: tuple[Lever, ...] = (
     RECOMPUTE,
     BATCH,
+    STREAMING,
     HEAD,
     TOWER,
     METHOD,

@@ -1,7 +1,7 @@
 """RunPlan → model ready to train: load → quantise → freeze → adapt. No other file loads models or attaches adapters."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,7 @@ from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
+from vlmtune.models.streaming import stream_of, stream_weightless, streamed_while_loading
 from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -50,8 +51,10 @@ def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
     Never `prepare_model_for_kbit_training`: it copies embeddings, head and norms to fp32 (0.5 to 2.3 GiB).
     """
     torch.manual_seed(plan.seed)
-    model = load_base(plan) if weights == "checkpoint" else weightless_base(plan)
     family = family_of(plan)
+    model = load_base(plan) if weights == "checkpoint" else weightless_base(plan)
+    if weights == "none":
+        stream_weightless(model, plan, family)
     model = adapt(model.requires_grad_(False), plan, family)
     _rest_frozen_parts(base_of(model), family)
     for lever in levers.LEVERS:
@@ -90,17 +93,19 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
     """
     folder = checkpoint_folder(plan.model, plan.revision)
     stored = check_checkpoint(plan)
+    streamed = streamed_while_loading(plan, family_of(plan)) if quantized else nullcontext()
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=DTYPES[plan.base_dtype],
-            quantization_config=_quantization_config(plan) if quantized else None,
-            device_map={"": plan.device},
-            attn_implementation=plan.attention,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below
-        )
+        with streamed:
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=DTYPES[plan.base_dtype],
+                quantization_config=_quantization_config(plan) if quantized else None,
+                device_map={"": plan.device},
+                attn_implementation=plan.attention,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below
+            )
     except (OSError, SafetensorError) as error:
         raise VlmtuneError(
             f"the model {folder} cannot be loaded: {str(error).splitlines()[0]}",
@@ -117,6 +122,8 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
     refuse_other_numbers(model, stored, folder)
     _name_image_token(model, plan)
     _forbid_packing(model)
+    if stream := stream_of(model):
+        stream.start()
     return model
 
 

@@ -84,6 +84,8 @@ class RunPlan:
     save_total_limit: int
     report_to: tuple[str, ...]
     choices: tuple[Choice, ...] = field(default=())
+    streamed_layers: int = 0
+    """The language model's layers that lie in main memory."""
 
     @property
     def rows_per_step(self) -> int:

@@ -54,6 +54,7 @@ def price_levers(
 
 def _every_change(config: TrainingConfig, before: MemoryReport, model: ModelFacts | None) -> list[Values]:
     """Return the values of every change that applies: the next step of each saving, then what costs memory."""
-    saving = [saving.steps(config, model, before.tokens["text"])[:1] for _, saving in levers.savings()]
-    steps = [step for first in saving for step in first] + levers.more_memory(config, model)
+    text_tokens = before.tokens["text"]
+    shown = [saving.priced(saving.steps(config, model, text_tokens)) for _, saving in levers.savings()]
+    steps = [step for steps in shown for step in steps] + levers.more_memory(config, model)
     return list({words_of(values): values for values in steps}.values())

@@ -21,6 +21,7 @@ from vlmtune.estimate.simulate.record import (
     GRADIENTS,
     INPUTS,
     OPTIMIZER,
+    STREAMED,
     Hidden,
     Log,
     Recorder,
@@ -30,6 +31,7 @@ from vlmtune.estimate.simulate.repeat import repeat_step
 from vlmtune.estimate.simulate.weights import load_checkpoint
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.build import base_of, build_model, family_of
+from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 
 CHECKED_STEP = 2
@@ -128,6 +130,9 @@ def add_residents(model: nn.Module, plan: RunPlan, recorder: Recorder) -> None:
     family = family_of(plan)
     for name, tensor in _resident(base_of(model)):
         recorder.add(tensor, _kind_of(name, tensor, family))
+    if stream := stream_of(base_of(model)):
+        for buffer in stream.buffers:
+            recorder.add(buffer, STREAMED)
 
 
 class _Training:
@@ -151,6 +156,8 @@ class _Training:
             ends.append(len(recorder.log.events))
             if number == CHECKED_STEP:
                 _first_step_check(self.model, recorder)
+        if stream := stream_of(base_of(self.model)):
+            recorder.log.streamed_bytes = stream.copied_bytes
         if repeat:
             recorder.log.begin(f"step {len(steps) + 1}")
             repeat_step(recorder, *ends[:2])
@@ -171,6 +178,7 @@ class _Training:
             self.recorder.kind = GRADIENTS
             loss.backward()
             self.loss = loss.detach()
+            self.recorder.log.num_batches += 1
 
     def _update(self) -> None:
         self.recorder.kind = OPTIMIZER
@@ -209,7 +217,7 @@ def _first_step_check(model: nn.Module, recorder: Recorder) -> None:
     """The check that no frozen tensor changes sums them a piece at a time, converted to int64 (engine/callbacks.py)."""
     for parameter in model.parameters():
         if not parameter.requires_grad:
-            piece_bytes = min(parameter.untyped_storage().nbytes(), callbacks.DIGEST_BYTES)
+            piece_bytes = min(parameter.nbytes, callbacks.DIGEST_BYTES)
             recorder.free(recorder.allocate(piece_bytes // 2 * torch.int64.itemsize, CHECKS, "sum"))
 
 
