@@ -106,6 +106,27 @@ def test_two_layers_less_than_are_streamed_travel_in_each_pass(double_quant, mod
     assert sum(buffer.nbytes for buffer in stream.buffers) == 2 * layer_bytes
 
 
+def test_layers_are_sent_before_they_are_needed(models, tmp_path, monkeypatch):
+    tiny, real, there = models("llava", LAYERS), LayerStream._need, []
+
+    def need(self: LayerStream, layer: int) -> None:
+        there.append(self._here[layer % 2] == layer)
+        real(self, layer)
+
+    monkeypatch.setattr(LayerStream, "_need", need)
+    plan, batch = plan_of(tiny, 4), batch_of(tiny, tmp_path)
+    model = built(plan)
+    there.clear()  # of the check of what was loaded
+    for _ in range(3):
+        forward_loss(model, batch, plan).backward()
+    assert len(there) > 3 * 2 * 4 * 7 and all(there)
+    with torch.no_grad():
+        forward_loss(model, batch, plan)
+        there.clear()
+        forward_loss(model, batch, plan)
+    assert len(there) == 4 * 7 and all(there)
+
+
 @pytest.mark.parametrize("streamed", [3, 4])
 def test_answers_are_the_same(streamed, models, tmp_path, late):
     tiny = models("qwen2_5_vl", LAYERS)
