@@ -22,12 +22,15 @@ class Priced:
     work: float
     """Floating-point operations a row, as a multiple of before: the slowdown of a card that is busy computing."""
     fits: bool
+    streamed_bytes_per_step: int = 0
+    """What comes from main memory to the card in one optimizer step, of streamed layers."""
 
 
 def priced(values: Values, before: MemoryReport, after: MemoryReport) -> Priced:
     """Return what a change is worth by the estimates without and with it."""
     saved_bytes = before.peak_reserved_bytes - after.peak_reserved_bytes
-    return Priced(words_of(values), saved_bytes, after.flops_per_row / before.flops_per_row, after.fits)
+    work = after.flops_per_row / before.flops_per_row
+    return Priced(words_of(values), saved_bytes, work, after.fits, after.streamed_bytes_per_step)
 
 
 def price_levers(
