@@ -9,6 +9,7 @@ import math
 import statistics
 import sys
 import tempfile
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -167,7 +168,8 @@ def table_of(errors: list[Errors]) -> str:
     lines = [
         "# Estimated against measured peaks",
         "",
-        f"Measured on one NVIDIA H100 with {_named(measured)}; estimated with",
+        f"Measured on {_cards()},",
+        f"with {_named(measured)}; estimated with",
         f"{_named(library_versions())}; written by `make gpu-errors`. In percent of the",
         "measured peak, below zero where the estimate is too low. Fast: reserved by `--fast`. Some epochs: 14 steps",
         "over 24 rows of many lengths and image sizes; uneven: 12 steps over such rows. The first rules come from",
@@ -198,6 +200,11 @@ def table_of(errors: list[Errors]) -> str:
 
 def _row(errors: Errors) -> str:
     return f"| {errors.case.name} | {errors.allocated:+.2f} | {errors.reserved:+.2f} | {errors.fast:+.2f} |"
+
+
+def _cards() -> str:
+    cards = Counter(run["gpu"] for run in measured_runs().values())
+    return " and ".join(f"one {card} ({number} runs)" for card, number in cards.most_common())
 
 
 def _named(versions: dict[str, str]) -> str:

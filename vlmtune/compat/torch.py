@@ -98,7 +98,7 @@ ATTENTION_BACKWARD = (FLASH_ATTENTION_BACKWARD, FLASH_ATTENTION_FOR_CPU_BACKWARD
 # Operations that a computation without storage needs told apart.
 TO_COPY = Name(TORCH, "torch.ops.aten._to_copy", "what `to` calls: whole numbers are to stay real.", takes="self")
 LOCAL_SCALAR_DENSE = Name(TORCH, "torch.ops.aten._local_scalar_dense", "what `item` calls.", takes="self")
-FOREACH_NORM = Name(TORCH, "torch.ops.aten._foreach_norm", "its kernel takes memory out of sight.", takes="self, ord")
+FOREACH_NORM = Name(TORCH, "torch.ops.aten._foreach_norm.Scalar", "its kernel takes memory out of sight.")
 IS_ALL_TRUE = Name(TORCH, "torch.ops.aten._is_all_true", "by it models check their inputs.", takes="self")
 
 SOFTMAX = Name(

@@ -88,7 +88,7 @@ def _rules(sm: tuple[int, int], num_sms: int) -> dict[str, Rule]:
         "aten.convolution_backward.default": _copied(0, 1, 2),
         "aten.sum.default": partial(_sum, sm, num_sms),
         "aten.sum.dim_IntList": partial(_sum, sm, num_sms),
-        str(FOREACH_NORM.get().Scalar): _norms,
+        str(FOREACH_NORM.get()): _norms,
     }
 
 
