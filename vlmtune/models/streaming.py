@@ -13,6 +13,7 @@ PyTorch has the like for one process, FSDP2 with CPUOffloadPolicy, but there the
 (torch 2.15, `_fsdp_param_group.py`, unshard with a world of one): nothing overlaps. Hence code of our own.
 """
 
+import mmap
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,17 +67,18 @@ class LayerStream:
         ]
         self.on_host: list[Tensor] = []
         if device.type != "meta":
-            self.on_host = [torch.empty(num_bytes, dtype=torch.uint8) for num_bytes in self.layer_bytes]
+            self.on_host = [_host_memory(num_bytes) for num_bytes in self.layer_bytes]
         self.copied_bytes = 0
         """What has come to the card since the start."""
         self._here: list[int | None] = [None] * ON_CARD
         self._current: int | None = None
         self._side: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            for buffer in self.on_host:
-                _pin(self, buffer)
             self._side = torch.cuda.Stream(device)
             self._arrived = [torch.cuda.Event() for _ in range(ON_CARD)]  # of the last copy into each buffer
+            pinned: list[Tensor] = []
+            weakref.finalize(self, _let_go, self._side, pinned).atexit = False
+            _pin(self.on_host, pinned)
 
     def _laid_out(self, layer: int, linears: list[Linear4bit], double_quant: bool) -> int:
         """Give each linear layer its place and return the bytes of all."""
@@ -177,22 +179,37 @@ def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // ALIGNED_BYTES) * ALIGNED_BYTES
 
 
-def _pin(owner: LayerStream, buffer: Tensor) -> None:
-    """Pin main memory where it is: PyTorch's own pinned memory comes in powers of two, up to twice as much.
+def _host_memory(num_bytes: int) -> Tensor:
+    """Return main memory of this size, which processes that read images share.
+
+    Private memory that is pinned would be copied for each of them when they are forked.
+    """
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
+
+
+def _pin(buffers: list[Tensor], pinned: list[Tensor]) -> None:
+    """Pin main memory where it is, and note what is: PyTorch's own pinned memory comes in powers of two.
 
     Raises:
         VlmtuneError: the system does not allow it.
     """
     runtime = torch.cuda.cudart()
-    if int(runtime.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)):
-        wanted = sum(owner.layer_bytes) / GIB
-        raise VlmtuneError(
-            f"{KEY}: {wanted:.2f} GiB of main memory are to be pinned for the streamed layers, "
-            "and the system does not allow it",
-            "close other programs, stream fewer layers, or raise the system's limit of locked memory",
-        )
-    # The memory must not be given back while it is registered, so whoever ends the registration holds it.
-    weakref.finalize(owner, lambda: runtime.cudaHostUnregister(buffer.data_ptr())).atexit = False
+    for buffer in buffers:
+        if int(runtime.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)):
+            wanted = sum(one.nbytes for one in buffers) / GIB
+            raise VlmtuneError(
+                f"{KEY}: {wanted:.2f} GiB of main memory are to be pinned for the streamed layers, "
+                "and the system does not allow it",
+                "close other programs, stream fewer layers, or raise the system's limit of locked memory",
+            )
+        pinned.append(buffer)
+
+
+def _let_go(side: torch.cuda.Stream, pinned: list[Tensor]) -> None:
+    """Wait for the last copy, whose target may soon be another's memory, and end what was pinned."""
+    side.synchronize()
+    for buffer in pinned:
+        torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
 
 
 def stream_of(model: nn.Module) -> LayerStream | None:

@@ -1,6 +1,7 @@
 """Layers that lie in main memory: the same losses, gradients and answers as with all of them on the card."""
 
 import dataclasses
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from vlmtune.engine.callbacks import FirstStepCheck
 from vlmtune.engine.evaluate import greedy
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
+from vlmtune.models import streaming
 from vlmtune.models.build import base_of, build_model
 from vlmtune.models.streaming import LayerStream, spread, stream_of
 from vlmtune.plan.types import RunPlan
@@ -192,6 +194,35 @@ def test_frozen_weights_are_looked_at_wherever_they_are(models, tmp_path):
     stream.on_host[2][7] ^= 1
     with pytest.raises(VlmtuneError, match="changed 1 tensors that are frozen"):
         check.on_step_end(None, state, None)
+
+
+class Runtime:
+    """Stands for CUDA's: pins two pieces of memory, then no more."""
+
+    def __init__(self) -> None:
+        self.pinned: list[int] = []
+
+    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
+        if len(self.pinned) == 2:
+            return 2
+        self.pinned.append(address)
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        self.pinned.remove(address)
+        return 0
+
+
+def test_memory_that_cannot_be_pinned_is_told_and_what_was_is_given_back(monkeypatch):
+    runtime, pinned = Runtime(), []
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    buffers = [streaming._host_memory(2**20) for _ in range(3)]
+    with pytest.raises(VlmtuneError, match="hardware.streamed_layers: 0.00 GiB of main memory are to be pinned"):
+        streaming._pin(buffers, pinned)
+    assert [buffer.data_ptr() for buffer in pinned] == runtime.pinned and len(pinned) == 2
+    side = Mock()
+    streaming._let_go(side, pinned)
+    assert runtime.pinned == [] and side.synchronize.called
 
 
 def test_a_model_without_storage_streams_too(models):

@@ -21,10 +21,7 @@ def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
     """
     base = base_of(model)
     stored = {name: tensor for name, tensor in base.named_parameters() if ".lora_" not in name}
-    if stream := stream_of(base):
-        for buffer in stream.buffers:
-            recorder.add(buffer, "weights", "streamed layers")
-    else:
+    if not add_stream_buffers(base, recorder):
         recorder.free(recorder.allocate(sum(t.untyped_storage().nbytes() for t in stored.values()), "load", "warm-up"))
     if any(_is_packed(tensor) for tensor in stored.values()):
         recorder.allocate(DYNAMIC_MAP_BYTES, "load", "create_dynamic_map")
@@ -41,6 +38,14 @@ def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
     for _, buffer in base.named_buffers():
         recorder.add(buffer, "weights")
     add_adapters(model, recorder)
+
+
+def add_stream_buffers(base: nn.Module, recorder: Recorder) -> bool:
+    """Record the buffers of streamed layers, which come before all weights; return whether there are any."""
+    stream = stream_of(base)
+    for buffer in stream.buffers if stream else ():
+        recorder.add(buffer, "weights", "streamed layers")
+    return stream is not None
 
 
 def _is_packed(tensor: Tensor) -> bool:
