@@ -92,12 +92,12 @@ def test_what_it_excludes_is_refused_by_the_plan(toy):
 def test_explain_prices_it_both_ways(toy):
     from vlmtune.estimate.search.explain import price_levers
 
-    before = SimpleNamespace(tokens={"text": 512}, peak_reserved_bytes=100, flops_per_row=1.0)
+    before = report_of(100, 100)
     asked = []
 
     def estimate(values):
         asked.append(values)
-        return SimpleNamespace(peak_reserved_bytes=90, flops_per_row=1.0, fits=True)
+        return report_of(90, 100)
 
     priced = price_levers(config_with(), before, estimate)
     words = [word for one in priced for word in one.words if word.startswith("training.max_grad_norm")]
