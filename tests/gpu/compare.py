@@ -22,7 +22,7 @@ from gpu.cases import BLIND, BLIND_UNEVEN, CASES, UNSEEN, Case, prepare  # noqa:
 
 from vlmtune.data.collate import Collator  # noqa: E402
 from vlmtune.data.dataset import TuneDataset  # noqa: E402
-from vlmtune.data.measure.lengths import measure_rows  # noqa: E402
+from vlmtune.data.run_data import MeasuredRows  # noqa: E402
 from vlmtune.estimate.allocator.caching import AllocatorSettings, Replay, replay  # noqa: E402
 from vlmtune.estimate.simulate.cuda import hidden_of  # noqa: E402
 from vlmtune.estimate.simulate.record import Log, Recorder  # noqa: E402
@@ -81,7 +81,7 @@ def prepared(case: Case, folder: Path) -> Prepared:
     config, source, samples = prepare(case, CATALOGUE, folder)
     plan = make_plan(config, source, Device("cuda", "H100", True))
     processor, family = load_processor(plan), family_of(plan)
-    lengths = measure_rows(samples, processor, family, plan, source).total.tolist()
+    lengths = MeasuredRows(samples).lengths(processor, family, plan, source).total.tolist()
     rows = TuneDataset(samples, processor, family, plan)
     load = load_checkpoint if case.from_checkpoint else weights_made_on_the_card
     return Prepared(plan, lengths, rows, Collator(processor), load, case.expandable)

@@ -79,7 +79,7 @@ def random_weights(model: nn.Module, device: str) -> nn.Module:
 
 def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, history: bool = False) -> None:
     """Train the case and write `out`; with a cap the process may not reserve more than that once the model is there."""
-    from vlmtune.data.run_data import RunData
+    from vlmtune.data.run_data import MeasuredRows, RunData
     from vlmtune.engine import train as engine
     from vlmtune.engine.monitor import LiveView
     from vlmtune.engine.oom import OutOfMemory
@@ -123,7 +123,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
             record(stacks=False)
         try:
             with LiveView(case.name, Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
-                report = engine.train(plan, source, RunData(samples, []), runs, view)
+                report = engine.train(plan, source, RunData(MeasuredRows(samples), MeasuredRows([])), runs, view)
         except OutOfMemory:
             out.write_text(json.dumps({"case": case.name, "out_of_memory": True}), encoding="utf-8")
             return

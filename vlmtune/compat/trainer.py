@@ -53,6 +53,12 @@ CREATE_OPTIMIZER = Override(
     TUNE_TRAINER,
     "the plan's optimizer, which the estimate builds too.",
 )
+CREATE_SCHEDULER = Override(
+    TRANSFORMERS,
+    "transformers.Trainer.create_scheduler",
+    TUNE_TRAINER,
+    "the first step has a learning rate above 0.",
+)
 COMPUTE_LOSS = Override(
     TRANSFORMERS,
     "transformers.Trainer.compute_loss",

@@ -34,8 +34,6 @@ from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 
-CHECKED_STEP = 2
-"""The first with a learning rate: warm-up starts at 0."""
 SCALAR_BYTES = 8
 Batch = dict[str, Tensor]
 Steps = list[list[Batch]]
@@ -154,15 +152,13 @@ class _Training:
             self._update()
             gc.collect()
             ends.append(len(recorder.log.events))
-            if number == CHECKED_STEP:
+            if number == 1:
                 _first_step_check(self.model, recorder)
         if stream := stream_of(base_of(self.model)):
             recorder.log.streamed_bytes = stream.copied_bytes
         if repeat:
             recorder.log.begin(f"step {len(steps) + 1}")
             repeat_step(recorder, *ends[:2])
-            if len(steps) < CHECKED_STEP:
-                _first_step_check(self.model, recorder)
 
     def _forward_and_backward(self, batches: list[Batch]) -> None:
         last, self.num_items = self.num_items, self.recorder.allocate(SCALAR_BYTES, INPUTS, "labelled tokens")

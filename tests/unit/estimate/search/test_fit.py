@@ -280,7 +280,7 @@ def test_a_config_that_is_refused_stops_the_search():
 
 
 def test_the_cheapest_changes_each_make_it_fit():
-    config = config_with("16gb")
+    config = config_with("16gb", ["training.gradient_accumulation_steps=8"])
     simulator = Simulator("16gb", needed_mib(config) - 50)
     changes = cheapest_changes(config, report_of(config, 1), simulator)
     assert 2 <= len(changes) <= 3

@@ -70,7 +70,10 @@ def test_a_repeated_step_is_the_simulated_one(name, accumulation, models, tmp_pa
     repeated = simulate(plan, Run(same[:1], load=None, evaluated=steps[0][0], repeat=True))
     expected, found = peaks_of(whole, True), peaks_of(repeated, True)
     assert found.reserved_bytes == expected.reserved_bytes
-    assert found.phases["step 2"] == expected.phases["step 2"]
+    # But for one block: a step's labelled tokens are counted before those of the last are gone.
+    first, second = expected.phases["step 2"], found.phases["step 2"]
+    assert first.allocated_at_end_bytes == second.allocated_at_end_bytes
+    assert 0 <= first.peak_allocated_bytes - second.peak_allocated_bytes <= 512
     assert found.phases["evaluation"] == expected.phases["evaluation"]
 
 
