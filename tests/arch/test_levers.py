@@ -162,7 +162,8 @@ def test_a_retry_after_running_out_of_memory_takes_it(toy, monkeypatch):
     from vlmtune.workflow.attempts import _next_change
     from vlmtune.workflow.job import Job
 
-    loaded = preset_config("org/model", "8gb", ["training.max_grad_norm=1.0", "hardware.streamed_layers=32"])
+    settings = ["training.max_grad_norm=1.0", "hardware.offload_activations=true", "hardware.streamed_layers=32"]
+    loaded = preset_config("org/model", "8gb", settings)
     job = Job(loaded, None, SOURCE, None)
     assert _next_change(None, job, None, has_checkpoint=True) == {"training.max_grad_norm": 0.1}
     monkeypatch.setattr(levers, "LEVERS", levers.LEVERS[:-1])
@@ -198,5 +199,5 @@ def test_every_key_and_field_of_a_lever_exists_and_has_one_owner():
 def test_savings_come_in_the_order_of_what_they_give_up():
     order = [saving.gives_up for _, saving in levers.savings()]
     assert order == sorted(order) and set(order) == set(GivesUp)
-    exact = {lever.name for lever in levers.LEVERS if lever.exact}
-    assert exact == {"Recompute activations", "Rows at a time", "Layers in main memory"}
+    exact = [lever.name for lever in levers.LEVERS if lever.exact]
+    assert exact == ["Embeddings in main memory", "Recompute activations", "Rows at a time", "Layers in main memory"]

@@ -1,4 +1,4 @@
-"""Runs with a head in 4 bits, few layers that recompute, layers in main memory, used as any other run."""
+"""Runs with levers of the model pulled, used as any other run."""
 
 import json
 
@@ -94,3 +94,25 @@ def test_what_cannot_be_streamed_is_refused_before_anything_is_loaded(settings, 
     refused = deep.train("refused", *settings)
     assert refused.code == 1 and said in " ".join(refused.stderr.split())
     assert not deep.run("refused").path.exists()
+
+
+def test_a_run_with_embeddings_in_main_memory_is_as_any_other(project, assert_same_weights):
+    """Cut in the middle it goes on with them on the card, and ends with the same weights to the bit."""
+    away, here = "hardware.offload_embeddings=true", "hardware.offload_embeddings=false"
+    project.train("whole", here)
+    done = project.train("away", away)
+    assert done.code == 0, done.stderr
+    assert load_plan(project.run("away").plan).offload_embeddings
+    assert_same_weights(project.run("whole"), project.run("away"))
+    assert project.train_elsewhere(STOP_AFTER_STEP_4, "cut", away).returncode == 9
+    assert project.train("cut", here, resume=True).code == 0
+    assert_same_weights(project.run("whole"), project.run("cut"))
+    folder = project.run("away").path
+    assert project.run_cli("evaluate", folder, "--data", "rows.jsonl").code == 0
+    asked = [
+        project.run_cli("generate", path, "--image", project.rows[0]["image"], "--prompt", "What colour?")
+        for path in (folder, project.run("whole").path)
+    ]
+    assert asked[0].code == 0 and asked[0].stdout == asked[1].stdout
+    merged = project.run_cli("merge", folder, "-o", "merged")
+    assert merged.code == 0, merged.stderr

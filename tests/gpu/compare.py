@@ -108,7 +108,7 @@ def weights_made_on_the_card(model: nn.Module, recorder: Recorder) -> None:
             values = _renewed(values, num_bytes, recorder)
             for handle in quantise(module.weight, "weights", recorder):
                 recorder.free(handle)
-        for tensor in _plain(module):
+        for tensor in _plain(module, recorder):
             num_bytes = tensor.untyped_storage().nbytes()
             if id(tensor) in known:  # a tied head gets numbers of its own until the end
                 value = _renewed(0, num_bytes, recorder)
@@ -135,8 +135,9 @@ def _renewed(old: int, num_bytes: int, recorder: Recorder) -> int:
     return new
 
 
-def _plain(module: nn.Module) -> list:
-    return [p for p in module.parameters(recurse=False) if getattr(p, "quant_state", None) is None]
+def _plain(module: nn.Module, recorder: Recorder) -> list:
+    own = [tensor for tensor in module.parameters(recurse=False) if not recorder.main_memory.holds(tensor)]
+    return [tensor for tensor in own if getattr(tensor, "quant_state", None) is None]
 
 
 @dataclass(frozen=True)

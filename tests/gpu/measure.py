@@ -32,14 +32,12 @@ HISTORY = ".history.xz"
 
 def made_on_the_card(plan: RunPlan) -> nn.Module:
     """Return a plan's base model with random weights."""
-    from vlmtune.models import build
-    from vlmtune.models.streaming import prepare_stream
+    from vlmtune.models import build, streaming
 
     model = build.weightless_base(plan)
-    stream = prepare_stream(model, plan, build.family_of(plan), plan.device)
+    streaming.prepare_stream(model, plan, build.family_of(plan), plan.device)
     random_weights(model, plan.device)
-    if stream:
-        stream.start()
+    streaming.start(model)
     return model
 
 
@@ -69,12 +67,23 @@ def random_weights(model: nn.Module, device: str) -> nn.Module:
             names = [name for name, _ in module.named_parameters(recurse=False)]
         for name in names:
             old = getattr(module, name)
-            value = torch.randn(old.shape, dtype=old.dtype, device=device) * 0.02
+            value = _random(old, device) if old.is_meta else _in_main_memory(old)
             setattr(module, name, nn.Parameter(value, requires_grad=False))
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.ones(buffer.shape, dtype=buffer.dtype, device=device))
+            where = device if buffer.is_meta else "cpu"
+            setattr(module, name, torch.ones(buffer.shape, dtype=buffer.dtype, device=where))
     model.tie_weights()
     return model
+
+
+def _random(old: torch.Tensor, device: str) -> torch.Tensor:
+    return torch.randn(old.shape, dtype=old.dtype, device=device) * 0.02
+
+
+def _in_main_memory(old: torch.Tensor) -> torch.Tensor:
+    """Return random rows, which repeat: a table of billions of numbers would take a minute."""
+    rows = torch.randn(1024, *old.shape[1:], dtype=old.dtype) * 0.02
+    return rows.repeat(-(-len(old) // len(rows)), 1)[: len(old)]
 
 
 def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, history: bool = False) -> None:

@@ -40,6 +40,13 @@ GET_LENGTH_GROUPED_INDICES = Name(
     takes="lengths, batch_size, *, generator",
 )
 
+PLACE_MODEL_ON_DEVICE = Override(
+    TRANSFORMERS,
+    "transformers.TrainingArguments.place_model_on_device",
+    ("vlmtune.engine.trainer.Arguments",),
+    "the model is where it belongs: Trainer would bring parts that are in main memory to the card.",
+    read_by="transformers.Trainer",
+)
 TRAIN_SAMPLER = Override(
     TRANSFORMERS,
     "transformers.Trainer._get_train_sampler",

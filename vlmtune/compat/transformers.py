@@ -20,6 +20,12 @@ DTYPE_PLAN = Attribute(
     "in fp16, loading keeps parts of some models in fp32, and building from a config does not.",
     read_by="transformers.PreTrainedModel.from_pretrained",
 )
+ACCELERATE_DISPATCH = Name(
+    TRANSFORMERS,
+    "transformers.modeling_utils.accelerate_dispatch",
+    "of a model with parts on the CPU, accelerate would take each whole part to the card whenever it is used.",
+    read_by="transformers.PreTrainedModel.from_pretrained",
+)
 IS_LOADED_IN_4BIT = Attribute(
     TRANSFORMERS,
     "transformers.PreTrainedModel",
@@ -33,6 +39,13 @@ CHECKPOINTING_ENABLE = Attribute(
     "activation_checkpointing_enable",
     "newer versions warn about the old name.",
     older="gradient_checkpointing_enable",
+)
+SAVE_ON_CPU = Name(
+    TRANSFORMERS,
+    "transformers.modeling_utils.save_on_cpu",
+    "what layers recompute from goes to main memory through it; the simulation lets it pin where there is no GPU.",
+    takes="pin_memory, device_type",
+    read_by="transformers.PreTrainedModel",
 )
 GRADIENT_CHECKPOINTING_LAYER = Name(
     TRANSFORMERS,

@@ -138,6 +138,10 @@ class HardwareSection(Section):
     """Recompute activations instead of keeping them: much less memory, and the layers' forward pass once more."""
     checkpointed_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Recompute only the language model's first layers, this many; the others keep theirs: faster. Default: all."""
+    offload_activations: bool = False
+    """Keep what layers recompute from in main memory: less on the card, and two copies over the bus for each layer."""
+    offload_embeddings: bool | None = None
+    """Keep embedding tables in main memory and look rows up there. Default: on a GPU wherever the model allows it."""
     streamed_layers: Annotated[int, Field(ge=0, le=1000)] = 0
     """Method `qlora`: so many of the language model's layers lie in main memory, and two of them on the card."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
@@ -182,6 +186,11 @@ class TrainingConfig(Section):
         if self.hardware.checkpointed_layers and not self.hardware.gradient_checkpointing:
             found.append(
                 "hardware.checkpointed_layers: no layer recomputes with hardware.gradient_checkpointing: false; "
+                "keep one of the two"
+            )
+        if self.hardware.offload_activations and not self.hardware.gradient_checkpointing:
+            found.append(
+                "hardware.offload_activations: no layer recomputes with hardware.gradient_checkpointing: false; "
                 "keep one of the two"
             )
         if training.quantization.quantize_head and training.method != "qlora":

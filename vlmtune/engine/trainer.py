@@ -216,9 +216,18 @@ def _raising(batches: Iterator) -> Iterator:
         yield batch
 
 
-def training_arguments(plan: RunPlan, folder: RunFolder) -> TrainingArguments:
+class Arguments(TrainingArguments):
+    """Trainer's arguments for a model that is where it belongs."""
+
+    @property
+    def place_model_on_device(self) -> bool:
+        """Trainer would bring all of it to the card, parts in main memory too."""
+        return False
+
+
+def training_arguments(plan: RunPlan, folder: RunFolder) -> Arguments:
     """Return the plan in transformers' words. Checkpointing, loss and optimizer are vlmtune's own and stay off here."""
-    return TrainingArguments(
+    return Arguments(
         output_dir=str(folder.checkpoints),
         run_name=plan.experiment_name,
         per_device_train_batch_size=plan.batch_size,

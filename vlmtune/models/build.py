@@ -1,7 +1,7 @@
 """RunPlan → model ready to train: load → quantise → freeze → adapt. No other file loads models or attaches adapters."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +26,7 @@ from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
-from vlmtune.models.streaming import stream_of, stream_weightless, streamed_while_loading
+from vlmtune.models import embeddings, streaming
 from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -52,9 +52,7 @@ def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
     """
     torch.manual_seed(plan.seed)
     family = family_of(plan)
-    model = load_base(plan) if weights == "checkpoint" else weightless_base(plan)
-    if weights == "none":
-        stream_weightless(model, plan, family)
+    model = load_base(plan) if weights == "checkpoint" else streaming.weightless(weightless_base(plan), plan, family)
     model = adapt(model.requires_grad_(False), plan, family)
     _rest_frozen_parts(base_of(model), family)
     for lever in levers.LEVERS:
@@ -93,14 +91,13 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
     """
     folder = checkpoint_folder(plan.model, plan.revision)
     stored = check_checkpoint(plan)
-    streamed = streamed_while_loading(plan, family_of(plan)) if quantized else nullcontext()
     try:
-        with streamed:
+        with embeddings.as_mapped(), streaming.while_loading(plan, family_of(plan), quantized):
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype=DTYPES[plan.base_dtype],
                 quantization_config=_quantization_config(plan) if quantized else None,
-                device_map={"": plan.device},
+                device_map=embeddings.device_map(plan, _weightless),
                 attn_implementation=plan.attention,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -122,8 +119,8 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
     refuse_other_numbers(model, stored, folder)
     _name_image_token(model, plan)
     _forbid_packing(model)
-    if stream := stream_of(model):
-        stream.start()
+    embeddings.keep_in_main_memory(model, plan)
+    streaming.start(model)
     return model
 
 
@@ -175,6 +172,7 @@ def weightless_base(plan: RunPlan) -> PreTrainedModel:
                     _quantise_nothing(module, quantization)
         borrowed.IS_LOADED_IN_4BIT.write(model, True)
     _forbid_packing(model)
+    embeddings.keep_in_main_memory(model, plan)
     return model
 
 
@@ -268,6 +266,7 @@ def _quantization_config(plan: RunPlan) -> BitsAndBytesConfig | None:
         bnb_4bit_use_double_quant=plan.double_quant,
         bnb_4bit_compute_dtype=DTYPES[plan.base_dtype],
         llm_int8_skip_modules=list(plan.unquantized),
+        llm_int8_enable_fp32_cpu_offload=embeddings.is_split(plan),  # else a part on the CPU is refused
     )
 
 

@@ -244,18 +244,25 @@ def _layers_with_packed_weights(model: PreTrainedModel, family: Family) -> list[
     return [linears for linears in found if linears]
 
 
-def stream_weightless(model: PreTrainedModel, plan: RunPlan, family: Family) -> None:
-    """Let a model without storage stream its layers as a loaded one does."""
+def weightless(model: PreTrainedModel, plan: RunPlan, family: Family) -> PreTrainedModel:
+    """Return a model without storage that streams its layers as a loaded one does."""
     if stream := prepare_stream(model, plan, family, "meta"):
         for linear in stream.places:
             stream.adopt(linear)
+    start(model)
+    return model
+
+
+def start(model: PreTrainedModel) -> None:
+    """Let a model whose weights are all there begin to stream, if it is to."""
+    if stream := stream_of(model):
         stream.start()
 
 
 @contextmanager
-def streamed_while_loading(plan: RunPlan, family: Family) -> Iterator[None]:
+def while_loading(plan: RunPlan, family: Family, quantized: bool) -> Iterator[None]:
     """Let transformers load a model whose streamed layers leave the card as soon as each weight is packed."""
-    if not plan.streamed_layers:
+    if not plan.streamed_layers or not quantized:
         yield
         return
     real = borrowed.SET_PARAM_FOR_MODULE.get()

@@ -83,6 +83,10 @@ class RunPlan:
     save_steps: int
     save_total_limit: int
     report_to: tuple[str, ...]
+    offload_activations: bool = False
+    """Whether what the layers that recompute start from waits in main memory."""
+    offload_embeddings: bool = False
+    """Whether tables of embeddings lie in main memory, and rows are looked up there."""
     choices: tuple[Choice, ...] = field(default=())
     streamed_layers: int = 0
     """The language model's layers that lie in main memory."""

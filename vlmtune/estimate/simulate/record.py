@@ -17,7 +17,7 @@ from torch import Tensor
 from vlmtune.compat import torch as borrowed
 from vlmtune.compat.bitsandbytes import GEMM_4BIT
 from vlmtune.estimate.simulate.outputs import Outputs, tensors_in
-from vlmtune.estimate.simulate.placement import TO_COPY, only_moves, placed
+from vlmtune.estimate.simulate.placement import TO_COPY, MainMemory, only_moves, placed
 
 # Looked up once: they are called at every operation.
 TorchDispatchMode = borrowed.DISPATCH_MODE.get()
@@ -112,7 +112,7 @@ FLOPS_OF = {
 
 
 class Recorder(TorchDispatchMode):
-    """Fills a Log while active. Tensors that existed before are added with `add`."""
+    """Fills a Log while active. Tensors that existed before are added with `add`, or are in `main_memory`."""
 
     def __init__(self, hidden: Hidden = no_hidden) -> None:
         super().__init__()
@@ -122,13 +122,19 @@ class Recorder(TorchDispatchMode):
         self.module = ""
         self.vocabulary: int | None = None
         """Width of logits: what has it belongs to the loss."""
+        self.main_memory = MainMemory()
         self._live: dict[int, weakref.ref] = {}
         self._handles: dict[int, int] = {}
         self._count = 0
         self._outputs = Outputs()
 
     def add(self, tensor: Tensor, kind: str, operation: str = "load") -> None:
-        """Record a tensor that already exists, such as a weight, or say anew of which kind a recorded one is."""
+        """Record a tensor that already exists, such as a weight, or say anew of which kind a recorded one is.
+
+        What is in main memory is passed over.
+        """
+        if self.main_memory.holds(tensor):
+            return
         handle = self._handles.get(storage_address(tensor.untyped_storage()))
         if handle is None:
             self._track(tensor, kind, operation)
@@ -184,10 +190,17 @@ class Recorder(TorchDispatchMode):
         return RECOMPUTED if self.kind == GRADIENTS and torch.is_grad_enabled() else self.kind
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        """Run the operation, moved to where its tensors are, and record what it made."""
+        """Run the operation where its tensors are, and record what it made on the card."""
+        kwargs = dict(kwargs or {})
+        if self.main_memory.takes_part(operation, args, kwargs):
+            return self._run_in_main_memory(operation, args, kwargs)
+        return self._run(operation, args, kwargs)
+
+    def _run(self, operation, args: tuple, kwargs: dict):
+        """Run the operation, its tensors moved to one place, and record what it made."""
         if operation is TO_COPY and only_moves(args[0], kwargs):
             return args[0].view_as(args[0])
-        args, kwargs = placed(operation, args, dict(kwargs or {}))
+        args, kwargs = placed(operation, args, kwargs)
         if operation is LOCAL_SCALAR_DENSE and args[0].device.type == "meta":
             # There is no value. `generate` is who asks, whether all answers have ended: zero is its no.
             return torch.zeros((), dtype=args[0].dtype).item()
@@ -214,6 +227,13 @@ class Recorder(TorchDispatchMode):
         temporary += [self.allocate(size, WORKSPACES, name) for size in spaces.after]
         for handle in temporary:
             self.free(handle)
+        return out
+
+    def _run_in_main_memory(self, operation, args: tuple, kwargs: dict):
+        """Run an operation there and record what it brings to the card."""
+        out, on_card = self.main_memory.run(operation, args, kwargs)
+        for tensor in tensors_in(out) if on_card else ():
+            self._track(tensor, RECOMPUTED if self.kind == GRADIENTS else self.kind, _name_of(operation))
         return out
 
 

@@ -31,6 +31,7 @@ from vlmtune.estimate.simulate.repeat import repeat_step
 from vlmtune.estimate.simulate.weights import load_checkpoint
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.build import base_of, build_model, family_of
+from vlmtune.models.embeddings import tensors_in_main_memory
 from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 
@@ -70,7 +71,7 @@ def simulate(plan: RunPlan, run: Run) -> Log:
 def simulate_answer(plan: RunPlan, prompt: Batch, hidden: Hidden, num_tokens: int) -> Log:
     """Return what a tuned model allocates to read a prompt and to write this many tokens, each a phase of the log."""
     model = build_model(plan, weights="none").eval()
-    recorder = Recorder(hidden)
+    recorder = recorder_of(model, plan, hidden)
     recorder.log.begin("load")
     load_checkpoint(model, recorder)
     recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
@@ -113,13 +114,21 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
 
 def loaded(model: nn.Module, plan: RunPlan, run: Run) -> Recorder:
     """Return a recorder whose log has the model on its device, and nothing else."""
-    recorder = Recorder(run.hidden)
-    recorder.vocabulary = base_of(model).get_output_embeddings().out_features
+    recorder = recorder_of(model, plan, run.hidden)
     recorder.log.begin("load")
     if run.load is not None:
         run.load(model, recorder)
     add_residents(model, plan, recorder)
     recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
+    return recorder
+
+
+def recorder_of(model: nn.Module, plan: RunPlan, hidden: Hidden) -> Recorder:
+    """Return a recorder that knows which tensors of the model are in main memory, and the width of its logits."""
+    recorder, base = Recorder(hidden), base_of(model)
+    recorder.vocabulary = base.get_output_embeddings().out_features
+    for tensor in tensors_in_main_memory(base, plan):
+        recorder.main_memory.add(tensor)
     return recorder
 
 
@@ -212,7 +221,7 @@ def _without_repeats(batches: list[Batch]) -> list[Batch]:
 def _first_step_check(model: nn.Module, recorder: Recorder) -> None:
     """The check that no frozen tensor changes sums them a piece at a time, converted to int64 (engine/callbacks.py)."""
     for parameter in model.parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and not recorder.main_memory.holds(parameter):
             piece_bytes = min(parameter.nbytes, callbacks.DIGEST_BYTES)
             recorder.free(recorder.allocate(piece_bytes // 2 * torch.int64.itemsize, CHECKS, "sum"))
 

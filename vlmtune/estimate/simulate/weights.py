@@ -19,8 +19,10 @@ def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
     first one block as large as all parameters, given back at once, so that they come to lie in it. Where layers are
     streamed there are their buffers instead, and their weights leave the card as soon as each is packed.
     """
-    base = base_of(model)
-    stored = {name: tensor for name, tensor in base.named_parameters() if ".lora_" not in name}
+    base, away = base_of(model), recorder.main_memory
+    stored = {
+        name: tensor for name, tensor in base.named_parameters() if ".lora_" not in name and not away.holds(tensor)
+    }
     if not add_stream_buffers(base, recorder):
         recorder.free(recorder.allocate(sum(t.untyped_storage().nbytes() for t in stored.values()), "load", "warm-up"))
     if any(_is_packed(tensor) for tensor in stored.values()):

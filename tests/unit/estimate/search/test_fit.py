@@ -40,7 +40,8 @@ def needed_mib(config: TrainingConfig, billions: float = 4.0) -> float:
     adapters = (billions * 1000 * 8 if training.method == "full" else training.lora.rank * 4) * (4 + state) / 4
     tokens = training.batch_size * (config.data.max_length + (config.data.image_size or 1280) ** 2 / 1024)
     kept = LAYERS if not hardware.gradient_checkpointing else LAYERS - (hardware.checkpointed_layers or LAYERS)
-    return 200 + weights + adapters + tokens * (0.6 + 0.25 * kept)
+    started_from = 0 if hardware.offload_activations else 0.01 * (LAYERS - kept)
+    return 200 + weights + adapters + tokens * (0.6 + 0.25 * kept + started_from)
 
 
 def report_of(config: TrainingConfig, budget_mib: float, billions: float = 4.0) -> MemoryReport:
@@ -133,6 +134,19 @@ def test_with_room_no_quality_is_given_up_and_the_rest_buys_speed(preset):
     assert [change.reason for change in fit.changes if not change.reason.startswith("memory is left")] == []
 
 
+def test_what_layers_recompute_from_leaves_the_card_before_anything_is_given_up_and_may_come_back():
+    config, key = config_with("8gb"), "hardware.offload_activations"
+    needed, least = needed_mib(config), needed_mib(changed(config, {key: True}))
+    fit = Simulator("8gb", (needed + least) / 2).fit()
+    assert fit.fits and fit.words == (f"{key}=true",)
+    wished = preset_config("org/model", "8gb", [f"{key}=true"]).config
+
+    def estimate(values: Values) -> MemoryReport:
+        return report_of(changed(wished, values), needed_mib(changed(config, recompute_first(20))))
+
+    assert set(find_fit(wished, MODEL, estimate, estimate).words) >= {f"{key}=false"}
+
+
 def test_memory_for_some_layers_is_found_to_within_a_twelfth():
     config = config_with("8gb")
     at_20 = needed_mib(changed(config, recompute_first(20)))
@@ -148,14 +162,14 @@ def test_memory_for_some_layers_is_found_to_within_a_twelfth():
 def test_what_costs_no_quality_goes_first():
     """Just below what the preset needs, one change suffices; the preset 16gb has the most to give."""
     before = config_with("16gb")
-    budget, given_up = needed_mib(before) - 1, []
+    budget, given_up, offload = needed_mib(before) - 1, [], "hardware.offload_activations"
     for _ in range(6):
         after = config_with("16gb", Simulator("16gb", budget).fit().words)
         given_up.append(
-            [key for key in ("training.batch_size", *QUALITY) if value_at(after, key) != value_at(before, key)]
+            [key for key in (offload, "training.batch_size", *QUALITY) if value_at(after, key) != value_at(before, key)]
         )
-        budget -= 150
-    assert given_up[0] == ["training.batch_size"]
+        budget -= 500
+    assert given_up[0] == [offload] and ["training.batch_size"] in given_up
     for fewer, more in itertools.pairwise(given_up):
         assert set(fewer) <= set(more) or "training.batch_size" in more
 
@@ -193,19 +207,24 @@ def test_nothing_fits():
 
 
 def test_as_few_layers_as_fit_lie_in_main_memory_before_anything_is_rounded():
-    config = config_with("8gb")
+    config = config_with("8gb", ("hardware.offload_activations=true",))
     for number in (3, 20, 36):
         at_number = needed_mib(changed(config, {"hardware.streamed_layers": number}))
         fit = Simulator("8gb", at_number).fit()
-        assert fit.fits and fit.words == (f"hardware.streamed_layers={number}",)
+        streamed = (f"hardware.streamed_layers={number}",)
+        assert fit.fits and fit.words == ("hardware.offload_activations=true", *streamed)
         assert fit.tried <= 14
-        (change,) = cheapest_changes(config, report_of(config, 1), Simulator("8gb", at_number), MODEL)[:1]
-        assert change.words == fit.words
+
+        def estimate(values, budget=at_number):
+            return report_of(changed(config, values), budget)
+
+        assert cheapest_changes(config, report_of(config, 1), estimate, MODEL)[0].words == streamed
 
 
 def test_layers_that_become_4_bit_may_then_lie_in_main_memory():
     config = config_with("24gb", ("training.method=lora",))
-    packed = changed(config, {"training.method": "qlora", "training.batch_size": 1})
+    less = {"training.batch_size": 1, "hardware.offload_activations": True}
+    packed = changed(config, {"training.method": "qlora", **less})
 
     def estimate(values):
         return report_of(config_with("24gb", ("training.method=lora", *words_of(values))), needed_mib(packed) - 900)
@@ -284,8 +303,9 @@ def test_the_cheapest_changes_each_make_it_fit():
     simulator = Simulator("16gb", needed_mib(config) - 50)
     changes = cheapest_changes(config, report_of(config, 1), simulator)
     assert 2 <= len(changes) <= 3
-    assert changes[0].words == ("training.batch_size=1", "training.gradient_accumulation_steps=16")
-    assert changes[0].before == ("2", "8")
+    assert changes[0].words == ("hardware.offload_activations=true",)
+    assert changes[1].words == ("training.batch_size=1", "training.gradient_accumulation_steps=16")
+    assert changes[1].before == ("2", "8")
     for change in changes:
         assert needed_mib(config_with("16gb", change.words)) <= simulator.budget_mib
     keys = [word.split("=")[0] for change in changes for word in change.words]
