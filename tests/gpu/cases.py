@@ -229,6 +229,27 @@ BLIND_UNEVEN = (
 """Uneven rows over native segments again, measured after the rules for them were there, and none was changed."""
 
 
+def _streamed(number: int) -> dict:
+    return {"hardware.streamed_layers": number}
+
+
+OPEN = (
+    Case("qwen25-3b-streamed", QWEN25_3B, settings=_streamed(36)),
+    Case("qwen3-4b-streamed-keep-native", QWEN3_4B, expandable=False, settings={**_streamed(12), **KEEP}),
+    Case("llava-7b-streamed-files", LLAVA_7B, settings=_streamed(15), from_checkpoint=True),
+    Case("llava-13b-streamed", UNSEEN["llava-13b"], settings=_streamed(12)),
+    Case("llava-13b-streamed-native", UNSEEN["llava-13b"], expandable=False, settings=_streamed(40)),
+    Case("mistral-24b-streamed", UNSEEN["mistral-24b"], settings=_streamed(30)),
+    Case("qwen25-32b-streamed", "Qwen__Qwen2.5-VL-32B-Instruct", settings=_streamed(60)),
+    Case(
+        "gemma-12b-streamed-constants",
+        UNSEEN["gemma-12b"],
+        settings={**_streamed(25), "training.quantization.bnb_4bit_use_double_quant": False},
+    ),
+)
+"""Not measured yet."""
+
+
 def _uneven(case: Case, settings: dict) -> Case:
     return replace(case, rows=24, text_chars=600, mixed_images=True, settings={**settings, **case.settings})
 
