@@ -18,7 +18,7 @@ from pathlib import Path
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import BLIND, BLIND_UNEVEN, CASES, UNSEEN, Case, prepare  # noqa: E402
+from gpu.cases import BLIND, BLIND_UNEVEN, CASES, OPEN, UNSEEN, Case, prepare  # noqa: E402
 
 from vlmtune.data.collate import Collator  # noqa: E402
 from vlmtune.data.dataset import TuneDataset  # noqa: E402
@@ -224,7 +224,7 @@ def _line(name: str, errors: list[Errors]) -> str:
 
 def main(names: list[str]) -> None:
     """Print the named cases' errors; without names, estimate all of them and write the table."""
-    cases = [case for case in CASES if not names or case.name in names]
+    cases = [case for case in (*CASES, *OPEN) if case.name in names] if names else CASES
     errors = {}
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for made in pool.map(errors_of, cases):
