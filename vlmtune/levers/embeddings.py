@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
 from vlmtune.errors import VlmtuneError
+from vlmtune.families.base import Family
 from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, OnResume, Saving
 
 if TYPE_CHECKING:
-    from vlmtune.plan.types import Device
+    from torch import nn
+
+    from vlmtune.plan.types import Device, RunPlan
 
 KEY = "hardware.offload_embeddings"
 COST = "only the rows of a batch come to the card"
@@ -59,6 +62,13 @@ def _more(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
     return [{KEY: False}] if may_be_off and model is not None and not _against(config, model) else []
 
 
+def _tables_bytes(model: "nn.Module", plan: "RunPlan", family: Family, batch_tokens: int) -> int:
+    """Return what of the weights is not where the run is."""
+    if plan.device == "cpu":
+        return 0
+    return sum(parameter.nbytes for parameter in model.parameters() if parameter.device.type == "cpu")
+
+
 EMBEDDINGS = Lever(
     name="Embeddings in main memory",
     keys=(KEY,),
@@ -68,4 +78,6 @@ EMBEDDINGS = Lever(
     savings=(Saving(GivesUp.TIME, "embeddings are looked up in main memory: the same rows", _to_main_memory),),
     more=_more,
     on_resume=OnResume.FREE,
+    main_memory_bytes=_tables_bytes,
+    main_memory_is_mapped=True,
 )

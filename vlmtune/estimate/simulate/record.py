@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vlmtune.compat import torch as borrowed
 from vlmtune.compat.bitsandbytes import GEMM_4BIT
+from vlmtune.estimate.main_memory import Weights
 from vlmtune.estimate.simulate.outputs import Outputs, tensors_in
 from vlmtune.estimate.simulate.placement import TO_COPY, MainMemory, only_moves, placed
 
@@ -76,6 +77,8 @@ class Log:
     """Floating-point operations of matrix products and attention."""
     num_rows: int = 0
     """Rows that went through forward and backward."""
+    weights: Weights | None = None
+    """What of the model decides how much main memory a run takes; None: nobody asked."""
 
     def begin(self, phase: str) -> None:
         """Note that a phase begins here."""
