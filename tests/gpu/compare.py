@@ -15,20 +15,26 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import BLIND, BLIND_UNEVEN, CASES, UNSEEN, Case, prepare  # noqa: E402
 
 from vlmtune.data.collate import Collator  # noqa: E402
 from vlmtune.data.dataset import TuneDataset  # noqa: E402
-from vlmtune.data.measure.lengths import measure_rows  # noqa: E402
+from vlmtune.data.run_data import MeasuredRows  # noqa: E402
 from vlmtune.estimate.allocator.caching import AllocatorSettings, Replay, replay  # noqa: E402
 from vlmtune.estimate.simulate.cuda import hidden_of  # noqa: E402
 from vlmtune.estimate.simulate.record import Log, Recorder  # noqa: E402
 from vlmtune.estimate.simulate.simulation import Load, Run, simulate  # noqa: E402
 from vlmtune.estimate.simulate.steps import RowBatches, collated, fewest_steps, telling_steps  # noqa: E402
-from vlmtune.estimate.simulate.weights import DYNAMIC_MAP_BYTES, add_adapters, loading_of, quantise  # noqa: E402
+from vlmtune.estimate.simulate.weights import (  # noqa: E402
+    DYNAMIC_MAP_BYTES,
+    add_adapters,
+    add_stream_buffers,
+    loading_of,
+    quantise,
+)
 from vlmtune.models.build import base_of, family_of  # noqa: E402
 from vlmtune.models.processor import load_processor  # noqa: E402
 from vlmtune.plan.decide import make_plan  # noqa: E402
@@ -75,7 +81,7 @@ def prepared(case: Case, folder: Path) -> Prepared:
     config, source, samples = prepare(case, CATALOGUE, folder)
     plan = make_plan(config, source, Device("cuda", "H100", True))
     processor, family = load_processor(plan), family_of(plan)
-    lengths = measure_rows(samples, processor, family, plan, source).total.tolist()
+    lengths = MeasuredRows(samples).lengths(processor, family, plan, source).total.tolist()
     rows = TuneDataset(samples, processor, family, plan)
     load = loading_of(plan) if case.from_checkpoint else weights_made_on_the_card
     return Prepared(plan, lengths, rows, Collator(processor), load, case.expandable)
@@ -90,6 +96,7 @@ def weights_made_on_the_card(model: nn.Module, recorder: Recorder) -> None:
     """Record what `measure.random_weights` allocates, then PEFT's adapters."""
     from bitsandbytes.nn import Linear4bit
 
+    add_stream_buffers(base_of(model), recorder)
     recorder.allocate(DYNAMIC_MAP_BYTES, "load", "create_dynamic_map")
     known: set[int] = set()
     values = value = 0
@@ -99,17 +106,14 @@ def weights_made_on_the_card(model: nn.Module, recorder: Recorder) -> None:
         if isinstance(module, Linear4bit):
             num_bytes = 2 * module.in_features * module.out_features
             values = _renewed(values, num_bytes, recorder)
-            quantise(module.weight, "weights", recorder)
-        for tensor in _plain(module):
+            for handle in quantise(module.weight, "weights", recorder):
+                recorder.free(handle)
+        for tensor in _plain(module, recorder):
             num_bytes = tensor.untyped_storage().nbytes()
-            if not tensor.is_floating_point():
-                recorder.add(tensor, "weights", "randint")
-            elif id(tensor) in known:  # a tied head gets numbers of its own until the end
+            if id(tensor) in known:  # a tied head gets numbers of its own until the end
                 value = _renewed(0, num_bytes, recorder)
             else:
-                raw = recorder.allocate(num_bytes, "load", "randn")
-                recorder.add(tensor, "weights", "mul")
-                recorder.free(raw)
+                _made(tensor, recorder)
             known.add(id(tensor))
         for buffer in module.buffers(recurse=False):
             recorder.add(buffer, "weights", "ones")
@@ -117,6 +121,15 @@ def weights_made_on_the_card(model: nn.Module, recorder: Recorder) -> None:
         if handle:
             recorder.free(handle)
     add_adapters(model, recorder)
+
+
+def _made(tensor: Tensor, recorder: Recorder) -> None:
+    if not tensor.is_floating_point():  # a head in 8 bits
+        recorder.add(tensor, "weights", "randint")
+        return
+    raw = recorder.allocate(tensor.untyped_storage().nbytes(), "load", "randn")
+    recorder.add(tensor, "weights", "mul")
+    recorder.free(raw)
 
 
 def _renewed(old: int, num_bytes: int, recorder: Recorder) -> int:
@@ -129,8 +142,9 @@ def _renewed(old: int, num_bytes: int, recorder: Recorder) -> int:
     return new
 
 
-def _plain(module: nn.Module) -> list:
-    return [p for p in module.parameters(recurse=False) if getattr(p, "quant_state", None) is None]
+def _plain(module: nn.Module, recorder: Recorder) -> list:
+    own = [tensor for tensor in module.parameters(recurse=False) if not recorder.main_memory.holds(tensor)]
+    return [tensor for tensor in own if getattr(tensor, "quant_state", None) is None]
 
 
 @dataclass(frozen=True)
@@ -224,7 +238,7 @@ def _line(name: str, errors: list[Errors]) -> str:
 
 def main(names: list[str]) -> None:
     """Print the named cases' errors; without names, estimate all of them and write the table."""
-    cases = [case for case in CASES if not names or case.name in names]
+    cases = [case for case in CASES if case.name in names] if names else CASES
     errors = {}
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for made in pool.map(errors_of, cases):

@@ -23,16 +23,31 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import CASES, OPEN, Case, prepare  # noqa: E402
 from gpu.history import Marks, archive, packed, record  # noqa: E402
 
+from vlmtune.plan.types import RunPlan  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
 AT_A_TIME = 8
 HISTORY = ".history.xz"
 
 
+def made_on_the_card(plan: RunPlan) -> nn.Module:
+    """Return a plan's base model with random weights."""
+    from vlmtune.models import build, streaming
+
+    model = build.weightless_base(plan)
+    streaming.prepare_stream(model, plan, build.family_of(plan), plan.device)
+    random_weights(model, plan.device)
+    streaming.start(model)
+    return model
+
+
 def random_weights(model: nn.Module, device: str) -> nn.Module:
     """Give a weightless model storage on `device`, in the order of its modules, and random numbers."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
+    from vlmtune.models.streaming import stream_of
+
+    stream = stream_of(model)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             state = module.weight.quant_state
@@ -45,25 +60,37 @@ def random_weights(model: nn.Module, device: str) -> nn.Module:
                 quant_type=state.quant_type,
             ).to(device)
             module.quant_state = module.weight.quant_state
+            if stream and module in stream.places:
+                stream.adopt(module)
             names = ["bias"] if module.bias is not None else []
         else:
             names = [name for name, _ in module.named_parameters(recurse=False)]
         for name in names:
             old = getattr(module, name)
-            if old.is_floating_point():
-                value = torch.randn(old.shape, dtype=old.dtype, device=device) * 0.02
-            else:  # a head in 8 bits
-                value = torch.randint(-127, 128, old.shape, dtype=old.dtype, device=device)
+            value = _random(old, device) if old.is_meta else _in_main_memory(old)
             setattr(module, name, nn.Parameter(value, requires_grad=False))
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.ones(buffer.shape, dtype=buffer.dtype, device=device))
+            where = device if buffer.is_meta else "cpu"
+            setattr(module, name, torch.ones(buffer.shape, dtype=buffer.dtype, device=where))
     model.tie_weights()
     return model
 
 
+def _random(old: torch.Tensor, device: str) -> torch.Tensor:
+    if not old.is_floating_point():  # a head in 8 bits
+        return torch.randint(-127, 128, old.shape, dtype=old.dtype, device=device)
+    return torch.randn(old.shape, dtype=old.dtype, device=device) * 0.02
+
+
+def _in_main_memory(old: torch.Tensor) -> torch.Tensor:
+    """Return random rows, which repeat: a table of billions of numbers would take a minute."""
+    rows = torch.randn(1024, *old.shape[1:], dtype=old.dtype) * 0.02
+    return rows.repeat(-(-len(old) // len(rows)), 1)[: len(old)]
+
+
 def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, history: bool = False) -> None:
     """Train the case and write `out`; with a cap the process may not reserve more than that once the model is there."""
-    from vlmtune.data.run_data import RunData
+    from vlmtune.data.run_data import MeasuredRows, RunData
     from vlmtune.engine import train as engine
     from vlmtune.engine.monitor import LiveView
     from vlmtune.engine.oom import OutOfMemory
@@ -97,7 +124,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
             subprocess.run([sys.executable, __file__, *written], check=True)
             os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")  # nothing is kept from run to run
         else:
-            build.load_base = lambda plan, **how: random_weights(build.weightless_base(plan), plan.device)
+            build.load_base = lambda plan, **how: made_on_the_card(plan)
             engine.check_checkpoint = lambda plan: {}  # there are no files to check
         plan = make_plan(config, source, probe_device())
         if plan.method == "full":  # gigabytes of random numbers that nobody reads
@@ -109,7 +136,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
             record(stacks=False)
         try:
             with LiveView(case.name, Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
-                report = engine.train(plan, source, RunData(samples, []), runs, view)
+                report = engine.train(plan, source, RunData(MeasuredRows(samples), MeasuredRows([])), runs, view)
         except OutOfMemory:
             out.write_text(json.dumps({"case": case.name, "out_of_memory": True}), encoding="utf-8")
             return
@@ -165,7 +192,7 @@ def write_packed(folder: str) -> None:
 def main() -> int:
     """Measure cases and write after each what is known; return 0 when all are measured."""
     asked = _arguments()
-    cases = [case for case in (*CASES, *OPEN) if re.search(asked.names, case.name)]
+    cases = [case for case in (*CASES, *OPEN) if re.search(asked.names, case.name)] if asked.names else CASES
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

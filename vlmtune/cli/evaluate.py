@@ -40,10 +40,11 @@ def evaluate(
 
     quiet_libraries()
     tuned = load_untuned(folder) if base else load_tuned(folder)
-    from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
+    from vlmtune.workflow.progress import standard_error
+
+    console = standard_error(live=not as_json)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("asking", total=len(samples))
         result = evaluate_rows(tuned, samples, max_new_tokens, on_answer=lambda: progress.advance(task))

@@ -1,7 +1,6 @@
 """A plan and its rows → a trained adapter, a log and a report."""
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +9,9 @@ from transformers import ProcessorMixin
 
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
-from vlmtune.data.measure.lengths import Lengths, measure_rows, refuse_too_long, refuse_without_answer
-from vlmtune.data.run_data import RunData
-from vlmtune.data.types import Sample
-from vlmtune.engine.callbacks import FirstStepCheck, Recorder, StopOnInterrupt
+from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
+from vlmtune.data.run_data import MeasuredRows, RunData
+from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, is_disk_full, save_adapter
 from vlmtune.engine.evaluate import mean_loss
 from vlmtune.engine.memory import MemoryWatch
@@ -59,16 +57,16 @@ def _train(
     check_checkpoint(plan)
     processor = load_processor(plan)
 
-    def measured(samples: Sequence[Sample]) -> Lengths:
-        return measure_rows(samples, processor, family, plan, source, view.doing)
+    def measured(rows: MeasuredRows) -> Lengths:
+        return rows.lengths(processor, family, plan, source, view.doing)
 
     val_lengths, lengths = measured(data.val), measured(data.train)
     for checked in (val_lengths, lengths):
         refuse_too_long(checked, plan)
         refuse_without_answer(checked, processor, family, plan)
     _refuse_blind_tower(lengths, plan)
-    rows = TuneDataset(data.train, processor, family, plan)
-    val_rows = TuneDataset(data.val, processor, family, plan)
+    rows = TuneDataset(data.train.samples, processor, family, plan)
+    val_rows = TuneDataset(data.val.samples, processor, family, plan)
     _check_longest(rows, lengths, plan)
 
     checkpoint = _checkpoint(folder, resume, view)
@@ -131,7 +129,7 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     interrupt, recorder = StopOnInterrupt(view), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
     check = FirstStepCheck(trainer, family_of(plan))
-    for callback in (interrupt, recorder, check, *watches, *_services(plan, folder)):
+    for callback in (interrupt, recorder, check, MovedCheck(trainer), *watches, *_services(plan, folder)):
         trainer.add_callback(callback)
     _silence_printer(trainer)
     return Running(trainer, recorder, interrupt, watch)
@@ -221,7 +219,7 @@ def _facts_of_data(data: RunData, lengths: Lengths, plan: RunPlan) -> dict:
     longest = lengths.longest()
     over = lengths.text[lengths.text > plan.max_length] - plan.max_length
     return {
-        "num_rows": len(data.train),
+        "num_rows": len(data.train.samples),
         "num_skipped_rows": len(data.skipped),
         "skipped": list(data.skipped),
         "num_cut_rows": len(over),

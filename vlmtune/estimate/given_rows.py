@@ -1,25 +1,24 @@
 """The rows of a run that is estimated: rendered and tokenised once, whatever the number of plans looked at."""
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlmtune.data.types import Sample
+from vlmtune.data.run_data import MeasuredRows
 from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import RunPlan
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-    from vlmtune.data.measure.lengths import Lengths, Measures
+    from vlmtune.data.measure.lengths import Lengths
 
 
 class GivenRows:
     """Rows with what every plan of one model shares: their measures, and a processor for each setting of it."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-        self._measures: Measures | None = None
+    def __init__(self, rows: MeasuredRows) -> None:
+        self.samples = rows.samples
+        self._rows = rows
         self._processors: dict[str, ProcessorMixin] = {}
 
     def processor(self, plan: RunPlan) -> "ProcessorMixin":
@@ -37,12 +36,6 @@ class GivenRows:
         Raises:
             VlmtuneError: rows that the model cannot take, all of them named, or image tokens counted wrongly.
         """
-        from vlmtune.data.measure.lengths import check_image_tokens, measure
         from vlmtune.models.build import family_of
 
-        family, processor = family_of(plan), self.processor(plan)
-        if self._measures is None:
-            self._measures = measure(self.samples, processor, family)
-        if len(self._measures.size_of_image):
-            check_image_tokens(processor, family, plan, source)
-        return self._measures.lengths(plan, family, source)
+        return self._rows.lengths(self.processor(plan), family_of(plan), plan, source)

@@ -5,6 +5,7 @@ from vlmtune.config.values import Values, not_yet
 from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Lever, Saving
 from vlmtune.levers.batch import BATCH
+from vlmtune.levers.embeddings import EMBEDDINGS
 from vlmtune.levers.head import HEAD
 from vlmtune.levers.image_size import IMAGE_SIZE
 from vlmtune.levers.kept_base import KEPT_BASE
@@ -12,12 +13,15 @@ from vlmtune.levers.method import METHOD
 from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.rank import LORA_RANK
 from vlmtune.levers.recompute import RECOMPUTE
+from vlmtune.levers.streaming import STREAMING
 from vlmtune.levers.text_length import TEXT_LENGTH
 from vlmtune.levers.tower import TOWER
 
 LEVERS: tuple[Lever, ...] = (
+    EMBEDDINGS,
     RECOMPUTE,
     BATCH,
+    STREAMING,
     HEAD,
     TOWER,
     METHOD,

@@ -25,7 +25,8 @@ from vlmtune.hub.download import checkpoint_folder, tensor_names
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
-from vlmtune.models.head import as_mapped, device_map, pack_head, waits_outside
+from vlmtune.models import embeddings, streaming
+from vlmtune.models.head import pack_head, waits_outside
 from vlmtune.models.kept import Tell, is_kept, kept_plan, load_kept, say
 from vlmtune.models.packed import (
     as_unpacked,
@@ -64,8 +65,11 @@ def build_model(
     Never `prepare_model_for_kbit_training`: it copies embeddings, head and norms to fp32 (0.5 to 2.3 GiB).
     """
     torch.manual_seed(plan.seed)
-    model = load_base(plan, tell=tell) if weights == "checkpoint" else weightless_base(plan)
     family = family_of(plan)
+    if weights == "checkpoint":
+        model = load_base(plan, tell=tell)
+    else:
+        model = streaming.weightless(weightless_base(plan), plan, family)
     model = adapt(model.requires_grad_(False), plan, family)
     _rest_frozen_parts(base_of(model), family)
     for lever in levers.LEVERS:
@@ -107,6 +111,8 @@ def load_base(plan: RunPlan, *, quantized: bool = True, tell: Tell = say) -> Pre
     model = load_kept(plan, _load, tell) if quantized and plan.cache_quantized else _load(plan, quantized)
     if quantized:
         pack_head(model, plan, family_of(plan))
+    embeddings.keep_in_main_memory(model, plan)
+    streaming.start(model)
     return model
 
 
@@ -165,12 +171,12 @@ def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> 
         how = {"config": AutoConfig.from_pretrained(folder)}
         how["config"].quantization_config = files.quantization.to_dict()
     try:
-        with as_mapped(plan):
+        with embeddings.as_mapped(), streaming.while_loading(plan, family_of(plan), quantized):
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 **how,
                 dtype=DTYPES[plan.base_dtype],
-                device_map=device_map(plan, family_of(plan)),
+                device_map=_device_map(plan, files.described),
                 attn_implementation=plan.attention,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -192,6 +198,12 @@ def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> 
     return model
 
 
+def _device_map(plan: RunPlan, described: PreTrainedModel) -> dict[str, str]:
+    """Return where loading puts what: a head that is to be packed never comes to the card in 16 bits."""
+    head = {family_of(plan).head: "cpu"} if waits_outside(plan) else {}
+    return embeddings.device_map(plan, lambda plan: described) | head
+
+
 def _name_image_token(model: PreTrainedModel, plan: RunPlan) -> None:
     """Set the id of the image token where config.json lacks it, as InstructBLIP's did until the end of 2024."""
     if not family_of(plan).qformer or model.config.image_token_index is not None:
@@ -209,6 +221,7 @@ def weightless_base(plan: RunPlan) -> PreTrainedModel:
         pack_nothing(model, quantization)
     pack_head(model, plan, family_of(plan))
     _forbid_packing(model)
+    embeddings.keep_in_main_memory(model, plan)
     return model
 
 
@@ -220,7 +233,8 @@ def _quantization(plan: RunPlan, described: PreTrainedModel, packed: Collection[
     if plan.prequantised:
         unpacked = unpacked_layers(described, packed, plan.unquantized, plan.model)
     quantization = quantization_of(plan.quant_type, plan.double_quant, unpacked, DTYPES[plan.base_dtype])
-    quantization.llm_int8_enable_fp32_cpu_offload = waits_outside(plan)  # else a part on the CPU is refused
+    is_split = embeddings.is_split(plan) or waits_outside(plan)
+    quantization.llm_int8_enable_fp32_cpu_offload = is_split  # else a part on the CPU is refused
     return quantization
 
 

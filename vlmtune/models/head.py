@@ -5,13 +5,11 @@ at the peak takes twice what the head has saved.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vlmtune.compat.transformers import ACCELERATE_DISPATCH
 from vlmtune.families.base import Family
 from vlmtune.plan.types import RunPlan
 
@@ -98,13 +96,3 @@ def pack_head(model: PreTrainedModel, plan: RunPlan, family: Family) -> None:
 def waits_outside(plan: RunPlan) -> bool:
     """Return whether the head is loaded to main memory, and the rest to a card."""
     return plan.head_8bit and plan.device != "cpu"
-
-
-def device_map(plan: RunPlan, family: Family) -> dict[str, str]:
-    """Return where loading puts what: a head that is to be packed never comes to the card in 16 bits."""
-    return {"": plan.device} | ({family.head: "cpu"} if waits_outside(plan) else {})
-
-
-def as_mapped(plan: RunPlan) -> AbstractContextManager:
-    """Return a context in which loading leaves each weight where its device map puts it."""
-    return ACCELERATE_DISPATCH.replaced(lambda *args, **kwargs: None) if waits_outside(plan) else nullcontext()

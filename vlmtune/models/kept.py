@@ -18,16 +18,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import cache_folder, parse_json, sync, write_json
 from vlmtune.hub.download import size_text
 from vlmtune.hub.shards import INDEX, stored_tensors
+from vlmtune.models.packed import weight_of
+from vlmtune.models.streaming import read_parameter, stream_of
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.versions import library_versions
 
@@ -41,8 +42,8 @@ ABANDONED_S = 15 * 60
 """A half-written one that was not written to for so long belongs to a process that was killed."""
 MADE = "made.json"
 """Written last."""
-SHARD_BYTES = 2**30
-"""Main memory that writing takes."""
+SHARD_BYTES = 2**29
+"""Of a file, unless one tensor is larger: writing takes twice that of main memory (safetensors' `save_file`)."""
 PIECES, PIECE_BYTES = 64, 2**14
 """Of a file's content, spread over it: 1 MiB."""
 DECIDING = ("bitsandbytes", "torch", "transformers")
@@ -200,7 +201,7 @@ def _write(folder: Path, base: PreTrainedModel, tensors: dict[str, Tensor], plan
         made = Path(partial) / "made"
         made.mkdir()
         base.config.save_pretrained(made)
-        _write_shards(made, tensors)
+        _write_shards(made, tensors, base)
         digests = {file.name: _digest(file) for file in sorted(made.iterdir())}
         write_json(made / MADE, vars(Made(_source(plan), _versions(), _card(plan), digests)))
         sync(made)
@@ -213,15 +214,39 @@ def _write(folder: Path, base: PreTrainedModel, tensors: dict[str, Tensor], plan
         sync(folder.parent)
 
 
-def _write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
+def _write_shards(folder: Path, tensors: dict[str, Tensor], base: PreTrainedModel) -> None:
     """Write safetensors files and their index; what lies on a card comes to main memory one file at a time."""
-    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD_BYTES)
-    for file, names in plan.filename_to_tensors.items():
-        shard = {name: tensors[name].detach().to("cpu", copy=True).contiguous() for name in names}
-        save_file(shard, folder / file, {"format": "pt"})
+    shards = _shards(tensors)
+    files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    for file, names in zip(files, shards, strict=True):
+        save_file({name: _own_numbers(name, tensors[name], base) for name in names}, folder / file, {"format": "pt"})
         sync(folder / file)
-    if plan.is_sharded:
-        write_json(folder / INDEX, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
+    places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+    write_json(folder / INDEX, {"metadata": {}, "weight_map": places})
+
+
+def _shards(tensors: dict[str, Tensor]) -> list[list[str]]:
+    """Return the names of the tensors of each file.
+
+    The library's own function counts memory that tensors share once: that of all streamed layers is shared.
+    """
+    shards, size_bytes = [[]], 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size_bytes + tensor.nbytes > SHARD_BYTES:
+            shards.append([])
+            size_bytes = 0
+        shards[-1].append(name)
+        size_bytes += tensor.nbytes
+    return shards
+
+
+def _own_numbers(name: str, tensor: Tensor, base: PreTrainedModel) -> Tensor:
+    """Return a tensor in main memory; one of a streamed layer has to come to its place on the card first."""
+    if stream_of(base):
+        owner = base.get_parameter_or_buffer(weight_of(name))
+        if isinstance(owner, nn.Parameter):
+            read_parameter(base, owner)
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _forget_old(bases: Path) -> None:

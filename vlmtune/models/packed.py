@@ -151,7 +151,7 @@ def as_unpacked(stored: dict[str, StoredTensor], where: Path) -> dict[str, Store
         VlmtuneError: constants are missing or of another size, or the blocks are.
     """
     states = packed_weights(stored)
-    plain = {name: tensor for name, tensor in stored.items() if _owner(name) not in states}
+    plain = {name: tensor for name, tensor in stored.items() if weight_of(name) not in states}
     packed = {}
     for weight, said in _read_states(states, stored).items():
         shape = tuple(said["shape"])
@@ -172,8 +172,8 @@ def as_unpacked(stored: dict[str, StoredTensor], where: Path) -> dict[str, Store
     return plain | packed
 
 
-def _owner(name: str) -> str:
-    """Return the weight that a tensor of a file belongs to: itself, or the one whose constants it holds."""
+def weight_of(name: str) -> str:
+    """Return the weight that a tensor belongs to by its name: itself, or the one whose constants it holds."""
     weight, found, _ = name.partition(".weight.")
     return f"{weight}.weight" if found else name
 

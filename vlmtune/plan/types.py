@@ -83,6 +83,10 @@ class RunPlan:
     save_steps: int
     save_total_limit: int
     report_to: tuple[str, ...]
+    offload_activations: bool = False
+    """Whether what the layers that recompute start from waits in main memory."""
+    offload_embeddings: bool = False
+    """Whether tables of embeddings lie in main memory, and rows are looked up there."""
     choices: tuple[Choice, ...] = field(default=())
     prequantised: bool = False
     """The model's files are in 4 bits already, and say which layers are; those in `unquantized` cannot be."""
@@ -90,6 +94,8 @@ class RunPlan:
     """The output head is rounded to 8 bits; `unquantized` names it too."""
     cache_quantized: bool = False
     """The quantised base is kept in the user's cache, and taken from there."""
+    streamed_layers: int = 0
+    """The language model's layers that lie in main memory."""
 
     @property
     def rows_per_step(self) -> int:

@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from vlmtune.config.load import load_config
 from vlmtune.config.presets import find
 
 
@@ -11,7 +14,7 @@ def test_list_is_a_table_that_fits_80_columns(run_cli):
     assert (result.code, result.stderr) == (0, "")
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
     row = next(line.split() for line in result.stdout.splitlines() if line.startswith("8gb"))
-    assert row == ["8gb", "8", "GB", "qlora", "8", "1", "x", "32", "512", "336", "Qwen/Qwen3-VL-4B-Instruct"]
+    assert row == ["8gb", "8", "GB", "qlora", "8", "1", "512", "336", "Qwen/Qwen3-VL-4B-Instruct"]
 
 
 def test_list_as_json(run_cli):
@@ -23,7 +26,6 @@ def test_list_as_json(run_cli):
         "method": "qlora",
         "rank": 8,
         "batch_size": 1,
-        "gradient_accumulation_steps": 32,
         "max_length": 512,
         "image_size": 336,
         "suits": "Qwen/Qwen3-VL-4B-Instruct",
@@ -52,6 +54,26 @@ def test_copy_writes_a_config_that_validates_once_there_is_data(run_cli, tmp_pat
     assert result.stdout == "wrote mine.yaml: change the lines marked <--, then run: vlmtune validate mine.yaml\n"
     Path("train.jsonl").write_text('{"question": "q", "answer": "a"}\n')
     assert run_cli("validate", "mine.yaml").code == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("mine.yaml", "mine"),
+        ("Mine 2.run.yml", "Mine-2.run"),
+        ("1e5.yaml", "1e5"),
+        ("2024.yaml", "2024"),
+        ("true.yaml", "true"),
+        (".hidden", "hidden"),
+        ("größe-.yaml", "gr-e"),
+        ("日本.yaml", "run"),
+        (f"{'x' * 99}-y.yaml", "x" * 99),
+    ],
+)
+def test_the_run_of_a_copy_has_the_name_of_its_file(run_cli, tmp_path, monkeypatch, file, name):
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("presets", "copy", "8gb", file).code == 0
+    assert load_config(Path(file)).config.run_dir == Path("runs") / name
 
 
 def test_copy_never_overwrites_by_accident(run_cli, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """The head in 8 bits: what rounding takes, what the loss and its gradients make of it, and where it is meanwhile."""
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -157,18 +159,30 @@ def test_on_a_card_it_waits_in_main_memory_in_16_bits(packed, models, tmp_path, 
     tiny = models("llava")
     folder = save_packed(tiny.folder, tmp_path / "packed") if packed else tiny.folder
     plan = tiny_plan(folder, **IN_8)
-    on_card = dataclasses.replace(plan, device="cuda")
-    assert head.device_map(on_card, tiny.family) == {"": "cuda", "lm_head": "cpu"}
-    assert head.device_map(plan, tiny.family) == {"": "cpu"}
-    monkeypatch.setattr(build, "device_map", lambda *args: {"": "cpu:0", "lm_head": "cpu"})
-    for module in (build, head):
-        monkeypatch.setattr(module, "waits_outside", lambda plan: True)
+    assert not head.waits_outside(plan) and head.waits_outside(dataclasses.replace(plan, device="cuda"))
+    monkeypatch.setattr(build.embeddings, "device_map", lambda *args: {"": "cpu:0"})
+    monkeypatch.setattr(build, "waits_outside", lambda plan: True)
     waiting = []
     monkeypatch.setattr(build, "pack_head", lambda model, *_: waiting.append(model.get_output_embeddings()))
     base = load_base(plan)
     assert type(waiting[0]) is torch.nn.Linear and waiting[0].weight.device.type == "cpu"
     assert sum(state_of(tensor) is not None for tensor in base.parameters()) >= 25, "the rest is quantised all the same"
     assert not [module for module in base.modules() if hasattr(module, "_hf_hook")]
+
+
+def test_beside_embeddings_in_main_memory_nothing_holds_the_head_in_16_bits(models, monkeypatch):
+    """Looked-up rows go where the head is: a head that is replaced later would be held, and be in the wrong place."""
+    plan = tiny_plan(models("llava").folder, hardware={"offload_embeddings": True}, **IN_8)
+    real, before = build.pack_head, []
+
+    def pack_head(model, *args):
+        before.append(weakref.ref(model.get_output_embeddings()))
+        real(model, *args)
+
+    monkeypatch.setattr(build, "pack_head", pack_head)
+    base = load_base(plan)
+    gc.collect()
+    assert plan.offload_embeddings and type(base.get_output_embeddings()) is Head8bit and before[0]() is None
 
 
 def test_a_kept_base_has_the_head_in_16_bits_for_every_wish(models):

@@ -19,8 +19,11 @@ from vlmtune.estimate.simulate.weights import load_checkpoint, load_packed, load
 from vlmtune.files import cache_folder
 from vlmtune.models import build, kept
 from vlmtune.models.build import base_of, build_model, check_checkpoint, load_base
+from vlmtune.models.streaming import read_parameter
 
 KEEP = {"model": {"cache_quantized": True}}
+WEIGHTS = "model-00001-of-00001.safetensors"
+"""Of a small base."""
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -131,7 +134,7 @@ def flip(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json", kept.MADE])
+@pytest.mark.parametrize("file", [WEIGHTS, "config.json", kept.MADE, "model.safetensors.index.json"])
 def test_a_damaged_one_is_made_anew(file, damage, llava):
     plan = plan_of(llava)
     expected, _ = load(plan)
@@ -143,8 +146,8 @@ def test_damage_between_the_pieces_that_are_looked_at_is_found_by_the_load(llava
     plan = plan_of(llava)
     expected, _ = load(plan)
     made = json.loads((bases()[0] / kept.MADE).read_text())
-    cut(bases()[0] / "model.safetensors")
-    made["files"]["model.safetensors"] = kept._digest(bases()[0] / "model.safetensors")
+    cut(bases()[0] / WEIGHTS)
+    made["files"][WEIGHTS] = kept._digest(bases()[0] / WEIGHTS)
     (bases()[0] / kept.MADE).write_text(json.dumps(made))
     assert "is damaged: it has" in anew(plan, expected)
 
@@ -194,6 +197,24 @@ def test_large_ones_are_written_and_read_in_parts(llava, monkeypatch, quantised)
     base, _ = load(plan)
     assert len(quantised) == 1
     assert_same(base, expected)
+
+
+def test_streamed_layers_are_kept_with_their_own_numbers(tmp_path, monkeypatch, quantised):
+    """Their weights have two places on the card between them all, and are elsewhere when the base is written."""
+    monkeypatch.setattr(kept, "SHARD_BYTES", 100_000)
+    folder = save_tiny("llava", tmp_path / "deep", layers=5)
+    plan = plan_of(folder)
+    expected = load_base(dataclasses.replace(plan, cache_quantized=False))
+    streamed = dataclasses.replace(plan, streamed_layers=4)
+    load(streamed)
+    assert len(list(bases()[0].glob("model-*.safetensors"))) >= 5
+    base, told = load(plan)
+    assert told == [f"the base in 4 bits comes from {bases()[0]}"] and len(quantised) == 2
+    assert_same(base, expected)
+    again, _ = load(streamed)
+    for name, weight in again.named_parameters():
+        assert torch.equal(read_parameter(again, weight), expected.get_parameter(name)), name
+    assert len(quantised) == 2
 
 
 def test_a_hub_model_is_known_by_its_commit_and_its_weights_may_go(llava, monkeypatch, quantised):
@@ -260,14 +281,14 @@ def test_a_kill_in_the_middle_leaves_nothing_in_the_way(llava, quantised):
     driver = (
         "import dataclasses, os, sys; from pathlib import Path; from tiny.rows import tiny_plan\n"
         "from vlmtune.models import kept; from vlmtune.models.build import load_base\n"
-        "kept.write_json = lambda *args: os._exit(9)\n"
+        "kept.Made = lambda *args: os._exit(9)\n"
         "load_base(dataclasses.replace(tiny_plan(Path(sys.argv[1])), cache_quantized=True))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
     killed = subprocess.run([sys.executable, "-c", driver, llava], env=environment, timeout=120)
     assert killed.returncode == 9
     (partial,) = bases()
-    assert (partial / "made" / "model.safetensors").exists()
+    assert (partial / "made" / WEIGHTS).exists()
     plan = plan_of(llava)
     load(plan)
     load(plan)
@@ -285,7 +306,7 @@ def test_of_two_runs_at_once_both_have_it(llava, monkeypatch, quantised):
 
     def write_json(path, value):
         real(path, value)
-        if not expected:
+        if not expected and path.name == kept.MADE:
             expected.append(None)
             expected[0], _ = load(plan)
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import TINY
 from tiny.packed import WEIGHTS, change_config, change_tensors, save_packed
-from tiny.rows import colour_rows, tiny_plan
+from tiny.rows import TinyModel, colour_rows, tiny_plan
 
 from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.data.collate import WHERE, collate
@@ -83,6 +83,20 @@ def test_it_is_what_the_files_say_whatever_the_config_would_make(bits, settings,
     fresh = build_model(tiny_plan(tiny.folder, training=settings))
     assert_same(build_model(plan), fresh)
     assert inventory(build_model(plan, weights="none"), tiny.family) == inventory(fresh, tiny.family)
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_its_layers_are_streamed_like_those_of_a_base_that_is_quantised(double_quant, tmp_path):
+    deep = TinyModel("llava", tmp_path, layers=5)
+    folder = save_packed(deep.folder, tmp_path / "packed", double_quant=double_quant)
+    streamed = {"hardware": {"streamed_layers": 4}}
+    plan = tiny_plan(folder, **streamed)
+    bits = {"training": {"quantization": {"bnb_4bit_use_double_quant": double_quant}}}
+    packed, fresh = build_model(plan), build_model(tiny_plan(deep.folder, **streamed, **bits))
+    loss, gradients = learned(packed, deep, plan, tmp_path)
+    expected_loss, expected = learned(fresh, deep, plan, tmp_path)
+    assert torch.equal(loss, expected_loss) and all(map(torch.equal, gradients, expected))
+    assert inventory(build_model(plan, weights="none"), deep.family) == inventory(packed, deep.family)
 
 
 def test_one_layer_left_in_16_bits_stays_so(models, tmp_path):

@@ -13,6 +13,7 @@ from vlmtune.hub.source import open_model
 from vlmtune.models.build import DTYPES, base_of
 from vlmtune.models.head import Head8bit
 from vlmtune.models.kept import is_kept
+from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 
 Load = Callable[[nn.Module, Recorder], None]
@@ -43,7 +44,8 @@ def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
     """Record what transformers allocates when it loads the model tensor by tensor, then PEFT's adapters.
 
     transformers core_model_loading.py: the order of the sorted names; modeling_utils.py, `caching_allocator_warmup`:
-    first one block as large as all parameters, given back at once, so that they come to lie in it.
+    first one block as large as all parameters, given back at once, so that they come to lie in it. Where layers are
+    streamed there are their buffers instead, and their weights leave the card as soon as each is packed.
     """
     base = base_of(model)
     stored = _warmed_up(base, recorder)
@@ -53,8 +55,10 @@ def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
         tensor = stored[name]
         if _is_packed(tensor):
             raw = recorder.allocate(_unpacked_bytes(tensor), "load", "to")
-            quantise(tensor, "weights", recorder)
+            leaving = quantise(tensor, "weights", recorder)
             recorder.free(raw)
+            for handle in leaving:
+                recorder.free(handle)
         else:
             recorder.add(tensor, "weights")
     _add_buffers(base, recorder)
@@ -66,33 +70,53 @@ def load_packed(model: nn.Module, recorder: Recorder, *, recast: bool = False) -
     """Record what transformers allocates when it loads a base whose files are in 4 bits, then PEFT's adapters.
 
     core_model_loading.py: every tensor of the files goes to the device as it is, and the constants are put together
-    there (bitsandbytes functional.py, `QuantState.from_dict`). `recast`: the files have another 16-bit format than the
-    run, so that each plain weight is there twice for a moment (`packed.give_format`).
+    there (bitsandbytes functional.py, `QuantState.from_dict`); all of them at once, or where layers are streamed one
+    weight after the other. `recast`: the files have another 16-bit format than the run, so that each plain weight is
+    there twice for a moment (`packed.give_format`).
     """
     base = base_of(model)
-    stored = _warmed_up(base, recorder)
-    said, raw = {}, {}
+    stored, one_by_one = _warmed_up(base, recorder), stream_of(base) is not None
+    coming, raw = {}, {}
     for name in sorted(stored, key=_natural):
         tensor = stored[name]
-        if not _is_packed(tensor):
-            if recast and name.endswith(".weight"):  # of others, transformers changes the format itself
-                raw[name] = recorder.allocate(tensor.untyped_storage().nbytes(), "load", "to")
-            else:
-                recorder.add(tensor, "weights")
-            continue
-        for part in _in_files(tensor):
-            recorder.add(part, "weights")
-        said[name] = recorder.allocate(STATE_BYTES, "load", "to")
-    for name, handle in said.items():
-        if (state := state_of(stored[name])).nested:
-            recorder.add(state.offset, "weights", "from_dict")
-        recorder.free(handle)
+        if _is_packed(tensor):
+            coming[name] = _sent(tensor, recorder)
+            if one_by_one:
+                _put_together(tensor, coming.pop(name), recorder)
+        elif recast and name.endswith(".weight"):  # of others, transformers changes the format itself
+            raw[name] = recorder.allocate(tensor.untyped_storage().nbytes(), "load", "to")
+        else:
+            recorder.add(tensor, "weights")
+    for name, handles in coming.items():
+        _put_together(stored[name], handles, recorder)
     _add_buffers(base, recorder)
     for name, handle in raw.items():
         recorder.add(stored[name], "weights", "give_format")
         recorder.free(handle)
     _add_head(base, recorder)
     add_adapters(model, recorder)
+
+
+def _sent(weight: Tensor, recorder: Recorder) -> list[int]:
+    """Record a packed weight as files hold it; return what of it is there for a moment.
+
+    That is the JSON, and of a streamed layer what then goes to main memory.
+    """
+    state, leaving = state_of(weight), []
+    nested = [state.state2.absmax, state.state2.code] if state.nested else []
+    for tensor in (weight, state.absmax, *nested, state.code):
+        if recorder.has(tensor):
+            leaving.append(recorder.allocate(tensor.nbytes, "load", "to"))
+        else:
+            recorder.add(tensor, "weights")
+    return [recorder.allocate(STATE_BYTES, "load", "to"), *leaving]
+
+
+def _put_together(weight: Tensor, passing: list[int], recorder: Recorder) -> None:
+    if (state := state_of(weight)).nested:
+        recorder.add(state.offset, "weights", "from_dict")
+    for handle in passing:
+        recorder.free(handle)
 
 
 def _add_buffers(base: nn.Module, recorder: Recorder) -> None:
@@ -110,19 +134,28 @@ def _add_head(base: nn.Module, recorder: Recorder) -> None:
 
 
 def _warmed_up(base: nn.Module, recorder: Recorder) -> dict[str, Tensor]:
-    """Record one block as large as all parameters that are loaded to the device, and return these by their names."""
+    """Record what comes before all weights, and return those that are loaded to the device, by their names.
+
+    A block as large as all of them, which is given back at once; or the buffers of streamed layers.
+    """
     head = base.get_output_embeddings()
     packed = set(head.parameters()) if isinstance(head, Head8bit) else set()
-    stored = {name: tensor for name, tensor in base.named_parameters() if ".lora_" not in name and tensor not in packed}
-    recorder.free(recorder.allocate(sum(t.untyped_storage().nbytes() for t in stored.values()), "load", "warm-up"))
+    stored = {
+        name: tensor
+        for name, tensor in base.named_parameters()
+        if ".lora_" not in name and tensor not in packed and not recorder.main_memory.holds(tensor)
+    }
+    if not add_stream_buffers(base, recorder):
+        recorder.free(recorder.allocate(sum(t.untyped_storage().nbytes() for t in stored.values()), "load", "warm-up"))
     return stored
 
 
-def _in_files(weight: Tensor) -> list[Tensor]:
-    """Return a packed weight and its constants as files hold them, in the order in which they are loaded."""
-    state = state_of(weight)
-    nested = [state.state2.absmax, state.state2.code] if state.nested else []
-    return [weight, state.absmax, *nested, state.code]
+def add_stream_buffers(base: nn.Module, recorder: Recorder) -> bool:
+    """Record the buffers of streamed layers, which come before all weights; return whether there are any."""
+    stream = stream_of(base)
+    for buffer in stream.buffers if stream else ():
+        recorder.add(buffer, "weights", "streamed layers")
+    return stream is not None
 
 
 def _is_packed(tensor: Tensor) -> bool:
@@ -143,26 +176,37 @@ def _natural(name: str) -> list[tuple]:
     return keys
 
 
-def quantise(weight: Tensor, kind: str, recorder: Recorder) -> None:
-    """Record what bitsandbytes allocates when it packs a 16-bit weight (functional.py, `quantize_4bit`)."""
-    state = state_of(weight)
+def quantise(weight: Tensor, kind: str, recorder: Recorder) -> list[int]:
+    """Record what bitsandbytes allocates when it packs a 16-bit weight (functional.py, `quantize_4bit`).
+
+    Returns what of it then goes to main memory: of a streamed layer, whose places in the buffers are recorded before.
+    """
+    state, leaving = state_of(weight), []
+
+    def add(tensor: Tensor) -> None:
+        if recorder.has(tensor):
+            leaving.append(recorder.allocate(tensor.nbytes, "load", "quantize_4bit"))
+        else:
+            recorder.add(tensor, kind, "quantize_4bit")
+
     if not state.nested:
-        for constant in (state.absmax, weight, state.code):
-            recorder.add(constant, kind, "quantize_4bit")
-        return
+        for tensor in (state.absmax, weight, state.code):
+            add(tensor)
+        return leaving
     absmax_bytes = state.absmax.numel() * FP32_BYTES
     absmax = recorder.allocate(absmax_bytes, "load", "quantize_4bit")
-    recorder.add(weight, kind, "quantize_4bit")
-    recorder.add(state.code, kind, "quantize_4bit")
+    add(weight)
+    add(state.code)
     scaled, largest = (recorder.allocate(num_bytes, "load", "get_4bit_type") for num_bytes in (64, FP32_BYTES))
     recorder.free(scaled)
     recorder.free(largest)
-    recorder.add(state.offset, kind, "quantize_4bit")
+    add(state.offset)
     centred = recorder.allocate(absmax_bytes, "load", "quantize_4bit")
-    for constant in (state.state2.absmax, state.absmax, state.state2.code):
-        recorder.add(constant, kind, "quantize_4bit")
+    for tensor in (state.state2.absmax, state.absmax, state.state2.code):
+        add(tensor)
     recorder.free(centred)
     recorder.free(absmax)
+    return leaving
 
 
 def add_adapters(model: nn.Module, recorder: Recorder) -> None:

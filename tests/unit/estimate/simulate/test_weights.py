@@ -4,18 +4,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import TINY
 from tiny.packed import save_packed
-from tiny.rows import TinyModel, tiny_plan
+from tiny.rows import TinyModel, colour_rows, tiny_plan
 
+from vlmtune.data.collate import Collator
+from vlmtune.data.dataset import TuneDataset
+from vlmtune.estimate.allocator.peaks import peaks_of
 from vlmtune.estimate.simulate.record import Recorder
+from vlmtune.estimate.simulate.simulation import Run, simulate
+from vlmtune.estimate.simulate.steps import collated
 from vlmtune.estimate.simulate.weights import DYNAMIC_MAP_BYTES, STATE_BYTES, load_checkpoint, loading_of, quantise
 from vlmtune.models.build import base_of, build_model
 from vlmtune.models.packed import packed_weights
+from vlmtune.models.streaming import stream_of
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return TinyModel("llava", tmp_path_factory.mktemp("model"))
+    return TinyModel("llava", tmp_path_factory.mktemp("model"), layers=5)
 
 
 def loaded(tiny: TinyModel, **sections):
@@ -35,6 +42,19 @@ def live(log) -> dict[int, int]:
     return sizes
 
 
+def allocated(log, operation: str) -> list[tuple[int, int]]:
+    return [event for event in log.events if event[0] > 0 and log.tags[event[0]][1] == operation]
+
+
+def most(log) -> int:
+    sizes, held, peak = {}, 0, 0
+    for handle, num_bytes in log.events:
+        sizes[abs(handle)] = sizes.get(abs(handle), num_bytes)
+        held += sizes[abs(handle)] * (1 if handle > 0 else -1)
+        peak = max(peak, held)
+    return peak
+
+
 def test_one_block_for_all_weights_comes_first_and_goes(tiny):
     model, log = loaded(tiny, training={"method": "full"})
     total = sum(parameter.untyped_storage().nbytes() for parameter in model.parameters())
@@ -47,6 +67,20 @@ def test_what_stays_are_the_weights(tiny):
         t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())
     }
     assert sorted(live(log).values()) == sorted(size for size in tensors.values() if size)
+
+
+def test_weights_of_streamed_layers_pass_through_the_card(tiny):
+    plain, plain_log = loaded(tiny)
+    streamed, log = loaded(tiny, hardware={"streamed_layers": 4})
+    stream = stream_of(base_of(streamed))
+    sizes = [buffer.nbytes for buffer in stream.buffers]
+    assert [event[1] for event in log.events[:2]] == sizes, "the buffers come first, and no block for all weights"
+    streamed_bytes = sum(linear.weight.nbytes + linear.weight.quant_state.absmax.nbytes for linear in stream.places)
+    stayed = sum(live(plain_log).values()) - streamed_bytes
+    assert sum(live(log).values()) == stayed + sum(sizes)
+    passing = [num_bytes for _, num_bytes in allocated(log, "quantize_4bit")]
+    assert sorted(passing) == sorted(num_bytes for _, num_bytes in allocated(plain_log, "quantize_4bit"))
+    assert most(plain_log) - most(log) == streamed_bytes - sum(sizes)
 
 
 def test_packing_passes_each_weight_through_16_bits(tiny):
@@ -77,6 +111,46 @@ def test_adapters_are_made_wide_then_narrow_then_wide(tiny):
     assert sum(sizes) == sum(p.numel() for p in adapters) * (4 + 2 + 4)
 
 
+def most_at_a_time(log, operation: str) -> int:
+    """The most that blocks of an operation took together."""
+    held, most = {}, 0
+    for handle, num_bytes in log.events:
+        if handle < 0:
+            held.pop(-handle, None)
+        elif handle and log.tags[handle][1] == operation:
+            held[handle] = num_bytes
+            most = max(most, sum(held.values()))
+    return most
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_one_weight_at_a_time_waits_in_16_bits_to_be_packed(name, models):
+    _, log = loaded(models(name))
+    sizes = [num_bytes for handle, num_bytes in log.events if handle > 0 and log.tags[handle][1] == "to"]
+    assert len(sizes) > 1 and most_at_a_time(log, "to") == max(sizes)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"quantization": {"quantize_vision_tower": True}},
+        {"quantization": {"quantize_vision_tower": False}},
+        {"method": "lora"},
+        {"method": "full"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_loading_never_takes_more_than_training(name, training, models, tmp_path):
+    """On the card; of main memory there is another rule."""
+    tiny = models(name)
+    plan = tiny_plan(tiny.folder, training={"gradient_accumulation_steps": 1, **training})
+    rows = TuneDataset(colour_rows(tmp_path), tiny.processor, tiny.family, plan)
+    log = simulate(plan, Run(collated([[[0]], [[1]]], rows, Collator(tiny.processor))))
+    peaks = peaks_of(log, expandable_segments=True)
+    assert peaks.phases["load"].peak_allocated_bytes <= peaks.allocated_bytes
+
+
 def packed_load(tiny: TinyModel, folder, **bits):
     plan = tiny_plan(save_packed(tiny.folder, folder / "packed", **bits))
     model = build_model(plan, weights="none")
@@ -102,6 +176,23 @@ def test_a_base_in_4_bits_comes_as_its_files_hold_it(tiny, tmp_path, double_quan
     assert all(len(files[name]) <= 512 for name in states.values()), "one block of the allocator each"
     offsets = [entry for entry in taken if entry[2] == "from_dict"]
     assert offsets == [(4, "weights", "from_dict")] * (len(states) if double_quant else 0)
+
+
+def test_streamed_layers_of_it_pass_one_weight_after_the_other(tmp_path):
+    deep = TinyModel("llava", tmp_path, layers=5)
+    folder = save_packed(deep.folder, tmp_path / "packed")
+    plans = [tiny_plan(source, hardware={"streamed_layers": 4}) for source in (folder, deep.folder)]
+    models = [build_model(plan, weights="none") for plan in plans]
+    recorders = [Recorder(), Recorder()]
+    for plan, model, recorder in zip(plans, models, recorders, strict=True):
+        loading_of(plan)(model, recorder)
+    logs = [recorder.log for recorder in recorders]
+    places = stream_of(base_of(models[0])).places
+    largest = max(linear.weight.nbytes + linear.weight.quant_state.absmax.nbytes for linear in places)
+    assert most_at_a_time(logs[0], "to") == largest + STATE_BYTES
+    left = sorted(live(logs[1]).values())
+    left.remove(DYNAMIC_MAP_BYTES)
+    assert sorted(live(logs[0]).values()) == left
 
 
 def test_what_stays_of_it_is_what_stays_of_a_base_that_was_quantised(tiny, tmp_path):
