@@ -17,6 +17,7 @@ from tiny.rows import tiny_plan
 
 from vlmtune.estimate.simulate.weights import load_checkpoint, load_packed, loading_of
 from vlmtune.files import cache_folder
+from vlmtune.hub.shards import stored_tensors
 from vlmtune.models import build, kept
 from vlmtune.models.build import base_of, build_model, check_checkpoint, load_base
 from vlmtune.models.streaming import read_parameter
@@ -85,6 +86,9 @@ def test_the_second_load_reads_it_bit_for_bit(name, models, quantised):
     assert told == [f"the base in 4 bits comes from {bases()[0]}"]
     assert_same(first, expected)
     assert_same(second, expected)
+    once = {name for name, _ in second.named_parameters()}
+    again = {name for name, _ in second.named_parameters(remove_duplicate=False)} - once
+    assert not again & stored_tensors(bases()[0]).keys(), "a head that is the embedding is written once"
     check_checkpoint(plan)
 
 
@@ -302,17 +306,19 @@ def test_a_kill_in_the_middle_leaves_nothing_in_the_way(llava, quantised):
 def test_of_two_runs_at_once_both_have_it(llava, monkeypatch, quantised):
     """The other one is quicker by a moment: it has renamed its own when this one is whole."""
     plan, real = plan_of(llava), kept.write_json
-    expected = []
+    expected, quicker = [], []
 
     def write_json(path, value):
         real(path, value)
         if not expected and path.name == kept.MADE:
             expected.append(None)
             expected[0], _ = load(plan)
+            quicker.append(kept._place(plan).stat().st_ino)
 
     monkeypatch.setattr(kept, "write_json", write_json)
     base, told = load(plan)
     assert len(bases()) == 1 and not [line for line in told if "not kept" in line]
+    assert bases()[0].stat().st_ino == quicker[0], "what another run may be reading stays"
     assert_same(base, expected[0])
     again, _ = load(plan)
     assert len(quantised) == 2
