@@ -13,6 +13,7 @@ from vlmtune import levers
 from vlmtune.estimate.report import MainMemoryNeed, Share
 from vlmtune.families.base import Family, Json
 from vlmtune.hardware.main_memory import pinned_block_bytes
+from vlmtune.levers.kept_base import WRITTEN_AT_ONCE_BYTES
 from vlmtune.plan.types import RunPlan
 from vlmtune.units import MIB
 
@@ -36,6 +37,8 @@ FETCHED_STEPS = 2
 """Steps whose batches exist at a time: Trainer fetches those of the next one before it lets go of the last."""
 QUANTISING_ON_CPU_BYTES = 12
 """For each number of the weight that is packed, besides itself: three fp32 copies (bitsandbytes 0.50, no card)."""
+COPIES_WRITTEN = 2
+"""A tensor in main memory and its bytes (safetensors' `save_file`)."""
 STATES_OF_ADAM = 2
 """Numbers of 4 bytes for each that learns."""
 FORMAT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -56,6 +59,10 @@ class Weights:
     """What each lever keeps in main memory."""
     mapped: tuple[Share, ...] = ()
     """The same of levers that keep pages of files there, unless these have another number format."""
+    largest_stored_bytes: int = 0
+    """Of the largest weight as the run has it."""
+    rounded_numbers: int = 0
+    """Of a head that is rounded to 8 bits in main memory."""
 
 
 def weights_of(model: "nn.Module", plan: RunPlan, family: Family, batch_tokens: int) -> Weights:
@@ -65,6 +72,8 @@ def weights_of(model: "nn.Module", plan: RunPlan, family: Family, batch_tokens: 
         model: the base model, its adapters in it.
         batch_tokens: tokens of the largest batch, padding included.
     """
+    import torch
+
     from vlmtune.compat.bitsandbytes import state_of
 
     parameters = [parameter for name, parameter in model.named_parameters() if ".lora_" not in name]
@@ -82,6 +91,8 @@ def weights_of(model: "nn.Module", plan: RunPlan, family: Family, batch_tokens: 
         trained_bytes=sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad),
         held=held,
         mapped=mapped,
+        largest_stored_bytes=max(parameter.nbytes for parameter in parameters),
+        rounded_numbers=sum(parameter.numel() for parameter in parameters if parameter.dtype == torch.int8),
     )
 
 
@@ -104,7 +115,14 @@ def need_of(plan: RunPlan, weights: Weights, stored: str | None, batches: "Batch
     always = [Share("libraries", LIBRARIES_BYTES), *weights.held]
     always += weights.mapped if stored != plan.base_dtype else ()
     always += [Share("CUDA", CUDA_BYTES)] if on_card else [Share("weights", weights.total_bytes)]
-    loading = [*always, Share("weights on their way", _on_their_way_bytes(plan, weights, stored))]
+    loading = [
+        *always,
+        Share("weights on their way", _on_their_way_bytes(plan, weights, stored)),
+        Share("head being rounded", _rounded_bytes(plan, weights, stored)),
+    ]
+    if plan.cache_quantized:
+        written = max(WRITTEN_AT_ONCE_BYTES, weights.largest_stored_bytes)
+        loading.append(Share("base being kept", COPIES_WRITTEN * min(written, weights.total_bytes)))
     training = [
         *always,
         Share("batches", _batches_bytes(plan, batches)),
@@ -122,8 +140,16 @@ def need_at_least(model: "nn.Module", plan: RunPlan, family: Family) -> MainMemo
     return need_of(plan, weights, None, [{}], (1 + STATES_OF_ADAM) * weights.trained_bytes)
 
 
+def _rounded_bytes(plan: RunPlan, weights: Weights, stored: str | None) -> int:
+    """Return what a head takes until it is in 8 bits on a card: those, and the head itself unless it is pages."""
+    on_card, own = plan.device == "cuda", stored != plan.base_dtype
+    return weights.rounded_numbers * (on_card + own * FORMAT_BYTES[plan.base_dtype])
+
+
 def _on_their_way_bytes(plan: RunPlan, weights: Weights, stored: str | None) -> int:
     """Return the copies that exist at a time of weights that change their format before they reach their place."""
+    if plan.prequantised:  # they change it in their place
+        return 0
     if plan.device != "cuda":
         # A changed weight stays where it is then, and is counted there; quantising takes copies.
         return weights.largest_packed_numbers * (FORMAT_BYTES[plan.base_dtype] + QUANTISING_ON_CPU_BYTES)

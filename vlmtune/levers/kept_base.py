@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from vlmtune.plan.types import Device
 
 KEY = "model.cache_quantized"
+WRITTEN_AT_ONCE_BYTES = 2**29
+"""Size of its files, unless one tensor is larger; writing one takes twice that of main memory."""
 
 
 def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:

@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 
 import vlmtune.models.qwen_vl  # noqa: F401  transformers knows the model from then on
 from vlmtune import levers
-from vlmtune.compat import bitsandbytes as bnb
 from vlmtune.compat import transformers as borrowed
 from vlmtune.errors import VlmtuneError
 from vlmtune.families import FAMILIES
@@ -31,6 +30,7 @@ from vlmtune.models.kept import Tell, is_kept, kept_plan, load_kept, say
 from vlmtune.models.packed import (
     as_unpacked,
     default_dtype,
+    forbid_packing,
     give_format,
     misshapen,
     pack_nothing,
@@ -126,7 +126,7 @@ def _load(plan: RunPlan, quantized: bool = True) -> PreTrainedModel:
     if plan.prequantised and not quantized:
         unpack(model, DTYPES[plan.base_dtype])
     _name_image_token(model, plan)
-    _forbid_packing(model)
+    forbid_packing(model)
     return model
 
 
@@ -220,7 +220,7 @@ def weightless_base(plan: RunPlan) -> PreTrainedModel:
     if quantization := _quantization(plan, model, packed):
         pack_nothing(model, quantization)
     pack_head(model, plan, family_of(plan))
-    _forbid_packing(model)
+    forbid_packing(model)
     embeddings.keep_in_main_memory(model, plan)
     return model
 
@@ -275,17 +275,6 @@ def _is_target(plan: RunPlan, module_path: str) -> bool:
     import re
 
     return re.fullmatch(plan.lora_targets, module_path) is not None
-
-
-def _forbid_packing(model: nn.Module) -> None:
-    """Keep 4-bit weights in one format, so that evaluation and training compute the same.
-
-    In eval mode bitsandbytes packs them for a coarser CPU kernel that has no gradient; training steps that follow an
-    evaluation would silently learn from wrong gradients.
-    """
-    for module in model.modules():
-        if bnb.AVX512_FOR_CPU.read_or_none(module) is not None:
-            bnb.AVX512_FOR_CPU.write(module, False)
 
 
 def _rest_frozen_parts(model: PreTrainedModel, family: Family) -> None:

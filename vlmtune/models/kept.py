@@ -27,6 +27,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.files import cache_folder, parse_json, sync, write_json
 from vlmtune.hub.download import size_text
 from vlmtune.hub.shards import INDEX, stored_tensors
+from vlmtune.levers.kept_base import WRITTEN_AT_ONCE_BYTES
 from vlmtune.models.packed import weight_of
 from vlmtune.models.streaming import read_parameter, stream_of
 from vlmtune.plan.types import RunPlan
@@ -42,8 +43,6 @@ ABANDONED_S = 15 * 60
 """A half-written one that was not written to for so long belongs to a process that was killed."""
 MADE = "made.json"
 """Written last."""
-SHARD_BYTES = 2**29
-"""Of a file, unless one tensor is larger: writing takes twice that of main memory (safetensors' `save_file`)."""
 PIECES, PIECE_BYTES = 64, 2**14
 """Of a file's content, spread over it: 1 MiB."""
 DECIDING = ("bitsandbytes", "torch", "transformers")
@@ -232,7 +231,7 @@ def _shards(tensors: dict[str, Tensor]) -> list[list[str]]:
     """
     shards, size_bytes = [[]], 0
     for name, tensor in tensors.items():
-        if shards[-1] and size_bytes + tensor.nbytes > SHARD_BYTES:
+        if shards[-1] and size_bytes + tensor.nbytes > WRITTEN_AT_ONCE_BYTES:
             shards.append([])
             size_bytes = 0
         shards[-1].append(name)

@@ -102,6 +102,17 @@ def _quantise_nothing(module: Linear4bit, quantization: BitsAndBytesConfig) -> N
     bnb.COMPUTE_TYPE_IS_SET.write(module, True)
 
 
+def forbid_packing(model: nn.Module) -> None:
+    """Keep 4-bit weights in one format, so that evaluation and training compute the same.
+
+    In eval mode bitsandbytes packs them for a coarser CPU kernel that has no gradient; training steps that follow an
+    evaluation would silently learn from wrong gradients.
+    """
+    for module in model.modules():
+        if bnb.AVX512_FOR_CPU.read_or_none(module) is not None:
+            bnb.AVX512_FOR_CPU.write(module, False)
+
+
 def misshapen(model: nn.Module) -> list[str]:
     """Return the 4-bit weights whose file had another shape: the loader compares shapes of plain weights only."""
     states = (

@@ -63,6 +63,28 @@ def test_without_quantising_several_are_on_their_way(plan):
     assert loading(replace(plain, base_dtype="fp32"), "bf16") == (400 + 300 + 200 + 100) * 4
 
 
+def test_files_in_4_bits_change_their_format_in_their_place(plan):
+    packed = replace(plan, prequantised=True)
+    assert loading(packed, "fp32") == loading(replace(packed, device="cpu"), None) - 5000 + CUDA_BYTES == 0
+
+
+def test_a_head_is_rounded_in_main_memory(plan):
+    weights = replace(WEIGHTS, rounded_numbers=GIB)
+    name = "head being rounded"
+    assert parts(plan, weights)[name] == GIB, "of the files it is pages, and 8 bits are made of it"
+    assert parts(plan, weights, "fp32")[name] == 3 * GIB
+    assert parts(replace(plan, device="cpu", base_dtype="fp32"), weights)[name] == 4 * GIB, "8 bits are weights there"
+
+
+def test_a_base_is_kept_one_file_at_a_time(plan):
+    kept = replace(plan, cache_quantized=True)
+    weights = replace(WEIGHTS, total_bytes=4 * GIB, largest_stored_bytes=300 * MIB)
+    assert parts(kept, weights)["base being kept"] == GIB
+    assert parts(kept, replace(weights, largest_stored_bytes=GIB))["base being kept"] == 2 * GIB
+    small = replace(weights, total_bytes=100 * MIB)
+    assert parts(kept, small)["base being kept"] == 200 * MIB
+
+
 def test_loading_can_be_the_peak(plan):
     large = replace(WEIGHTS, largest_numbers=(GIB,))
     assert parts(plan, large, "fp32") == {"weights on their way": 2 * GIB}

@@ -159,7 +159,10 @@ def test_on_a_card_it_waits_in_main_memory_in_16_bits(packed, models, tmp_path, 
     tiny = models("llava")
     folder = save_packed(tiny.folder, tmp_path / "packed") if packed else tiny.folder
     plan = tiny_plan(folder, **IN_8)
-    assert not head.waits_outside(plan) and head.waits_outside(dataclasses.replace(plan, device="cuda"))
+    on_card = dataclasses.replace(plan, device="cuda", offload_embeddings=True)
+    table = "model.language_model.embed_tokens"
+    assert build._device_map(on_card, build._weightless(plan)) == {"": "cuda", table: "cpu", "lm_head": "cpu"}
+    assert build._device_map(plan, build._weightless(plan)) == {"": "cpu"}
     monkeypatch.setattr(build.embeddings, "device_map", lambda *args: {"": "cpu:0"})
     monkeypatch.setattr(build, "waits_outside", lambda plan: True)
     waiting = []

@@ -194,7 +194,7 @@ def test_another_card_makes_it_anew(llava, monkeypatch):
 
 
 def test_large_ones_are_written_and_read_in_parts(llava, monkeypatch, quantised):
-    monkeypatch.setattr(kept, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(kept, "WRITTEN_AT_ONCE_BYTES", 100_000)
     plan = plan_of(llava)
     expected, _ = load(plan)
     assert len(list(bases()[0].glob("model-*.safetensors"))) >= 3
@@ -205,7 +205,7 @@ def test_large_ones_are_written_and_read_in_parts(llava, monkeypatch, quantised)
 
 def test_streamed_layers_are_kept_with_their_own_numbers(tmp_path, monkeypatch, quantised):
     """Their weights have two places on the card between them all, and are elsewhere when the base is written."""
-    monkeypatch.setattr(kept, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(kept, "WRITTEN_AT_ONCE_BYTES", 100_000)
     folder = save_tiny("llava", tmp_path / "deep", layers=5)
     plan = plan_of(folder)
     expected = load_base(dataclasses.replace(plan, cache_quantized=False))

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from vlmtune.compat.bitsandbytes import state_of
+from vlmtune.estimate.main_memory import stored_format
 from vlmtune.estimate.simulate.record import Recorder
 from vlmtune.hub.source import open_model
-from vlmtune.models.build import DTYPES, base_of
+from vlmtune.models.build import base_of
 from vlmtune.models.head import Head8bit
 from vlmtune.models.kept import is_kept
 from vlmtune.models.streaming import stream_of
@@ -30,14 +30,8 @@ def loading_of(plan: RunPlan) -> Load:
         return load_packed
     if not plan.prequantised:
         return load_checkpoint
-    said = _format_in_files(open_model(plan.model, plan.revision, Path("/")).config)
-    return partial(load_packed, recast=said not in (None, str(DTYPES[plan.base_dtype]).removeprefix("torch.")))
-
-
-def _format_in_files(config: dict[str, Any]) -> str | None:
-    """Return the format of a model's plain weights, such as bfloat16; None where its config.json does not say."""
-    sections = [config, config.get("text_config") or {}]
-    return next((part[key] for part in sections for key in ("dtype", "torch_dtype") if part.get(key)), None)
+    stored = stored_format(open_model(plan.model, plan.revision, Path("/")).config)
+    return partial(load_packed, recast=stored not in (None, plan.base_dtype))
 
 
 def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
