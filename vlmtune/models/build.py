@@ -1,6 +1,6 @@
 """RunPlan → model ready to train: load → quantise → freeze → adapt. No other file loads models or attaches adapters."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
+from vlmtune.models.parts import READS, SEES, only, rest_frozen_parts
 from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -50,13 +51,20 @@ def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
     Never `prepare_model_for_kbit_training`: it copies embeddings, head and norms to fp32 (0.5 to 2.3 GiB).
     """
     torch.manual_seed(plan.seed)
-    model = load_base(plan) if weights == "checkpoint" else weightless_base(plan)
+    parts = READS if plan.cache_features else None
+    model = load_base(plan, parts=parts) if weights == "checkpoint" else weightless_base(plan, parts)
     family = family_of(plan)
     model = adapt(model.requires_grad_(False), plan, family)
-    _rest_frozen_parts(base_of(model), family)
+    rest_frozen_parts(base_of(model), family)
     for lever in levers.LEVERS:
         lever.apply(base_of(model), plan, family)
     return model
+
+
+def build_tower(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "checkpoint") -> PreTrainedModel:
+    """Return vision tower and projector on the plan's device, as the whole model has them, and nothing else of it."""
+    model = load_base(plan, parts=SEES) if weights == "checkpoint" else weightless_base(plan, SEES)
+    return model.requires_grad_(False).eval()
 
 
 def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> PeftModel:
@@ -82,8 +90,13 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
     return tuned.eval()
 
 
-def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
+def load_base(
+    plan: RunPlan, *, quantized: bool = True, parts: Collection[str] | None = None
+) -> PreTrainedModel:
     """Return the base model on the plan's device, quantised tensor by tensor while loading when the plan says so.
+
+    Args:
+        parts: those that are loaded, all where it is None; no byte of the others is read.
 
     Raises:
         VlmtuneError: the files are damaged or of another model, or memory does not hold what they hold.
@@ -91,16 +104,17 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
     folder = checkpoint_folder(plan.model, plan.revision)
     stored = check_checkpoint(plan)
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=DTYPES[plan.base_dtype],
-            quantization_config=_quantization_config(plan) if quantized else None,
-            device_map={"": plan.device},
-            attn_implementation=plan.attention,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below
-        )
+        with only(parts, AutoConfig.from_pretrained(folder), family_of(plan)):
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=DTYPES[plan.base_dtype],
+                quantization_config=_quantization_config(plan) if quantized else None,
+                device_map={"": plan.device},
+                attn_implementation=plan.attention,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below
+            )
     except (OSError, SafetensorError) as error:
         raise VlmtuneError(
             f"the model {folder} cannot be loaded: {str(error).splitlines()[0]}",
@@ -155,9 +169,9 @@ def _misshapen_4bit(model: nn.Module) -> list[str]:
     ]
 
 
-def weightless_base(plan: RunPlan) -> PreTrainedModel:
+def weightless_base(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrainedModel:
     """Return the base model as `load_base` would, on the meta device: shapes and number formats, no storage."""
-    model = _weightless(plan)
+    model = _weightless(plan, parts)
     if quantization := _quantization_config(plan):
         with torch.device("meta"), _default_dtype(DTYPES[plan.base_dtype]):
             borrowed.REPLACE_WITH_BNB_LINEAR(
@@ -171,12 +185,13 @@ def weightless_base(plan: RunPlan) -> PreTrainedModel:
     return model
 
 
-def _weightless(plan: RunPlan) -> PreTrainedModel:
-    """Return the unquantised base model on the meta device, from config.json alone."""
+def _weightless(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrainedModel:
+    """Return the unquantised base model, or some parts of it, on the meta device, from config.json alone."""
     folder = checkpoint_folder(plan.model, plan.revision, weights=False)
     try:
         config = AutoConfig.from_pretrained(folder)
-        with torch.device("meta"), _default_dtype(DTYPES[plan.base_dtype]):
+        made = only(parts, config, family_of(plan))
+        with made, torch.device("meta"), _default_dtype(DTYPES[plan.base_dtype]):
             model = AutoModelForImageTextToText.from_config(
                 config, dtype=DTYPES[plan.base_dtype], attn_implementation=plan.attention
             )
@@ -279,15 +294,3 @@ def _forbid_packing(model: nn.Module) -> None:
     for module in model.modules():
         if bnb.AVX512_FOR_CPU.read_or_none(module) is not None:
             bnb.AVX512_FOR_CPU.write(module, False)
-
-
-def _rest_frozen_parts(model: PreTrainedModel, family: Family) -> None:
-    """Keep towers and projectors in which nothing learns in eval mode, whatever mode the model is set to.
-
-    Their dropout (InstructBLIP's Q-Former has it) would only make other features of the same image each time.
-    """
-    parts = (family.vision, *family.projector, *family.other)
-    for name, module in model.named_modules():
-        if name in parts and not any(parameter.requires_grad for parameter in module.parameters()):
-            module.eval()
-            module.train = lambda mode=True, module=module: module

@@ -84,6 +84,8 @@ class RunPlan:
     save_total_limit: int
     report_to: tuple[str, ...]
     choices: tuple[Choice, ...] = field(default=())
+    cache_features: bool = False
+    """Images are encoded before the language model loads, and the vision tower is not part of the training model."""
 
     @property
     def rows_per_step(self) -> int:
