@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from vlmtune.data.types import Sample
+from vlmtune.data.types import Sample, num_images
+from vlmtune.families.facts import ModelFacts
 from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import RunPlan
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import ProcessorMixin
 
     from vlmtune.data.measure.lengths import Lengths, Measures
@@ -17,10 +20,41 @@ if TYPE_CHECKING:
 class GivenRows:
     """Rows with what every plan of one model shares: their measures, and a processor for each setting of it."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
+    def __init__(self, samples: Sequence[Sample], held_out: Sequence[Sample] = ()) -> None:
         self.samples = samples
+        self.held_out = held_out
         self._measures: Measures | None = None
         self._processors: dict[str, ProcessorMixin] = {}
+
+    @property
+    def num_rows(self) -> int:
+        """Rows to train on."""
+        return len(self.samples)
+
+    @property
+    def num_images(self) -> int:
+        """Images of all rows, those held out included."""
+        return num_images(self.samples) + num_images(self.held_out)
+
+    def image_tokens(self, plan: RunPlan, model: ModelFacts) -> int:
+        """Return the tokens of all images; their headers are read once."""
+        from vlmtune.data.measure.lengths import tokens_of_images
+
+        return tokens_of_images(self._sizes_px, plan, model)
+
+    @cached_property
+    def _sizes_px(self) -> "np.ndarray":
+        import numpy as np
+
+        from vlmtune.data.measure.lengths import images_of
+
+        return np.concatenate([images_of(part)[1] for part in (self.samples, self.held_out)])
+
+    def free_cache_bytes(self) -> int | None:
+        """Return what may be written into the cache folder; None where it cannot be written."""
+        from vlmtune.data.features.store import free_bytes
+
+        return free_bytes()
 
     def processor(self, plan: RunPlan) -> "ProcessorMixin":
         """Return the model's processor as the plan sets it."""

@@ -63,6 +63,9 @@ class Family:
     other: tuple[str, ...] = ()
     """Modules that neither see images nor write text, such as an audio tower; never trained."""
 
+    not_cacheable: str = ""
+    """Why its images cannot be encoded before training; empty where they can."""
+
     @property
     def one_answer(self) -> bool:
         """Whether a row is one question and one answer, without a chat template."""

@@ -5,6 +5,7 @@ from vlmtune.config.values import Values, not_yet
 from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Lever, Saving
 from vlmtune.levers.batch import BATCH
+from vlmtune.levers.features import FEATURES_LEVER
 from vlmtune.levers.head import HEAD
 from vlmtune.levers.image_size import IMAGE_SIZE
 from vlmtune.levers.method import METHOD
@@ -17,6 +18,7 @@ from vlmtune.levers.tower import TOWER
 LEVERS: tuple[Lever, ...] = (
     RECOMPUTE,
     BATCH,
+    FEATURES_LEVER,
     HEAD,
     TOWER,
     METHOD,

@@ -74,7 +74,7 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
         VlmtuneError: the adapter's tensors are not those that the model expects.
     """
     torch.manual_seed(plan.seed)
-    model = load_base(plan, quantized=quantized)
+    model = load_base(plan, quantized=quantized, parts=READS if plan.cache_features else None)
     expected = {
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _is_target(plan, name)
     }
@@ -90,9 +90,7 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
     return tuned.eval()
 
 
-def load_base(
-    plan: RunPlan, *, quantized: bool = True, parts: Collection[str] | None = None
-) -> PreTrainedModel:
+def load_base(plan: RunPlan, *, quantized: bool = True, parts: Collection[str] | None = None) -> PreTrainedModel:
     """Return the base model on the plan's device, quantised tensor by tensor while loading when the plan says so.
 
     Args:

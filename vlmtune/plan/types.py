@@ -86,6 +86,8 @@ class RunPlan:
     choices: tuple[Choice, ...] = field(default=())
     cache_features: bool = False
     """Images are encoded before the language model loads, and the vision tower is not part of the training model."""
+    cache_features_gib: float = 20.0
+    """What all cached features may take of the disk."""
 
     @property
     def rows_per_step(self) -> int:

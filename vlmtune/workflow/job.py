@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vlmtune.config.values import Values
     from vlmtune.data.run_data import RunData
     from vlmtune.data.types import Sample
+    from vlmtune.estimate.given_rows import GivenRows
     from vlmtune.hub.source import ModelSource
     from vlmtune.plan.types import RunPlan
 
@@ -34,7 +35,7 @@ class Job:
         from vlmtune.plan.decide import make_plan
 
         loaded = self.loaded.with_values(values)
-        plan = make_plan(loaded.config, self.source, probe_device(), self.plan.data_sha256)
+        plan = make_plan(loaded.config, self.source, probe_device(), self.plan.data_sha256, given_rows(self.data))
         return Job(loaded, plan, self.source, self.data)
 
 
@@ -54,7 +55,7 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> J
         loaded = load_config(path, (*words, *changes))
     data = read_data(loaded, live=not err)
     data = replace(data, notes=(*data.notes, *start_on_gpu()))
-    return Job(loaded, *make_run_plan(loaded, pinned_commit(loaded) if resume else None), data)
+    return Job(loaded, *make_run_plan(loaded, data, pinned_commit(loaded) if resume else None), data)
 
 
 def _changes_of(loaded: "LoadedConfig", err: bool) -> tuple[str, ...]:
@@ -80,7 +81,16 @@ def pinned_commit(loaded: "LoadedConfig") -> str | None:
     return plan.revision if (plan.model, plan.model_revision) == (wanted.name, wanted.revision) else None
 
 
-def make_run_plan(loaded: "LoadedConfig", commit: str | None = None) -> "tuple[RunPlan, ModelSource]":
+def given_rows(data: "RunData") -> "GivenRows":
+    """Return a run's rows as plans and estimates ask of them."""
+    from vlmtune.estimate.given_rows import GivenRows
+
+    return GivenRows(data.train, data.val)
+
+
+def make_run_plan(
+    loaded: "LoadedConfig", data: "RunData | None" = None, commit: str | None = None
+) -> "tuple[RunPlan, ModelSource]":
     """Return the plan for this machine and the model's source; imports torch to look at the device.
 
     With `commit` the hub is not asked which one a branch stands for.
@@ -92,7 +102,7 @@ def make_run_plan(loaded: "LoadedConfig", commit: str | None = None) -> "tuple[R
     config = loaded.config
     source = open_model(config.model.name, commit or config.model.revision, loaded.base_dir)
     digest = file_sha256(loaded.resolve_path(config.data.train_path))
-    return make_plan(config, source, probe_device(), digest), source
+    return make_plan(config, source, probe_device(), digest, data and given_rows(data)), source
 
 
 def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
