@@ -71,3 +71,11 @@ class MemoryReport:
     """Whether one step was simulated and repeated, and no answer."""
     seconds: float
     versions: dict[str, str]
+    encoding_reserved_bytes: int = 0
+    """What is reserved at most while images are encoded, before the language model loads; 0 where that is not done."""
+
+    @property
+    def most_bytes(self) -> int:
+        """What must fit: training, loading, and encoding before."""
+        load = next((phase.peak_allocated_bytes for phase in self.phases if phase.name == "load"), 0)
+        return max(self.peak_reserved_bytes, load, self.encoding_reserved_bytes)

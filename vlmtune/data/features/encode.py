@@ -60,6 +60,8 @@ def encode_into(
     in the same batches, so features are the same to the bit.
     """
     tower = build_tower(plan)
+    if plan.device == "cuda":
+        torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
     pending: dict[str, Tensor] = {}
     for batch in batches_of(loaded(missing, plan, processor)):
         features, form = features_of_batch(tower, batch, plan)

@@ -24,6 +24,7 @@ from vlmtune.estimate.simulate.repeat import repeat_step
 from vlmtune.estimate.simulate.weights import load_checkpoint
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.build import base_of, build_model, family_of
+from vlmtune.models.features import serve_features
 from vlmtune.plan.types import RunPlan
 
 PAGED_MIN_NUMBERS = 100_000
@@ -46,24 +47,43 @@ class Run:
     """Records how the weights come to the device; None: they are simply there."""
     evaluated: Batch | None = None
     """One held-out row, whose loss is computed after the steps."""
+    form: str | None = None
+    """How batches carry features (`models.features`); None where they carry pixels."""
     repeat: bool = False
     """Append the first step once more, as it is when the optimizer's states exist, without simulating it."""
 
 
 def simulate(plan: RunPlan, run: Run) -> Log:
     """Return what training `plan` allocates; from the second step on the optimizer's states exist."""
-    model = build_model(plan, weights="none").train()
+    model = _built(plan, run.form).train()
     gc.freeze()  # what exists already need not be looked through after every step
     try:
-        with collector_paused(), _meta_allowed(), _kernels_of(plan):
+        with collector_paused(), _meta_allowed(), kernels_of(plan):
             return record_steps(model, plan, run)
     finally:
         gc.unfreeze()
 
 
-def simulate_answer(plan: RunPlan, prompt: Batch, hidden: Hidden, num_tokens: int) -> Log:
+def _built(plan: RunPlan, form: str | None) -> nn.Module:
+    """Return the model without weights, taking features of this form."""
+    model = build_model(plan, weights="none")
+    if form:
+        serve_features(base_of(model), form)
+    return model
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a tuned model is asked."""
+
+    prompt: Batch
+    form: str | None
+    """As in `Run`."""
+
+
+def simulate_answer(plan: RunPlan, question: Question, hidden: Hidden, num_tokens: int) -> Log:
     """Return what a tuned model allocates to read a prompt and to write this many tokens, each a phase of the log."""
-    model = build_model(plan, weights="none").eval()
+    model = _built(plan, question.form).eval()
     recorder = Recorder(hidden)
     recorder.log.begin("load")
     load_checkpoint(model, recorder)
@@ -77,10 +97,10 @@ def simulate_answer(plan: RunPlan, prompt: Batch, hidden: Hidden, num_tokens: in
         recorder.log.begin(f"token {written + 1}")
         return torch.zeros(len(ids), dtype=torch.bool)
 
-    with _meta_allowed(), _kernels_of(plan), _named_modules(model, recorder), recorder:
+    with _meta_allowed(), kernels_of(plan), named_modules(model, recorder), recorder:
         recorder.log.begin("prompt")
         recorder.kind = "inputs"
-        inputs = _copied(prompt)
+        inputs = copied(question.prompt)
         recorder.kind = ACTIVATIONS
         with suppress(_Written):
             # The criterion ends it: values without storage never reach an end token or a comparison's yes.
@@ -102,7 +122,7 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
     add_residents(model, plan, recorder)
     recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
     _first_step_check(model, recorder)
-    with _named_modules(model, recorder), recorder:
+    with named_modules(model, recorder), recorder:
         optimizer = build_optimizer(model, plan)  # held to the end: the evaluation finds its states in memory
         _record_steps(model, plan, optimizer, run, recorder)
         if run.evaluated is not None:
@@ -140,7 +160,7 @@ def _forward_and_backward(model: nn.Module, plan: RunPlan, batches: list[Batch],
     for batch in _without_repeats(batches):
         recorder.log.num_rows += len(batch["labels"])
         recorder.kind = "inputs"
-        inputs = _copied(batch)
+        inputs = copied(batch)
         recorder.kind = ACTIVATIONS
         loss = forward_loss(model, inputs, plan, 1)  # labelled tokens; the real ones are counted in main memory
         del inputs  # as in the trainer
@@ -158,7 +178,7 @@ def _update(model: nn.Module, plan: RunPlan, optimizer: Optimizer, recorder: Rec
 
 def _evaluate(model: nn.Module, plan: RunPlan, row: Batch, recorder: Recorder) -> None:
     recorder.kind = "inputs"
-    inputs, flops = _copied(row), recorder.log.flops
+    inputs, flops = copied(row), recorder.log.flops
     recorder.kind = ACTIVATIONS
     with torch.no_grad():
         forward_loss(model.eval(), inputs, plan, num_items=1)
@@ -166,7 +186,8 @@ def _evaluate(model: nn.Module, plan: RunPlan, row: Batch, recorder: Recorder) -
     recorder.log.flops = flops  # of the steps alone
 
 
-def _copied(batch: Batch) -> Batch:
+def copied(batch: Batch) -> Batch:
+    """Return a batch as it lies on the device."""
     return {key: value.clone() for key, value in batch.items()}
 
 
@@ -211,7 +232,7 @@ def _kind_of(name: str, tensor: Tensor, family) -> str:
 
 
 @contextmanager
-def _kernels_of(plan: RunPlan):
+def kernels_of(plan: RunPlan):
     """Let tensors without storage take the paths that they would take on the plan's device."""
     autocast = autocast_of(plan.device) if plan.autocast_dtype else nullcontext()
     with attention_of(plan.device), composites_of(plan.device), autocast:
@@ -242,7 +263,7 @@ def _state_buffer(optimizer, parameter: Tensor, dtype: torch.dtype = torch.float
 
 
 @contextmanager
-def _named_modules(model: nn.Module, recorder: Recorder):
+def named_modules(model: nn.Module, recorder: Recorder):
     """Tell the recorder which module is at work."""
     handles = []
 
