@@ -48,13 +48,6 @@ IS_DENSE = Name(
     takes="a",
 )
 
-CLEAR_CUBLAS_WORKSPACES = Name(
-    TORCH,
-    "torch._C._cuda_clearCublasWorkspaces",
-    "what the tower's matrix products keep would lie in the way of the model that is loaded after it.",
-    cuda_only=True,
-)
-
 # Attention: on the meta device torch takes a path that no device takes, so each device's kernels are called by name.
 SCALED_DOT_PRODUCT_ATTENTION = Name(
     TORCH,

@@ -51,9 +51,7 @@ class DataSection(Section):
     allow_urls: bool = False
     """Fetch images given as http(s) addresses. Off: such a row is a bad row."""
     cache_features: Literal["auto", True, False] = "auto"
-    """Encode every image once, before the language model loads, and keep that on disk: no vision tower on the card.
-    `auto`: on a GPU, with several epochs, where the tower is frozen, enough images make it worth it, and there is room.
-    """
+    """Encode images once, before the language model loads, and keep that on disk. `auto`: where it saves time."""
     cache_features_gib: Annotated[float, Field(gt=0.0, le=100_000.0)] = 20.0
     """Disk that all cached features may take, in GiB; those of other models, unused for longest, make room."""
 

@@ -144,7 +144,9 @@ class _Work:
 
     def digest(self) -> list:
         """Return what of the batches decides the memory: sizes of tensors, and the values of whole numbers."""
-        batches = [batch for step in self.steps for batch in step] + [self.encoding.batch] * bool(self.encoding)
+        batches = [batch for step in self.steps for batch in step]
+        if self.encoding:
+            batches.append(self.encoding.batch)
         return [self.fast, *([(key, value.shape, _values(value)) for key, value in batch.items()] for batch in batches)]
 
 

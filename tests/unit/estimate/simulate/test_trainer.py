@@ -9,7 +9,7 @@ on a GPU. What is compared: each allocation of a step and its end, in their orde
 - saving, which no estimate shows: bitsandbytes copies each weight's code table, 1 KiB, below what a step takes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
@@ -26,16 +26,21 @@ from transformers import TrainerCallback
 
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
+from vlmtune.data.features.prepare import Teller, features_of
+from vlmtune.data.features.rows import RowFeatures
+from vlmtune.data.progress import silent
 from vlmtune.engine import trainer
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.runtime import collector_paused
 from vlmtune.engine.train import RunRows, build_running
 from vlmtune.estimate.allocator.peaks import phases_of
+from vlmtune.estimate.simulate.features import rows_in_training
 from vlmtune.estimate.simulate.record import ACTIVATIONS, GRADIENTS, WORKSPACES, Log, Recorder, Workspaces
 from vlmtune.estimate.simulate.simulation import Run, add_residents, simulate
 from vlmtune.estimate.simulate.steps import collated, steps_of_run
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.build import base_of, build_model
+from vlmtune.models.features import serve_features
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 
@@ -56,7 +61,13 @@ ON_ONE = [
     {"hardware": {"gradient_checkpointing": False}},
     {"hardware": {"mixed_precision": "bf16"}},
 ]
-CASES = [*((name, {}) for name in TINY), *(("qwen3_vl", sections) for sections in ON_ONE)]
+CACHED = {"data": {"train_path": "rows.jsonl", "val_path": "val.jsonl", "cache_features": True}}
+CASES = [
+    *((name, {}) for name in TINY),
+    *(("qwen3_vl", sections) for sections in ON_ONE),
+    *((name, CACHED) for name in TINY if name != "instructblip"),
+    ("qwen2_5_vl", {**CACHED, "training": {"batch_size": 2}}),
+]
 aten = torch.ops.aten
 
 
@@ -121,28 +132,39 @@ class Case:
             **sections,
             "training": {**training, **sections.get("training", {})},
         }
-        self.folder, self.plan = folder, tiny_plan(model.folder, **sections)
-        samples = colour_rows(folder, 5)
-        self.rows, self.val = (
-            TuneDataset(part, model.processor, model.family, self.plan) for part in (samples, samples[1:2])
-        )
+        self.folder, self.plan, self.model = folder, tiny_plan(model.folder, **sections), model
+        self.parts = (samples := colour_rows(folder, 5), samples[1:2])
+        self.rows, self.val = self.datasets((None, None))
         self.lengths = [self.rows[index].labels.shape[1] for index in range(len(self.rows))]
         self.collator = Collator(model.processor)
 
+    def datasets(self, features: Sequence[RowFeatures | None]) -> list[TuneDataset]:
+        """The rows to train on and those to evaluate."""
+        return [
+            TuneDataset(part, self.model.processor, self.model.family, self.plan, one)
+            for part, one in zip(self.parts, features, strict=True)
+        ]
+
     def simulated(self) -> Log:
         """What the estimate says that the run allocates."""
-        steps = collated(steps_of_run(self.plan, self.lengths), self.rows, self.collator)
-        [[row]] = collated([[[0]]], self.val, self.collator)
-        return simulate(self.plan, Run(steps, load=None, evaluated=row))
+        (rows, tower), (val, _) = (rows_in_training(part, self.plan) for part in (self.rows, self.val))
+        steps = collated(steps_of_run(self.plan, self.lengths), rows, self.collator)
+        [[row]] = collated([[[0]]], val, self.collator)
+        return simulate(self.plan, Run(steps, load=None, evaluated=row, form=tower and tower.form))
 
     def trained(self, monkeypatch) -> Log:
         """What the run allocates."""
         recorder = Recorder(hidden)
         device = Device(recorder)
-        model = build_model(self.plan)
+        rows, val, model = self.rows, self.val, build_model(self.plan)
+        if self.plan.cache_features:
+            teller = Teller(silent, print)
+            features = features_of(self.plan, self.model.source, self.parts, self.model.processor, teller)
+            rows, val = self.datasets(features)
+            serve_features(base_of(model), features[0].form)
         monkeypatch.setattr(TuneDataset, "__getitem__", device.in_main_memory(TuneDataset.__getitem__))
         monkeypatch.setattr(Collator, "__call__", device.in_main_memory(Collator.__call__))
-        rows = RunRows(self.rows, self.val, self.lengths, self.collator)
+        rows = RunRows(rows, val, self.lengths, self.collator)
         with (self.folder / "shown").open("w") as shown, LiveView("run", Console(file=shown)) as view:
             running = build_running(self.plan, model, RunFolder.create(self.folder / "run"), view, rows)
             running.trainer.add_callback(Phases(recorder.log))
