@@ -66,6 +66,9 @@ class Family:
     not_cacheable: str = ""
     """Why its images cannot be encoded before training; empty where they can."""
 
+    projector_embeds: bool = False
+    """The projector is also asked for embeddings of tokens, so the language model needs it beside it."""
+
     @property
     def one_answer(self) -> bool:
         """Whether a row is one question and one answer, without a chat template."""

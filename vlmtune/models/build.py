@@ -26,7 +26,7 @@ from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
-from vlmtune.models.parts import READS, SEES, only, rest_frozen_parts
+from vlmtune.models.parts import SEES, only, parts_in_training, rest_frozen_parts
 from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -51,9 +51,9 @@ def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
     Never `prepare_model_for_kbit_training`: it copies embeddings, head and norms to fp32 (0.5 to 2.3 GiB).
     """
     torch.manual_seed(plan.seed)
-    parts = READS if plan.cache_features else None
-    model = load_base(plan, parts=parts) if weights == "checkpoint" else weightless_base(plan, parts)
     family = family_of(plan)
+    parts = parts_in_training(family, cache_features=plan.cache_features)
+    model = load_base(plan, parts=parts) if weights == "checkpoint" else weightless_base(plan, parts)
     model = adapt(model.requires_grad_(False), plan, family)
     rest_frozen_parts(base_of(model), family)
     for lever in levers.LEVERS:
@@ -74,7 +74,8 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
         VlmtuneError: the adapter's tensors are not those that the model expects.
     """
     torch.manual_seed(plan.seed)
-    model = load_base(plan, quantized=quantized, parts=READS if plan.cache_features else None)
+    parts = parts_in_training(family_of(plan), cache_features=plan.cache_features)
+    model = load_base(plan, quantized=quantized, parts=parts)
     expected = {
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _is_target(plan, name)
     }

@@ -30,18 +30,13 @@ def is_of_pixels(key: str, value: Tensor) -> bool:
     return key == PIXELS or value.is_floating_point() or value.ndim >= PIXEL_DIMS
 
 
-def owner_of_features(base: nn.Module) -> nn.Module | None:
-    """Return the module whose forward pass calls its own `get_image_features`; None where there is none."""
-    return next((module for module in (base.base_model, base) if hasattr(module, "get_image_features")), None)
-
-
 def encode_images(base: nn.Module, images: dict[str, Tensor]) -> tuple[Tensor, str]:
     """Return the features of a batch of images and their form, as the model's own forward pass would have them made.
 
     The form has a letter for each of the K outputs, LIST or TENSOR.
     """
     with torch.no_grad():
-        out = owner_of_features(base).get_image_features(**images)
+        out = base.base_model.get_image_features(**images)
     outputs = (out.pooler_output, *(getattr(out, "deepstack_features", None) or ()))
     form = "".join(TENSOR if isinstance(output, Tensor) else LIST for output in outputs)
     return torch.stack([output if isinstance(output, Tensor) else torch.cat(tuple(output)) for output in outputs]), form
@@ -49,7 +44,7 @@ def encode_images(base: nn.Module, images: dict[str, Tensor]) -> tuple[Tensor, s
 
 def serve_features(base: nn.Module, form: str) -> None:
     """Let the model take features of this form for pixels: its forward pass runs as it is, and asks no tower."""
-    owner_of_features(base).get_image_features = partial(_served, form)
+    base.base_model.get_image_features = partial(_served, form)
 
 
 def _served(form: str, pixel_values: Tensor, *args, **kwargs) -> SimpleNamespace:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
+import torch
 from torch import nn
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PretrainedConfig
 
@@ -13,6 +14,13 @@ SEES = ("vision", "projector")
 """The parts that make of an image what the language model reads."""
 READS = ("text", "head", "other")
 """All others."""
+
+
+def parts_in_training(family: Family, *, cache_features: bool) -> tuple[str, ...] | None:
+    """Return the parts that training needs; None: all."""
+    if not cache_features:
+        return None
+    return (*READS, "projector") if family.projector_embeds else READS
 
 
 @contextmanager
@@ -37,7 +45,7 @@ def only(parts: Collection[str] | None, config: PretrainedConfig, family: Family
 
 
 def _leave_out(module: nn.Module, path: str, parts: Collection[str], family: Family) -> None:
-    """Put an empty module, or None for a parameter, in place of whatever lies in no part that stays."""
+    """Put an empty module or tensor, which is no parameter, in place of whatever lies in no part that stays."""
     for name, child in list(module.named_children()):
         child_path = f"{path}.{name}".lstrip(".")
         if _stays(child_path, parts, family):
@@ -46,7 +54,8 @@ def _leave_out(module: nn.Module, path: str, parts: Collection[str], family: Fam
             setattr(module, name, nn.Module())
     for name in list(dict(module.named_parameters(recurse=False))):
         if not _stays(f"{path}.{name}".lstrip("."), parts, family):
-            setattr(module, name, None)
+            delattr(module, name)
+            setattr(module, name, torch.empty(0))  # the library fills it while it loads
 
 
 def _stays(path: str, parts: Collection[str], family: Family) -> bool:
