@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest lint bench gpu gpu-check gpu-errors gpu-cap gpu-train docs architectures catalogue guide plans clean
+.PHONY: help install demo test test-oldest lint bench gpu gpu-check gpu-errors gpu-cap gpu-train kills docs architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ gpu-train: install  ## run `vlmtune train` on the GPU at hand, estimates beside 
 
 docs: install  ## renew what is generated: tables in README and docs/, configs/schema.json, configs/all-keys.yaml, the picture
 	$(BIN)/python docs/renew.py
+
+kills: install  ## kill the encoding of images at twenty random moments: nothing is lost, features are the same to the bit
+	VLMTUNE_KILLS=20 $(BIN)/python -m pytest -q -n0 tests/unit/data/features/test_kills.py
 
 architectures: install  ## try every architecture of transformers on a tiny model; 20 minutes, can be stopped and started
 	$(BIN)/python docs/architectures.py

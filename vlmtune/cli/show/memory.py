@@ -137,8 +137,8 @@ def _verdict(report: "MemoryReport") -> Text:
         return Text.assemble(("fits", "bold green"), f", {spare_gib:.2f} GiB to spare")
     if spare_gib < 0:
         return Text.assemble(("does not fit", "bold red"), f", {-spare_gib:.2f} GiB too much")
-    load_gib = report.phases[0].peak_allocated_bytes / GIB
-    return Text.assemble(("does not fit", "bold red"), f": loading the model takes {load_gib:.2f} GiB")
+    before = "encoding the images" if report.most_bytes == report.encoding_reserved_bytes else "loading the model"
+    return Text.assemble(("does not fit", "bold red"), f": {before} takes {report.most_bytes / GIB:.2f} GiB")
 
 
 def _facts(plan: Estimated) -> Table:
@@ -161,6 +161,8 @@ def _facts(plan: Estimated) -> Table:
     grid.add_row("", at.module)
     phases = ", ".join(f"{name} {peak / GIB:.2f}" for name, peak in _by_phase(report).items())
     grid.add_row("allocated", f"{phases} GiB")
+    if report.encoding_reserved_bytes:
+        grid.add_row("before", f"images are encoded with {report.encoding_reserved_bytes / GIB:.2f} GiB reserved")
     return grid
 
 

@@ -25,8 +25,11 @@ from vlmtune.models.features import encode_images, is_of_pixels
 from vlmtune.models.processor import image_token_id
 from vlmtune.plan.types import RunPlan
 
-NUMBERS_AT_ONCE = 16 * 2**20
-"""Numbers of the pixels that the tower is given at once: 49 images of 336×336 px, six of 896×896."""
+NUMBERS_AT_ONCE = 4 * 2**20
+"""Numbers of the pixels that the tower is given at once: twelve images of 336×336 px, one of 896×896.
+
+Some 7,000 patches: enough for any card to be busy, and few enough that no model needs more than for a training step.
+"""
 FILE_BYTES = 64 * 2**20
 """A file of features is written when it has so many: what a kill can lose."""
 
