@@ -19,7 +19,8 @@ from vlmtune.levers.batch import rows_per_step
 from vlmtune.levers.recompute import recompute_first
 from vlmtune.units import MIB
 
-MODEL = SimpleNamespace(num_layers=36, shares_embedding=False, fixed_images=False)
+CACHING = SimpleNamespace(name="toy", not_cacheable="")
+MODEL = SimpleNamespace(num_layers=36, shares_embedding=False, fixed_images=False, family=CACHING)
 QUALITY = ("data.max_length", "data.image_size", "training.lora.rank")
 LAYERS = 36
 
@@ -33,7 +34,8 @@ def needed_mib(config: TrainingConfig, billions: float = 4.0) -> float:
     training, hardware = config.training, config.hardware
     quantised = training.method == "qlora"
     weights = billions * (520 if quantised else 2000)
-    weights += 400 * (0.27 if quantised and training.quantization.quantize_vision_tower else 1)
+    if config.data.cache_features is not True:
+        weights += 400 * (0.27 if quantised and training.quantization.quantize_vision_tower else 1)
     weights += 600 * (0.27 if training.quantization.quantize_head else 1)
     state = 2 if training.optim == "paged_adamw_8bit" or training.optim is None else 8
     adapters = (billions * 1000 * 8 if training.method == "full" else training.lora.rank * 4) * (4 + state) / 4
@@ -191,7 +193,7 @@ def test_nothing_fits():
 
 
 def test_a_lever_that_the_model_does_not_have_is_not_pulled():
-    fixed = SimpleNamespace(num_layers=36, shares_embedding=True, fixed_images=True)
+    fixed = SimpleNamespace(num_layers=36, shares_embedding=True, fixed_images=True, family=CACHING)
     fit = Simulator("8gb", 1000).fit(fixed)
     words = " ".join(fit.words)
     assert "image_size" not in words and "quantize_head" not in words and "max_length=128" in words
