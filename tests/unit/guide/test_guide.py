@@ -29,6 +29,7 @@ def fake_estimate(config, source, target, *, fast=False) -> MemoryReport:
         "weights: text 4-bit": int(billions * (540 if training.method == "qlora" else 1900)) * MIB,
         "weights: text bfloat16": 700 * MIB,
         "weights: text float32": 3 * MIB,
+        "weights: vision 4-bit": 0 if config.data.cache_features is True else 90 * MIB,
         "adapters: text": training.lora.rank * 8 * MIB,
         "gradients": training.lora.rank * 4 * MIB,
         "optimizer": 5 * MIB * (4 if training.optim == "adamw" else 1),
