@@ -107,11 +107,11 @@ def start(path: Path) -> list[dict]:
     with clock.phase("libraries, tiny model"):
         from tiny.rows import TinyModel
 
-        from vlmtune.data.measure.lengths import measure_rows
+        from vlmtune.data.run_data import MeasuredRows
 
         tiny = TinyModel("qwen2_vl", path.parent)
     with clock.phase("rows measured"):
-        lengths = measure_rows(rows.samples, tiny.processor, tiny.family, tiny.plan, tiny.source)
+        lengths = MeasuredRows(rows.samples).lengths(tiny.processor, tiny.family, tiny.plan, tiny.source)
     assert len(lengths) == len(rows.samples) > 0 and lengths.image.all()
     with clock.phase("epoch, two processes"):
         growth_mib = epoch_growth_mib(rows.samples)

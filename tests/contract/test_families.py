@@ -11,7 +11,7 @@ from tiny.rows import TinyModel, colour_rows, picture, sample, tiny_plan
 from vlmtune.data.collate import WHERE, collate
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.encode import IGNORED, encode
-from vlmtune.data.measure.lengths import measure_rows
+from vlmtune.data.run_data import MeasuredRows
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
@@ -84,7 +84,7 @@ def test_image_tokens_are_those_of_the_processor(tiny, size_px):
 
 def test_measured_rows_are_the_encoded_rows(tiny, tmp_path):
     samples = colour_rows(tmp_path)
-    measured = measure_rows(samples, tiny.processor, tiny.family, tiny.plan, tiny.source)
+    measured = MeasuredRows(samples).lengths(tiny.processor, tiny.family, tiny.plan, tiny.source)
     encoded = list(TuneDataset(samples, tiny.processor, tiny.family, tiny.plan))
     assert measured.image.tolist() == [row.num_image_tokens for row in encoded]
     assert measured.total.tolist() == pytest.approx([row.labels.shape[1] for row in encoded], abs=2)

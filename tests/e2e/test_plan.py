@@ -82,13 +82,14 @@ def test_a_file_is_never_overwritten_unasked(run_cli, qwen, tmp_path):
 def test_with_data_the_longest_row_decides_and_the_file_trains(project, qwen, run_cli, tmp_path):
     folder = tmp_path / "configs"
     folder.mkdir()
-    done = run_cli("plan", "--model", qwen, "--gpu", "8gb", "--data", "rows.jsonl", "-o", folder / "run.yaml")
+    done = run_cli("plan", "--model", qwen, "--gpu", "8gb", "--data", "rows.jsonl", "-o", folder / "my-run.yaml")
     assert done.code == 0, done.stderr
-    assert "rows.jsonl:" in done.stdout and f"vlmtune train {folder / 'run.yaml'}" in done.stdout
-    config = load_config(folder / "run.yaml").config
+    assert "rows.jsonl:" in done.stdout and f"vlmtune train {folder / 'my-run.yaml'}" in done.stdout
+    config = load_config(folder / "my-run.yaml").config
     assert config.data.train_path == "../rows.jsonl"
-    trained = run_cli("train", folder / "run.yaml", "--set", "training.max_steps=1")
+    trained = run_cli("train", folder / "my-run.yaml", "--set", "training.max_steps=1")
     assert trained.code == 0, trained.stderr
+    assert trained.stdout.endswith("adapter, log and report.html in runs/my-run\n"), "the run has the file's name"
 
 
 def test_the_largest_models_that_fit_are_named():

@@ -11,6 +11,7 @@ import weakref
 import pytest
 import torch
 
+from vlmtune.data.measure import lengths
 from vlmtune.engine import train as engine_run
 from vlmtune.engine import trainer
 from vlmtune.errors import ExitCode, VlmtuneError
@@ -137,7 +138,7 @@ def test_an_estimate_that_cannot_be_made_stops_nothing(project, card):
 
 def test_a_step_that_cannot_be_run_without_storage_stops_nothing(project, card, monkeypatch):
     card(7.4)
-    monkeypatch.setattr(simulation, "forward_loss", lambda model, *rest: next(model.parameters()).unique())
+    monkeypatch.setattr(simulation, "forward_loss", lambda model, *rest, **more: next(model.parameters()).unique())
     done = project.train("run", "training.max_steps=1")
     assert done.code == 0
     first, second = done.stdout.splitlines()[:2]
@@ -260,6 +261,19 @@ def test_a_retry_takes_the_weakest_change_that_would_have_fitted(project, card, 
     assert "from the start on: training.batch_size=2, training.gradient_accumulation_steps=8" in done.stdout
     assert done.stdout.count("estimate: ") == 2 and "estimate: 4.00 of 12.00 GiB" in done.stdout
     assert json.loads(project.run("retried").estimate.read_text())["peak_reserved_bytes"] == 4 * GIB
+
+
+def test_rows_are_measured_once_for_the_estimates_and_all_tries(project, card, fail_at, monkeypatch):
+    project.write_rows(project.rows[:2], "val.jsonl")
+    measured, real = [], lengths.measure
+    monkeypatch.setattr(lengths, "measure", lambda rows, *rest: measured.append(len(rows)) or real(rows, *rest))
+    card(12)
+    fail_at(1, 3)
+    settings = ("hardware.on_oom=retry", "training.batch_size=4", "training.max_steps=1", "data.val_path=val.jsonl")
+    done = project.train("retried", *settings)
+    assert done.code == 0, done.stderr
+    assert done.stdout.count("out of GPU memory") == 2 and done.stdout.count("estimate: ") == 3
+    assert measured == [7, 2]
 
 
 def test_the_last_lines_have_what_was_estimated_and_what_was_measured(project, card, monkeypatch):

@@ -52,7 +52,7 @@ class History:
     letters: str = ""
     """One of `LETTERS` an event."""
     values: list[int] = field(default_factory=list)
-    """Bytes of what is allocated, the number (from 0) of the allocation that is freed, bytes of a segment."""
+    """Bytes of what is allocated, how many allocations ago what is freed was made, bytes of a segment."""
     addresses: dict[str, int] = field(default_factory=dict)
     """Index of a segment's event → its address."""
     marks: list[dict] = field(default_factory=list)
@@ -118,8 +118,8 @@ def packed(trace: list[dict], marks: list[Mark]) -> bytes:
             stacks.add(index, entry.get("frames") or [])
         elif action.startswith("segment"):
             history.addresses[str(index)] = address
-        # An allocation from before the recording has no number.
-        history.values.append(numbers.pop(address, -1) if action == "free_completed" else entry["size"])
+        # What was allocated before the recording was made never.
+        history.values.append(count - numbers.pop(address, count) if action == "free_completed" else entry["size"])
     times = [entry["time_us"] for entry in events]
     for mark in marks:
         mark.event = bisect_left(times, mark.time_us)

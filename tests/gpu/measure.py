@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import CASES, LATER, Case, prepare  # noqa: E402
+from gpu.cases import CASES, Case, prepare  # noqa: E402
 from gpu.history import Marks, archive, packed, record  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
@@ -60,7 +60,7 @@ def random_weights(model: nn.Module, device: str) -> nn.Module:
 
 def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, history: bool = False) -> None:
     """Train the case and write `out`; with a cap the process may not reserve more than that once the model is there."""
-    from vlmtune.data.run_data import RunData
+    from vlmtune.data.run_data import MeasuredRows, RunData
     from vlmtune.engine import train as engine
     from vlmtune.engine.monitor import LiveView
     from vlmtune.engine.oom import OutOfMemory
@@ -104,7 +104,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
             record(stacks=False)
         try:
             with LiveView(case.name, Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
-                report = engine.train(plan, source, RunData(samples, []), runs, view)
+                report = engine.train(plan, source, RunData(MeasuredRows(samples), MeasuredRows([])), runs, view)
         except OutOfMemory:
             out.write_text(json.dumps({"case": case.name, "out_of_memory": True}), encoding="utf-8")
             return
@@ -137,7 +137,7 @@ def write_weights(folder: str) -> None:
 def main() -> int:
     """Measure cases and write after each what is known; return 0 when all are measured."""
     asked = _arguments()
-    cases = [case for case in (*CASES, *LATER) if re.search(asked.names, case.name)]
+    cases = [case for case in CASES if re.search(asked.names, case.name)]
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -194,7 +194,7 @@ if __name__ == "__main__":
     elif sys.argv[1] == "--one":
         name, catalogue, out, *options = sys.argv[2:]
         cap = next((int(option) for option in options if option.isdigit()), None)
-        chosen = next(case for case in (*CASES, *LATER) if case.name == name)
+        chosen = next(case for case in CASES if case.name == name)
         run(chosen, Path(catalogue), Path(out), cap, history="--history" in options)
     else:
         sys.exit(main())

@@ -20,11 +20,10 @@ def calibrate(as_json: JsonOption = False) -> None:
     from vlmtune.hardware.at_hand import require_card
 
     require_card()
-    from rich.console import Console
-
     from vlmtune.hardware.calibration import keep_calibration
+    from vlmtune.workflow.progress import standard_error
 
-    with Console(stderr=True).status("loading libraries…") as status:
+    with standard_error(live=not as_json).status("loading libraries…") as status:
         from vlmtune.workflow.calibrate import calibrate
 
         result = calibrate(lambda doing: status.update(f"{doing}…"))

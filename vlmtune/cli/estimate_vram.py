@@ -57,12 +57,13 @@ def estimate_vram(
     names = [str(file) for file in files] or [model]
     from vlmtune.workflow.scenario import open_scenario
 
-    scenarios = [open_scenario(one, card.target) for one, card in zip(loaded, chosen, strict=True)]
-    plans = [_estimated(*parts, fast) for parts in zip(names, scenarios, chosen, strict=True)]
+    live = not as_json
+    scenarios = [open_scenario(one, card.target, live=live) for one, card in zip(loaded, chosen, strict=True)]
+    plans = [_estimated(*parts, fast, live) for parts in zip(names, scenarios, chosen, strict=True)]
     if compare:
         _show_side_by_side(plans, as_json)
     else:
-        _show_one(plans[0], partial(_prices, plans[0], scenarios[0]) if explain else None, as_json)
+        _show_one(plans[0], partial(_prices, plans[0], scenarios[0], live) if explain else None, as_json)
     raise typer.Exit(ExitCode.OK if all(plan.report.fits for plan in plans) else ExitCode.DOES_NOT_FIT)
 
 
@@ -78,24 +79,24 @@ def _check_words(files: list[Path], model: str | None, explain: bool, compare: b
         raise typer.BadParameter("the levers are those of one CONFIG", param_hint="--explain")
 
 
-def _estimated(name: str, scenario: "Scenario", chosen: ChosenCard, fast: bool) -> "Estimated":
+def _estimated(name: str, scenario: "Scenario", chosen: ChosenCard, fast: bool, live: bool) -> "Estimated":
     from vlmtune.cli.show.memory import Estimated
     from vlmtune.engine.runtime import collector_paused
     from vlmtune.workflow.progress import standard_error
 
-    with standard_error().status(f"simulating a training step of {name}…"), collector_paused():
+    with standard_error(live=live).status(f"simulating a training step of {name}…"), collector_paused():
         report = scenario.estimate(fast=fast)
         without_worst = scenario.without_worst()
     return Estimated(name, scenario.loaded.values(), report, chosen, without_worst)
 
 
-def _prices(plan: "Estimated", scenario: "Scenario") -> "list[Priced]":
+def _prices(plan: "Estimated", scenario: "Scenario", live: bool) -> "list[Priced]":
     """Return what every change by a lever is worth, by estimates as fast as the plan's."""
     from vlmtune.config.values import words_of
     from vlmtune.estimate.search.explain import price_levers
     from vlmtune.workflow.progress import standard_error
 
-    with standard_error().status("looking for levers…") as status:
+    with standard_error(live=live).status("looking for levers…") as status:
 
         def estimate(values: "Values") -> "MemoryReport":
             status.update(f"simulating {' '.join(words_of(values))}…")

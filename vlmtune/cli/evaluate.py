@@ -39,14 +39,14 @@ def evaluate(
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.engine.tuned import load_tuned_for, load_untuned
     from vlmtune.workflow.progress import progress as told
+    from vlmtune.workflow.progress import standard_error
 
     quiet_libraries()
     teller = Teller(told(not as_json), lambda note: typer.echo(note, err=True))
     tuned = load_untuned(folder) if base else load_tuned_for(folder, samples, teller)
-    from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
+    console = standard_error(live=not as_json)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("asking", total=len(samples))
         result = evaluate_rows(tuned, samples, max_new_tokens, on_answer=lambda: progress.advance(task))

@@ -38,7 +38,7 @@ def guide(
 
     chosen = choose_target(gpu, None, None, None)
     preset = for_card(chosen.target.card.nominal_bytes)
-    made = _make(model or find(preset).model, preset, chosen)
+    made = _make(model or find(preset).model, preset, chosen, live=not as_json)
     if as_json:
         from vlmtune.cli.show import render
 
@@ -57,15 +57,14 @@ def guide(
         render.console().print(Markdown(text))
 
 
-def _make(model: str, preset: str, chosen: ChosenCard) -> "Guide":
-    from rich.console import Console
-
+def _make(model: str, preset: str, chosen: ChosenCard, live: bool) -> "Guide":
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.guide.numbers import make_guide
+    from vlmtune.workflow.progress import standard_error
 
     quiet_libraries()
     number = 0
-    with Console(stderr=True).status("simulating training steps…") as status:
+    with standard_error(live=live).status("simulating training steps…") as status:
 
         def say(what: str) -> None:
             nonlocal number

@@ -49,7 +49,7 @@ def plan(
 
     chosen = choose_target(gpu, preset, platform, reserve_gib)
     start = _start(model, preset or for_card(chosen.target.card.nominal_bytes), data)
-    fit = _search(start, chosen.target)
+    fit = _search(start, chosen.target, live=not as_json)
     if as_json:
         _print_json(fit, start)
     elif fit.fits:
@@ -70,7 +70,7 @@ def _start(model: str, preset: str, data: Path | None) -> "LoadedConfig":
     return preset_config(model, preset, train_path=str(data) if data else NO_DATA)
 
 
-def _search(start: "LoadedConfig", target: "Target") -> "Fit":
+def _search(start: "LoadedConfig", target: "Target", live: bool) -> "Fit":
     from vlmtune.config.load import NO_DATA
     from vlmtune.config.values import words_of
     from vlmtune.engine.runtime import collector_paused
@@ -78,14 +78,15 @@ def _search(start: "LoadedConfig", target: "Target") -> "Fit":
     from vlmtune.workflow.progress import standard_error
     from vlmtune.workflow.scenario import open_scenario
 
-    status, tried = standard_error().status("simulating training steps…"), 0
+    status, tried = standard_error(live=live).status("simulating training steps…"), 0
 
     def tell(values: "Values") -> None:
         nonlocal tried
         tried += 1
         status.update(f"simulating training steps: config {tried}, {' '.join(words_of(values)) or 'the preset'}")
 
-    scenario = open_scenario(start, target, tell=tell, needs_rows=start.config.data.train_path != NO_DATA)
+    needs_rows = start.config.data.train_path != NO_DATA
+    scenario = open_scenario(start, target, live=live, tell=tell, needs_rows=needs_rows)
     with status, collector_paused():
         return fit_card(scenario)
 
@@ -176,7 +177,7 @@ def _models_that_fit(preset: str, usable_bytes: float) -> list[str]:
 def _write(fit: "Fit", start: "LoadedConfig", card: str, out: Path, force: bool) -> None:
     from vlmtune.estimate.search.plan_file import plan_yaml
 
-    text = plan_yaml(fit, start, card, out.parent)
+    text = plan_yaml(fit, start, card, out)
     try:
         with out.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)

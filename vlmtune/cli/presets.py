@@ -73,8 +73,9 @@ def copy_preset(
 ) -> None:
     """Write a complete config with a preset's values, to fill in with your data."""
     from vlmtune.config.presets import starting_config
+    from vlmtune.config.text import run_name_of
 
-    text = starting_config(name)
+    text = starting_config(name, run_name_of(file))
     try:
         with file.open("w" if force else "x", encoding="utf-8") as out:
             out.write(text)

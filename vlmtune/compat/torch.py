@@ -98,6 +98,7 @@ ATTENTION_BACKWARD = (FLASH_ATTENTION_BACKWARD, FLASH_ATTENTION_FOR_CPU_BACKWARD
 # Operations that a computation without storage needs told apart.
 TO_COPY = Name(TORCH, "torch.ops.aten._to_copy", "what `to` calls: whole numbers are to stay real.", takes="self")
 LOCAL_SCALAR_DENSE = Name(TORCH, "torch.ops.aten._local_scalar_dense", "what `item` calls.", takes="self")
+FOREACH_NORM = Name(TORCH, "torch.ops.aten._foreach_norm.Scalar", "its kernel takes memory out of sight.")
 IS_ALL_TRUE = Name(TORCH, "torch.ops.aten._is_all_true", "by it models check their inputs.", takes="self")
 
 SOFTMAX = Name(
@@ -149,6 +150,13 @@ FUSED_DEVICES = Name(
     "torch.optim.optimizer._get_fused_kernels_supported_devices",
     "fused optimizers refuse tensors without storage unless it names their device.",
     read_by="torch.optim.optimizer",
+)
+
+FOREACH_DEVICES = Name(
+    TORCH,
+    "torch.utils._foreach_utils._get_foreach_kernels_supported_devices",
+    "the norm of all gradients is computed in one operation, as on a GPU, where it names tensors without storage.",
+    read_by="torch.utils._foreach_utils",
 )
 
 HAS_PRIMARY_CONTEXT = Name(

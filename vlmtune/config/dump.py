@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import yaml
-
 from vlmtune.config.load import LoadedConfig
+from vlmtune.config.reader import yaml_of
 from vlmtune.files import relative_path, write_atomically
 
 
@@ -18,4 +17,4 @@ def write_config(loaded: LoadedConfig, path: Path) -> None:
     folder = loaded.resolve_path(values["model"]["name"])
     if folder.is_dir():
         values["model"]["name"] = relative_path(folder, path.parent)
-    write_atomically(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    write_atomically(path, yaml_of(values) + "\n")

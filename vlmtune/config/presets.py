@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vlmtune.config.reader import Document, read_text
+from vlmtune.config.reader import Document, read_text, yaml_of
 from vlmtune.config.text import nearest, shown
 from vlmtune.errors import VlmtuneError
 
@@ -61,13 +61,13 @@ def document(name: str) -> Document:
     return Document(f"preset {preset.name}", preset.values)
 
 
-def starting_config(name: str) -> str:
+def starting_config(name: str, run_name: str) -> str:
     """A complete config with the preset's values and comments, to be filled in with the user's data."""
     preset = find(name)
     head, data, rest = preset.text.partition("data:\n")
     return (
         f"# A run made from the preset {preset.name}. First change the lines marked <--, then: vlmtune validate FILE\n"
-        f"{head}experiment_name: my-run  # <-- the run folder is runs/my-run\n\n"
+        f"{head}{yaml_of({'experiment_name': run_name})}  # the run folder is runs/{run_name}\n\n"
         f"model:\n  name: {preset.model}\n\n"
         f"{data}  train_path: train.jsonl  # <-- your rows, relative to this file\n"
         f"  # val_path: val.jsonl\n{rest}"

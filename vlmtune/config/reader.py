@@ -1,7 +1,7 @@
-"""YAML text → plain values with line numbers. Stricter than PyYAML: YAML 1.2, no tags, anchors or duplicate keys.
+"""YAML text → plain values with line numbers, and back.
 
-Works on parser events, not on PyYAML's constructors: nothing a file can say creates an object, expands an alias or
-recurses deeper than `MAX_DEPTH`.
+Stricter than PyYAML: YAML 1.2, no tags, anchors or duplicate keys. Works on parser events, not on PyYAML's
+constructors: nothing a file can say creates an object, expands an alias or recurses deeper than `MAX_DEPTH`.
 """
 
 import re
@@ -208,6 +208,23 @@ class _Builder:
             )
             return Refused
         return text if event.style else plain_scalar(text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that is a number under YAML 1.2, as `1e5`, and characters that PyYAML would fold."""
+
+
+def _represented(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = None if isinstance(plain_scalar(text), str) and text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represented)
+
+
+def yaml_of(values: dict[str, object]) -> str:
+    """YAML text that reads back as these values, a line each; without the last line's end."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=MAX_FILE_BYTES).rstrip("\n")
 
 
 def plain_scalar(text: str) -> object:

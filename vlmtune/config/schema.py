@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vlmtune.config.text import MAX_NAME_CHARS
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -149,7 +151,7 @@ class HardwareSection(Section):
 class TrainingConfig(Section):
     """One training run, as written in YAML."""
 
-    experiment_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "run"
+    experiment_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME_CHARS)] = "run"
     """Name of the run folder inside `output_dir`: letters, digits, `.`, `_`, `-`."""
     output_dir: Annotated[str, Field(min_length=1)] = "runs"
     """Folder that holds the run folders. Relative to the current folder."""

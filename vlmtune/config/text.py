@@ -1,6 +1,11 @@
-"""Users' words in messages: safe to print, short, and compared with the right ones."""
+"""Users' words in messages and names: safe to print, short, and compared with the right ones."""
+
+import re
+from pathlib import Path
 
 MAX_SHOWN_CHARS = 60
+MAX_NAME_CHARS = 100
+"""Of a run's name: `experiment_name`."""
 
 
 def shown(value: object, bare: bool = False) -> str:
@@ -27,3 +32,8 @@ def nearest(word: str, words: list[str]) -> str | None:
         return None
     found = get_close_matches(word.lower(), words, n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def run_name_of(file: Path) -> str:
+    """The name of a run whose config is this file, `my-run` for `my-run.yaml`; what no name may hold becomes `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem)[:MAX_NAME_CHARS].strip("-._") or "run"

@@ -12,9 +12,8 @@ from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.features.prepare import Teller, features_of
 from vlmtune.data.features.rows import RowFeatures
-from vlmtune.data.measure.lengths import Lengths, measure_rows, refuse_too_long, refuse_without_answer
-from vlmtune.data.run_data import RunData
-from vlmtune.data.types import Sample
+from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
+from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.engine.callbacks import FirstStepCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, save_adapter
 from vlmtune.engine.evaluate import mean_loss
@@ -62,18 +61,18 @@ def _train(
     check_checkpoint(plan)
     processor = load_processor(plan)
 
-    def measured(samples: Sequence[Sample]) -> Lengths:
-        return measure_rows(samples, processor, family, plan, source, view.doing)
+    def measured(rows: MeasuredRows) -> Lengths:
+        return rows.lengths(processor, family, plan, source, view.doing)
 
     val_lengths, lengths = measured(data.val), measured(data.train)
     for checked in (val_lengths, lengths):
         refuse_too_long(checked, plan)
         refuse_without_answer(checked, processor, family, plan)
     _refuse_blind_tower(lengths, plan)
-    _check_longest(TuneDataset(data.train, processor, family, plan), lengths, plan)
+    _check_longest(TuneDataset(data.train.samples, processor, family, plan), lengths, plan)
     val_features, features = _features(plan, source, (data.val, data.train), processor, view)
-    rows = TuneDataset(data.train, processor, family, plan, features)
-    val_rows = TuneDataset(data.val, processor, family, plan, val_features)
+    rows = TuneDataset(data.train.samples, processor, family, plan, features)
+    val_rows = TuneDataset(data.val.samples, processor, family, plan, val_features)
 
     checkpoint = _checkpoint(folder, resume, view)
     model = build_model(plan)
@@ -108,13 +107,13 @@ def _train(
 
 
 def _features(
-    plan: RunPlan, source: ModelSource, parts: Sequence[Sequence[Sample]], processor: ProcessorMixin, view: LiveView
+    plan: RunPlan, source: ModelSource, parts: Sequence[MeasuredRows], processor: ProcessorMixin, view: LiveView
 ) -> list[RowFeatures | None]:
     """Return the cached features of each part's rows; None where the model has its tower."""
     if not plan.cache_features:
         return [None for _ in parts]
     try:
-        return [*features_of(plan, source, parts, processor, Teller(view.doing, view.note))]
+        return [*features_of(plan, source, [part.samples for part in parts], processor, Teller(view.doing, view.note))]
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, "while images were encoded") from None
 
@@ -239,7 +238,7 @@ def _facts_of_data(data: RunData, lengths: Lengths, plan: RunPlan) -> dict:
     longest = lengths.longest()
     over = lengths.text[lengths.text > plan.max_length] - plan.max_length
     return {
-        "num_rows": len(data.train),
+        "num_rows": len(data.train.samples),
         "num_skipped_rows": len(data.skipped),
         "skipped": list(data.skipped),
         "num_cut_rows": len(over),

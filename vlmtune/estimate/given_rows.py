@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from vlmtune.data.run_data import MeasuredRows
 from vlmtune.data.types import Sample, num_images
 from vlmtune.families.facts import ModelFacts
 from vlmtune.hub.source import ModelSource
@@ -14,16 +15,16 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import ProcessorMixin
 
-    from vlmtune.data.measure.lengths import Lengths, Measures
+    from vlmtune.data.measure.lengths import Lengths
 
 
 class GivenRows:
     """Rows with what every plan of one model shares: their measures, and a processor for each setting of it."""
 
-    def __init__(self, samples: Sequence[Sample], held_out: Sequence[Sample] = ()) -> None:
-        self.samples = samples
+    def __init__(self, rows: MeasuredRows, held_out: Sequence[Sample] = ()) -> None:
+        self.samples = rows.samples
         self.held_out = held_out
-        self._measures: Measures | None = None
+        self._rows = rows
         self._processors: dict[str, ProcessorMixin] = {}
 
     @property
@@ -71,12 +72,6 @@ class GivenRows:
         Raises:
             VlmtuneError: rows that the model cannot take, all of them named, or image tokens counted wrongly.
         """
-        from vlmtune.data.measure.lengths import check_image_tokens, measure
         from vlmtune.models.build import family_of
 
-        family, processor = family_of(plan), self.processor(plan)
-        if self._measures is None:
-            self._measures = measure(self.samples, processor, family)
-        if len(self._measures.size_of_image):
-            check_image_tokens(processor, family, plan, source)
-        return self._measures.lengths(plan, family, source)
+        return self._rows.lengths(self.processor(plan), family_of(plan), plan, source)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from vlmtune.data.encode import Encoded
     from vlmtune.estimate.allocator.peaks import Peaks
-    from vlmtune.estimate.simulate.features import Encoding
+    from vlmtune.estimate.features import Encoding
     from vlmtune.estimate.simulate.record import Hidden
     from vlmtune.estimate.simulate.simulation import Batch, Steps
     from vlmtune.estimate.simulate.steps import RowBatches
@@ -40,7 +40,7 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
 
     def made() -> MemoryReport:
         from vlmtune.data.collate import collate
-        from vlmtune.estimate.simulate.features import Encoding, rows_in_training
+        from vlmtune.estimate.features import Encoding, rows_in_training
         from vlmtune.estimate.simulate.inputs import largest_row
         from vlmtune.estimate.simulate.steps import collated
         from vlmtune.models.build import family_of
@@ -100,17 +100,18 @@ class _Rows:
     def estimate(self, skipped: int, target: Target, fast: bool) -> MemoryReport:
         """Return what the plan needs without its longest rows."""
         with cannot_tell(self.plan):
-            work = self._work(self.order[skipped:], fast)
+            work = self._work(self.order[skipped:], target, fast)
             decided_by = [*_decided_by(self.plan, self.source, target), work.longest.where, work.digest()]
             return _held_to(cached(decided_by, lambda: _estimate(work, target)), target)
 
-    def _work(self, kept: list[int], fast: bool) -> "_Work":
+    def _work(self, kept: list[int], target: Target, fast: bool) -> "_Work":
         from torch.utils.data import Subset
 
-        from vlmtune.estimate.simulate.features import Encoding, rows_in_training
+        from vlmtune.estimate.features import Encoding, rows_in_training
         from vlmtune.estimate.simulate.steps import collated, fewest_steps, telling_steps
 
-        chosen = (fewest_steps if fast else telling_steps)(self.plan, self.lengths.total[kept].tolist())
+        lengths, expandable = self.lengths.total[kept].tolist(), target.expandable_segments
+        chosen = fewest_steps(self.plan, lengths) if fast else telling_steps(self.plan, lengths, expandable)
         rows, tower = rows_in_training(Subset(self.rows, kept), self.plan)
         encoding = None
         if tower and self.lengths.image[kept].any():
@@ -239,7 +240,7 @@ def _hidden_of(card: Card) -> "Hidden":
     from vlmtune.estimate.simulate.cuda import hidden_of
 
     measured = (card.cublas_forward_bytes, card.cublas_backward_bytes)
-    return hidden_of(card.sm, None if None in measured else measured)
+    return hidden_of(card.sm, card.num_sms, None if None in measured else measured)
 
 
 def _answering(work: _Work, target: Target) -> Phase:

@@ -19,9 +19,8 @@ from torch import Tensor
 import vlmtune
 from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES
 from vlmtune.config.schema import TrainingConfig
-from vlmtune.data.run_data import RunData
+from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.data.samples import read_samples
-from vlmtune.data.types import Sample
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.runtime import probe_device, quiet_libraries
 from vlmtune.engine.train import train
@@ -58,7 +57,7 @@ class SmallRun:
 
     plan: RunPlan
     source: ModelSource
-    samples: list[Sample]
+    rows: MeasuredRows
 
 
 def calibrate(say: Callable[[str], None]) -> Calibration:
@@ -89,7 +88,7 @@ def calibrate(say: Callable[[str], None]) -> Calibration:
         figures = Figures(_context_bytes(before, reading_at_hand()), cublas_bytes)
         say("estimating the same run")
         card = calibrated(target.card, figures)
-        report = estimate_plan(run.plan, run.source, GivenRows(run.samples), replace(target, card=card))
+        report = estimate_plan(run.plan, run.source, GivenRows(run.rows), replace(target, card=card))
     check = ShortRun(report.peak_reserved_bytes, reserved_bytes, report.peak_allocated_bytes, allocated_bytes)
     return Calibration(setup_at_hand(), figures, check)
 
@@ -153,7 +152,8 @@ def small_run(folder: Path) -> SmallRun:
         }
     )
     source = open_model(config.model.name, None, folder)
-    return SmallRun(make_plan(config, source, probe_device()), source, read_samples(folder / "rows.jsonl").samples)
+    rows = MeasuredRows(read_samples(folder / "rows.jsonl").samples)
+    return SmallRun(make_plan(config, source, probe_device()), source, rows)
 
 
 def _write_model(folder: Path) -> None:
@@ -186,7 +186,7 @@ def _train(run: SmallRun, folder: Path) -> tuple[int, int]:
     runs = RunFolder.create(folder / "runs" / "calibration")
     save_plan(run.plan, runs.plan)
     with LiveView("calibration", Console(file=io.StringIO())) as view:
-        train(run.plan, run.source, RunData(run.samples, []), runs, view)
+        train(run.plan, run.source, RunData(run.rows, MeasuredRows([])), runs, view)
     peaks = torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()
     gc.collect()
     return peaks

@@ -85,7 +85,7 @@ def given_rows(data: "RunData") -> "GivenRows":
     """Return a run's rows as plans and estimates ask of them."""
     from vlmtune.estimate.given_rows import GivenRows
 
-    return GivenRows(data.train, data.val)
+    return GivenRows(data.train, data.val.samples)
 
 
 def make_run_plan(
@@ -107,7 +107,7 @@ def make_run_plan(
 
 def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     """Read and check the rows; raise one error that names every bad one. `live`: it may be shown on a terminal."""
-    from vlmtune.data.run_data import RunData
+    from vlmtune.data.run_data import MeasuredRows, RunData
     from vlmtune.data.samples import require_good
     from vlmtune.workflow.rows import read_rows
 
@@ -120,4 +120,4 @@ def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     skipped = tuple(f"{bad.where}: {bad.problem}" for bad in rows.bad_rows)
     if skipped:
         typer.echo(f"{len(skipped)} rows are skipped (data.on_bad_row: skip); report.json names them", err=True)
-    return RunData(train_rows, val_rows, skipped, rows.notes)
+    return RunData(MeasuredRows(train_rows), MeasuredRows(val_rows), skipped, rows.notes)

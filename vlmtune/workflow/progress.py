@@ -21,11 +21,14 @@ def progress(live: bool) -> Progress:
 
 
 @cache
-def standard_error() -> "Console":
-    """Return the one console on standard error: what is live on it at once stands below each other."""
+def standard_error(*, live: bool) -> "Console":
+    """Return the one console on standard error: what is live on it at once stands below each other.
+
+    Without `live` it shows nothing: what a command prints is read by a program.
+    """
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False)
+    return Console(stderr=True, highlight=False, markup=False, quiet=not live)
 
 
 @contextmanager
@@ -50,6 +53,6 @@ def _bar(what: str, total: int) -> Iterator[Advance]:
     from rich import progress as rich
 
     columns = (rich.TextColumn(what), rich.BarColumn(), rich.TaskProgressColumn(), rich.TimeRemainingColumn())
-    with rich.Progress(*columns, console=standard_error(), transient=True) as shown:
+    with rich.Progress(*columns, console=standard_error(live=True), transient=True) as shown:
         task = shown.add_task(what, total=total)
         yield lambda done: shown.update(task, completed=done)

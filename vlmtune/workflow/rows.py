@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from vlmtune.data.types import Rows
 
 
-def read_rows(loaded: "LoadedConfig", path: Path, *, live: bool = True) -> "Rows":
+def read_rows(loaded: "LoadedConfig", path: Path, *, live: bool) -> "Rows":
     """Return the rows of `path` by the config's data settings, unusable pictures among the bad rows.
 
     `live`: long work on them may be shown on a terminal.

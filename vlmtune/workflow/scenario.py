@@ -14,15 +14,22 @@ if TYPE_CHECKING:
 
 
 def open_scenario(
-    loaded: LoadedConfig, target: Target, *, tell: Callable[[Values], None] | None = None, needs_rows: bool = False
+    loaded: LoadedConfig,
+    target: Target,
+    *,
+    live: bool,
+    tell: Callable[[Values], None] | None = None,
+    needs_rows: bool = False,
 ) -> "Scenario":
     """Return the scenario of a config; without a data file it is that of the largest row that the config allows.
 
     With `needs_rows` a data file that is not there is an error: a plan for other rows would be taken for one for them.
+    `live`: long work on the rows may be shown on a terminal.
 
     Raises:
         VlmtuneError: no such model, or rows that cannot be used.
     """
+    from vlmtune.data.run_data import MeasuredRows
     from vlmtune.data.samples import require_good
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.estimate.given_rows import GivenRows
@@ -34,7 +41,7 @@ def open_scenario(
     config, rows = loaded.config, None
     path = loaded.resolve_path(config.data.train_path)
     if needs_rows or path.exists():
-        rows = GivenRows(require_good(read_rows(loaded, path), config.data.on_bad_row))
+        rows = GivenRows(MeasuredRows(require_good(read_rows(loaded, path, live=live), config.data.on_bad_row)))
     elif config.data.train_path != NO_DATA:
         typer.echo(f"there is no data file {path}: estimated for the largest row that the config allows", err=True)
     source = open_model(config.model.name, config.model.revision, loaded.base_dir, offline_catalog=rows is None)

@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from vlmtune.config.load import load_config
 from vlmtune.config.presets import find
 
 
@@ -52,6 +55,26 @@ def test_copy_writes_a_config_that_validates_once_there_is_data(run_cli, tmp_pat
     assert result.stdout == "wrote mine.yaml: change the lines marked <--, then run: vlmtune validate mine.yaml\n"
     Path("train.jsonl").write_text('{"question": "q", "answer": "a"}\n')
     assert run_cli("validate", "mine.yaml").code == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("mine.yaml", "mine"),
+        ("Mine 2.run.yml", "Mine-2.run"),
+        ("1e5.yaml", "1e5"),
+        ("2024.yaml", "2024"),
+        ("true.yaml", "true"),
+        (".hidden", "hidden"),
+        ("größe-.yaml", "gr-e"),
+        ("日本.yaml", "run"),
+        (f"{'x' * 99}-y.yaml", "x" * 99),
+    ],
+)
+def test_the_run_of_a_copy_has_the_name_of_its_file(run_cli, tmp_path, monkeypatch, file, name):
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("presets", "copy", "8gb", file).code == 0
+    assert load_config(Path(file)).config.run_dir == Path("runs") / name
 
 
 def test_copy_never_overwrites_by_accident(run_cli, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from vlmtune.errors import VlmtuneError
 
 REPOSITORY = Path(__file__).parents[3]
 TEXTS = [file.read_text(encoding="utf-8") for file in sorted((REPOSITORY / "configs").glob("*.yaml"))]
-TEXTS += [starting_config(name) for name in names()]
+TEXTS += [starting_config(name, "my-run") for name in names()]
 
 VALUES = """
 ~ true yes 0 -1 1e400 .nan -.inf 0x10 1_0 3.5 {} [] [[]] 

@@ -38,7 +38,7 @@ def test_larger_cards_never_get_less():
 
 @pytest.mark.parametrize("name", names())
 def test_a_starting_config_means_the_same_as_naming_the_preset(name, tmp_path):
-    (tmp_path / "copied.yaml").write_text(starting_config(name))
+    (tmp_path / "copied.yaml").write_text(starting_config(name, "my-run"))
     (tmp_path / "named.yaml").write_text(
         f"preset: {name}\nexperiment_name: my-run\n"
         f"model: {{name: {find(name).model}}}\ndata: {{train_path: train.jsonl}}\n"
@@ -46,7 +46,7 @@ def test_a_starting_config_means_the_same_as_naming_the_preset(name, tmp_path):
     copied = load_config(tmp_path / "copied.yaml").config
     named = load_config(tmp_path / "named.yaml").config
     assert copied == named.model_copy(update={"preset": None})
-    assert find(name).text.partition("\n\n")[0] in starting_config(name), "the comments come along"
+    assert find(name).text.partition("\n\n")[0] in starting_config(name, "my-run"), "the comments come along"
 
 
 def test_unknown_presets():

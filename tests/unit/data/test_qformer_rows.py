@@ -11,7 +11,8 @@ from tiny.rows import TinyModel, colour_rows, picture, sample
 from vlmtune.data.collate import collate
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.encode import IGNORED, cut, encode, encode_prompt
-from vlmtune.data.measure.lengths import measure_rows, refuse_without_answer
+from vlmtune.data.measure.lengths import refuse_without_answer
+from vlmtune.data.run_data import MeasuredRows
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
@@ -82,7 +83,7 @@ def test_what_the_model_cannot_take_is_refused_by_name(row, problem, tiny):
 
 def test_all_misfits_are_named_at_once_and_before_images_are_opened(tiny):
     with pytest.raises(VlmtuneError) as error:
-        measure_rows([row for row, _ in MISFITS], tiny.processor, tiny.family, tiny.plan, tiny.source)
+        MeasuredRows([row for row, _ in MISFITS]).lengths(tiny.processor, tiny.family, tiny.plan, tiny.source)
     assert error.value.message == "5 of 5 rows do not fit the model"
     problems = [str(problem) for problem in error.value.problems]
     assert len(problems) == 5 and all(problem.startswith("rows.jsonl:7: ") for problem in problems)
@@ -117,7 +118,7 @@ def test_the_check_of_a_cut_agrees_with_the_cut(spare_tokens, tiny, tmp_path):
     prompt = encode_prompt(row, [red()], tiny.processor, tiny.family)["input_ids"]
     num_text = prompt.shape[1] - tiny.family.image_tokens(tiny.source.config, {}, 50, 50)
     plan = dataclasses.replace(tiny.plan, max_length=num_text + spare_tokens, truncation="cut")
-    measured = measure_rows([row], tiny.processor, tiny.family, plan, tiny.source)
+    measured = MeasuredRows([row]).lengths(tiny.processor, tiny.family, plan, tiny.source)
     refused = nullcontext() if spare_tokens else pytest.raises(VlmtuneError, match="leaves no answer")
     with refused:
         refuse_without_answer(measured, tiny.processor, tiny.family, plan)

@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 
 from vlmtune.catalog import catalog
 from vlmtune.data.encode import IGNORED, encode
-from vlmtune.data.measure.lengths import measure_rows
+from vlmtune.data.run_data import MeasuredRows
 from vlmtune.data.types import ImageRef
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
@@ -115,7 +115,8 @@ def test_another_picture_size_than_the_towers_is_refused_before_the_model_loads(
     folder = changed("llava", "processor_config.json", image_processor=images)
     plan, source = tiny_plan(folder), open_model(str(folder), None, folder)
     with pytest.raises(VlmtuneError, match="makes 9 image tokens of a picture for which the model has 4") as error:
-        measure_rows(colour_rows(tmp_path), load_processor(plan), find_family(source.config, "changed"), plan, source)
+        family = find_family(source.config, "changed")
+        MeasuredRows(colour_rows(tmp_path)).lengths(load_processor(plan), family, plan, source)
     assert "preprocessor_config.json and config.json of the model do not fit together" in error.value.hint
 
 

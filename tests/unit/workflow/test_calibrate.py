@@ -108,7 +108,7 @@ def test_the_run_is_estimated_with_what_was_measured(card_here, monkeypatch):
 def test_the_small_run_trains_and_is_estimated(card_here, monkeypatch, tmp_path):
     monkeypatch.setattr(calibrate, "TEXT_CHARS", 40)
     run = calibrate.small_run(tmp_path)
-    report = calibrate.estimate_plan(run.plan, run.source, GivenRows(run.samples), card_here)
+    report = calibrate.estimate_plan(run.plan, run.source, GivenRows(run.rows), card_here)
     assert report.tokens["image"] == 576 and report.worst_row.startswith("rows.jsonl")
     on_cpu = dataclasses.replace(run.plan, device="cpu", max_steps=1, gradient_accumulation_steps=1)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2)

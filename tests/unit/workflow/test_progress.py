@@ -20,7 +20,7 @@ def terminal(monkeypatch) -> io.StringIO:
     """What is written to a terminal that stands for standard error."""
     written = io.StringIO()
     console = Console(file=written, force_terminal=True, width=80, color_system=None, _environ={})
-    monkeypatch.setattr(module, "standard_error", lambda: console)
+    monkeypatch.setattr(module, "standard_error", lambda live: console)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     return written
 

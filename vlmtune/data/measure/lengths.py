@@ -121,25 +121,6 @@ def images_of(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
     return num_images, np.array(sizes_px, np.int64).reshape(-1, 2)
 
 
-def measure_rows(
-    samples: Sequence[Sample],
-    processor: ProcessorMixin,
-    family: Family,
-    plan: RunPlan,
-    source: ModelSource,
-    progress: Progress | None = None,
-) -> Lengths:
-    """Return every row's tokens under one plan; `progress` is as for `measure`.
-
-    Raises:
-        VlmtuneError: rows that the model cannot take, all of them named, or image tokens counted wrongly.
-    """
-    measures = measure(samples, processor, family, progress)
-    if len(measures.size_of_image):
-        check_image_tokens(processor, family, plan, source)
-    return measures.lengths(plan, family, source)
-
-
 def check_image_tokens(processor: ProcessorMixin, family: Family, plan: RunPlan, source: ModelSource) -> None:
     """Encode a picture: the plan's processor must make as many image tokens as are counted for it."""
     picture = Image.new("RGB", PROBE_SIZE_PX, "grey")

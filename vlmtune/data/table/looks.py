@@ -21,7 +21,7 @@ from vlmtune.errors import VlmtuneError
 LOOKS = "looks.npy"
 LOOK = np.dtype([("changed_ns", np.int64), ("size_bytes", np.int64), ("width_px", np.int32), ("height_px", np.int32)])
 """Of a picture that can be used: when its file changed last, and its sizes; 0 where that is not known."""
-REFS_AT_ONCE = 4096
+REFS_AT_ONCE = 2**14
 Problem = tuple[str, str | None]
 """What is wrong with a picture, and a hint."""
 

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vlmtune.estimate.allocator.addresses import DriverAddresses
+from vlmtune.estimate.allocator.addresses import AddressesWithCode
 from vlmtune.estimate.allocator.blocks import Block, Pool
 from vlmtune.units import MIB
 
@@ -114,7 +114,7 @@ class CachingAllocator:
         # segment can grow behind it.
         self.small = Pool(SMALL_SEGMENT_BYTES, MIN_BLOCK_BYTES)
         self.large = Pool(LARGE_SEGMENT_BYTES, MIN_BLOCK_BYTES if expandable else SMALL_MAX_BYTES + MIN_BLOCK_BYTES)
-        self.driver, self.next_expandable_address = DriverAddresses(), 0
+        self.driver, self.next_expandable_address = AddressesWithCode(), 0
         self.event = self.num_retries = 0
         self.allocated_bytes = self.peak_allocated_bytes = self.peak_allocated_at = 0
         self.reserved_bytes = self.peak_reserved_bytes = self.peak_reserved_at = 0

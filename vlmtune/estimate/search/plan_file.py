@@ -1,13 +1,12 @@
 """A found config as YAML for people: what was decided for which card, and for every changed key what it was and why."""
 
-import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from vlmtune.config.load import NO_DATA, LoadedConfig
+from vlmtune.config.reader import yaml_of
+from vlmtune.config.text import run_name_of
 from vlmtune.config.values import as_yaml
 from vlmtune.estimate.search.fit import MARGIN, Fit
 from vlmtune.files import relative_path
@@ -46,14 +45,14 @@ def changed_lines(fit: Fit, start: LoadedConfig) -> list[Line]:
     return lines
 
 
-def plan_yaml(fit: Fit, start: LoadedConfig, card: str, folder: Path) -> str:
-    """Return a complete config for a file in `folder`; local paths become relative to it."""
-    config, tokens, report = start.config, fit.report.tokens, fit.report
+def plan_yaml(fit: Fit, start: LoadedConfig, card: str, file: Path) -> str:
+    """Return a complete config for a file; local paths become relative to it, and the run is named as it is."""
+    config, tokens, report, folder = start.config, fit.report.tokens, fit.report, file.parent
     name = relative_path(Path(config.model.name), folder) if Path(config.model.name).is_dir() else config.model.name
     rows = f"train_path: {FILL_IN}"
     if config.data.train_path != NO_DATA:
-        rows = _plain("train_path", relative_path(Path(config.data.train_path), folder))
-    groups: dict[str, list[str]] = {"model": [f"  {_plain('name', name)}"], "data": [f"  {rows}"]}
+        rows = yaml_of({"train_path": relative_path(Path(config.data.train_path), folder)})
+    groups: dict[str, list[str]] = {"model": [f"  {yaml_of({'name': name})}"], "data": [f"  {rows}"]}
     for line in changed_lines(fit, start):
         _add(groups, line)
     peak, budget = report.peak_reserved_bytes / GIB, report.budget_bytes / GIB
@@ -64,7 +63,7 @@ def plan_yaml(fit: Fit, start: LoadedConfig, card: str, folder: Path) -> str:
         f"# What is not here comes from the preset: vlmtune presets show {config.preset}",
         "",
         f"preset: {config.preset}",
-        _plain("experiment_name", _run_name(config.model.name, config.preset)),
+        yaml_of({"experiment_name": run_name_of(file)}),
     ]
     body = [text for group, texts in groups.items() for text in ("", f"{group}:", *texts)]
     return "\n".join([*head, *body]) + "\n"
@@ -83,12 +82,3 @@ def _add(groups: dict[str, list[str]], line: Line) -> None:
         place = texts.index(group) + 1
     comment = textwrap.wrap(line.why, COMMENT_WIDTH - len(indent))
     texts[place:place] = [*(f"{indent}# {part}" for part in comment), f"{indent}{leaf}: {line.value}"]
-
-
-def _plain(key: str, value: str) -> str:
-    return yaml.safe_dump({key: value}, allow_unicode=True, width=10_000).strip()
-
-
-def _run_name(model: str, preset: str | None) -> str:
-    name = re.sub(r"[^a-z0-9._-]+", "-", Path(model).name.lower()).strip("-._")[:80] or "run"
-    return f"{name}-{preset}"

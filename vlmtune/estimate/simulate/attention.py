@@ -25,7 +25,11 @@ def attention_of(device: str):
     def dispatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args, **kwargs) -> Tensor:
         if query.device.type != "meta":
             return real(query, key, value, attn_mask, *args, **kwargs)
-        return simulated(*in_16_bits(query, key, value, attn_mask), *args, **kwargs)
+        values = in_16_bits(query, key, value, attn_mask)
+        out = simulated(*values, *args, **kwargs)
+        while values:  # dropped from the first to the last, as in torch's own call
+            values.pop(0)
+        return out
 
     with borrowed.SCALED_DOT_PRODUCT_ATTENTION.replaced(dispatch):
         yield

@@ -78,10 +78,10 @@ def _off():
     return without_keys(KEY_ALONE)
 
 
-def in_16_bits(*values):
+def in_16_bits(*values) -> list:
     """Return tensors as an operation of `IN_16_BITS` takes them; others as they are. For tensors without storage."""
     if not torch.is_autocast_enabled(STATE):
-        return values
+        return list(values)
     with _off():
         return [_cast(value, partial(_to, torch.get_autocast_dtype(STATE))) for value in reversed(values)][::-1]
 
@@ -95,13 +95,7 @@ class _Casts:
     def lower(self, tensor: Tensor) -> Tensor:
         """Return the tensor in autocast's format."""
         dtype = torch.get_autocast_dtype(STATE)
-        is_weight = (
-            tensor.dtype == torch.float32
-            and tensor.requires_grad
-            and tensor.is_leaf
-            and not borrowed.IS_VIEW.read(tensor)()
-        )
-        if not (is_weight and torch.is_autocast_cache_enabled()):
+        if not (_is_weight(tensor) and torch.is_autocast_cache_enabled()):
             return _to(dtype, tensor)
         if tensor not in self.kept:
             self.kept[tensor] = tensor.to(dtype)
@@ -136,9 +130,13 @@ def _operation(name: str) -> Callable:
 
 def _inputs(cast: Callable[[Tensor], Tensor]) -> Callable:
     def rule(name: str, args: tuple, kwargs: dict):
-        # The compiler evaluates the arguments of torch's own call from the last to the first.
+        # As compiled, torch's own call makes its arguments from the last to the first, and drops them the other way.
         kwargs = {key: _cast(value, cast) for key, value in reversed(kwargs.items())}
-        return _run(name, tuple(_cast(value, cast) for value in reversed(args))[::-1], kwargs)
+        values = [_cast(value, cast) for value in reversed(args)]
+        out = _run(name, tuple(reversed(values)), kwargs)
+        while values:
+            values.pop()
+        return out
 
     return rule
 

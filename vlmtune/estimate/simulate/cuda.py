@@ -5,13 +5,15 @@ No dispatch mode sees this memory. Every rule names its source; "trace" is a rec
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 
 import torch
 
 from vlmtune.compat.bitsandbytes import GEMM_4BIT
-from vlmtune.compat.torch import CURRENT_GRAPH_TASK_ID, FLASH_ATTENTION_BACKWARD
+from vlmtune.compat.torch import CURRENT_GRAPH_TASK_ID, FLASH_ATTENTION_BACKWARD, FOREACH_NORM
 from vlmtune.estimate.simulate.record import NO_WORKSPACES, Hidden, Workspaces
+from vlmtune.estimate.simulate.reductions import partial_sums_bytes
 from vlmtune.units import KIB, MIB
 
 current_graph_task_id = CURRENT_GRAPH_TASK_ID.get()
@@ -27,6 +29,8 @@ FUSED_4BIT_MAX_ROWS = 4
 
 GEMMS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, PRODUCT_4BIT}
 
+FOREACH_CHUNK = 65536
+
 Rule = Callable[[tuple, dict], Workspaces]
 
 
@@ -40,17 +44,21 @@ def prefers_cudnn_attention(sm: tuple[int, int]) -> bool:
     return sm[0] in (9, 10)
 
 
-def hidden_of(sm: tuple[int, int], cublas_bytes: tuple[tuple[int, ...], tuple[int, ...]] | None = None) -> Hidden:
-    """Return the rules of a GPU architecture, for one run: the first matrix product of a thread makes its workspace.
+def hidden_of(
+    sm: tuple[int, int], num_sms: int, cublas_bytes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+) -> Hidden:
+    """Return the rules of a GPU, for one run: the first matrix product of a thread makes its workspace.
 
     Args:
+        sm: compute capability.
+        num_sms: its multiprocessors.
         cublas_bytes: the blocks that the first product of the forward and of the backward pass keeps, as measured on
             the card; None for those of the architecture.
     """
     threads_with_cublas: set[bool] = set()
     workspace_bytes = cublas_workspace_bytes(sm)
     forward_bytes, backward_bytes = cublas_bytes or ((workspace_bytes, CUBLASLT_BYTES), (workspace_bytes,))
-    rules = _rules(sm)
+    rules = _rules(sm, num_sms)
 
     def hidden(operation: object, args: tuple, kwargs: dict) -> Workspaces:
         name = str(operation)
@@ -67,13 +75,20 @@ def hidden_of(sm: tuple[int, int], cublas_bytes: tuple[tuple[int, ...], tuple[in
     return hidden
 
 
-def _rules(sm: tuple[int, int]) -> dict[str, Rule]:
+def _rules(sm: tuple[int, int], num_sms: int) -> dict[str, Rule]:
     attention_backward = _cudnn_backward if prefers_cudnn_attention(sm) else _flash_backward
     return {
         PRODUCT_4BIT: _dequantised_weight,
         str(FLASH_ATTENTION_BACKWARD.get().default): attention_backward,
         "aten.masked_scatter.default": _masked_scatter,
         "aten.masked_scatter_.default": _masked_scatter,
+        "aten.native_layer_norm.default": _copied(0),
+        "aten.native_layer_norm_backward.default": _copied(1),
+        "aten.convolution.default": _copied(0, 1),
+        "aten.convolution_backward.default": _copied(0, 1, 2),
+        "aten.sum.default": partial(_sum, sm, num_sms),
+        "aten.sum.dim_IntList": partial(_sum, sm, num_sms),
+        str(FOREACH_NORM.get()): _norms,
     }
 
 
@@ -100,11 +115,11 @@ def _masked_scatter(args: tuple, kwargs: dict) -> Workspaces:
 
 
 def _cudnn_backward(args: tuple, kwargs: dict) -> Workspaces:
-    """cuDNN 9 on Hopper, trace: dq in fp32, with grouped heads dk and dv too, a row sum for each query, 256 bytes."""
+    """cuDNN 9 on Hopper, trace: dq in fp32, a row sum for each query, 256 bytes; dk and dv for each head of a group."""
     _, q, k = args[:3]
     sums_bytes = prod(q.shape[:3]) * FP32_BYTES
-    grouped = 2 * k.numel() if k.shape[1] != q.shape[1] else 0
-    return Workspaces(after=((q.numel() + grouped) * FP32_BYTES + sums_bytes + 256,))
+    grouped_bytes = 2 * q.numel() * q.element_size() if k.shape[1] != q.shape[1] else 0
+    return Workspaces(after=(q.numel() * FP32_BYTES + grouped_bytes + sums_bytes + 256,))
 
 
 def _flash_backward(args: tuple, kwargs: dict) -> Workspaces:
@@ -119,3 +134,32 @@ def _flash_backward(args: tuple, kwargs: dict) -> Workspaces:
         return Workspaces(before=(softmax_bytes, accum_bytes))
     grouped_bytes = batch * k.shape[2] * heads * head * q.element_size()
     return Workspaces(before=(softmax_bytes, accum_bytes, grouped_bytes, grouped_bytes))
+
+
+def _copied(*places: int) -> Rule:
+    """Inputs that are not contiguous are copied first: layer_norm_kernel.cu, `layer_norm_cuda`; Convolution.cpp."""
+
+    def rule(args: tuple, kwargs: dict) -> Workspaces:
+        copied = [args[place] for place in places if not args[place].is_contiguous()]
+        return Workspaces(before=tuple(tensor.numel() * tensor.element_size() for tensor in copied))
+
+    return rule
+
+
+def _sum(sm: tuple[int, int], num_sms: int, args: tuple, kwargs: dict) -> Workspaces:
+    """ReduceOps.cpp, `make_reduction_from_ty`: numbers of another format are converted first, 16 bits to 32 apart."""
+    tensor = args[0]
+    if not tensor.is_floating_point():
+        dtype = kwargs.get("dtype") or torch.int64
+        return Workspaces(after=(tensor.numel() * dtype.itemsize,)) if dtype != tensor.dtype else NO_WORKSPACES
+    dims = sorted(dim % tensor.dim() for dim in args[1] or ()) if len(args) > 1 else []
+    if not dims or dims != list(range(len(dims))) or len(dims) == tensor.dim() or not tensor.is_contiguous():
+        return NO_WORKSPACES
+    num_rows = prod(tensor.shape[: len(dims)])
+    return Workspaces(after=partial_sums_bytes(num_rows, tensor.numel() // num_rows, num_sms, sm))
+
+
+def _norms(args: tuple, kwargs: dict) -> Workspaces:
+    """ForeachReduceOp.cu, `foreach_tensor_norm_cuda`: a number for each chunk of the longest, for every tensor."""
+    chunks = max(-(-tensor.numel() // FOREACH_CHUNK) for tensor in args[0])
+    return Workspaces(before=(len(args[0]) * chunks * FP32_BYTES,))

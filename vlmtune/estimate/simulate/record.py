@@ -53,6 +53,7 @@ NO_WORKSPACES = Workspaces()
 # Kinds of what a step allocates.
 ACTIVATIONS, RECOMPUTED, GRADIENTS, LOSS = "saved activations", "recomputation", "gradients", "logits and loss"
 DEQUANTISED, WORKSPACES = "dequantised weights", "workspaces"
+INPUTS, OPTIMIZER, CHECKS = "inputs", "optimizer", "checks"
 Hidden = Callable[[object, tuple, dict], Workspaces]
 
 
@@ -195,7 +196,9 @@ class Recorder(TorchDispatchMode):
         out = self._outputs.of(operation, args, kwargs)
         if formula := FLOPS_OF.get(overload_packet(operation)):
             self.log.flops += formula(*args, **kwargs, out_val=out)
-        for tensor in tensors_in(out):
+        made = list(tensors_in(out))
+        # Dropout.cu makes the mask before the result.
+        for tensor in reversed(made) if operation is aten.native_dropout.default else made:
             self._track(tensor, self._kind_of(tensor), name)
         for size in spaces.kept:
             self.allocate(size, WORKSPACES, name)

@@ -2,24 +2,30 @@
 
 import gc
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from vlmtune.compat import bitsandbytes as bnb
-from vlmtune.compat.torch import FUSED_DEVICES
 from vlmtune.engine import callbacks
 from vlmtune.engine.evaluate import greedy
 from vlmtune.engine.runtime import collector_paused
 from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.allocator.caching import EMPTY_CACHE, RESET_PEAK
-from vlmtune.estimate.simulate.attention import attention_of
-from vlmtune.estimate.simulate.autocast import autocast_of
-from vlmtune.estimate.simulate.composites import composites_of
-from vlmtune.estimate.simulate.record import ACTIVATIONS, GRADIENTS, Hidden, Log, Recorder, no_hidden
+from vlmtune.estimate.simulate.device import as_on_device
+from vlmtune.estimate.simulate.record import (
+    ACTIVATIONS,
+    CHECKS,
+    GRADIENTS,
+    INPUTS,
+    OPTIMIZER,
+    Hidden,
+    Log,
+    Recorder,
+    no_hidden,
+)
 from vlmtune.estimate.simulate.repeat import repeat_step
 from vlmtune.estimate.simulate.weights import load_checkpoint
 from vlmtune.levers.optimizer import build_optimizer
@@ -27,9 +33,9 @@ from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.models.features import serve_features
 from vlmtune.plan.types import RunPlan
 
-PAGED_MIN_NUMBERS = 100_000
 CHECKED_STEP = 2
 """The first with a learning rate: warm-up starts at 0."""
+SCALAR_BYTES = 8
 Batch = dict[str, Tensor]
 Steps = list[list[Batch]]
 """Optimizer steps in their order, each with its micro-batches."""
@@ -58,7 +64,7 @@ def simulate(plan: RunPlan, run: Run) -> Log:
     model = _built(plan, run.form).train()
     gc.freeze()  # what exists already need not be looked through after every step
     try:
-        with collector_paused(), _meta_allowed(), kernels_of(plan):
+        with collector_paused(), as_on_device(plan):
             return record_steps(model, plan, run)
     finally:
         gc.unfreeze()
@@ -77,7 +83,7 @@ class Question:
     """What a tuned model is asked."""
 
     prompt: Batch
-    form: str | None
+    form: str | None = None
     """As in `Run`."""
 
 
@@ -97,10 +103,10 @@ def simulate_answer(plan: RunPlan, question: Question, hidden: Hidden, num_token
         recorder.log.begin(f"token {written + 1}")
         return torch.zeros(len(ids), dtype=torch.bool)
 
-    with _meta_allowed(), kernels_of(plan), named_modules(model, recorder), recorder:
+    with as_on_device(plan), _named_modules(model, recorder), recorder:
         recorder.log.begin("prompt")
-        recorder.kind = "inputs"
-        inputs = copied(question.prompt)
+        recorder.kind = INPUTS
+        inputs = _copied(question.prompt)
         recorder.kind = ACTIVATIONS
         with suppress(_Written):
             # The criterion ends it: values without storage never reach an end token or a comparison's yes.
@@ -114,6 +120,19 @@ class _Written(Exception):
 
 def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
     """Return what optimizer steps of `model` allocate, whether its tensors have storage or not."""
+    recorder = loaded(model, plan, run)
+    _first_step_check(model, recorder)
+    with _named_modules(model, recorder), recorder:
+        training = _Training(model, plan, recorder)
+        training.run(run.steps, run.repeat)
+        if run.evaluated is not None:
+            training.evaluate(run.evaluated)
+    recorder.stop()
+    return recorder.log
+
+
+def loaded(model: nn.Module, plan: RunPlan, run: Run) -> Recorder:
+    """Return a recorder whose log has the model on its device, and nothing else."""
     recorder = Recorder(run.hidden)
     recorder.vocabulary = base_of(model).get_output_embeddings().out_features
     recorder.log.begin("load")
@@ -121,15 +140,7 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
         run.load(model, recorder)
     add_residents(model, plan, recorder)
     recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
-    _first_step_check(model, recorder)
-    with named_modules(model, recorder), recorder:
-        optimizer = build_optimizer(model, plan)  # held to the end: the evaluation finds its states in memory
-        _record_steps(model, plan, optimizer, run, recorder)
-        if run.evaluated is not None:
-            recorder.log.begin("evaluation")
-            _evaluate(model, plan, run.evaluated, recorder)
-    recorder.stop()
-    return recorder.log
+    return recorder
 
 
 def add_residents(model: nn.Module, plan: RunPlan, recorder: Recorder) -> None:
@@ -139,55 +150,68 @@ def add_residents(model: nn.Module, plan: RunPlan, recorder: Recorder) -> None:
         recorder.add(tensor, _kind_of(name, tensor, family))
 
 
-def _record_steps(model: nn.Module, plan: RunPlan, optimizer: Optimizer, run: Run, recorder: Recorder) -> None:
-    ends = [len(recorder.log.events)]
-    for number, batches in enumerate(run.steps, 1):
-        recorder.log.begin(f"step {number}")
-        _forward_and_backward(model, plan, batches, recorder)
-        _update(model, plan, optimizer, recorder)
-        gc.collect()
-        ends.append(len(recorder.log.events))
-        if number == CHECKED_STEP:
-            _first_step_check(model, recorder)
-    if run.repeat:
-        recorder.log.begin(f"step {len(run.steps) + 1}")
-        repeat_step(recorder, *ends[:2])
-        if len(run.steps) < CHECKED_STEP:
-            _first_step_check(model, recorder)
+class _Training:
+    """The trainer's own steps, one after the other; its optimizer lives as long, as in an evaluation between them."""
+
+    def __init__(self, model: nn.Module, plan: RunPlan, recorder: Recorder) -> None:
+        self.model, self.plan, self.recorder = model, plan, recorder
+        self.optimizer = build_optimizer(model, plan)
+        recorder.allocate(SCALAR_BYTES, OPTIMIZER, "sum of losses")
+        self.num_items = self.loss = self.norm = None
+        """The last ones, which the trainer keeps."""
+
+    def run(self, steps: Steps, repeat: bool) -> None:
+        """Record the steps; `repeat` the first once more behind them."""
+        recorder, ends = self.recorder, [len(self.recorder.log.events)]
+        for number, batches in enumerate(steps, 1):
+            recorder.log.begin(f"step {number}")
+            self._forward_and_backward(batches)
+            self._update()
+            gc.collect()
+            ends.append(len(recorder.log.events))
+            if number == CHECKED_STEP:
+                _first_step_check(self.model, recorder)
+        if repeat:
+            recorder.log.begin(f"step {len(steps) + 1}")
+            repeat_step(recorder, *ends[:2])
+            if len(steps) < CHECKED_STEP:
+                _first_step_check(self.model, recorder)
+
+    def _forward_and_backward(self, batches: list[Batch]) -> None:
+        last, self.num_items = self.num_items, self.recorder.allocate(SCALAR_BYTES, INPUTS, "labelled tokens")
+        if last is not None:
+            self.recorder.free(last)
+        for batch in _without_repeats(batches):
+            self.recorder.log.num_rows += len(batch["labels"])
+            self.recorder.kind = INPUTS
+            inputs = _copied(batch)
+            self.recorder.kind = ACTIVATIONS
+            loss = forward_loss(self.model, inputs, self.plan, num_items=1)  # the real number is counted in main memory
+            del inputs  # as in the trainer
+            self.recorder.kind = GRADIENTS
+            loss.backward()
+            self.loss = loss.detach()
+
+    def _update(self) -> None:
+        self.recorder.kind = OPTIMIZER
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.norm = torch.nn.utils.clip_grad_norm_(trainable, self.plan.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def evaluate(self, row: Batch) -> None:
+        """Record the loss of a held-out row."""
+        self.recorder.log.begin("evaluation")
+        self.recorder.kind = INPUTS
+        inputs, flops = _copied(row), self.recorder.log.flops
+        self.recorder.kind = ACTIVATIONS
+        with torch.no_grad():
+            forward_loss(self.model.eval(), inputs, self.plan, num_items=1)
+        self.model.train()
+        self.recorder.log.flops = flops  # of the steps alone
 
 
-def _forward_and_backward(model: nn.Module, plan: RunPlan, batches: list[Batch], recorder: Recorder) -> None:
-    for batch in _without_repeats(batches):
-        recorder.log.num_rows += len(batch["labels"])
-        recorder.kind = "inputs"
-        inputs = copied(batch)
-        recorder.kind = ACTIVATIONS
-        loss = forward_loss(model, inputs, plan, 1)  # labelled tokens; the real ones are counted in main memory
-        del inputs  # as in the trainer
-        recorder.kind = GRADIENTS
-        loss.backward()
-
-
-def _update(model: nn.Module, plan: RunPlan, optimizer: Optimizer, recorder: Recorder) -> None:
-    recorder.kind = "optimizer"
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    torch.nn.utils.clip_grad_norm_(trainable, plan.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def _evaluate(model: nn.Module, plan: RunPlan, row: Batch, recorder: Recorder) -> None:
-    recorder.kind = "inputs"
-    inputs, flops = copied(row), recorder.log.flops
-    recorder.kind = ACTIVATIONS
-    with torch.no_grad():
-        forward_loss(model.eval(), inputs, plan, num_items=1)
-    model.train()
-    recorder.log.flops = flops  # of the steps alone
-
-
-def copied(batch: Batch) -> Batch:
-    """Return a batch as it lies on the device."""
+def _copied(batch: Batch) -> Batch:
     return {key: value.clone() for key, value in batch.items()}
 
 
@@ -206,7 +230,7 @@ def _first_step_check(model: nn.Module, recorder: Recorder) -> None:
     for parameter in model.parameters():
         if not parameter.requires_grad:
             piece_bytes = min(parameter.untyped_storage().nbytes(), callbacks.DIGEST_BYTES)
-            recorder.free(recorder.allocate(piece_bytes // 2 * torch.int64.itemsize, "checks", "sum"))
+            recorder.free(recorder.allocate(piece_bytes // 2 * torch.int64.itemsize, CHECKS, "sum"))
 
 
 def _resident(model: nn.Module):
@@ -232,38 +256,7 @@ def _kind_of(name: str, tensor: Tensor, family) -> str:
 
 
 @contextmanager
-def kernels_of(plan: RunPlan):
-    """Let tensors without storage take the paths that they would take on the plan's device."""
-    autocast = autocast_of(plan.device) if plan.autocast_dtype else nullcontext()
-    with attention_of(plan.device), composites_of(plan.device), autocast:
-        yield
-
-
-@contextmanager
-def _meta_allowed():
-    """Let optimizers run on tensors without storage: fused ones, and bitsandbytes', whose updates take no memory."""
-    devices = FUSED_DEVICES.get()
-
-    def no_update(*args, **kwargs) -> None:
-        return None
-
-    with (
-        FUSED_DEVICES.replaced(lambda: [*devices(), "meta"]),
-        bnb.UPDATE_8BIT.replaced(no_update),
-        bnb.UPDATE_32BIT.replaced(no_update),
-        bnb.GET_STATE_BUFFER.replaced(_state_buffer),
-    ):
-        yield
-
-
-def _state_buffer(optimizer, parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """An optimizer state; a paged one lies in managed memory, which the allocator never sees."""
-    paged = optimizer.is_paged and parameter.numel() >= PAGED_MIN_NUMBERS
-    return torch.empty(0 if paged else parameter.shape, dtype=dtype, device=parameter.device)
-
-
-@contextmanager
-def named_modules(model: nn.Module, recorder: Recorder):
+def _named_modules(model: nn.Module, recorder: Recorder):
     """Tell the recorder which module is at work."""
     handles = []
 

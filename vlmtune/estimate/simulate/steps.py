@@ -1,8 +1,9 @@
 """Which optimizer steps of a run are simulated: rows in the order in which the trainer takes them."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count, islice
+from collections.abc import Sequence
 from math import ceil
+
+import numpy as np
 
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.engine.trainer import LengthGroupedOrder
@@ -13,40 +14,34 @@ ROWS_LOOKED_AT = 200_000
 """In long runs the steps after that many rows are not looked at: the longest rows have met each other by then."""
 FEW_BATCHES = 12
 """A run of no more is simulated whole."""
+FIRST_BATCHES = 24
+"""So many are simulated in the order of the run where segments do not grow: what batches of other lengths leave cut up
+adds up, in measured runs until the 8th to 20th batch."""
 RowBatches = list[list[list[int]]]
 """Optimizer steps in their order, each with its micro-batches, each with the numbers of its rows."""
 
 
 def steps_of_run(plan: RunPlan, lengths: list[int]) -> RowBatches:
     """Return the optimizer steps of a run over rows of these lengths in tokens; of long runs those looked at."""
-    size, accumulation = plan.batch_size, plan.gradient_accumulation_steps
-    per_epoch = ceil(ceil(len(lengths) / size) / accumulation)
-    num_steps = plan.max_steps or ceil(plan.num_epochs * per_epoch)
-    order = LengthGroupedOrder(lengths, size * accumulation, plan.seed)
-
-    def endless() -> Iterator[list[list[int]]]:
-        for epoch in count():
-            order.set_epoch(epoch)
-            yield from _pieces(_pieces(list(order), size), accumulation)
-
-    # Two epochs at least: each begins with the longest row, and at the second the optimizer's states exist.
-    return list(islice(endless(), min(num_steps, max(2 * per_epoch, ROWS_LOOKED_AT // (size * accumulation)))))
+    run = _Run(plan, lengths)
+    return [run.step(number) for number in range(run.num_steps)]
 
 
-def telling_steps(plan: RunPlan, lengths: list[int]) -> RowBatches:
+def telling_steps(plan: RunPlan, lengths: list[int], expandable_segments: bool) -> RowBatches:
     """Return the steps by which the memory of a whole run is known: a short run's own, else those that need most.
 
     The first; then, once the optimizer's states exist, the one with the longest batch, and the one with the longest
     batch behind another, which finds gradients there. Of each the first batch, the longest behind it and the last.
-    What the other steps leave unused is taken from `fewest_steps`.
+    What the other steps leave unused is taken from `fewest_steps`. Without expandable segments the run's first batches
+    come before all that.
     """
-    steps = steps_of_run(plan, lengths)
-    if sum(map(len, steps)) <= FEW_BATCHES:
-        return steps
-    size, later = _sizes_of(lengths), range(1, len(steps))
-    longest = max(later, key=lambda place: max(map(size, steps[place])), default=0)
-    accumulating = max(later, key=lambda place: max(map(size, steps[place][1:]), default=0), default=0)
-    return [_thinned(steps[place], size) for place in sorted({0, longest, accumulating})] + fewest_steps(plan, lengths)
+    run = _Run(plan, lengths)
+    if len(run.sizes) <= (FEW_BATCHES if expandable_segments else FIRST_BATCHES):
+        return [run.step(number) for number in range(run.num_steps)]
+    behind = np.where(run.is_first, 0, run.sizes)
+    places = {0, *(_first_longest_later(sizes, run.firsts) for sizes in (run.sizes, behind))}
+    most = [run.thinned(place) for place in sorted(places)] + _fewest(run)
+    return most if expandable_segments else [*run.beginning(FIRST_BATCHES), *most]
 
 
 def fewest_steps(plan: RunPlan, lengths: list[int]) -> RowBatches:
@@ -55,13 +50,17 @@ def fewest_steps(plan: RunPlan, lengths: list[int]) -> RowBatches:
     Its batches need not meet in the run: the longest, the longest that ever finds gradients there, and the shortest,
     which leaves the most unused of what the others took. Where a step has one batch, as many steps.
     """
-    size, steps = _sizes_of(lengths), steps_of_run(plan, lengths)
-    batches = sorted((batch for step in steps for batch in step), key=size)
-    accumulating = max((batch for step in steps for batch in step[1:]), key=size, default=None)
-    if accumulating is None:
+    return _fewest(_Run(plan, lengths))
+
+
+def _fewest(run: "_Run") -> RowBatches:
+    by_size = run.sizes.argsort(kind="stable")
+    shortest, middle, longest = (run.batch(int(by_size[place])) for place in (0, len(by_size) // 2, -1))
+    if run.is_first.all():
         # No batch finds gradients: what one leaves to the next is unused memory, by its length.
-        return [[batches[-1]], [batches[len(batches) // 2]], [batches[0]]]
-    return [[batches[-1], accumulating, batches[0]]]
+        return [[longest], [middle], [shortest]]
+    accumulating = run.batch(int(np.where(run.is_first, -1, run.sizes).argmax()))
+    return [[longest, accumulating, shortest]]
 
 
 def collated(steps: RowBatches, rows: Sequence, collator: Collator) -> Steps:
@@ -75,16 +74,65 @@ def collated(steps: RowBatches, rows: Sequence, collator: Collator) -> Steps:
     return [[tensors(batch) for batch in step] for step in steps]
 
 
-def _pieces(values: list, size: int) -> list[list]:
-    return [values[start : start + size] for start in range(0, len(values), size)]
+class _Run:
+    """The optimizer steps of a run that are looked at, in arrays: rows become lists where a step is asked for.
+
+    Of a million rows, lists of all batches took seconds an estimate, and a search makes many.
+    """
+
+    def __init__(self, plan: RunPlan, lengths: list[int]) -> None:
+        self._size, self._accumulation = plan.batch_size, plan.gradient_accumulation_steps
+        rows_a_step = self._size * self._accumulation
+        self._batches = ceil(len(lengths) / self._size)
+        steps_an_epoch = ceil(self._batches / self._accumulation)
+        num_steps = plan.max_steps or ceil(plan.num_epochs * steps_an_epoch)
+        # Two epochs at least: each begins with the longest row, and at the second the optimizer's states exist.
+        self.num_steps = min(num_steps, max(2 * steps_an_epoch, ROWS_LOOKED_AT // rows_a_step))
+        order = LengthGroupedOrder(lengths, rows_a_step, plan.seed)
+        self._orders = [_order(order, epoch) for epoch in range(ceil(self.num_steps / steps_an_epoch))]
+        epochs, places = np.divmod(np.arange(self.num_steps + 1), steps_an_epoch)
+        *firsts, self._end = epochs * self._batches + places * self._accumulation
+        self.firsts = np.array(firsts)
+        """The first batch of each step, counted through the whole run."""
+        tokens, starts = np.asarray(lengths), np.arange(0, len(lengths), self._size)
+        longest = [np.maximum.reduceat(tokens[rows], starts) for rows in self._orders]
+        self.sizes = np.concatenate(longest)[: self._end]
+        """Tokens of each batch's longest row, to which the others are padded."""
+        self.is_first = np.zeros(len(self.sizes), bool)
+        self.is_first[self.firsts] = True
+
+    def batch(self, number: int) -> list[int]:
+        """Return the rows of a batch."""
+        epoch, place = divmod(number, self._batches)
+        return self._orders[epoch][place * self._size : (place + 1) * self._size].tolist()
+
+    def step(self, number: int) -> list[list[int]]:
+        """Return the batches of a step."""
+        return [self.batch(batch) for batch in self._batches_of(number)]
+
+    def beginning(self, num_batches: int) -> RowBatches:
+        """Return the first steps with so many batches in all, the last of them cut short."""
+        steps = range(int(np.searchsorted(self.firsts, num_batches)))
+        return [[self.batch(batch) for batch in self._batches_of(step) if batch < num_batches] for step in steps]
+
+    def thinned(self, number: int) -> list[list[int]]:
+        """Return the batches of a step that need most."""
+        batches = self._batches_of(number)
+        # Once gradients are there they do not grow: of the batches that find them the longest needs most.
+        accumulating = max(batches[1:], key=lambda batch: self.sizes[batch], default=batches[0])
+        return [self.batch(batch) for batch in sorted({batches[0], accumulating, batches[-1]})]
+
+    def _batches_of(self, step: int) -> range:
+        end = self.firsts[step + 1] if step + 1 < self.num_steps else self._end
+        return range(int(self.firsts[step]), int(end))
 
 
-def _sizes_of(lengths: list[int]) -> Callable[[list[int]], int]:
-    """Return what gives the length to which the rows of a batch are padded."""
-    return lambda batch: max(lengths[row] for row in batch)
+def _order(order: LengthGroupedOrder, epoch: int) -> np.ndarray:
+    order.set_epoch(epoch)
+    return np.fromiter(order, np.int64, len(order))
 
 
-def _thinned(step: list[list[int]], size: Callable[[list[int]], int]) -> list[list[int]]:
-    # Once gradients are there they do not grow: of the batches that find them the longest needs most.
-    accumulating = max(range(1, len(step)), key=lambda place: size(step[place]), default=0)
-    return [step[place] for place in sorted({0, accumulating, len(step) - 1})]
+def _first_longest_later(sizes: np.ndarray, firsts: np.ndarray) -> int:
+    """Return the step behind the first whose longest batch is the longest; the first where there is no other."""
+    longest = np.maximum.reduceat(sizes, firsts)[1:]
+    return 1 + int(longest.argmax()) if len(longest) else 0

@@ -1,6 +1,12 @@
 """Where the driver puts segments."""
 
-from vlmtune.estimate.allocator.addresses import CHUNK_STEP_BYTES, TOP_ADDRESS, DriverAddresses
+from vlmtune.estimate.allocator.addresses import (
+    CHUNK_STEP_BYTES,
+    LIBRARY_BYTES,
+    TOP_ADDRESS,
+    AddressesWithCode,
+    DriverAddresses,
+)
 from vlmtune.units import MIB
 
 
@@ -43,3 +49,23 @@ def test_chunks_do_not_merge_while_they_are_in_use():
     driver.give_back(TOP_ADDRESS - below[0] * MIB, 20 * MIB)
     driver.give_back(TOP_ADDRESS - below[3] * MIB, 12 * MIB)
     assert driver.take(30 * MIB) == TOP_ADDRESS - 96 * MIB
+
+
+def _placed_with_code(*sizes):
+    driver = AddressesWithCode()
+    return driver, [(TOP_ADDRESS - driver.take(size * MIB)) // MIB for size in sizes]
+
+
+def test_below_the_first_segment_lies_a_chunk_for_code_which_is_filled_upwards():
+    """As in the history of smol-256m-full-native: 494 to 80 MiB below the first segment."""
+    _, below = _placed_with_code(20, 20, 20, 2, 300, 2, 100, 2)
+    assert [place - below[0] for place in below[1:]] == [494, 474, 454, 452, 152, 640, 540]
+
+
+def test_libraries_take_of_what_the_loaded_model_gave_back():
+    driver, below = _placed_with_code(20, 400, 250, 4)
+    weights = TOP_ADDRESS - below[2] * MIB
+    driver.give_back(weights, 250 * MIB)
+    assert driver.take(40 * MIB) == weights + 3 * LIBRARY_BYTES, "as many as there is room for"
+    driver.give_back(weights + 3 * LIBRARY_BYTES, 40 * MIB)
+    assert driver.take(40 * MIB) == weights + 3 * LIBRARY_BYTES, "once"

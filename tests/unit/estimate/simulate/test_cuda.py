@@ -7,6 +7,7 @@ from vlmtune.estimate.simulate.cuda import cublas_workspace_bytes, hidden_of
 from vlmtune.estimate.simulate.record import NO_WORKSPACES, Recorder
 from vlmtune.units import MIB
 
+H100_SMS = 132
 HOPPER, ADA, BLACKWELL_RTX = (9, 0), (8, 9), (12, 0)
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
 
@@ -16,7 +17,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def workspaces(operation, *args, sm=HOPPER, **kwargs):
-    return hidden_of(sm)(operation, args, kwargs)
+    return hidden_of(sm, H100_SMS)(operation, args, kwargs)
 
 
 @pytest.mark.parametrize(("sm", "expected"), [(HOPPER, 32 * MIB), (BLACKWELL_RTX, 32 * MIB), (ADA, 8_519_680)])
@@ -30,7 +31,7 @@ def test_cublas_workspace_by_architecture(sm, expected):
 )
 def test_each_thread_makes_one_cublas_workspace(measured, expected):
     kept = []
-    hidden = hidden_of(ADA, measured)
+    hidden = hidden_of(ADA, 24, measured)
 
     def noted(operation, args, kwargs):
         spaces = hidden(operation, args, kwargs)
@@ -77,11 +78,17 @@ def test_few_rows_read_4bit_weights_in_place():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "heads", "grouped", "expected"),
-    [(463, 16, 8, 7_615_680), (237, 16, 8, 3_898_432), (670, 32, 32, 11_063_296)],
+    ("tokens", "heads", "grouped", "head", "expected"),
+    [
+        (463, 16, 8, 128, 7_615_680),
+        (237, 16, 8, 128, 3_898_432),
+        (670, 32, 32, 128, 11_063_296),
+        (1184, 9, 3, 64, 5_498_752),
+        (337, 28, 4, 128, 9_700_464),
+    ],
 )
-def test_cudnn_attention_backward_on_hopper(tokens, heads, grouped, expected):
-    q, k = meta(1, heads, tokens, 128), meta(1, grouped, tokens, 128)
+def test_cudnn_attention_backward_on_hopper(tokens, heads, grouped, head, expected):
+    q, k = meta(1, heads, tokens, head), meta(1, grouped, tokens, head)
     assert workspaces(FLASH_BACKWARD, q, q, k, k).after == (expected,)
 
 
@@ -96,6 +103,52 @@ def test_masked_scatter_counts_the_mask():
     operation = torch.ops.aten.masked_scatter.default
     into, mask = meta(1, 463, 2048), meta(1, 463, 2048, dtype=torch.bool)
     assert workspaces(operation, into, mask, into).after == (7_585_792, 948_224)
+
+
+def test_what_is_not_contiguous_is_copied_first():
+    turned, straight = meta(2, 3, 1024).transpose(0, 1), meta(3, 2, 1024)
+    operation = torch.ops.aten.native_layer_norm.default
+    assert workspaces(operation, turned, [1024], None, None, 1e-5).before == (2 * 3 * 1024 * 2,)
+    assert workspaces(operation, straight, [1024], None, None, 1e-5).before == ()
+    backward = torch.ops.aten.native_layer_norm_backward.default
+    assert workspaces(backward, straight, turned, [1024]).before == (2 * 3 * 1024 * 2,)
+    weight = meta(4, 2, 7)
+    conv = torch.ops.aten.convolution.default
+    assert workspaces(conv, meta(3, 9, 2).transpose(1, 2), weight).before == (3 * 9 * 2 * 2,)
+    assert workspaces(conv, meta(3, 2, 9), weight).before == ()
+
+
+@pytest.mark.parametrize(("dtype", "converted"), [(torch.bool, (81_788_928,)), (torch.int64, ())])
+def test_whole_numbers_are_converted_before_they_are_summed(dtype, converted):
+    pixels = meta(13, 3, 512, 512, dtype=dtype)
+    assert workspaces(torch.ops.aten.sum.dim_IntList, pixels, [-1, -2, -3]).after == converted
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims", "expected"),
+    [
+        ((13_312, 768), [0], (81_788_928, 24)),
+        ((13_312, 3072), [0], (138_412_032, 96)),
+        ((1, 1184, 576), [0, 1], (5_603_328, 20)),
+        ((1, 958, 576), [0, 1], ()),
+        ((1184, 576), [1], ()),
+        ((1184, 576), [0, 1], ()),
+    ],
+)
+def test_sums_over_rows_are_shared_by_blocks(shape, dims, expected):
+    assert workspaces(torch.ops.aten.sum.dim_IntList, meta(*shape), dims).after == expected
+
+
+def test_a_smaller_card_shares_sums_among_fewer_blocks():
+    hidden = hidden_of(ADA, 24)
+    rows = meta(13_312, 768)
+    shares = -(-24 * 12 // 6)
+    assert hidden(torch.ops.aten.sum.dim_IntList, (rows, [0]), {}).after == (4 * 768 * shares * 128, 24)
+
+
+def test_the_norm_of_all_gradients_has_a_number_for_each_chunk():
+    gradients = [meta(3), meta(131_073), meta(8, 8)]
+    assert workspaces(torch.ops.aten._foreach_norm.Scalar, gradients).before == (3 * 3 * 4,)
 
 
 def test_other_operations_take_nothing_more():

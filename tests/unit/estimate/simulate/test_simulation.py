@@ -12,7 +12,7 @@ from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.estimate.allocator.peaks import peaks_of, phases_of
 from vlmtune.estimate.simulate.record import Log, Recorder, Workspaces, no_hidden
-from vlmtune.estimate.simulate.simulation import Run, record_steps, simulate, simulate_answer
+from vlmtune.estimate.simulate.simulation import Question, Run, record_steps, simulate, simulate_answer
 from vlmtune.estimate.simulate.steps import collated, steps_of_run
 from vlmtune.models.build import build_model
 
@@ -33,13 +33,15 @@ ON_ONE = [
     {"training": {"batch_size": 4}, "hardware": {"checkpointed_layers": 1}},
 ]
 HEAD_4BIT = {"training": {"quantization": {"quantize_head": True}}}
+PUTS_16_INTO_32 = ("idefics3", "smolvlm")
+"""With transformers before 5.23 their code writes 16-bit features into fp32, which autocast allows on a GPU alone."""
 FULL_16BIT = {"training": {"method": "full"}, "hardware": {"mixed_precision": "bf16"}}
 UNTIED = ("llava", "qwen2_5_vl", "smolvlm")
 PLANS = [
     *((name, sections) for name in TINY for sections in EVERYWHERE),
     *(("qwen3_vl", sections) for sections in ON_ONE),
     *((name, HEAD_4BIT) for name in UNTIED),
-    *((name, FULL_16BIT) for name in TINY),
+    *((name, FULL_16BIT) for name in TINY if name not in PUTS_16_INTO_32),
     ("llava", {**HEAD_4BIT, "hardware": {"mixed_precision": "bf16", "checkpointed_layers": 1}}),
 ]
 
@@ -125,7 +127,7 @@ def test_an_answer_takes_what_generating_it_takes(models, tmp_path):
     model = models("qwen3_vl")
     plan, steps = plan_and_steps(model, tmp_path, {})
     prompt = {key: value for key, value in steps[0][0].items() if key != "labels"}
-    phases = phases_of(simulate_answer(plan, prompt, no_hidden, num_tokens=3))
+    phases = phases_of(simulate_answer(plan, Question(prompt), no_hidden, num_tokens=3))
     assert list(phases) == ["load", "prompt", "token 1", "token 2", "token 3"]
     text = build_model(plan, weights="none").get_base_model().config.text_config
     numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim

@@ -2,14 +2,20 @@
 
 import dataclasses
 import random
+from itertools import count
+from math import ceil
+from unittest.mock import patch
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny.rows import TinyModel
 
 from vlmtune.data.collate import WHERE
 from vlmtune.engine.trainer import LengthGroupedOrder
-from vlmtune.estimate.simulate.steps import collated, fewest_steps, steps_of_run, telling_steps
+from vlmtune.estimate.simulate import steps as module
+from vlmtune.estimate.simulate.steps import FIRST_BATCHES, collated, fewest_steps, steps_of_run, telling_steps
 
 LENGTHS = [3, 9, 5, 7, 4]
 
@@ -54,7 +60,7 @@ def test_the_steps_of_a_run_that_need_most_are_among_the_telling_ones(plan):
     lengths = [random.Random(0).randint(10, 99) for _ in range(60)] + [500, 400, 399]
     run = changed(plan, gradient_accumulation_steps=4)
     every = steps_of_run(run, lengths)
-    told = telling_steps(run, lengths)
+    told = telling_steps(run, lengths, True)
     sizes = [[lengths[row] for (row,) in step] for step in told]
     assert (sizes[0][0], told[0][0]) == (500, every[0][0])
     assert len(told) <= 4 and all(len(step) <= 3 for step in told)
@@ -68,20 +74,32 @@ def test_the_steps_of_a_run_that_need_most_are_among_the_telling_ones(plan):
     assert all(any(set(map(tuple, step)) <= set(map(tuple, one)) for one in every) for step in told)
 
 
+def test_where_segments_do_not_grow_the_first_batches_of_the_run_come_first(plan):
+    lengths = [random.Random(0).randint(10, 99) for _ in range(60)]
+    run = changed(plan, gradient_accumulation_steps=5)
+    every, few = steps_of_run(run, lengths), telling_steps(run, lengths, True)
+    told = telling_steps(run, lengths, False)
+    *whole, last = told[: -len(few)]
+    assert (whole, last, told[-len(few) :]) == (every[:4], every[4][:4], few)
+    assert sum(map(len, [*whole, last])) == FIRST_BATCHES == 24
+    short = changed(plan, gradient_accumulation_steps=2, max_steps=12)
+    assert telling_steps(short, lengths, False) == steps_of_run(short, lengths) != telling_steps(short, lengths, True)
+
+
 def test_in_one_epoch_the_longest_does_not_come_back(plan):
     lengths = [*range(10, 40), 500]
-    *told, _ = telling_steps(changed(plan, gradient_accumulation_steps=4, num_epochs=1.0), lengths)
+    *told, _ = telling_steps(changed(plan, gradient_accumulation_steps=4, num_epochs=1.0), lengths, True)
     assert [lengths.index(500) in sum(step, []) for step in told] == [True] + [False] * (len(told) - 1)
 
 
 def test_a_short_run_is_taken_whole(plan):
     run = changed(plan, gradient_accumulation_steps=3, num_epochs=2.0)
-    assert telling_steps(run, LENGTHS) == steps_of_run(run, LENGTHS)
+    assert telling_steps(run, LENGTHS, True) == steps_of_run(run, LENGTHS)
 
 
 def test_a_run_of_one_step(plan):
     run = changed(plan, gradient_accumulation_steps=8)
-    assert telling_steps(dataclasses.replace(run, max_steps=1), [5]) == [[[0]]]
+    assert telling_steps(dataclasses.replace(run, max_steps=1), [5], True) == [[[0]]]
     assert fewest_steps(dataclasses.replace(run, max_steps=1), [5]) == [[[0]], [[0]], [[0]]]
 
 
@@ -90,6 +108,84 @@ def test_the_fewest_steps_hold_the_longest_batch_behind_another(plan):
     assert [[LENGTHS[row] for (row,) in step] for step in together] == [[9, 7, 3]]
     alone = fewest_steps(changed(plan, gradient_accumulation_steps=1), LENGTHS)
     assert [[LENGTHS[row] for (row,) in step] for step in alone] == [[9], [5], [3]]
+
+
+def pieces(values: list, size: int) -> list[list]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def listed(plan, lengths: list[int], rows_looked_at: int) -> list[list[list[int]]]:
+    """Every step that is looked at, one after the other."""
+    rows_per_step = plan.batch_size * plan.gradient_accumulation_steps
+    order, steps = LengthGroupedOrder(lengths, rows_per_step, plan.seed), []
+    for number in count():
+        order.set_epoch(number)
+        steps += pieces(pieces(list(order), plan.batch_size), plan.gradient_accumulation_steps)
+        if number == 0:
+            num_steps = plan.max_steps or ceil(plan.num_epochs * len(steps))
+            num_steps = min(num_steps, max(2 * len(steps), rows_looked_at // rows_per_step))
+        if len(steps) >= num_steps:
+            return steps[:num_steps]
+
+
+def chosen(steps: list[list[list[int]]], lengths: list[int], expandable: bool) -> tuple[list, list]:
+    """The telling and the fewest of some steps; of equals the first."""
+
+    def size(batch: list[int]) -> int:
+        return max(lengths[row] for row in batch)
+
+    def largest(batches: list[list[int]]) -> int:
+        return max(map(size, batches), default=0)
+
+    by_size = sorted(sum(steps, []), key=size)
+    later = [batch for step in steps for batch in step[1:]]
+    alone = [[by_size[-1]], [by_size[len(by_size) // 2]], [by_size[0]]]
+    fewest = [[by_size[-1], max(later, key=size), by_size[0]]] if later else alone
+    if len(by_size) <= (module.FEW_BATCHES if expandable else module.FIRST_BATCHES):
+        return steps, fewest
+    behind_first = range(1, len(steps))
+    places = {
+        0,
+        max(behind_first, key=lambda place: largest(steps[place]), default=0),
+        max(behind_first, key=lambda place: largest(steps[place][1:]), default=0),
+    }
+    told, num_left = [], 0 if expandable else module.FIRST_BATCHES
+    for step in steps:
+        told += [step[:num_left]] * (num_left > 0)
+        num_left -= len(step)
+    for step in (steps[place] for place in sorted(places)):
+        middle = max(range(1, len(step)), key=lambda place: size(step[place]), default=0)
+        told.append([step[place] for place in sorted({0, middle, len(step) - 1})])
+    return told + fewest, fewest
+
+
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=80),
+    changes=st.fixed_dictionaries(
+        {
+            "batch_size": st.integers(1, 5),
+            "gradient_accumulation_steps": st.integers(1, 6),
+            "num_epochs": st.sampled_from([0.3, 1.0, 1.5, 2.0, 4.0]),
+            "max_steps": st.none() | st.integers(1, 40),
+        }
+    ),
+    limits=st.fixed_dictionaries(
+        {
+            "ROWS_LOOKED_AT": st.sampled_from([0, 50, 200_000]),
+            "FEW_BATCHES": st.sampled_from([2, 12]),
+            "FIRST_BATCHES": st.sampled_from([5, 24]),
+        }
+    ),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_steps_are_those_of_plain_lists(lengths, changes, limits, plan):
+    run = changed(plan, **changes)
+    steps = listed(run, lengths, limits["ROWS_LOOKED_AT"])
+    with patch.multiple(module, **limits):
+        assert steps_of_run(run, lengths) == steps
+        for expandable in (True, False):
+            told = telling_steps(run, lengths, expandable)
+            assert (told, fewest_steps(run, lengths)) == chosen(steps, lengths, expandable)
 
 
 def test_batches_hold_tensors_alone_and_a_row_is_asked_once():

@@ -11,8 +11,9 @@ from vlmtune.data.encode import Encoded
 from vlmtune.data.features.encode import NUMBERS_AT_ONCE, Pixels
 from vlmtune.data.features.rows import image_tensors, with_features
 from vlmtune.estimate.allocator.caching import EMPTY_CACHE, RESET_PEAK
-from vlmtune.estimate.simulate.record import ACTIVATIONS, Hidden, Log, Recorder
-from vlmtune.estimate.simulate.simulation import add_residents, copied, kernels_of, named_modules
+from vlmtune.estimate.simulate.device import as_on_device
+from vlmtune.estimate.simulate.record import ACTIVATIONS, INPUTS, Hidden, Log, Recorder
+from vlmtune.estimate.simulate.simulation import add_residents
 from vlmtune.estimate.simulate.weights import load_checkpoint
 from vlmtune.models.build import build_tower
 from vlmtune.models.features import encode_images
@@ -42,8 +43,8 @@ class WeightlessTower:
         images = image_tensors(row.tensors, row.labels.shape[1])
         if not images:
             return row
-        with kernels_of(self.plan), Recorder():
-            features, self.form = encode_images(self.model, copied(images))
+        with as_on_device(self.plan), Recorder():
+            features, self.form = encode_images(self.model, _copied(images))
         return with_features(row, features)
 
 
@@ -71,11 +72,11 @@ class Encoding:
         load_checkpoint(model, recorder)
         add_residents(model, self.tower.plan, recorder)
         recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
-        with kernels_of(self.tower.plan), named_modules(model, recorder), recorder:
+        with as_on_device(self.tower.plan), recorder:
             recorder.log.begin("encoding")
             for _ in range(NUM_BATCHES):
-                recorder.kind = "inputs"
-                inputs = copied(self.batch)
+                recorder.kind = INPUTS
+                inputs = _copied(self.batch)
                 recorder.kind = ACTIVATIONS
                 encode_images(model, inputs)
                 recorder.log.num_rows += 1
@@ -102,3 +103,8 @@ class _ServedRows(Sequence):
 
     def __getitem__(self, index: int) -> Encoded:
         return self.tower.served(self.rows[index])
+
+
+def _copied(images: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return images as they lie on the device."""
+    return {key: value.clone() for key, value in images.items()}
