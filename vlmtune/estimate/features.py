@@ -67,7 +67,7 @@ class Encoding:
 
     def log(self, hidden: Hidden) -> Log:
         """Return what it allocates: phase `load`, then `encoding`."""
-        recorder, model = Recorder(hidden), self.tower.model
+        recorder, model, batch = Recorder(hidden), self.tower.model, self.batch  # joined in main memory
         recorder.log.begin("load")
         load_checkpoint(model, recorder)
         add_residents(model, self.tower.plan, recorder)
@@ -76,7 +76,7 @@ class Encoding:
             recorder.log.begin("encoding")
             for _ in range(NUM_BATCHES):
                 recorder.kind = INPUTS
-                inputs = _copied(self.batch)
+                inputs = _copied(batch)
                 recorder.kind = ACTIVATIONS
                 encode_images(model, inputs)
                 recorder.log.num_rows += 1
