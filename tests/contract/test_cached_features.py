@@ -45,6 +45,15 @@ def test_loss_and_gradients_are_the_same(kind, tmp_path, monkeypatch):
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(grads, grads_again, strict=True))
 
 
+def test_images_of_sizes_that_cannot_be_joined_are_encoded_in_batches_of_their_own(tmp_path):
+    plan = replace(tiny_plan(tiny_model({"model_type": "mistral3"}, {}, tmp_path / "model")), cache_features=True)
+    source, processor = open_model(plan.model, None, Path("/")), load_processor(plan)
+    rows = colour_rows(tmp_path, 3)
+    [features] = features_of(plan, source, [rows], processor, Teller(silent, print))
+    shapes = [features.of_row(row).shape for row in range(3)]
+    assert len(set(shapes)) == 3
+
+
 def test_a_tower_that_the_library_asks_for_no_features_is_named():
     family = find_family({"model_type": "mllama"}, "tiny")
     assert family.not_cacheable == "the library has no get_image_features for them"

@@ -79,7 +79,9 @@ def sizes(log, phase: str) -> list[int]:
     """Bytes taken from a phase on, of more than one block; below zero: given back."""
     start = dict(log.phases)[phase]
     taken = {handle: num_bytes for handle, num_bytes in log.events if handle > 0} | {0: 0}
-    return [taken[abs(handle)] * (1 if handle > 0 else -1) for handle, _ in log.events[start:] if taken[abs(handle)] > 512]
+    return [
+        taken[abs(handle)] * (1 if handle > 0 else -1) for handle, _ in log.events[start:] if taken[abs(handle)] > 512
+    ]
 
 
 def test_a_batch_is_what_the_tower_is_given_at_once(case):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from tiny import TINY
-from tiny.rows import TinyModel, colour_rows
+from tiny.rows import TinyModel, colour_rows, picture, sample
 from torch import Tensor
 from transformers import modeling_utils as library
 
@@ -15,6 +15,7 @@ from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.features import encode
 from vlmtune.data.features.prepare import Teller, features_of
 from vlmtune.data.progress import silent
+from vlmtune.data.types import Sample
 from vlmtune.engine.step import forward_loss
 from vlmtune.models.build import base_of, build_model, build_tower, weightless_base
 from vlmtune.models.features import serve_features
@@ -40,10 +41,9 @@ def learned(plan: RunPlan, rows: TuneDataset, model: TinyModel) -> tuple[Tensor,
     return loss.detach(), [parameter.grad for parameter in adapters]
 
 
-def both(model: TinyModel, folder, num_rows: int, **changes) -> tuple:
+def both(model: TinyModel, samples: list[Sample], **changes) -> tuple:
     """What is learned with the tower and with features."""
     plan = replace(model.plan, **changes)
-    samples = colour_rows(folder, 4)[4 - num_rows :]
     cached = replace(plan, cache_features=True)
     teller = Teller(silent, print)
     [features] = features_of(cached, model.source, [samples], model.processor, teller)
@@ -63,7 +63,7 @@ def assert_same(plain: tuple, cached: tuple) -> None:
 @pytest.mark.parametrize("name", CACHING)
 def test_loss_and_gradients_are_the_same(name, models, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "NUMBERS_AT_ONCE", 1)
-    assert_same(*both(models(name), tmp_path, 1))
+    assert_same(*both(models(name), colour_rows(tmp_path, 4)[3:]))
 
 
 @pytest.mark.parametrize(
@@ -77,16 +77,26 @@ def test_loss_and_gradients_are_the_same(name, models, tmp_path, monkeypatch):
 )
 def test_formats_and_other_levers_change_nothing_of_that(name, changes, models, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "NUMBERS_AT_ONCE", 1)
-    assert_same(*both(models(name), tmp_path, 1, **changes))
+    assert_same(*both(models(name), colour_rows(tmp_path, 4)[3:], **changes))
 
 
 @pytest.mark.parametrize("name", CACHING)
 def test_batches_of_rows_and_of_images_differ_by_rounding_alone(name, models, tmp_path):
-    plain, cached = both(models(name), tmp_path, 3)
+    plain, cached = both(models(name), colour_rows(tmp_path, 4)[1:])
     torch.testing.assert_close(plain[0], cached[0], rtol=1e-6, atol=1e-6)
     for mine, theirs in zip(plain[1], cached[1], strict=True):
         if mine is not None:
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_vl", "smolvlm"])
+def test_several_images_of_a_row_are_where_they_were(name, models, tmp_path):
+    first, second = picture(tmp_path, "a", (90, 40), "red"), picture(tmp_path, "b", (40, 120), "blue")
+    model = models(name)
+    (there, _), (cached, _) = both(model, [sample("Which?", "both", first, second)])
+    (swapped, _), _ = both(model, [sample("Which?", "both", second, first)])
+    torch.testing.assert_close(there, cached, rtol=1e-6, atol=1e-6)
+    assert abs(there - swapped) > 1e-4
 
 
 @pytest.mark.parametrize("name", CACHING)

@@ -54,6 +54,13 @@ def test_what_decides_a_feature_decides_where_it_is(models, changes):
     assert prepare.made_of(irrelevant, model.source, model.processor) == one
 
 
+def test_which_layer_of_the_tower_is_read_decides_too(models):
+    model = models("llava")
+    other = replace(model.source, config={**model.source.config, "vision_feature_layer": -1})
+    one, another = (prepare.made_of(model.plan, source, model.processor) for source in (model.source, other))
+    assert one != another
+
+
 def test_other_weights_of_the_tower_make_other_features(tmp_path):
     from safetensors.torch import load_file, save_file
     from tiny.rows import TinyModel

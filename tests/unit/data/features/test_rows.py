@@ -52,8 +52,9 @@ def test_several_images_and_none_in_a_row(name, models, tmp_path, featured):
         same_but_for_pixels(plain[index], cached[index])
     assert FEATURES not in cached[1].tensors
     one, other = features.of_row(0), features.of_row(2)
-    half = features.store[features.images.digests[0]].shape[1]
-    assert torch.equal(one[:, :half], other[:, -half:]) and not torch.equal(one, other)
+    of_first, of_second = (features.store[digest] for digest in features.images.digests)
+    assert torch.equal(one, torch.cat((of_first, of_second), dim=1)) and not torch.equal(one, other)
+    assert torch.equal(other, torch.cat((of_second, of_first), dim=1))
     collator = Collator(model.processor)
     batch = collator([cached[index] for index in range(3)])
     assert batch[PIXELS].shape[1] == one.shape[1] + other.shape[1] and FEATURES not in batch
