@@ -116,8 +116,8 @@ def _prepare_disk(
             f"raise {BUDGET}, or set {KEY}: false",
         )
     forget_abandoned()
-    for name, num_bytes in make_room(store.folder, new_bytes, budget_bytes):
-        teller.note(f"cached features of another model, {num_bytes / GIB:.1f} GiB in {name}, make room")
+    if removed_bytes := make_room(store, every, new_bytes, budget_bytes):
+        teller.note(f"{removed_bytes / GIB:.2f} GiB of older cached features make room")
     if (free := free_bytes()) is None:
         raise not_writable(store.folder)
     if new_bytes > free:

@@ -115,6 +115,17 @@ class FeatureStore:
         sync(self.folder)
         self.look()
 
+    def forget(self, wanted: Collection[str]) -> int:
+        """Remove the files without a single image that is wanted, and return their bytes."""
+        used = {self._place_of[digest] for digest in wanted if digest in self}
+        unused, freed = set(self._files) - used, 0
+        for path in (self.folder / name for name in sorted(unused)):
+            freed += path.stat().st_size
+            del self._files[path.name]
+            path.unlink()
+        self._place_of = {digest: name for digest, name in self._place_of.items() if name in used}
+        return freed
+
 
 def _name_of(digests: Collection[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:32] + SUFFIX
@@ -149,21 +160,19 @@ def free_bytes() -> int | None:
     return max(0, shutil.disk_usage(place).free - SPARE_BYTES)
 
 
-def make_room(kept: Path, needed_bytes: int, budget_bytes: int) -> list[tuple[str, int]]:
-    """Remove features of other models, those unused for longest first, until `needed_bytes` more are within the budget.
+def make_room(store: FeatureStore, wanted: Collection[str], needed_bytes: int, budget_bytes: int) -> int:
+    """Remove features until `needed_bytes` more are within the budget, and return the bytes of those removed.
 
-    Returns:
-        Name and bytes of each folder that was removed.
+    First those of other models, unused for longest first, then those of this one of images that are not `wanted`.
     """
     folders = [folder for folder in features_folder().glob("*") if folder.is_dir()]
     sizes = {folder: sum(size for _, size in _files_in(folder)) for folder in folders}
-    used, removed = sum(sizes.values()), []
-    for folder in sorted(set(folders) - {kept}, key=lambda one: one.stat().st_mtime):
-        if used + needed_bytes > budget_bytes:
+    over, removed = sum(sizes.values()) + needed_bytes - budget_bytes, 0
+    for folder in sorted(set(folders) - {store.folder}, key=lambda one: one.stat().st_mtime):
+        if removed < over:
             shutil.rmtree(folder, ignore_errors=True)
-            used -= sizes[folder]
-            removed.append((folder.name, sizes[folder]))
-    return removed
+            removed += sizes[folder]
+    return removed + (store.forget(wanted) if removed < over else 0)
 
 
 def forget_abandoned() -> None:

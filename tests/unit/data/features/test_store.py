@@ -118,17 +118,28 @@ def test_free_bytes_are_those_of_the_disk_less_a_spare(monkeypatch):
 
 
 def test_models_unused_for_longest_make_room():
-    sizes, folders = {}, []
+    opened = []
     for age, letter in enumerate("abc"):
-        other = FeatureStore(letter * 64)
-        other.write(some("one"), "l")
-        os.utime(other.folder, (time.time() - 100 + age,) * 2)
-        folders.append(other.folder)
-        sizes[other.folder] = sum(file.stat().st_size for file in other.folder.iterdir())
-    total = sum(sizes.values())
-    assert make_room(folders[0], 0, total) == []
-    assert make_room(folders[0], 1, total) == [(folders[1].name, sizes[folders[1]])]
-    assert [folder.exists() for folder in folders] == [True, False, True]
+        opened.append(FeatureStore(letter * 64))
+        opened[-1].write(some("one"), "l")
+        os.utime(opened[-1].folder, (time.time() - 100 + age,) * 2)
+    total, each = 3 * the_size(opened[0]), the_size(opened[0])
+    assert make_room(opened[0], ["one"], 0, total) == 0
+    assert make_room(opened[0], ["one"], 1, total) == each
+    assert [one.folder.exists() for one in opened] == [True, False, True]
+
+
+def test_then_images_that_the_run_does_not_have_make_room(store):
+    store.write(some("three"), "l")
+    used = the_size(store)
+    assert make_room(store, ["three"], 1, used) == used - the_size(store) > 0
+    for opened in (store, FeatureStore(KEY)):
+        assert "three" in opened and "one" not in opened
+    assert make_room(store, ["three"], 1, used) == 0
+
+
+def the_size(store: FeatureStore) -> int:
+    return sum(file.stat().st_size for file in store.folder.iterdir())
 
 
 def test_only_old_half_written_files_are_forgotten(store):
