@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import CASES, Case, prepare  # noqa: E402
+from gpu.cases import CASES, LATER, Case, prepare  # noqa: E402
 from gpu.history import Marks, archive, packed, record  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
@@ -60,6 +60,7 @@ def random_weights(model: nn.Module, device: str) -> nn.Module:
 
 def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, history: bool = False) -> None:
     """Train the case and write `out`; with a cap the process may not reserve more than that once the model is there."""
+    from vlmtune.data.features import prepare as features
     from vlmtune.data.run_data import MeasuredRows, RunData
     from vlmtune.engine import train as engine
     from vlmtune.engine.monitor import LiveView
@@ -83,16 +84,26 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         return model
 
     engine.build_model = build_model
+
+    def encoded() -> None:
+        loaded["encoding_reserved_bytes"] = torch.cuda.max_memory_reserved()
+        free_card()
+        torch.cuda.reset_peak_memory_stats()
+
+    free_card, features.free_card = features.free_card, encoded
     marks = Marks()
     if history:
         services = engine._services
         engine._services = lambda plan, folder: [*services(plan, folder), marks]
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
         config, source, samples = prepare(case, catalogue, Path(folder))
         if case.from_checkpoint:
             subprocess.run([sys.executable, __file__, "--weights", config.model.name], check=True)
         else:
-            build.load_base = lambda plan, quantized=True: random_weights(build.weightless_base(plan), plan.device)
+            build.load_base = lambda plan, quantized=True, parts=None: random_weights(
+                build.weightless_base(plan, parts), plan.device
+            )
             engine.check_checkpoint = lambda plan: {}  # there are no files to check
         plan = make_plan(config, source, probe_device())
         if plan.method == "full":  # gigabytes of random numbers that nobody reads
@@ -137,7 +148,7 @@ def write_weights(folder: str) -> None:
 def main() -> int:
     """Measure cases and write after each what is known; return 0 when all are measured."""
     asked = _arguments()
-    cases = [case for case in CASES if re.search(asked.names, case.name)]
+    cases = [case for case in (*CASES, *LATER) if re.search(asked.names, case.name)]
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
