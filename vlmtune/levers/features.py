@@ -120,6 +120,8 @@ FEATURES_LEVER = Lever(
             GivesUp.TIME,
             "images are encoded before the language model loads, and kept on disk: the tower leaves the card",
             _cached,
+            # Encoding may take more than training a very small model.
+            may_cost_memory=True,
         ),
     ),
     more=_more,
