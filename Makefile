@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest lint bench gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features kills docs architectures catalogue guide plans clean
+.PHONY: help install demo test test-oldest lint bench bench-memory gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-small-card kills docs architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ bench: install  ## measure the light commands, an estimate and 100,000 rows (ROW
 	$(BIN)/python tests/bench/startup.py
 	$(BIN)/python tests/bench/rows.py $(ROWS)
 
+bench-memory: install  ## measure main memory in real runs beside its estimate; on a CPU ten minutes, on the GPU at hand three
+	$(BIN)/python tests/bench/main_memory.py
+
 gpu-check: install  ## estimate every measured GPU run anew and hold the error bounds; needs no GPU, ten minutes
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/gpu/test_measured.py
 
@@ -61,6 +64,12 @@ gpu-train: install  ## run `vlmtune train` on the GPU at hand, estimates beside 
 
 gpu-features: install  ## an epoch with the vision tower and with cached features, on the GPU at hand; about five minutes
 	$(BIN)/python tests/gpu/features.py tests/gpu/measured/features-here.json
+
+gpu-small-card: install  ## train 8B to 32B models on 7 GiB of the GPU at hand, and on all of it; about eight minutes
+	$(BIN)/python tests/gpu/small_card.py tests/gpu/measured/small-card-here.json
+
+gpu-streaming: install  ## time layers in main memory on the GPU at hand: how much of their way is hidden; about five minutes
+	$(BIN)/python tests/gpu/streaming.py tests/gpu/measured/streaming-here.json vlmtune/catalog
 
 docs: install  ## renew what is generated: tables in README and docs/, configs/schema.json, configs/all-keys.yaml, the picture
 	$(BIN)/python docs/renew.py

@@ -40,6 +40,10 @@ def apply(model, plan, family):
     model.toyed_with = plan.max_grad_norm
 
 
+def kept(model, plan, family, batch_tokens):
+    return 2**30
+
+
 LEVER = Lever(
     name="Toy",
     keys=(KEY,),
@@ -52,6 +56,7 @@ LEVER = Lever(
     on_resume=OnResume.FREE,
     excludes=lambda config: [f"{KEY}: no toy beside seed 13"] if config.training.seed == 13 else [],
     apply=apply,
+    main_memory_bytes=kept,
 )
 """
 SOURCE = ModelSource("org/model", {"model_type": "llava", "vision_config": {"image_size": 336}, "text_config": {}}, {})
@@ -92,12 +97,12 @@ def test_what_it_excludes_is_refused_by_the_plan(toy):
 def test_explain_prices_it_both_ways(toy):
     from vlmtune.estimate.search.explain import price_levers
 
-    before = SimpleNamespace(tokens={"text": 512}, peak_reserved_bytes=100, flops_per_row=1.0)
+    before = report_of(100, 100)
     asked = []
 
     def estimate(values):
         asked.append(values)
-        return SimpleNamespace(peak_reserved_bytes=90, flops_per_row=1.0, fits=True)
+        return report_of(90, 100)
 
     priced = price_levers(config_with(), before, estimate)
     words = [word for one in priced for word in one.words if word.startswith("training.max_grad_norm")]
@@ -163,7 +168,8 @@ def test_a_retry_after_running_out_of_memory_takes_it(toy, monkeypatch):
     from vlmtune.workflow.attempts import _next_change
     from vlmtune.workflow.job import Job
 
-    loaded = preset_config("org/model", "8gb", ["training.max_grad_norm=1.0", "data.cache_features=true"])
+    words = ("hardware.offload_activations=true", "hardware.streamed_layers=32", "data.cache_features=true")
+    loaded = preset_config("org/model", "8gb", ["training.max_grad_norm=1.0", *words])
     job = Job(loaded, None, SOURCE, None)
     assert _next_change(None, job, None, has_checkpoint=True) == {"training.max_grad_norm": 0.1}
     monkeypatch.setattr(levers, "LEVERS", levers.LEVERS[:-1])
@@ -175,6 +181,14 @@ def test_the_docs_name_it(toy):
 
     (row,) = (line for line in levers_table_markdown().splitlines() if line.startswith("| Toy "))
     assert "`training.max_grad_norm`" in row and "nothing but the fun" in row and "at any checkpoint" in row
+
+
+def test_what_it_keeps_in_main_memory_is_estimated_under_its_name(toy, run_cli, models):
+    import json
+
+    done = run_cli("estimate-vram", "--model", models("llava").folder, "--gpu", "8gb", "--fast", "--json")
+    need = json.loads(done.stdout)["main_memory"]
+    assert {"name": "Toy", "bytes": 2**30} in need["parts"]
 
 
 def test_it_acts_on_the_model_with_and_without_storage(toy, models):
@@ -200,7 +214,9 @@ def test_savings_come_in_the_order_of_what_they_give_up():
     order = [saving.gives_up for _, saving in levers.savings()]
     assert order == sorted(order) and set(order) == set(GivesUp)
     assert [lever.name for lever in levers.LEVERS if lever.exact] == [
+        "Embeddings in main memory",
         "Recompute activations",
         "Rows at a time",
         "Vision features cached",
+        "Layers in main memory",
     ]

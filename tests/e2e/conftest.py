@@ -30,7 +30,7 @@ class Project:
     """A folder with model, rows and config, and the commands run in it."""
 
     def __init__(self, root: Path, model: Path, run_cli) -> None:
-        self.root = root
+        self.root, self.model = root, model
         self.config = root / "run.yaml"
         self.rows = [
             {"image": Path(row.images[0].path).name, "question": row.turns[0].text, "answer": row.answer}

@@ -34,6 +34,10 @@ KEYS = {
     "without_worst",
     "phases",
     "fast",
+    "main_memory",
+    "main_memory_available_bytes",
+    "main_memory_here",
+    "streamed_bytes_per_step",
 }
 
 
@@ -61,6 +65,17 @@ def test_the_answer_has_every_key_and_its_parts_sum_to_the_total(run_cli, folder
     assert report["tokens"] == {"text": 512, "image": 4, "total": 516}
     assert sum(report["parts"].values()) == report["peak_allocated_bytes"] and min(report["parts"].values()) >= 0
     assert report["peak_at"]["phase"].startswith("step ")
+    need = report["main_memory"]
+    assert sum(part["bytes"] for part in need["parts"]) == need["peak_bytes"] >= need["loading_bytes"] > 0
+    assert report["main_memory_available_bytes"] is None, "the card is another machine's"
+    assert 0 < report["main_memory_here"]["available_bytes"] < report["main_memory_here"]["total_bytes"]
+
+
+def test_main_memory_is_said(run_cli, folder):
+    done = run_cli("estimate-vram", "--model", folder, "--gpu", "rtx-4060")
+    words = " ".join(done.stdout.split())
+    assert "main memory 2.1" in words and "GiB (CUDA 1.00, libraries 0.98, " in words
+    assert "GiB are available" in words
 
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
@@ -161,6 +176,26 @@ def test_levers_are_priced_by_simulating_them(run_cli, folder):
     assert rank["saved_bytes"] == saved_by_rank
 
 
+def test_streamed_layers_leave_the_card_and_their_bytes_are_told(run_cli, tmp_path):
+    folder = save_tiny("llava", tmp_path / "deep", layers=6)
+    plain, streamed = (
+        run_cli("estimate-vram", "--model", folder, "--set", f"hardware.streamed_layers={number}", *words)
+        for number, words in ((0, ["--json", "--explain", "--fast"]), (5, ["--json"]))
+    )
+    before, after = json.loads(plain.stdout), json.loads(streamed.stdout)
+    # Of each linear layer half a byte a number and a byte a block of 64, from where an allocation may begin.
+    sizes = [64 * 64] * 2 + [64 * 32] * 2 + [64 * 128] * 3
+    layer_bytes = sum(-(-size // 512) * 512 for numbers in sizes for size in (numbers // 2, numbers // 64))
+    assert before["streamed_bytes_per_step"] == 0
+    assert after["streamed_bytes_per_step"] == 32 * 2 * (5 - 2) * layer_bytes
+    assert after["peak_allocated_bytes"] < before["peak_allocated_bytes"]
+    priced = [one for one in before["levers"] if one["words"][0].startswith("hardware.streamed_layers")]
+    assert sorted(one["words"] for one in priced) == [["hardware.streamed_layers=5"], ["hardware.streamed_layers=6"]]
+    assert all(one["streamed_bytes_per_step"] and one["work"] == 1 for one in priced)
+    shown = run_cli("estimate-vram", "--model", folder, "--set", "hardware.streamed_layers=5").stdout
+    assert "streamed     0.00 GiB a step come from main memory" in shown
+
+
 def test_what_does_not_fit_exits_with_3(run_cli, folder):
     done = run_cli("estimate-vram", "--model", folder, "--gpu", "8gb", "--reserve-gib", "7.38")
     assert done.code == 3
@@ -208,7 +243,8 @@ def test_plans_stand_side_by_side(run_cli, folder, tmp_path):
     assert (first["config"], second["config"]) == (str(one), str(other))
     assert second["peak_allocated_bytes"] > first["peak_allocated_bytes"]
     alone = json.loads(run_cli("estimate-vram", other, *same_card, "--json").stdout)
-    assert {**second, "seconds": 0} == {**alone, "seconds": 0}
+    of_the_moment = {"seconds": 0, "main_memory_here": {}}
+    assert {**second, **of_the_moment} == {**alone, **of_the_moment}
 
 
 def test_people_get_differences_in_columns(run_cli, folder, tmp_path, monkeypatch):

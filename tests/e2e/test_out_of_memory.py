@@ -16,7 +16,9 @@ from vlmtune.plan.file import load_plan
 from vlmtune.units import GIB
 from vlmtune.workflow import train as command
 
-TWO_BY_TWO = ("training.batch_size=2", "training.gradient_accumulation_steps=2", "training.save_steps=1")
+OFFLOADED = "hardware.offload_activations=true"
+"""Has no effect on a CPU, and is what would be tried first."""
+TWO_BY_TWO = ("training.batch_size=2", "training.gradient_accumulation_steps=2", "training.save_steps=1", OFFLOADED)
 ONE_BY_FOUR = ("training.batch_size=1", "training.gradient_accumulation_steps=4", "training.save_steps=1")
 RETRY = "hardware.on_oom=retry"
 ERROR = "CUDA out of memory. Tried to allocate 1.20 GiB.\nmore lines"
@@ -136,6 +138,7 @@ def test_changes_come_in_their_order_and_end(project, fail_at):
     notes = [line.partition(" on: ")[2] for line in stopped.stdout.splitlines() if " from the start on: " in line]
     assert notes == [
         "hardware.gradient_checkpointing=true",
+        OFFLOADED,
         "training.batch_size=2, training.gradient_accumulation_steps=4",
         "training.batch_size=1, training.gradient_accumulation_steps=8",
     ], "this model's input has a fixed size"
@@ -146,7 +149,14 @@ def test_images_become_smaller_only_before_there_is_a_checkpoint(project, fail_a
     from tiny import save_tiny
 
     save_tiny("qwen2_vl", tmp_path / "qwen")
-    settings = (RETRY, "model.name=qwen", "training.save_steps=1", "training.max_steps=2", "data.image_size=400")
+    settings = (
+        RETRY,
+        OFFLOADED,
+        "model.name=qwen",
+        "training.save_steps=1",
+        "training.max_steps=2",
+        "data.image_size=400",
+    )
     fail_at(trainer, "forward_loss", 1)
     done = project.train("smaller", *settings)
     assert done.code == 0 and "from the start on: data.image_size=" in done.stdout
@@ -204,7 +214,7 @@ def test_killed_while_a_change_is_kept(project, fail_at, monkeypatch, tmp_path, 
     from vlmtune.workflow import attempts
 
     save_tiny("qwen2_vl", tmp_path / "qwen")
-    settings = (RETRY, "model.name=qwen", "training.max_steps=2", "data.image_size=400")
+    settings = (RETRY, OFFLOADED, "model.name=qwen", "training.max_steps=2", "data.image_size=400")
     fail_at(trainer, "forward_loss", 1)
     assert project.train("straight", *settings).code == 0
     fail_at(trainer, "forward_loss", 1)
@@ -246,8 +256,11 @@ def test_other_savings_than_those_that_keep_adapters_and_rows_are_never_taken():
     assert by_rule[OnResume.FREE] == {
         "hardware.gradient_checkpointing",
         "hardware.checkpointed_layers",
+        "hardware.offload_activations",
+        "hardware.offload_embeddings",
         "training.batch_size",
         "training.gradient_accumulation_steps",
+        "hardware.streamed_layers",
     }
     assert by_rule[OnResume.UNTIL_CHECKPOINT] == {"training.optim", "data.image_size"}
     assert {"training.lora.rank", "data.max_length", "training.method"} <= by_rule[OnResume.PINNED]

@@ -145,7 +145,17 @@ def test_nothing_but_our_own_lines_is_printed(project):
     )
     quiet = project.train_elsewhere("", "quiet", *settings)
     assert (quiet.returncode, quiet.stderr) == (0, "")
-    starts = ["quiet: ", "step 1/2", "step 1/2", "step 2/2", "step 2/2", "finished: ", "adapter, log and report"]
+    starts = [
+        "2 steps of 2 rows",
+        "warning: 2 steps teach",
+        "quiet: ",
+        "step 1/2",
+        "step 1/2",
+        "step 2/2",
+        "step 2/2",
+        "finished: ",
+        "adapter, log and report",
+    ]
     lines = quiet.stdout.splitlines()
     assert len(lines) == len(starts)
     assert [line for line, start in zip(lines, starts, strict=True) if not line.startswith(start)] == []

@@ -16,21 +16,26 @@ from vlmtune.engine import train as engine_run
 from vlmtune.engine import trainer
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.estimate import run as estimate_run
-from vlmtune.estimate.report import MemoryReport, PeakAt
+from vlmtune.estimate.report import MainMemoryNeed, MemoryReport, PeakAt, Share, would_swap
 from vlmtune.estimate.simulate import simulation
+from vlmtune.hardware import main_memory
 from vlmtune.hardware.cards import Target, find_card
 from vlmtune.runs.memory import Memory
 from vlmtune.units import GIB
 from vlmtune.workflow import launch
 
+LIBRARIES = Share("libraries", 3 * GIB)
 NAMES = {"model": "llava", "gpu": "8gb", "worst_row": "rows.jsonl:6", "versions": {}, "preset": None}
 
 
-def a_report(needed_gib: float, budget_bytes: int) -> MemoryReport:
-    needed = int(needed_gib * GIB)
+def a_report(needed_gib: float, target: Target) -> MemoryReport:
+    needed, budget_bytes = int(needed_gib * GIB), target.budget_bytes
+    main_memory = MainMemoryNeed(4 * GIB, 3 * GIB, (LIBRARIES, Share("batches", GIB)))
     values = dict.fromkeys(field.name for field in dataclasses.fields(MemoryReport)) | NAMES
     values |= {
-        "fits": needed <= budget_bytes,
+        "fits": needed <= budget_bytes and not would_swap(main_memory, target.main_memory_bytes),
+        "main_memory": main_memory,
+        "main_memory_available_bytes": target.main_memory_bytes,
         "peak_reserved_bytes": needed,
         "peak_allocated_bytes": needed - GIB // 4,
         "budget_bytes": budget_bytes,
@@ -48,20 +53,28 @@ def card(monkeypatch, tmp_path):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def put(budget_gib: float, needs=None) -> list:
-        target = Target(find_card("8gb"), int(budget_gib * GIB), True)
+    def put(budget_gib: float, needs=None, main_memory_gib: float | None = None) -> list:
+        main_memory_bytes = None if main_memory_gib is None else int(main_memory_gib * GIB)
+        target = Target(find_card("8gb"), int(budget_gib * GIB), True, main_memory_bytes)
         monkeypatch.setattr(launch, "target_of", lambda plan: target)
         asked = []
 
         def estimate_plan(plan, source, rows, target, *, fast=False):
             asked.append((plan, target.budget_bytes))
-            return a_report(needs(plan), target.budget_bytes)
+            return a_report(needs(plan), target)
 
         if needs:
             monkeypatch.setattr(estimate_run, "estimate_plan", estimate_plan)
         return asked
 
     return put
+
+
+def from_estimate(shown: str) -> str:
+    """What is shown from the line with the estimate on: before it the steps are told."""
+    told, line, rest = shown.partition("estimate: ")
+    assert all(" step" in before for before in told.splitlines())
+    return line + rest
 
 
 def by_batch(plan) -> float:
@@ -75,7 +88,7 @@ def test_one_line_before_the_model_loads(project, card, monkeypatch):
     monkeypatch.setattr(engine_run, "build_model", lambda plan: print("the model loads") or real(plan))
     done = project.train("run", "training.max_steps=1")
     assert done.code == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = from_estimate(done.stdout).splitlines()
     assert lines[0] == "estimate: 3.00 of 7.40 GiB (41%), longest row rows.jsonl:6"
     assert lines.index("the model loads") > 0
     assert len(asked) == 1 and asked[0][0].data_sha256, "the plan of the run itself"
@@ -93,7 +106,7 @@ def test_what_cannot_fit_is_refused_with_the_changes_that_make_it_fit(project, c
     monkeypatch.setattr(engine_run, "build_model", None)
     refused = project.train("run", "training.batch_size=4", "hardware.gradient_checkpointing=false")
     assert refused.code == ExitCode.DOES_NOT_FIT
-    assert refused.stdout == "estimate: 10.00 of 7.40 GiB (135%), longest row rows.jsonl:6\n"
+    assert from_estimate(refused.stdout) == "estimate: 10.00 of 7.40 GiB (135%), longest row rows.jsonl:6\n"
     note, error, hint = refused.stderr.splitlines()
     assert note == "looking for changes that fit ..."
     assert error.startswith("error: it does not fit: 10.00 GiB are needed, 7.40 GiB can be reserved on 8 GB card")
@@ -102,6 +115,35 @@ def test_what_cannot_fit_is_refused_with_the_changes_that_make_it_fit(project, c
         "--set training.batch_size=2 --set training.gradient_accumulation_steps=4; --force tries it all the same"
     )
     assert not project.run("run").path.exists()
+
+
+def test_a_run_that_would_swap_is_refused(project, card, monkeypatch):
+    card(7.4, by_batch, main_memory_gib=3.9)
+    monkeypatch.setattr(engine_run, "build_model", None)
+    refused = project.train("run")
+    assert refused.code == ExitCode.DOES_NOT_FIT
+    assert refused.stdout.endswith(", longest row rows.jsonl:6, 4.0 of 3.9 GiB of main memory\n")
+    assert refused.stderr == (
+        "error: it does not fit: 4.00 GiB of main memory are needed, 3.90 GiB are available "
+        "(the most takes: libraries 3.00, batches 1.00 GiB)\n"
+        "hint:  close other programs, or raise the container's limit; --force tries it all the same\n"
+    )
+    assert not project.run("run").path.exists()
+
+
+def test_force_trains_although_it_may_swap(project, card):
+    card(7.4, by_batch, main_memory_gib=3.9)
+    done = project.train("run", "training.max_steps=1", flags=("--force",))
+    assert done.code == 0, done.stderr
+
+
+def test_on_a_cpu_too_a_run_that_would_swap_is_refused(project, monkeypatch):
+    monkeypatch.setattr(main_memory, "available_to_this_process", lambda: GIB // 2)
+    monkeypatch.setattr(engine_run, "build_model", None)
+    for flags in ((), ("--dry-run",)):
+        refused = project.train("run", flags=flags)
+        assert refused.code == ExitCode.DOES_NOT_FIT
+        assert "GiB of main memory are needed, 0.50 GiB are available (the most takes: libraries 0.98" in refused.stderr
 
 
 def test_no_change_makes_it_fit(project, card):
@@ -116,7 +158,7 @@ def test_no_change_makes_it_fit(project, card):
 def test_force_trains_all_the_same(project, card):
     card(1.0, by_batch)
     done = project.train("run", "training.max_steps=1", flags=("--force",))
-    assert done.code == 0 and done.stdout.startswith("estimate: 3.00 of 1.00 GiB (300%)")
+    assert done.code == 0 and from_estimate(done.stdout).startswith("estimate: 3.00 of 1.00 GiB (300%)")
 
 
 CANNOT_TELL = VlmtuneError("no kernel", "a hint", code=ExitCode.CANNOT_TELL)
@@ -132,7 +174,9 @@ def failing(error):
 def test_an_estimate_that_cannot_be_made_stops_nothing(project, card):
     card(7.4, failing(CANNOT_TELL))
     done = project.train("run", "training.max_steps=1")
-    assert done.code == 0 and done.stdout.startswith("estimate: none, the run goes on without it: no kernel\n")
+    assert done.code == 0 and from_estimate(done.stdout).startswith(
+        "estimate: none, the run goes on without it: no kernel\n"
+    )
     assert not project.run("run").estimate.exists()
 
 
@@ -141,7 +185,7 @@ def test_a_step_that_cannot_be_run_without_storage_stops_nothing(project, card, 
     monkeypatch.setattr(simulation, "forward_loss", lambda model, *rest, **more: next(model.parameters()).unique())
     done = project.train("run", "training.max_steps=1")
     assert done.code == 0
-    first, second = done.stdout.splitlines()[:2]
+    first, second = from_estimate(done.stdout).splitlines()[:2]
     assert first.startswith("estimate: none, the run goes on without it: cannot tell: the step of ")
     assert " cannot be run without storage (aten::_unique2: attempted to run this operator with Meta tensors" in first
     assert "Meta" not in second
@@ -170,7 +214,7 @@ def test_the_real_estimate_of_the_runs_own_plan(project, card):
     values = json.loads(shown.stdout)
     assert values["lora_rank"] == 4 and values["estimate"]["worst_row"].startswith("rows.jsonl:")
     assert 0 < values["estimate"]["peak_reserved_bytes"] < GIB
-    assert shown.stderr.startswith("estimate: 0.")
+    assert from_estimate(shown.stderr).startswith("estimate: 0.")
 
 
 def test_dry_run_prints_the_estimate_and_refuses_as_the_run_would(project, card):

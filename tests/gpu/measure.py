@@ -20,19 +20,34 @@ from rich.console import Console
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import CASES, LATER, Case, prepare  # noqa: E402
+from gpu.cases import CASES, OPEN, SMALL, Case, prepare  # noqa: E402
 from gpu.history import Marks, archive, packed, record  # noqa: E402
 
+from vlmtune.plan.types import RunPlan  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
 AT_A_TIME = 8
 HISTORY = ".history.xz"
 
 
+def made_on_the_card(plan: RunPlan) -> nn.Module:
+    """Return a plan's base model with random weights."""
+    from vlmtune.models import build, streaming
+
+    model = build.weightless_base(plan)
+    streaming.prepare_stream(model, plan, build.family_of(plan), plan.device)
+    random_weights(model, plan.device)
+    streaming.start(model)
+    return model
+
+
 def random_weights(model: nn.Module, device: str) -> nn.Module:
     """Give a weightless model storage on `device`, in the order of its modules, and random numbers."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
+    from vlmtune.models.streaming import stream_of
+
+    stream = stream_of(model)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             state = module.weight.quant_state
@@ -45,17 +60,30 @@ def random_weights(model: nn.Module, device: str) -> nn.Module:
                 quant_type=state.quant_type,
             ).to(device)
             module.quant_state = module.weight.quant_state
+            if stream and module in stream.places:
+                stream.adopt(module)
             names = ["bias"] if module.bias is not None else []
         else:
             names = [name for name, _ in module.named_parameters(recurse=False)]
         for name in names:
             old = getattr(module, name)
-            value = torch.randn(old.shape, dtype=old.dtype, device=device) * 0.02
+            value = _random(old, device) if old.is_meta else _in_main_memory(old)
             setattr(module, name, nn.Parameter(value, requires_grad=False))
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.ones(buffer.shape, dtype=buffer.dtype, device=device))
+            where = device if buffer.is_meta else "cpu"
+            setattr(module, name, torch.ones(buffer.shape, dtype=buffer.dtype, device=where))
     model.tie_weights()
     return model
+
+
+def _random(old: torch.Tensor, device: str) -> torch.Tensor:
+    return torch.randn(old.shape, dtype=old.dtype, device=device) * 0.02
+
+
+def _in_main_memory(old: torch.Tensor) -> torch.Tensor:
+    """Return random rows, which repeat: a table of billions of numbers would take a minute."""
+    rows = torch.randn(1024, *old.shape[1:], dtype=old.dtype) * 0.02
+    return rows.repeat(-(-len(old) // len(rows)), 1)[: len(old)]
 
 
 def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, history: bool = False) -> None:
@@ -101,9 +129,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         if case.from_checkpoint:
             subprocess.run([sys.executable, __file__, "--weights", config.model.name], check=True)
         else:
-            build.load_base = lambda plan, quantized=True, parts=None: random_weights(
-                build.weightless_base(plan, parts), plan.device
-            )
+            build.load_base = lambda plan, quantized=True, parts=None: made_on_the_card(plan)
             engine.check_checkpoint = lambda plan: {}  # there are no files to check
         plan = make_plan(config, source, probe_device())
         if plan.method == "full":  # gigabytes of random numbers that nobody reads
@@ -119,6 +145,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         except OutOfMemory:
             out.write_text(json.dumps({"case": case.name, "out_of_memory": True}), encoding="utf-8")
             return
+        losses = [record.loss for record in runs.read_log()]
     if history:
         trace = torch.cuda.memory._snapshot()["device_traces"][0]
         out.with_suffix(HISTORY).write_bytes(packed(trace, marks.marks))
@@ -128,6 +155,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         "reserved_bytes": report.peak_reserved_bytes,
         "parts": report.memory_measured.parts,
         **loaded,
+        "losses": losses,
         "longest_row_tokens": report.longest_row.tokens,
         "seconds": round(time.perf_counter() - started, 1),
         "gpu": report.gpu,
@@ -148,7 +176,7 @@ def write_weights(folder: str) -> None:
 def main() -> int:
     """Measure cases and write after each what is known; return 0 when all are measured."""
     asked = _arguments()
-    cases = [case for case in (*CASES, *LATER) if re.search(asked.names, case.name)]
+    cases = [case for case in (*CASES, *OPEN) if re.search(asked.names, case.name)] if asked.names else CASES
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -205,7 +233,7 @@ if __name__ == "__main__":
     elif sys.argv[1] == "--one":
         name, catalogue, out, *options = sys.argv[2:]
         cap = next((int(option) for option in options if option.isdigit()), None)
-        chosen = next(case for case in CASES if case.name == name)
+        chosen = next(case for case in (*CASES, *OPEN, *SMALL) if case.name == name)
         run(chosen, Path(catalogue), Path(out), cap, history="--history" in options)
     else:
         sys.exit(main())

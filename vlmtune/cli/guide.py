@@ -50,11 +50,10 @@ def guide(
     if markdown:
         _write(text, markdown)
     else:
-        from rich.markdown import Markdown
-
         from vlmtune.cli.show import render
+        from vlmtune.cli.show.markdown import FoldedMarkdown
 
-        render.console().print(Markdown(text))
+        render.console().print(FoldedMarkdown(text))
 
 
 def _make(model: str, preset: str, chosen: ChosenCard, live: bool) -> "Guide":

@@ -16,8 +16,8 @@ app = typer.Typer(
 )
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name of `vlmtune presets list`.")]
-HEADERS = ("preset", "card", "method", "rank", "batch", "max\nlength", "image\nsize", "suits")
-NUMBERS = ("rank", "max\nlength", "image\nsize")
+HEADERS = ("preset", "card", "method", "rank", "batch\nsize", "max\nlength", "image\nsize", "suits")
+NUMBERS = ("rank", "batch\nsize", "max\nlength", "image\nsize")
 
 
 @app.command("list", epilog="Example: [bold]vlmtune presets list[/bold]")
@@ -32,14 +32,14 @@ def list_presets(as_json: JsonOption = False) -> None:
         return
     table = render.table(*HEADERS, right=NUMBERS)
     for facts in map(_facts, found):
-        batch = f"{facts['batch_size']} x {facts['gradient_accumulation_steps']}"
-        sizes = (str(facts["max_length"]), str(facts["image_size"]))
+        numbers = (str(facts[name]) for name in ("rank", "batch_size", "max_length", "image_size"))
         card = facts["card"].split(" (")[0]
-        table.add_row(facts["preset"], card, facts["method"], str(facts["rank"]), batch, *sizes, facts["suits"])
+        table.add_row(facts["preset"], card, facts["method"], *numbers, facts["suits"])
     out = render.console()
     out.print(table)
     out.print()
-    out.print("batch: rows at a time x accumulation; max length: text tokens; image size: px")
+    out.print("batch size: rows at a time; max length: text tokens; image size: px")
+    out.print("Rows per step (4 to 32) and epochs follow the number of rows, unless the config says them.")
     for alias, name in ALIASES.items():
         out.print(f"{alias} is another name of {name}.")
     out.print("Next: vlmtune presets copy NAME my-run.yaml")
@@ -94,7 +94,6 @@ def _facts(preset) -> dict[str, object]:
         "method": training["method"],
         "rank": training["lora"]["rank"],
         "batch_size": training["batch_size"],
-        "gradient_accumulation_steps": training["gradient_accumulation_steps"],
         "max_length": data["max_length"],
         "image_size": data["image_size"],
         "suits": preset.model,

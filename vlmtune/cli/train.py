@@ -37,6 +37,7 @@ def train(
     if resume and (outcome := folder.read_outcome()) and outcome.is_finished:
         _print_finished(folder, outcome, as_json)
         return
+    _print_length(job, err=as_json)
     report = train_in(folder, job, Flags(resume, force, as_json))
     _print_report(report, folder, as_json)
     if report.status == "interrupted":
@@ -49,6 +50,7 @@ def _dry_run(job: "Job", as_json: bool) -> None:
 
     if not as_json:
         _print_plan(job.plan)
+    _print_length(job, err=as_json)
     expected = expect(job, err=as_json)
     if as_json:
         from dataclasses import asdict
@@ -56,8 +58,12 @@ def _dry_run(job: "Job", as_json: bool) -> None:
         from vlmtune.cli.show import render
 
         render.print_json(asdict(job.plan) | {"estimate": expected.as_json() if expected else None})
-    if expected:
-        refuse_too_large(expected)
+    refuse_too_large(job, expected)
+
+
+def _print_length(job: "Job", err: bool) -> None:
+    for line in job.length:
+        typer.echo(line, err=err)
 
 
 def _print_plan(plan: "RunPlan") -> None:

@@ -43,7 +43,7 @@ def validate(
     if as_json:
         _print_json(loaded, data)
     else:
-        _print_data(data)
+        _print_data(loaded, data)
     if errors:
         raise _as_one_error(errors)
     if preview:
@@ -100,7 +100,7 @@ def _check_data(loaded: "LoadedConfig", live: bool) -> tuple[dict[str, "Rows"], 
     return found, errors
 
 
-def _print_data(data: dict[str, "Rows"]) -> None:
+def _print_data(loaded: "LoadedConfig", data: dict[str, "Rows"]) -> None:
     from vlmtune.cli.show import render
 
     table = render.table("data", "rows", "images", "bad rows", right=("rows", "images", "bad rows"))
@@ -113,6 +113,23 @@ def _print_data(data: dict[str, "Rows"]) -> None:
     for key, rows in data.items():
         for note in rows.notes:
             out.print(f"data.{key}: {note}", soft_wrap=True)
+    if num_rows := _num_rows(data):
+        for line in _length(loaded, num_rows)[1]:
+            out.print(line, soft_wrap=True, highlight=False)
+
+
+def _length(loaded: "LoadedConfig", num_rows: int) -> tuple[int, tuple[str, ...]]:
+    """Optimizer steps of a run over so many rows, and what is told of them."""
+    from vlmtune.plan.length import num_steps, open_values, told_of_length
+
+    chosen = open_values(loaded.config, num_rows)
+    training = loaded.with_values(chosen).config.training
+    return num_steps(training, num_rows), told_of_length(training, num_rows, chosen)
+
+
+def _num_rows(data: dict[str, "Rows"]) -> int:
+    """Usable rows to train on."""
+    return len(data["train_path"].samples) if "train_path" in data else 0
 
 
 def _counts(rows: "Rows") -> tuple[int, int, int]:
@@ -128,7 +145,9 @@ def _print_json(loaded: "LoadedConfig", data: dict[str, "Rows"]) -> None:
         num_rows, num_images, _ = _counts(rows)
         bad = [{"where": bad.where, "problem": bad.problem, "hint": bad.hint} for bad in rows.bad_rows]
         report[key] = {"rows": num_rows, "images": num_images, "bad_rows": bad, "notes": list(rows.notes)}
-    render.print_json({"config": loaded.config.model_dump(mode="json"), "sources": loaded.sources, "data": report})
+    steps = _length(loaded, num_rows)[0] if (num_rows := _num_rows(data)) else None
+    config = loaded.config.model_dump(mode="json")
+    render.print_json({"config": config, "sources": loaded.sources, "data": report, "steps": steps})
 
 
 def _as_one_error(errors: list[VlmtuneError]) -> VlmtuneError:

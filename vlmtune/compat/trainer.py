@@ -40,6 +40,13 @@ GET_LENGTH_GROUPED_INDICES = Name(
     takes="lengths, batch_size, *, generator",
 )
 
+PLACE_MODEL_ON_DEVICE = Override(
+    TRANSFORMERS,
+    "transformers.TrainingArguments.place_model_on_device",
+    ("vlmtune.engine.trainer.Arguments",),
+    "the model is where it belongs: Trainer would bring parts that are in main memory to the card.",
+    read_by="transformers.Trainer",
+)
 TRAIN_SAMPLER = Override(
     TRANSFORMERS,
     "transformers.Trainer._get_train_sampler",
@@ -52,6 +59,12 @@ CREATE_OPTIMIZER = Override(
     "transformers.Trainer.create_optimizer",
     TUNE_TRAINER,
     "the plan's optimizer, which the estimate builds too.",
+)
+CREATE_SCHEDULER = Override(
+    TRANSFORMERS,
+    "transformers.Trainer.create_scheduler",
+    TUNE_TRAINER,
+    "the first step has a learning rate above 0.",
 )
 COMPUTE_LOSS = Override(
     TRANSFORMERS,

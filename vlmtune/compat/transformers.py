@@ -20,6 +20,12 @@ DTYPE_PLAN = Attribute(
     "in fp16, loading keeps parts of some models in fp32, and building from a config does not.",
     read_by="transformers.PreTrainedModel.from_pretrained",
 )
+ACCELERATE_DISPATCH = Name(
+    TRANSFORMERS,
+    "transformers.modeling_utils.accelerate_dispatch",
+    "of a model with parts on the CPU, accelerate would take each whole part to the card whenever it is used.",
+    read_by="transformers.PreTrainedModel.from_pretrained",
+)
 IS_LOADED_IN_4BIT = Attribute(
     TRANSFORMERS,
     "transformers.PreTrainedModel",
@@ -34,6 +40,13 @@ CHECKPOINTING_ENABLE = Attribute(
     "newer versions warn about the old name.",
     older="gradient_checkpointing_enable",
 )
+SAVE_ON_CPU = Name(
+    TRANSFORMERS,
+    "transformers.modeling_utils.save_on_cpu",
+    "what layers recompute from goes to main memory through it; the simulation lets it pin where there is no GPU.",
+    takes="pin_memory, device_type",
+    read_by="transformers.PreTrainedModel",
+)
 GRADIENT_CHECKPOINTING_LAYER = Name(
     TRANSFORMERS,
     "transformers.modeling_layers.GradientCheckpointingLayer",
@@ -45,6 +58,22 @@ LAYER_CHECKPOINTING = Attribute(
     "gradient_checkpointing",
     "a layer in which it is false keeps its activations.",
     plain=True,
+)
+
+# Loading.
+SET_PARAM_FOR_MODULE = Name(
+    TRANSFORMERS,
+    "transformers.core_model_loading.set_param_for_module",
+    "it gives a loaded and quantised weight to its module: one that is streamed leaves the card then.",
+    takes="model, target_name, param_value, loading_info, hf_quantizer",
+    read_by="transformers.core_model_loading.convert_and_load_state_dict_in_model",
+)
+CACHING_ALLOCATOR_WARMUP = Name(
+    TRANSFORMERS,
+    "transformers.modeling_utils.caching_allocator_warmup",
+    "before loading it takes one block as large as the model, which a card need not hold when layers are streamed.",
+    takes="model, expanded_device_map, hf_quantizer",
+    read_by="transformers.PreTrainedModel",
 )
 
 # Files.

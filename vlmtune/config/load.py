@@ -31,8 +31,8 @@ class LoadedConfig:
         """A path of the `data` section as the file system sees it: relative ones start at the config file."""
         return Path(os.path.normpath(self.base_dir / os.path.expanduser(value)))
 
-    def with_values(self, values: Values) -> "LoadedConfig":
-        """The same config with other values, as `--set` would change it.
+    def with_values(self, values: Values, source: str = "--set") -> "LoadedConfig":
+        """The same config with other values, as `--set` would change it; `source` says where they come from.
 
         Raises:
             VlmtuneError: they cannot hold beside the others.
@@ -42,7 +42,7 @@ class LoadedConfig:
         except ValidationError as error:
             said = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
             raise VlmtuneError(f"{' '.join(words_of(values))}: {said}") from None
-        return LoadedConfig(config, self.sources | dict.fromkeys(values, "--set"), self.base_dir)
+        return LoadedConfig(config, self.sources | dict.fromkeys(values, source), self.base_dir)
 
     def values(self) -> dict[str, object]:
         """Every key with its value, dotted, in the order of the schema."""

@@ -95,10 +95,10 @@ class TrainingSection(Section):
     """Peak learning rate."""
     batch_size: Count = 1
     """Rows per forward pass."""
-    gradient_accumulation_steps: Count = 8
-    """Forward passes per optimizer step; rows per step = batch_size × this."""
-    num_epochs: Annotated[float, Field(gt=0.0, le=10_000.0)] = 1.0
-    """Passes over the training rows."""
+    gradient_accumulation_steps: Count | None = None
+    """Forward passes per optimizer step; rows per step = batch_size × this. Default: 4 to 32 rows, by their number."""
+    num_epochs: Annotated[float, Field(gt=0.0, le=10_000.0)] | None = None
+    """Passes over the training rows. Default: as many as make 100 steps, at least one."""
     max_steps: Count | None = None
     """Stop after this many optimizer steps, whatever `num_epochs` says."""
     warmup_ratio: Fraction = 0.03
@@ -142,6 +142,12 @@ class HardwareSection(Section):
     """Recompute activations instead of keeping them: much less memory, and the layers' forward pass once more."""
     checkpointed_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Recompute only the language model's first layers, this many; the others keep theirs: faster. Default: all."""
+    offload_activations: bool = False
+    """Keep what layers recompute from in main memory: less on the card, and two copies over the bus for each layer."""
+    offload_embeddings: bool | None = None
+    """Keep embedding tables in main memory and look rows up there. Default: on a GPU wherever the model allows it."""
+    streamed_layers: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Method `qlora`: so many of the language model's layers lie in main memory, and two of them on the card."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     on_oom: Literal["error", "retry"] = "error"
@@ -184,6 +190,11 @@ class TrainingConfig(Section):
         if self.hardware.checkpointed_layers and not self.hardware.gradient_checkpointing:
             found.append(
                 "hardware.checkpointed_layers: no layer recomputes with hardware.gradient_checkpointing: false; "
+                "keep one of the two"
+            )
+        if self.hardware.offload_activations and not self.hardware.gradient_checkpointing:
+            found.append(
+                "hardware.offload_activations: no layer recomputes with hardware.gradient_checkpointing: false; "
                 "keep one of the two"
             )
         if training.quantization.quantize_head and training.method != "qlora":

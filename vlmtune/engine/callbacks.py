@@ -16,6 +16,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.hardware.at_hand import reading_at_hand
 from vlmtune.models.build import base_of
+from vlmtune.models.streaming import read_parameter
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.records import StepRecord
 
@@ -126,8 +127,7 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
 class FirstStepCheck(TrainerCallback):
     """After the first step: every part that is to learn had a gradient, and no frozen tensor changed.
 
-    A part is asked at the first step that can teach it: the tower's at the first step with an image. Frozen tensors
-    are looked at after the first step with a learning rate above zero, which warm-up starts with.
+    A part is asked at the first step that can teach it: the tower's at the first step with an image.
     """
 
     def __init__(self, trainer: TuneTrainer, family: Family) -> None:
@@ -140,8 +140,7 @@ class FirstStepCheck(TrainerCallback):
         self.untaught = {self.family.part_of(name) for name, _ in self._parameters(True)}
         self.frozen = {name: _digest(parameter) for name, parameter in self._parameters(False)}
 
-    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs) -> None:
-        self.learning_rate = optimizer.param_groups[0]["lr"]
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         if not self.untaught:
             return
         taught = {
@@ -159,7 +158,7 @@ class FirstStepCheck(TrainerCallback):
             )
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if not self.frozen or self.learning_rate == 0:
+        if not self.frozen:
             return
         changed = [name for name, parameter in self._parameters(False) if _digest(parameter) != self.frozen[name]]
         self.frozen = {}
@@ -170,9 +169,30 @@ class FirstStepCheck(TrainerCallback):
             )
 
     def _parameters(self, trainable: bool):
-        for name, parameter in base_of(self.trainer.model).named_parameters():
+        base = base_of(self.trainer.model)
+        for name, parameter in base.named_parameters():
             if parameter.requires_grad == trainable:
-                yield name, parameter
+                yield name, read_parameter(base, parameter)
+
+
+class MovedCheck(TrainerCallback):
+    """At the end: something of what learns has changed; a run that taught nothing does not end as one that did."""
+
+    def __init__(self, trainer: TuneTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.first_step, self.before = state.global_step, self._digests()
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step > self.first_step and self._digests() == self.before:
+            raise VlmtuneError(
+                f"nothing was learned: after {state.global_step} steps every trained weight is what it was",
+                "gradients that overflow (hardware.mixed_precision) or a learning rate too small to be felt do that",
+            )
+
+    def _digests(self) -> list[int]:
+        return [_digest(parameter) for parameter in self.trainer.model.parameters() if parameter.requires_grad]
 
 
 def _limit_bytes() -> int:

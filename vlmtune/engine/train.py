@@ -14,7 +14,7 @@ from vlmtune.data.features.prepare import Teller, features_of
 from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
-from vlmtune.engine.callbacks import FirstStepCheck, Recorder, StopOnInterrupt
+from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, save_adapter
 from vlmtune.engine.evaluate import mean_loss
 from vlmtune.engine.memory import MemoryWatch
@@ -148,7 +148,7 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     interrupt, recorder = StopOnInterrupt(view), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
     check = FirstStepCheck(trainer, family_of(plan))
-    for callback in (interrupt, recorder, check, *watches, *_services(plan, folder)):
+    for callback in (interrupt, recorder, check, MovedCheck(trainer), *watches, *_services(plan, folder)):
         trainer.add_callback(callback)
     _silence_printer(trainer)
     return Running(trainer, recorder, interrupt, watch)

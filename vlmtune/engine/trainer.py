@@ -2,15 +2,16 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from vlmtune.compat.trainer import DEVICE_PLACEMENT, GET_LENGTH_GROUPED_INDICES, MODEL_ACCEPTS_LOSS_KWARGS
 from vlmtune.data.collate import WHERE
@@ -57,6 +58,30 @@ class LengthGroupedOrder(Sampler[int]):
         return iter(GET_LENGTH_GROUPED_INDICES(self.lengths, self.rows_per_step, generator=generator))
 
 
+class Schedule(LambdaLR):
+    """transformers' schedule, one step ahead: its warm-up starts at 0, and a step at 0 learns nothing.
+
+    It is that of one step more, so that a decay reaches 0 after the last step and not before it.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, args: TrainingArguments, num_steps: int) -> None:
+        def rates(num_steps: int, warmup: int = args.get_warmup_steps(num_steps)) -> list[Callable[[int], float]]:
+            return get_scheduler(args.lr_scheduler_type, optimizer, warmup, num_steps).lr_lambdas
+
+        self.ahead, self.of_0_1_0 = 1, rates(num_steps)
+        super().__init__(optimizer, [lambda step, rate=rate: rate(step + 1) for rate in rates(num_steps + 1)])
+
+    def state_dict(self) -> dict:
+        """Return what a checkpoint keeps."""
+        return {name: value for name, value in super().state_dict().items() if name != "of_0_1_0"}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from a checkpoint; a run of version 0.1.0, which began at 0, as it began."""
+        super().load_state_dict({"ahead": 0, **state_dict})
+        if not self.ahead:
+            self.lr_lambdas = self.of_0_1_0
+
+
 @dataclass(frozen=True)
 class Work:
     """What a run has done in some time: counted here, shown by the recorder."""
@@ -87,8 +112,7 @@ class TuneTrainer(Trainer):
         self.work = Work()
         """Since the recorder last asked."""
         self.step_has_images = False
-        rows_per_step = plan.batch_size * plan.gradient_accumulation_steps
-        self.order = LengthGroupedOrder(lengths, rows_per_step, plan.seed)
+        self.order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
         # Trainer's own order by length would encode every row to learn its length, and follow torch's global generator:
@@ -100,6 +124,12 @@ class TuneTrainer(Trainer):
         if self.optimizer is None:
             self.optimizer = build_optimizer(self.model, self.plan)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Schedule:
+        """Build the plan's schedule."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = Schedule(optimizer or self.optimizer, self.args, num_training_steps)
+        return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         """Return vlmtune's loss: the model's own makes logits of every token."""
@@ -186,9 +216,18 @@ def _raising(batches: Iterator) -> Iterator:
         yield batch
 
 
-def training_arguments(plan: RunPlan, folder: RunFolder) -> TrainingArguments:
+class Arguments(TrainingArguments):
+    """Trainer's arguments for a model that is where it belongs."""
+
+    @property
+    def place_model_on_device(self) -> bool:
+        """Trainer would bring all of it to the card, parts in main memory too."""
+        return False
+
+
+def training_arguments(plan: RunPlan, folder: RunFolder) -> Arguments:
     """Return the plan in transformers' words. Checkpointing, loss and optimizer are vlmtune's own and stay off here."""
-    return TrainingArguments(
+    return Arguments(
         output_dir=str(folder.checkpoints),
         run_name=plan.experiment_name,
         per_device_train_batch_size=plan.batch_size,

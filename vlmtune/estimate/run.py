@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from vlmtune.estimate.cache import cached
 from vlmtune.estimate.cannot_tell import cannot_tell
 from vlmtune.estimate.given_rows import GivenRows
-from vlmtune.estimate.report import MemoryReport, Phase, Share, WithoutWorst
+from vlmtune.estimate.main_memory import Weights, need_of, stored_format
+from vlmtune.estimate.report import MainMemoryNeed, MemoryReport, Phase, Share, WithoutWorst, would_swap
 from vlmtune.hardware.cards import Card, Target
 from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import RunPlan
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from vlmtune.data.encode import Encoded
     from vlmtune.estimate.allocator.peaks import Peaks
     from vlmtune.estimate.features import Encoding
-    from vlmtune.estimate.simulate.record import Hidden
+    from vlmtune.estimate.simulate.record import Hidden, Log
     from vlmtune.estimate.simulate.simulation import Batch, Steps
     from vlmtune.estimate.simulate.steps import RowBatches
 
@@ -50,7 +51,8 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
             rows = [largest_row(plan_of_texts(plan, share), source, family) for share in SHARES_OF_LONGEST]
             served, tower = rows_in_training(rows, plan)
             steps = collated(_made_up_steps(plan, fast), served, lambda batch: collate(batch, 0))
-            return _estimate(_Work(plan, steps, served[0], fast, Encoding(tower, rows[0]) if tower else None), target)
+            encoding = Encoding(tower, rows[0]) if tower else None
+            return _estimate(_Work(plan, source, steps, served[0], fast, encoding), target)
 
     return _held_to(cached([*_decided_by(plan, source, target), fast], made), target)
 
@@ -117,7 +119,8 @@ class _Rows:
         if tower and self.lengths.image[kept].any():
             most_seen = kept[int(self.lengths.image[kept].argmax())]
             encoding = Encoding(tower, self.rows[most_seen], len(kept))
-        return _Work(self.plan, collated(chosen, rows, self.collator), rows[0], fast, encoding)
+        steps = collated(chosen, rows, self.collator)
+        return _Work(self.plan, self.source, steps, rows[0], fast, encoding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +128,7 @@ class _Work:
     """What is simulated."""
 
     plan: RunPlan
+    source: ModelSource
     steps: "Steps"
     longest: "Encoded"
     fast: bool
@@ -143,11 +147,14 @@ class _Work:
 
         return {key: value for key, value in collate([self.longest], 0).items() if key != WHERE}
 
+    @property
+    def batches(self) -> "list[Batch]":
+        """Those of all steps."""
+        return [batch for step in self.steps for batch in step]
+
     def digest(self) -> list:
         """Return what of the batches decides the memory: sizes of tensors, and the values of whole numbers."""
-        batches = [batch for step in self.steps for batch in step]
-        if self.encoding:
-            batches.append(self.encoding.batch)
+        batches = self.batches + ([self.encoding.batch] if self.encoding else [])
         return [self.fast, *([(key, value.shape, _values(value)) for key, value in batch.items()] for batch in batches)]
 
 
@@ -169,16 +176,17 @@ def _decided_by(plan: RunPlan, source: ModelSource, target: Target) -> list[Any]
     """Return what decides an estimate besides the batches: plan, the model's own configs, and the card.
 
     The configs beside the plan: a local model can be edited in its place. Of the card all but the budget, which
-    changes with what else runs on it.
+    changes with what else runs on it, as main memory does.
     """
-    card = dataclasses.asdict(dataclasses.replace(target, budget_bytes=0))
+    card = dataclasses.asdict(dataclasses.replace(target, budget_bytes=0, main_memory_bytes=None))
     return [dataclasses.asdict(plan), source.config, source.preprocessor, card]
 
 
 def _held_to(report: MemoryReport, target: Target) -> MemoryReport:
-    """Return the report with the verdict for this budget; loading or encoding may take more than training."""
-    budget = target.budget_bytes
-    return dataclasses.replace(report, budget_bytes=budget, fits=report.most_bytes <= budget)
+    """Return the report with the verdict for this budget and main memory; loading or encoding may take more."""
+    budget, available = target.budget_bytes, target.main_memory_bytes
+    fits = report.most_bytes <= budget and not would_swap(report.main_memory, available)
+    return dataclasses.replace(report, budget_bytes=budget, main_memory_available_bytes=available, fits=fits)
 
 
 def _values(tensor: "Tensor") -> str | None:
@@ -186,10 +194,11 @@ def _values(tensor: "Tensor") -> str | None:
 
 
 def _estimate(work: _Work, target: Target) -> MemoryReport:
-    """Return the report; `budget_bytes` and `fits` are left to `_held_to`."""
+    """Return the report; what this card and this machine have, and `fits`, are left to `_held_to`."""
     started = time.perf_counter()
     plan, row, fast = work.plan, work.longest, work.fast
-    peaks = _peaks(work, target)
+    log = _simulated(work, target)
+    peaks = _peaks(log, target)
     return MemoryReport(
         model=plan.model_name,
         preset=None,
@@ -213,26 +222,29 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         fast=fast,
         seconds=round(time.perf_counter() - started, 1),
         versions=library_versions(),
+        main_memory=_main_memory(work, log.weights, peaks),
+        streamed_bytes_per_step=peaks.streamed_bytes_per_batch * plan.gradient_accumulation_steps,
         encoding_reserved_bytes=_encoding_bytes(work, target),
     )
 
 
-def _peaks(work: _Work, target: Target) -> "Peaks":
-    """Return the peaks of the steps and of an evaluation."""
-    from vlmtune.estimate.allocator.peaks import peaks_of
+def _simulated(work: _Work, target: Target) -> "Log":
+    """Return what the steps and an evaluation allocate."""
     from vlmtune.estimate.simulate.simulation import Run, simulate
 
     run = Run(work.steps, _hidden_of(target.card), evaluated=work.longest_batch, form=work.form, repeat=work.fast)
-    return peaks_of(simulate(work.plan, run), target.expandable_segments)
+    return simulate(work.plan, run)
+
+
+def _peaks(log: "Log", target: Target) -> "Peaks":
+    from vlmtune.estimate.allocator.peaks import peaks_of
+
+    return peaks_of(log, target.expandable_segments)
 
 
 def _encoding_bytes(work: _Work, target: Target) -> int:
     """Return what is reserved at most while images are encoded; 0 where that is not done."""
-    from vlmtune.estimate.allocator.peaks import peaks_of
-
-    if work.encoding is None:
-        return 0
-    return peaks_of(work.encoding.log(_hidden_of(target.card)), target.expandable_segments).reserved_bytes
+    return _peaks(work.encoding.log(_hidden_of(target.card)), target).reserved_bytes if work.encoding else 0
 
 
 def _hidden_of(card: Card) -> "Hidden":
@@ -269,6 +281,11 @@ def _breakdown(peaks: "Peaks", card: Card) -> tuple[Share, ...]:
     shares.append(Share("reserved but free (fragmentation)", peaks.reserved_bytes - named - other))
     shares.append(Share("CUDA context", card.context_bytes))
     return tuple(shares)
+
+
+def _main_memory(work: _Work, weights: Weights, peaks: "Peaks") -> MainMemoryNeed:
+    step_bytes = peaks.allocated_bytes - peaks.phases["load"].allocated_at_end_bytes
+    return need_of(work.plan, weights, stored_format(work.source.config), work.batches, step_bytes)
 
 
 def _parts(peaks: "Peaks") -> dict[str, int]:

@@ -13,6 +13,7 @@ from vlmtune.families.facts import ModelFacts
 from vlmtune.hardware.cards import Target
 from vlmtune.hub.source import ModelSource
 from vlmtune.plan.decide import make_plan
+from vlmtune.plan.length import open_values
 from vlmtune.plan.types import Device, RunPlan
 
 
@@ -37,6 +38,12 @@ class Scenario:
     """Told the changed values before each simulation."""
     values: Values = field(default_factory=dict)
     """What was changed of the config that the scenario began with."""
+
+    def __post_init__(self) -> None:
+        # Levers divide the rows of a step, so these must be known: what the config leaves open follows the rows.
+        values = open_values(self.loaded.config, len(self.rows.samples) if self.rows else None)
+        if values:
+            object.__setattr__(self, "loaded", self.loaded.with_values(values, "the number of rows"))
 
     @property
     def config(self) -> TrainingConfig:

@@ -19,6 +19,9 @@ SMALLEST_IMAGE_PX = 224
 CAPPED_BY_DEFAULT = {"gemma2": 50.0, "t5_gemma_module": 50.0, "vaultgemma": 50.0}
 """Text models that cap their attention scores unless their config.json says otherwise (transformers 5.17 to 5.23)."""
 
+PER_LAYER_BY_DEFAULT = ("gemma3n_text", "gemma4_text")
+"""Text models that have a second table of embeddings unless their config.json says otherwise (5.17 to 5.23)."""
+
 
 class ModelFacts:
     """The facts of one model; each is looked up when it is first asked for."""
@@ -61,8 +64,18 @@ class ModelFacts:
     @cached_property
     def shares_embedding(self) -> bool:
         """Whether the output head is the embedding, which is looked up by row and cannot be quantised."""
-        whole = self._library
-        return bool(getattr(whole, "tie_word_embeddings", False) if whole else self.config.get("tie_word_embeddings"))
+        said, text = self.config.get("tie_word_embeddings"), self.config.get("text_config") or {}
+        if said is not None and text.get("tie_word_embeddings", said) == said:
+            return said
+        # Where they differ, some classes go by the one, some by the other.
+        return bool(getattr(self._library, "tie_word_embeddings", False))
+
+    @cached_property
+    def per_layer_embeddings(self) -> bool:
+        """Whether each layer has rows of its own for a token, in a second table that no head shares."""
+        text = self.config.get("text_config") or {}
+        by_default = text.get("model_type") in PER_LAYER_BY_DEFAULT
+        return bool(text.get("hidden_size_per_layer_input", by_default))
 
     @cached_property
     def caps_attention(self) -> bool:

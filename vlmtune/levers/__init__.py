@@ -5,6 +5,7 @@ from vlmtune.config.values import Values, not_yet
 from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Lever, Saving
 from vlmtune.levers.batch import BATCH
+from vlmtune.levers.embeddings import EMBEDDINGS
 from vlmtune.levers.features import FEATURES_LEVER
 from vlmtune.levers.head import HEAD
 from vlmtune.levers.image_size import IMAGE_SIZE
@@ -12,13 +13,16 @@ from vlmtune.levers.method import METHOD
 from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.rank import LORA_RANK
 from vlmtune.levers.recompute import RECOMPUTE
+from vlmtune.levers.streaming import STREAMING
 from vlmtune.levers.text_length import TEXT_LENGTH
 from vlmtune.levers.tower import TOWER
 
 LEVERS: tuple[Lever, ...] = (
+    EMBEDDINGS,
     RECOMPUTE,
     BATCH,
     FEATURES_LEVER,
+    STREAMING,
     HEAD,
     TOWER,
     METHOD,

@@ -101,6 +101,8 @@ class Saving:
     """(config, model, text tokens of the longest row) -> ever stronger versions; none where it does not apply."""
     may_cost_memory: bool = False
     """Whether a run that does not fit may need even more with it."""
+    priced: Callable[[list[Values]], list[Values]] = lambda steps: steps[:1]
+    """Those of the steps that stand in price lists."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,10 @@ def _not_asked(config: TrainingConfig, model: ModelFacts, plan: "RunPlan", rows:
 
 def _no_change(model: "nn.Module", plan: "RunPlan", family: Family) -> None:
     return None
+
+
+def _nothing_held(model: "nn.Module", plan: "RunPlan", family: Family, batch_tokens: int) -> int:
+    return 0
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,11 @@ class Lever:
     """config -> why it cannot be pulled beside others, each `key: reason`; empty where nothing stands against it."""
     apply: Callable[["nn.Module", "RunPlan", Family], None] = _no_change
     """(base model with its adapters, plan, family) -> None: what it does to a model, with storage or without."""
+    main_memory_bytes: Callable[["nn.Module", "RunPlan", Family, int], int] = _nothing_held
+    """(base model with its adapters, plan, family, tokens of the largest batch) -> what it keeps in main memory beside
+    the card, pinned or not, for as long as the run lasts."""
+    main_memory_is_mapped: bool = False
+    """Whether that is pages of the model's files wherever these have the run's number format."""
 
     @property
     def exact(self) -> bool:

@@ -11,20 +11,25 @@ if TYPE_CHECKING:
     from vlmtune.plan.types import Device, RunPlan
 
 SIZE, ACCUMULATION = "training.batch_size", "training.gradient_accumulation_steps"
+MOST_ROWS = 32
+"""Of a step where the config leaves them open: of more, adapters have seen no profit."""
 ENOUGH_TOKENS = 4096
 """Of one forward pass: with more, unpacking 4-bit weights is no longer felt on any card."""
 
 
 def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:
-    training = config.training
-    return Decision(
-        {"batch_size": training.batch_size, "gradient_accumulation_steps": training.gradient_accumulation_steps}
-    )
+    return Decision({"batch_size": config.training.batch_size, "gradient_accumulation_steps": _accumulation(config)})
 
 
 def rows_per_step(config: TrainingConfig) -> int:
     """Return the rows of one optimizer step."""
-    return config.training.batch_size * config.training.gradient_accumulation_steps
+    return config.training.batch_size * _accumulation(config)
+
+
+def _accumulation(config: TrainingConfig) -> int:
+    """Return what the config says; where it leaves that open, what it is with many rows (plan/length.py)."""
+    training = config.training
+    return training.gradient_accumulation_steps or max(1, MOST_ROWS // training.batch_size)
 
 
 def batch_of(batch_size: int, rows: int) -> Values:
@@ -54,9 +59,8 @@ def _more_rows(config: TrainingConfig, model: ModelFacts, tokens: int) -> list[V
 
 
 def _more(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
-    training = config.training
-    doubles = training.gradient_accumulation_steps % 2 == 0
-    return [batch_of(2 * training.batch_size, rows_per_step(config))] if doubles else []
+    doubles = _accumulation(config) % 2 == 0
+    return [batch_of(2 * config.training.batch_size, rows_per_step(config))] if doubles else []
 
 
 def _same_rows(begun: "RunPlan", now: "RunPlan") -> bool:

@@ -30,7 +30,7 @@ def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Deci
         return Decision(values)
     if reason is None and device.kind == "cpu":
         reason = f"training runs on the CPU, where it frees no card; {KEY}: true encodes once all the same"
-    if reason is None and config.training.num_epochs <= 1:
+    if reason is None and (config.training.num_epochs or 1) <= 1:
         reason = "every image is seen once: it would save memory and no time"
     if reason:
         return Decision(values, (Choice(KEY, "false", reason),))

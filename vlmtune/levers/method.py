@@ -78,7 +78,7 @@ def adapt(model: "PreTrainedModel", plan: "RunPlan", family: Family) -> "PreTrai
             if family.part_of(name) in plan.trainable_parts:
                 parameter.requires_grad_(True)
         return model
-    with torch.device(model.device):
+    with torch.device(model.get_output_embeddings().weight.device):  # embeddings may be on the CPU
         adapted = get_peft_model(model, _lora_config(plan))
     # Written into every checkpoint and the adapter; PEFT would put the folder's full path there.
     adapted.peft_config["default"].base_model_name_or_path = plan.model_name

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +28,8 @@ from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
+from vlmtune.models import embeddings, streaming
+from vlmtune.models.packed import quantise_nothing
 from vlmtune.models.parts import SEES, only, parts_in_training, rest_frozen_parts
 from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
@@ -53,7 +57,10 @@ def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
     torch.manual_seed(plan.seed)
     family = family_of(plan)
     parts = parts_in_training(family, cache_features=plan.cache_features)
-    model = load_base(plan, parts=parts) if weights == "checkpoint" else weightless_base(plan, parts)
+    if weights == "checkpoint":
+        model = load_base(plan, parts=parts)
+    else:
+        model = streaming.weightless(weightless_base(plan, parts), plan, family)
     model = adapt(model.requires_grad_(False), plan, family)
     rest_frozen_parts(base_of(model), family)
     for lever in levers.LEVERS:
@@ -63,6 +70,7 @@ def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
 
 def build_tower(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "checkpoint") -> PreTrainedModel:
     """Return vision tower and projector on the plan's device, as the whole model has them, and nothing else of it."""
+    plan = replace(plan, offload_embeddings=False, streamed_layers=0)  # of parts that are not there
     model = load_base(plan, parts=SEES) if weights == "checkpoint" else weightless_base(plan, SEES)
     return model.requires_grad_(False).eval()
 
@@ -103,12 +111,16 @@ def load_base(plan: RunPlan, *, quantized: bool = True, parts: Collection[str] |
     folder = checkpoint_folder(plan.model, plan.revision)
     stored = check_checkpoint(plan)
     try:
-        with only(parts, AutoConfig.from_pretrained(folder), family_of(plan)):
+        with (
+            only(parts, AutoConfig.from_pretrained(folder), family_of(plan)),
+            embeddings.as_mapped(),
+            streaming.while_loading(plan, family_of(plan), quantized),
+        ):
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype=DTYPES[plan.base_dtype],
                 quantization_config=_quantization_config(plan) if quantized else None,
-                device_map={"": plan.device},
+                device_map=embeddings.device_map(plan, partial(_weightless, parts=parts)),
                 attn_implementation=plan.attention,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -130,6 +142,8 @@ def load_base(plan: RunPlan, *, quantized: bool = True, parts: Collection[str] |
     refuse_other_numbers(model, stored, folder)
     _name_image_token(model, plan)
     _forbid_packing(model)
+    embeddings.keep_in_main_memory(model, plan)
+    streaming.start(model)
     return model
 
 
@@ -178,9 +192,10 @@ def weightless_base(plan: RunPlan, parts: Collection[str] | None = None) -> PreT
             )
             for module in model.modules():
                 if isinstance(module, Linear4bit):
-                    _quantise_nothing(module, quantization)
+                    quantise_nothing(module, quantization)
         borrowed.IS_LOADED_IN_4BIT.write(model, True)
     _forbid_packing(model)
+    embeddings.keep_in_main_memory(model, plan)
     return model
 
 
@@ -223,44 +238,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _quantise_nothing(module: Linear4bit, quantization: BitsAndBytesConfig) -> None:
-    """Give a weightless layer the packed weight and the constants that quantising would have made."""
-
-    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    numbers = module.out_features * module.in_features
-    blocks = -(-numbers // 64)
-    nested = quantization.bnb_4bit_use_double_quant
-    constants = bnb.QUANT_STATE(
-        absmax=empty(-(-blocks // 256), dtype=torch.float32),
-        code=empty(256, dtype=torch.float32),
-        blocksize=256,
-        dtype=torch.float32,
-    )
-    state = bnb.QUANT_STATE(
-        absmax=empty(blocks, dtype=torch.uint8 if nested else torch.float32),
-        shape=torch.Size((module.out_features, module.in_features)),
-        dtype=quantization.bnb_4bit_compute_dtype,
-        blocksize=64,
-        code=empty(16, dtype=torch.float32),
-        quant_type=quantization.bnb_4bit_quant_type,
-        offset=empty(dtype=torch.float32) if nested else None,
-        state2=constants if nested else None,
-    )
-    module.weight = bnb.PARAMS_4BIT(
-        empty((numbers + 1) // 2, 1, dtype=torch.uint8),
-        requires_grad=False,
-        quant_state=state,
-        blocksize=64,
-        compress_statistics=nested,
-        quant_type=quantization.bnb_4bit_quant_type,
-        bnb_quantized=True,
-    )
-    bnb.LAYER_STATE.write(module, state)
-    bnb.COMPUTE_TYPE_IS_SET.write(module, True)
-
-
 def base_of(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -275,6 +252,7 @@ def _quantization_config(plan: RunPlan) -> BitsAndBytesConfig | None:
         bnb_4bit_use_double_quant=plan.double_quant,
         bnb_4bit_compute_dtype=DTYPES[plan.base_dtype],
         llm_int8_skip_modules=list(plan.unquantized),
+        llm_int8_enable_fp32_cpu_offload=embeddings.is_split(plan),  # else a part on the CPU is refused
     )
 
 

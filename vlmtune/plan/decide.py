@@ -45,7 +45,7 @@ def make_plan(
         **_number_formats(config, device, choices),
         "allow_urls": config.data.allow_urls,
         "num_workers": _num_workers(config, device),
-        "num_epochs": training.num_epochs,
+        "num_epochs": 1.0 if training.num_epochs is None else training.num_epochs,
         "max_steps": training.max_steps,
         "learning_rate": training.learning_rate,
         "warmup_ratio": training.warmup_ratio,

@@ -83,11 +83,17 @@ class RunPlan:
     save_steps: int
     save_total_limit: int
     report_to: tuple[str, ...]
+    offload_activations: bool = False
+    """Whether what the layers that recompute start from waits in main memory."""
+    offload_embeddings: bool = False
+    """Whether tables of embeddings lie in main memory, and rows are looked up there."""
     choices: tuple[Choice, ...] = field(default=())
     cache_features: bool = False
     """Images are encoded before the language model loads, and the vision tower is not part of the training model."""
     cache_features_gib: float = 20.0
     """What all cached features may take of the disk."""
+    streamed_layers: int = 0
+    """The language model's layers that lie in main memory."""
 
     @property
     def rows_per_step(self) -> int:

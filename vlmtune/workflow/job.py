@@ -28,6 +28,8 @@ class Job:
     plan: "RunPlan"
     source: "ModelSource"
     data: "RunData"
+    length: tuple[str, ...] = ()
+    """What people are told of how many steps there will be."""
 
     def with_values(self, values: "Values") -> "Job":
         """Return the same run with other values; nothing is read again, so no edit made meanwhile enters it."""
@@ -36,7 +38,7 @@ class Job:
 
         loaded = self.loaded.with_values(values)
         plan = make_plan(loaded.config, self.source, probe_device(), self.plan.data_sha256, given_rows(self.data))
-        return Job(loaded, plan, self.source, self.data)
+        return replace(self, loaded=loaded, plan=plan)
 
 
 def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> Job:
@@ -47,6 +49,7 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> J
     """
     from vlmtune.config.load import load_config
     from vlmtune.engine.single import refuse_several_processes
+    from vlmtune.plan.length import begun_values, open_values, told_of_length
     from vlmtune.workflow.start import start_on_gpu
 
     refuse_several_processes()
@@ -54,8 +57,13 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> J
     if resume and (changes := _changes_of(loaded, err)):
         loaded = load_config(path, (*words, *changes))
     data = read_data(loaded, live=not err)
-    data = replace(data, notes=(*data.notes, *start_on_gpu()))
-    return Job(loaded, *make_run_plan(loaded, data, pinned_commit(loaded) if resume else None), data)
+    begun = _begun(loaded) if resume else None
+    chosen = begun_values(loaded.config, begun) if begun else open_values(loaded.config, len(data.train.samples))
+    loaded = loaded.with_values(chosen, "the number of rows") if chosen else loaded
+    notes = start_on_gpu()
+    plan, source = make_run_plan(loaded, data, _pinned_commit(loaded, begun))
+    lines = told_of_length(loaded.config.training, len(data.train.samples), chosen)
+    return Job(loaded, plan, source, replace(data, notes=(*data.notes, *lines, *notes)), lines)
 
 
 def _changes_of(loaded: "LoadedConfig", err: bool) -> tuple[str, ...]:
@@ -68,17 +76,22 @@ def _changes_of(loaded: "LoadedConfig", err: bool) -> tuple[str, ...]:
     return tuple(word for retry in retries for word in retry.words)
 
 
-def pinned_commit(loaded: "LoadedConfig") -> str | None:
+def _begun(loaded: "LoadedConfig") -> "RunPlan":
+    """Return the plan of the run that is to be continued."""
+    from vlmtune.plan.file import load_plan
+    from vlmtune.runs.folder import RunFolder
+
+    return load_plan(RunFolder.open_existing(loaded.config.run_dir).plan)
+
+
+def _pinned_commit(loaded: "LoadedConfig", begun: "RunPlan | None") -> str | None:
     """Return the commit of the hub model that the run to be continued began with; None when the config wants another.
 
     A branch may have moved since: a run goes on with the files that it began with.
     """
-    from vlmtune.plan.file import load_plan
-    from vlmtune.runs.folder import RunFolder
-
-    plan = load_plan(RunFolder.open_existing(loaded.config.run_dir).plan)
     wanted = loaded.config.model
-    return plan.revision if (plan.model, plan.model_revision) == (wanted.name, wanted.revision) else None
+    is_same = begun and (begun.model, begun.model_revision) == (wanted.name, wanted.revision)
+    return begun.revision if is_same else None
 
 
 def given_rows(data: "RunData") -> "GivenRows":

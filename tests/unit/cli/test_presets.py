@@ -14,7 +14,7 @@ def test_list_is_a_table_that_fits_80_columns(run_cli):
     assert (result.code, result.stderr) == (0, "")
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
     row = next(line.split() for line in result.stdout.splitlines() if line.startswith("8gb"))
-    assert row == ["8gb", "8", "GB", "qlora", "8", "1", "x", "32", "512", "336", "Qwen/Qwen3-VL-4B-Instruct"]
+    assert row == ["8gb", "8", "GB", "qlora", "8", "1", "512", "336", "Qwen/Qwen3-VL-4B-Instruct"]
 
 
 def test_list_as_json(run_cli):
@@ -26,7 +26,6 @@ def test_list_as_json(run_cli):
         "method": "qlora",
         "rank": 8,
         "batch_size": 1,
-        "gradient_accumulation_steps": 32,
         "max_length": 512,
         "image_size": 336,
         "suits": "Qwen/Qwen3-VL-4B-Instruct",

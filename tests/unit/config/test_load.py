@@ -8,6 +8,7 @@ import pytest
 from vlmtune.config.keys import all_keys
 from vlmtune.config.load import load_config
 from vlmtune.errors import ExitCode, VlmtuneError
+from vlmtune.levers.batch import rows_per_step
 
 GOOD = "model: {name: some/model}\ndata: {train_path: rows.jsonl}\n"
 
@@ -61,7 +62,7 @@ def test_set_may_choose_the_preset_and_the_alias_names_the_guides_recipe(load):
     training, data = loaded.config.training, loaded.config.data
     assert loaded.sources["training.lora.rank"] == "preset 8gb"
     assert (training.method, training.lora.rank, training.lora.alpha) == ("qlora", 8, 16)
-    assert (training.batch_size, training.gradient_accumulation_steps) == (1, 32)
+    assert (training.batch_size, rows_per_step(loaded.config)) == (1, 32)
     assert (data.max_length, data.image_size) == (512, 336)
     assert training.quantization.bnb_4bit_quant_type == "nf4" and training.quantization.bnb_4bit_use_double_quant
     assert loaded.config.hardware.gradient_checkpointing and loaded.config.hardware.mixed_precision == "auto"

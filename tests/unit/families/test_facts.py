@@ -10,7 +10,7 @@ import pytest
 
 from vlmtune.catalog import catalog
 from vlmtune.config.schema import TrainingConfig
-from vlmtune.families.facts import CAPPED_BY_DEFAULT, ModelFacts
+from vlmtune.families.facts import CAPPED_BY_DEFAULT, PER_LAYER_BY_DEFAULT, ModelFacts
 from vlmtune.hub.source import open_model
 from vlmtune.plan.decide import BYTES_PER_LOGIT, LOSS_CHUNK_BYTES, make_plan
 from vlmtune.plan.types import Device
@@ -35,6 +35,7 @@ def test_facts_are_those_of_the_library(entry):
     text = whole.get_text_config()
     assert (facts.num_layers, facts.vocabulary) == (text.num_hidden_layers, text.vocab_size)
     assert facts.shares_embedding == bool(getattr(whole, "tie_word_embeddings", False))
+    assert facts.per_layer_embeddings == bool(getattr(text, "hidden_size_per_layer_input", 0))
     assert facts.caps_attention == bool(getattr(text, "attn_logit_softcapping", None))
 
 
@@ -50,23 +51,36 @@ def test_a_vocabulary_that_config_json_leaves_out_is_the_class_s_own(model_id):
     assert plan.loss_chunk_tokens * 262_208 * BYTES_PER_LOGIT <= LOSS_CHUNK_BYTES
 
 
-def test_every_class_of_the_library_that_caps_attention_by_default_is_known():
+def defaults_of(field: str) -> dict[type, object]:
+    """Class of a config in the library → its default of a field, where it has one."""
     import transformers.models
 
-    capped = {}
+    found = {}
     for module in iter_modules(transformers.models.__path__):
         try:
             configs = import_module(f"transformers.models.{module.name}.configuration_{module.name}")
         except ModuleNotFoundError:
             continue
-        for found in vars(configs).values():
-            fields = getattr(found, "__dataclass_fields__", {})
-            if "attn_logit_softcapping" in fields and isinstance(getattr(found, "model_type", None), str):
-                default = fields["attn_logit_softcapping"].default
-                if isinstance(default, float):
-                    capped[found.model_type] = default
+        for kind in vars(configs).values():
+            fields = getattr(kind, "__dataclass_fields__", {})
+            if field in fields and isinstance(getattr(kind, "model_type", None), str):
+                found[kind] = fields[field].default
+    return found
+
+
+def test_every_class_of_the_library_that_caps_attention_by_default_is_known():
+    capped = {
+        kind.model_type: default
+        for kind, default in defaults_of("attn_logit_softcapping").items()
+        if isinstance(default, float)
+    }
     text_models = {name: value for name, value in capped.items() if not name.startswith("videoprism")}
     assert "gemma2" in capped and text_models == CAPPED_BY_DEFAULT
+
+
+def test_every_class_of_the_library_that_has_embeddings_for_each_layer_by_default_is_known():
+    found = {kind.model_type for kind, default in defaults_of("hidden_size_per_layer_input").items() if default}
+    assert found - {"embedding_gemma2_text"} == set(PER_LAYER_BY_DEFAULT)  # that one writes no text
 
 
 def test_nothing_is_asked_of_the_library_that_the_file_says(monkeypatch):

@@ -1,14 +1,18 @@
 """The two memory levers of the model: fewer layers that recompute, and a head in 4 bits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from tiny import TINY
 from tiny.rows import colour_rows, tiny_plan
+from torch.autograd.graph import saved_tensors_hooks
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlmtune.catalog import catalog
+from vlmtune.compat.transformers import SAVE_ON_CPU
 from vlmtune.data.collate import WHERE, collate
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.step import forward_loss
@@ -68,12 +72,36 @@ def test_layers_that_keep_their_activations_learn_the_same(name, models, learn):
         torch.testing.assert_close(value, all_gradients[key], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("layers", [None, 1])
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_what_layers_recompute_from_waits_in_main_memory_and_gives_the_same_bits(name, layers, models, learn):
+    plan = replace(tiny_plan(models(name).folder), checkpointed_layers=layers)
+    expected_loss, expected = learn(name, build_model(plan).train(), plan)
+    saved: list[torch.Size] = []
+    real = SAVE_ON_CPU.get()
+
+    def save_on_cpu(**settings) -> saved_tensors_hooks:
+        hooks = real(**settings)
+
+        def pack(tensor: torch.Tensor):
+            saved.append(tensor.shape)
+            return hooks.pack_hook(tensor)
+
+        return saved_tensors_hooks(pack, hooks.unpack_hook)
+
+    offloading = replace(plan, offload_activations=True)
+    with SAVE_ON_CPU.replaced(save_on_cpu):
+        loss, gradients = learn(name, build_model(offloading).train(), offloading)
+    hidden = [shape for shape in saved if len(shape) == 3]
+    assert len(hidden) == (layers or 2) and len(set(hidden)) == 1, "one a layer that recomputes"
+    assert torch.equal(loss, expected_loss) and gradients.keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in gradients.items())
+
+
 @pytest.mark.parametrize("chunk_tokens", [8, 10_000])
 @pytest.mark.parametrize("name", UNTIED)
 def test_a_head_in_4_bits_gives_the_gradients_of_the_same_numbers_in_full(name, chunk_tokens, models, learn):
-    import dataclasses
-
-    plan = dataclasses.replace(tiny_plan(models(name).folder, **HEAD), loss_chunk_tokens=chunk_tokens)
+    plan = replace(tiny_plan(models(name).folder, **HEAD), loss_chunk_tokens=chunk_tokens)
     model = build_model(plan).train()
     head = base_of(model).get_output_embeddings()
     assert type(head) is Linear4bit

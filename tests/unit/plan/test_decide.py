@@ -1,6 +1,7 @@
 """Every value that the plan decides, for each method and device."""
 
 import re
+from pathlib import Path
 
 import pytest
 from tiny import TINY
@@ -8,7 +9,7 @@ from tiny import TINY
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.errors import VlmtuneError
 from vlmtune.families import FAMILIES
-from vlmtune.hub.source import ModelSource
+from vlmtune.hub.source import ModelSource, open_model
 from vlmtune.levers.method import lora_targets
 from vlmtune.plan.decide import make_plan
 from vlmtune.plan.types import Device, RunPlan
@@ -109,6 +110,17 @@ def test_a_head_of_its_own_may_be_quantised_and_the_embedding_may_not():
     assert reasons(tied)["training.quantization.quantize_head"].startswith("false: the head shares")
 
 
+def test_layers_in_main_memory():
+    assert plan().streamed_layers == 0
+    assert plan(hardware={"streamed_layers": 32}).streamed_layers == 32
+    with pytest.raises(VlmtuneError, match="33 are wanted, but the language model of org/model has 32 layers"):
+        plan(hardware={"streamed_layers": 33})
+    with pytest.raises(VlmtuneError, match="1 saves nothing"):
+        plan(hardware={"streamed_layers": 1})
+    with pytest.raises(VlmtuneError, match="method full has no 4-bit layers"):
+        plan(hardware={"streamed_layers": 40}, training={"method": "full"})
+
+
 def test_layers_that_recompute():
     assert plan().checkpointed_layers is None
     assert plan(hardware={"checkpointed_layers": 5}).checkpointed_layers == 5
@@ -119,6 +131,56 @@ def test_layers_that_recompute():
         config(hardware={"checkpointed_layers": 3, "gradient_checkpointing": False})
     with pytest.raises(ValueError, match="method lora quantises nothing"):
         config(training={"method": "lora", "quantization": {"quantize_head": True}})
+
+
+def test_what_layers_recompute_from_leaves_the_card_where_there_is_one():
+    wish = {"offload_activations": True}
+    assert plan(NEW_GPU, hardware=wish).offload_activations and not plan(NEW_GPU).offload_activations
+    on_cpu = plan(CPU, hardware=wish)
+    assert not on_cpu.offload_activations
+    assert reasons(on_cpu)["hardware.offload_activations"].startswith("false: training runs on the CPU")
+    with pytest.raises(ValueError, match="hardware.offload_activations: no layer recomputes"):
+        config(hardware={**wish, "gradient_checkpointing": False})
+
+
+EMBEDDINGS = "hardware.offload_embeddings"
+TIED = {**QWEN, "tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize(
+    ("device", "model", "method", "offloads", "said"),
+    [
+        (NEW_GPU, LLAVA, "qlora", True, "true: no output head shares the embeddings: only the rows"),
+        (OLD_GPU, LLAVA, "lora", True, "true: no output head shares"),
+        (NEW_GPU, LLAVA, "full", False, "false: method full trains the embeddings"),
+        (NEW_GPU, TIED, "qlora", False, "false: the output head shares the embeddings' weights"),
+        (CPU, LLAVA, "qlora", False, "false: training runs on the CPU"),
+    ],
+)
+def test_embeddings_leave_the_card_wherever_they_can(device, model, method, offloads, said):
+    made = plan(device, model, training={"method": method})
+    assert made.offload_embeddings is offloads
+    assert reasons(made)[EMBEDDINGS].startswith(said)
+
+
+def test_embeddings_stay_where_that_is_wished_and_a_wish_that_cannot_be_granted_is_refused():
+    stays, leaves = ({"offload_embeddings": wish} for wish in (False, True))
+    for made in (plan(NEW_GPU, hardware=stays), plan(NEW_GPU, TIED, hardware=stays)):
+        assert not made.offload_embeddings and EMBEDDINGS not in reasons(made)
+    assert plan(NEW_GPU, hardware=leaves).offload_embeddings and plan(CPU, hardware=leaves).offload_embeddings
+    for model, method, why in ((TIED, "qlora", "the output head shares"), (LLAVA, "full", "method full trains")):
+        with pytest.raises(VlmtuneError, match=f"{EMBEDDINGS}: true is not possible with org/model: {why}") as refused:
+            plan(NEW_GPU, model, training={"method": method}, hardware=leaves)
+        assert refused.value.hint == f"leave {EMBEDDINGS} out"
+
+
+@pytest.mark.parametrize("wish", [True, None])
+def test_a_table_for_each_layer_leaves_though_the_head_shares_the_other_one(wish):
+    catalogued = open_model("google/gemma-4-E2B-it", None, Path(), offline_catalog=True)
+    made = plan(NEW_GPU, dict(catalogued.config), hardware={"offload_embeddings": wish})
+    assert made.offload_embeddings
+    if wish is None:
+        assert reasons(made)[EMBEDDINGS].startswith("true: no output head shares the embeddings of the layers")
 
 
 def test_what_learns():

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from vlmtune.estimate.search.explain import Priced
 
 BAR_MOST, SHARE_BAR = 48, 16
+PARTS_SHOWN = 3
+"""Of main memory."""
 SAME_FOR_MEMORY = ("experiment_name", "output_dir")
 """Keys that name a run and do not change it."""
 
@@ -51,14 +53,18 @@ def print_one(plan: Estimated) -> None:
 
 def print_levers(levers: "list[Priced]") -> None:
     """Print what each change would save, and what it costs in work."""
-    table = render.table("lever", "GiB saved", "work", "fits", right=("GiB saved", "work"))
+    numbers = ("GiB saved", "work", "streamed")
+    table = render.table("lever", *numbers, "fits", right=numbers)
     for lever in levers:
         words = "\n  ".join(f"--set {word}" for word in lever.words)
-        table.add_row(words, f"{lever.saved_bytes / GIB:+z.2f}", f"×{lever.work:.2f}", "yes" if lever.fits else "no")
+        streamed = f"{lever.streamed_bytes_per_step / GIB:.1f} GiB" if lever.streamed_bytes_per_step else ""
+        saved, work = f"{lever.saved_bytes / GIB:+z.2f}", f"×{lever.work:.2f}"
+        table.add_row(words, saved, work, streamed, "yes" if lever.fits else "no")
     out = render.console()
     out.print()
     out.print(table)
     out.print("work: floating-point operations a row; a card that is busy computing slows down by that much")
+    out.print("streamed: what comes from main memory in one optimizer step, while the card computes")
 
 
 def print_side_by_side(plans: list[Estimated]) -> None:
@@ -83,7 +89,9 @@ def _verdicts_side_by_side(plans: list[Estimated]) -> Table:
     table.add_row("fits", *_without_changes(["yes" if report.fits else "no" for report in reports]))
     table.add_row("card", *_without_changes([report.gpu for report in reports]))
     spare = [budget - peak for budget, peak in zip(budgets, peaks, strict=True)]
-    for name, sizes in (("peak reserved, GiB", peaks), ("budget, GiB", budgets), ("to spare, GiB", spare)):
+    main = [r.main_memory.peak_bytes for r in reports]
+    rows = (("peak reserved, GiB", peaks), ("budget, GiB", budgets), ("to spare, GiB", spare))
+    for name, sizes in (*rows, ("main memory, GiB", main)):
         table.add_row(name, *_with_changes([size / GIB for size in sizes], ".2f"))
     for kind in ("text", "image", "total"):
         table.add_row(f"{kind} tokens", *_with_changes([report.tokens[kind] for report in reports], ",d"))
@@ -137,6 +145,9 @@ def _verdict(report: "MemoryReport") -> Text:
         return Text.assemble(("fits", "bold green"), f", {spare_gib:.2f} GiB to spare")
     if spare_gib < 0:
         return Text.assemble(("does not fit", "bold red"), f", {-spare_gib:.2f} GiB too much")
+    if report.swaps:
+        over_gib = (report.main_memory.peak_bytes - report.main_memory_available_bytes) / GIB
+        return Text.assemble(("does not fit", "bold red"), f": {over_gib:.2f} GiB too much for main memory")
     before = "encoding the images" if report.most_bytes == report.encoding_reserved_bytes else "loading the model"
     return Text.assemble(("does not fit", "bold red"), f": {before} takes {report.most_bytes / GIB:.2f} GiB")
 
@@ -159,11 +170,24 @@ def _facts(plan: Estimated) -> Table:
         grid.add_row("", f"without the longest {count(rest.num_rows, 'row')}: {saved}")
     grid.add_row("peak at", f"{at.phase}, {at.op}")
     grid.add_row("", at.module)
+    if report.streamed_bytes_per_step:
+        grid.add_row("streamed", f"{report.streamed_bytes_per_step / GIB:.2f} GiB a step come from main memory")
     phases = ", ".join(f"{name} {peak / GIB:.2f}" for name, peak in _by_phase(report).items())
     grid.add_row("allocated", f"{phases} GiB")
     if report.encoding_reserved_bytes:
         grid.add_row("before", f"images are encoded with {report.encoding_reserved_bytes / GIB:.2f} GiB reserved")
+    grid.add_row("main memory", _main_memory(report))
     return grid
+
+
+def _main_memory(report: "MemoryReport") -> str:
+    """Return what the run takes of main memory, what of that the largest parts are, and what this machine has."""
+    from vlmtune.hardware.main_memory import read_main_memory
+
+    need, here = report.main_memory, read_main_memory()
+    parts = ", ".join(f"{part.name} {part.bytes / GIB:.2f}" for part in need.parts[:PARTS_SHOWN])
+    there = f"; here {here.in_words} are available" if here else ""
+    return f"{need.peak_bytes / GIB:.2f} GiB ({parts}){there}"
 
 
 def _by_phase(report: "MemoryReport") -> dict[str, int]:

@@ -1,13 +1,14 @@
 """What tensors without storage need to do what tensors on a device do: its kernels' paths, and optimizers that run."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from vlmtune.compat import bitsandbytes as bnb
 from vlmtune.compat.torch import FOREACH_DEVICES, FUSED_DEVICES
+from vlmtune.compat.transformers import SAVE_ON_CPU
 from vlmtune.estimate.simulate.attention import attention_of
 from vlmtune.estimate.simulate.autocast import autocast_of
 from vlmtune.estimate.simulate.composites import composites_of
@@ -20,8 +21,14 @@ PAGED_MIN_NUMBERS = 100_000
 def as_on_device(plan: RunPlan) -> Iterator[None]:
     """Let tensors without storage take the paths that they would take on the plan's device."""
     autocast = autocast_of(plan.device) if plan.autocast_dtype else nullcontext()
-    with _meta_allowed(), attention_of(plan.device), composites_of(plan.device), autocast:
+    with _meta_allowed(), _pinned_allowed(), attention_of(plan.device), composites_of(plan.device), autocast:
         yield
+
+
+def _pinned_allowed() -> AbstractContextManager:
+    """Let what leaves the card be pinned: without a GPU nothing is, but a recorder knows main memory by that."""
+    save_on_cpu = SAVE_ON_CPU.get()
+    return SAVE_ON_CPU.replaced(lambda pin_memory, device_type: save_on_cpu(pin_memory, device_type="cpu"))
 
 
 @contextmanager

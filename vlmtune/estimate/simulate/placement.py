@@ -2,7 +2,12 @@
 
 Models decide by the values of whole numbers (image grids, window indices, masks), so these are computed. An operation
 that meets both kinds runs on meta, as on a GPU it would run where the weights are.
+
+Main memory is a third place: floats that are really there are on the CPU too, and are told from whole numbers of the
+card by their storages. Those that nobody reads have the memory of one number.
 """
+
+import weakref
 
 import torch
 from torch import Tensor
@@ -11,6 +16,7 @@ from vlmtune.compat import torch as borrowed
 from vlmtune.estimate.simulate.outputs import tensors_in
 
 aten = torch.ops.aten
+storage_address = borrowed.STORAGE_ADDRESS.read
 TO_COPY = borrowed.TO_COPY.get().default
 ARANGE = (aten.arange.default, aten.arange.start, aten.arange.start_step)
 FACTORIES = {
@@ -94,3 +100,42 @@ def _on_meta(value):
     if isinstance(value, dict):
         return {key: _on_meta(item) for key, item in value.items()}
     return value
+
+
+class MainMemory:
+    """The tensors of floats that are in main memory, where nothing of the card is taken for them."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, weakref.ref] = {}
+
+    def add(self, tensor: Tensor) -> None:
+        """Say that a tensor is there."""
+        storage = tensor.untyped_storage()
+        key = storage_address(storage)
+        self._storages.setdefault(key, weakref.ref(storage, lambda _: self._storages.pop(key, None)))
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is there."""
+        return not tensor.is_meta and storage_address(tensor.untyped_storage()) in self._storages
+
+    def takes_part(self, operation, args: tuple, kwargs: dict) -> bool:
+        """Return whether an operation makes something there, or is given something that is there."""
+        if operation is aten.empty.memory_format:
+            return bool(kwargs.get("pin_memory")) and kwargs["dtype"] not in WHOLE
+        return bool(self._storages) and any(map(self.holds, tensors_in((args, kwargs))))
+
+    def run(self, operation, args: tuple, kwargs: dict) -> tuple[object, bool]:
+        """Return what an operation makes, and whether that is on the card: only what is copied there is."""
+        if operation is TO_COPY and kwargs.get("device") is not None:
+            return operation(*args, **kwargs), True
+        out = self._made(operation, args, kwargs)
+        if is_there := operation is not aten.copy_.default or self.holds(args[0]):
+            for tensor in tensors_in(out):
+                self.add(tensor)
+        return out, not is_there
+
+    def _made(self, operation, args: tuple, kwargs: dict):
+        if operation is aten.empty.memory_format:
+            return torch.zeros((), dtype=kwargs["dtype"]).expand(args[0])
+        without_values = operation is aten.copy_.default and any(tensor.is_meta for tensor in args[:2])
+        return args[0] if without_values else operation(*args, **kwargs)

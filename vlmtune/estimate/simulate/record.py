@@ -16,8 +16,9 @@ from torch import Tensor
 
 from vlmtune.compat import torch as borrowed
 from vlmtune.compat.bitsandbytes import GEMM_4BIT
+from vlmtune.estimate.main_memory import Weights
 from vlmtune.estimate.simulate.outputs import Outputs, tensors_in
-from vlmtune.estimate.simulate.placement import TO_COPY, only_moves, placed
+from vlmtune.estimate.simulate.placement import TO_COPY, MainMemory, only_moves, placed
 
 # Looked up once: they are called at every operation.
 TorchDispatchMode = borrowed.DISPATCH_MODE.get()
@@ -54,6 +55,7 @@ NO_WORKSPACES = Workspaces()
 ACTIVATIONS, RECOMPUTED, GRADIENTS, LOSS = "saved activations", "recomputation", "gradients", "logits and loss"
 DEQUANTISED, WORKSPACES = "dequantised weights", "workspaces"
 INPUTS, OPTIMIZER, CHECKS = "inputs", "optimizer", "checks"
+STREAMED = "buffers of streamed layers"
 Hidden = Callable[[object, tuple, dict], Workspaces]
 
 
@@ -76,6 +78,12 @@ class Log:
     """Floating-point operations of matrix products and attention."""
     num_rows: int = 0
     """Rows that went through forward and backward."""
+    weights: Weights | None = None
+    """What of the model decides how much main memory a run takes; None: nobody asked."""
+    num_batches: int = 0
+    """Times that forward and backward ran."""
+    streamed_bytes: int = 0
+    """What came from main memory in them, of streamed layers."""
 
     def begin(self, phase: str) -> None:
         """Note that a phase begins here."""
@@ -107,7 +115,7 @@ FLOPS_OF = {
 
 
 class Recorder(TorchDispatchMode):
-    """Fills a Log while active. Tensors that existed before are added with `add`."""
+    """Fills a Log while active. Tensors that existed before are added with `add`, or are in `main_memory`."""
 
     def __init__(self, hidden: Hidden = no_hidden) -> None:
         super().__init__()
@@ -117,18 +125,28 @@ class Recorder(TorchDispatchMode):
         self.module = ""
         self.vocabulary: int | None = None
         """Width of logits: what has it belongs to the loss."""
+        self.main_memory = MainMemory()
         self._live: dict[int, weakref.ref] = {}
         self._handles: dict[int, int] = {}
         self._count = 0
         self._outputs = Outputs()
 
     def add(self, tensor: Tensor, kind: str, operation: str = "load") -> None:
-        """Record a tensor that already exists, such as a weight, or say anew of which kind a recorded one is."""
+        """Record a tensor that already exists, such as a weight, or say anew of which kind a recorded one is.
+
+        What is in main memory is passed over.
+        """
+        if self.main_memory.holds(tensor):
+            return
         handle = self._handles.get(storage_address(tensor.untyped_storage()))
         if handle is None:
             self._track(tensor, kind, operation)
         else:
             self.log.tags[handle] = (kind, *self.log.tags[handle][1:])
+
+    def has(self, tensor: Tensor) -> bool:
+        """Return whether the memory that a tensor lies in is recorded."""
+        return storage_address(tensor.untyped_storage()) in self._handles
 
     def allocate(self, num_bytes: int, kind: str, operation: str) -> int:
         """Record an allocation that no tensor stands for; free it with `free`."""
@@ -175,10 +193,17 @@ class Recorder(TorchDispatchMode):
         return RECOMPUTED if self.kind == GRADIENTS and torch.is_grad_enabled() else self.kind
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        """Run the operation, moved to where its tensors are, and record what it made."""
+        """Run the operation where its tensors are, and record what it made on the card."""
+        kwargs = dict(kwargs or {})
+        if self.main_memory.takes_part(operation, args, kwargs):
+            return self._run_in_main_memory(operation, args, kwargs)
+        return self._run(operation, args, kwargs)
+
+    def _run(self, operation, args: tuple, kwargs: dict):
+        """Run the operation, its tensors moved to one place, and record what it made."""
         if operation is TO_COPY and only_moves(args[0], kwargs):
             return args[0].view_as(args[0])
-        args, kwargs = placed(operation, args, dict(kwargs or {}))
+        args, kwargs = placed(operation, args, kwargs)
         if operation is LOCAL_SCALAR_DENSE and args[0].device.type == "meta":
             # There is no value. `generate` is who asks, whether all answers have ended: zero is its no.
             return torch.zeros((), dtype=args[0].dtype).item()
@@ -205,6 +230,13 @@ class Recorder(TorchDispatchMode):
         temporary += [self.allocate(size, WORKSPACES, name) for size in spaces.after]
         for handle in temporary:
             self.free(handle)
+        return out
+
+    def _run_in_main_memory(self, operation, args: tuple, kwargs: dict):
+        """Run an operation there and record what it brings to the card."""
+        out, on_card = self.main_memory.run(operation, args, kwargs)
+        for tensor in tensors_in(out) if on_card else ():
+            self._track(tensor, RECOMPUTED if self.kind == GRADIENTS else self.kind, _name_of(operation))
         return out
 
 

@@ -14,6 +14,7 @@ from vlmtune.engine.evaluate import greedy
 from vlmtune.engine.runtime import collector_paused
 from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.allocator.caching import EMPTY_CACHE, RESET_PEAK
+from vlmtune.estimate.main_memory import weights_of
 from vlmtune.estimate.simulate.device import as_on_device
 from vlmtune.estimate.simulate.record import (
     ACTIVATIONS,
@@ -21,6 +22,7 @@ from vlmtune.estimate.simulate.record import (
     GRADIENTS,
     INPUTS,
     OPTIMIZER,
+    STREAMED,
     Hidden,
     Log,
     Recorder,
@@ -30,11 +32,11 @@ from vlmtune.estimate.simulate.repeat import repeat_step
 from vlmtune.estimate.simulate.weights import load_checkpoint
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.build import base_of, build_model, family_of
+from vlmtune.models.embeddings import tensors_in_main_memory
 from vlmtune.models.features import serve_features
+from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 
-CHECKED_STEP = 2
-"""The first with a learning rate: warm-up starts at 0."""
 SCALAR_BYTES = 8
 Batch = dict[str, Tensor]
 Steps = list[list[Batch]]
@@ -65,9 +67,12 @@ def simulate(plan: RunPlan, run: Run) -> Log:
     gc.freeze()  # what exists already need not be looked through after every step
     try:
         with collector_paused(), as_on_device(plan):
-            return record_steps(model, plan, run)
+            log = record_steps(model, plan, run)
     finally:
         gc.unfreeze()
+    batch_tokens = max(batch["input_ids"].numel() for step in run.steps for batch in step)
+    log.weights = weights_of(base_of(model), plan, family_of(plan), batch_tokens)
+    return log
 
 
 def _built(plan: RunPlan, form: str | None) -> nn.Module:
@@ -90,7 +95,7 @@ class Question:
 def simulate_answer(plan: RunPlan, question: Question, hidden: Hidden, num_tokens: int) -> Log:
     """Return what a tuned model allocates to read a prompt and to write this many tokens, each a phase of the log."""
     model = _built(plan, question.form).eval()
-    recorder = Recorder(hidden)
+    recorder = recorder_of(model, plan, hidden)
     recorder.log.begin("load")
     load_checkpoint(model, recorder)
     recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
@@ -133,8 +138,7 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
 
 def loaded(model: nn.Module, plan: RunPlan, run: Run) -> Recorder:
     """Return a recorder whose log has the model on its device, and nothing else."""
-    recorder = Recorder(run.hidden)
-    recorder.vocabulary = base_of(model).get_output_embeddings().out_features
+    recorder = recorder_of(model, plan, run.hidden)
     recorder.log.begin("load")
     if run.load is not None:
         run.load(model, recorder)
@@ -143,11 +147,23 @@ def loaded(model: nn.Module, plan: RunPlan, run: Run) -> Recorder:
     return recorder
 
 
+def recorder_of(model: nn.Module, plan: RunPlan, hidden: Hidden) -> Recorder:
+    """Return a recorder that knows which tensors of the model are in main memory, and the width of its logits."""
+    recorder, base = Recorder(hidden), base_of(model)
+    recorder.vocabulary = base.get_output_embeddings().out_features
+    for tensor in tensors_in_main_memory(base, plan):
+        recorder.main_memory.add(tensor)
+    return recorder
+
+
 def add_residents(model: nn.Module, plan: RunPlan, recorder: Recorder) -> None:
     """Record the tensors that stay in memory for the whole run, by part and format."""
     family = family_of(plan)
     for name, tensor in _resident(base_of(model)):
         recorder.add(tensor, _kind_of(name, tensor, family))
+    if stream := stream_of(base_of(model)):
+        for buffer in stream.buffers:
+            recorder.add(buffer, STREAMED)
 
 
 class _Training:
@@ -169,13 +185,13 @@ class _Training:
             self._update()
             gc.collect()
             ends.append(len(recorder.log.events))
-            if number == CHECKED_STEP:
+            if number == 1:
                 _first_step_check(self.model, recorder)
+        if stream := stream_of(base_of(self.model)):
+            recorder.log.streamed_bytes = stream.copied_bytes
         if repeat:
             recorder.log.begin(f"step {len(steps) + 1}")
             repeat_step(recorder, *ends[:2])
-            if len(steps) < CHECKED_STEP:
-                _first_step_check(self.model, recorder)
 
     def _forward_and_backward(self, batches: list[Batch]) -> None:
         last, self.num_items = self.num_items, self.recorder.allocate(SCALAR_BYTES, INPUTS, "labelled tokens")
@@ -191,6 +207,7 @@ class _Training:
             self.recorder.kind = GRADIENTS
             loss.backward()
             self.loss = loss.detach()
+            self.recorder.log.num_batches += 1
 
     def _update(self) -> None:
         self.recorder.kind = OPTIMIZER
@@ -228,8 +245,8 @@ def _without_repeats(batches: list[Batch]) -> list[Batch]:
 def _first_step_check(model: nn.Module, recorder: Recorder) -> None:
     """The check that no frozen tensor changes sums them a piece at a time, converted to int64 (engine/callbacks.py)."""
     for parameter in model.parameters():
-        if not parameter.requires_grad:
-            piece_bytes = min(parameter.untyped_storage().nbytes(), callbacks.DIGEST_BYTES)
+        if not parameter.requires_grad and not recorder.main_memory.holds(parameter):
+            piece_bytes = min(parameter.nbytes, callbacks.DIGEST_BYTES)
             recorder.free(recorder.allocate(piece_bytes // 2 * torch.int64.itemsize, CHECKS, "sum"))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.engine.trainer import LengthGroupedOrder
 from vlmtune.estimate.simulate.simulation import Batch, Steps
+from vlmtune.plan.length import num_steps, steps_per_epoch
 from vlmtune.plan.types import RunPlan
 
 ROWS_LOOKED_AT = 200_000
@@ -84,10 +85,9 @@ class _Run:
         self._size, self._accumulation = plan.batch_size, plan.gradient_accumulation_steps
         rows_a_step = self._size * self._accumulation
         self._batches = ceil(len(lengths) / self._size)
-        steps_an_epoch = ceil(self._batches / self._accumulation)
-        num_steps = plan.max_steps or ceil(plan.num_epochs * steps_an_epoch)
+        steps_an_epoch = steps_per_epoch(len(lengths), self._size, self._accumulation)
         # Two epochs at least: each begins with the longest row, and at the second the optimizer's states exist.
-        self.num_steps = min(num_steps, max(2 * steps_an_epoch, ROWS_LOOKED_AT // rows_a_step))
+        self.num_steps = min(num_steps(plan, len(lengths)), max(2 * steps_an_epoch, ROWS_LOOKED_AT // rows_a_step))
         order = LengthGroupedOrder(lengths, rows_a_step, plan.seed)
         self._orders = [_order(order, epoch) for epoch in range(ceil(self.num_steps / steps_an_epoch))]
         epochs, places = np.divmod(np.arange(self.num_steps + 1), steps_an_epoch)

@@ -16,7 +16,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.report import MemoryReport, PeakAt
 from vlmtune.estimate.search.fit import cheapest_changes, find_fit
 from vlmtune.levers.batch import rows_per_step
-from vlmtune.levers.recompute import recompute_first
+from vlmtune.levers.recompute import RECOMPUTE, keep_all, recompute_first
 from vlmtune.units import MIB
 
 CACHING = SimpleNamespace(name="toy", not_cacheable="")
@@ -34,6 +34,7 @@ def needed_mib(config: TrainingConfig, billions: float = 4.0) -> float:
     training, hardware = config.training, config.hardware
     quantised = training.method == "qlora"
     weights = billions * (520 if quantised else 2000)
+    weights *= 1 - max(0, hardware.streamed_layers - 2) / LAYERS
     if config.data.cache_features is not True:
         weights += 400 * (0.27 if quantised and training.quantization.quantize_vision_tower else 1)
     weights += 600 * (0.27 if training.quantization.quantize_head else 1)
@@ -41,7 +42,8 @@ def needed_mib(config: TrainingConfig, billions: float = 4.0) -> float:
     adapters = (billions * 1000 * 8 if training.method == "full" else training.lora.rank * 4) * (4 + state) / 4
     tokens = training.batch_size * (config.data.max_length + (config.data.image_size or 1280) ** 2 / 1024)
     kept = LAYERS if not hardware.gradient_checkpointing else LAYERS - (hardware.checkpointed_layers or LAYERS)
-    return 200 + weights + adapters + tokens * (0.6 + 0.25 * kept)
+    started_from = 0 if hardware.offload_activations else 0.01 * (LAYERS - kept)
+    return 200 + weights + adapters + tokens * (0.6 + 0.25 * kept + started_from)
 
 
 def report_of(config: TrainingConfig, budget_mib: float, billions: float = 4.0) -> MemoryReport:
@@ -105,14 +107,15 @@ def test_what_is_found_fits_keeps_the_rows_of_a_step_and_nothing_of_it_can_be_ta
     simulator = Simulator(preset, budget)
     fit, before = simulator.fit(), config_with(preset)
     after = config_with(preset, fit.words)
-    assert fit.fits and needed_mib(after) <= budget
+    assert fit.fits and int(needed_mib(after) * MIB) <= int(budget * MIB)
     assert rows_per_step(after) == rows_per_step(before)
     assert len(simulator.asked) == fit.tried <= 40
     for change in fit.changes:
         if change.reason.startswith("memory is left"):
             continue
         others = [word for other in fit.changes if other is not change for word in other.words]
-        kept = [word for word in others if not word.startswith("hardware.")] + ["hardware.gradient_checkpointing=true"]
+        spent = ("hardware.gradient_checkpointing", "hardware.checkpointed_layers")
+        kept = [word for word in others if not word.startswith(spent)] + ["hardware.gradient_checkpointing=true"]
         try:
             without = needed_mib(config_with(preset, kept))
         except VlmtuneError:
@@ -133,6 +136,22 @@ def test_with_room_no_quality_is_given_up_and_the_rest_buys_speed(preset):
     assert [change.reason for change in fit.changes if not change.reason.startswith("memory is left")] == []
 
 
+def test_what_layers_recompute_from_leaves_the_card_before_anything_is_given_up_and_may_come_back():
+    config, key = config_with("8gb"), "hardware.offload_activations"
+    needed, least = needed_mib(config), needed_mib(changed(config, {key: True}))
+    fit = Simulator("8gb", (needed + least) / 2).fit()
+    assert fit.fits and fit.words == (f"{key}=true",)
+    wished = preset_config("org/model", "8gb", [f"{key}=true"]).config
+
+    def estimate(values: Values) -> MemoryReport:
+        return report_of(changed(wished, values), needed_mib(changed(config, recompute_first(20))))
+
+    assert set(find_fit(wished, MODEL, estimate, estimate).words) >= {f"{key}=false"}
+    levels = RECOMPUTE.spending.levels(wished, MODEL, 100)
+    assert (levels[0], levels[1], levels[-1]) == (recompute_first(None), recompute_first(35), keep_all())
+    assert RECOMPUTE.spending.levels(config, MODEL, 100)[0] == recompute_first(35)
+
+
 def test_memory_for_some_layers_is_found_to_within_a_twelfth():
     config = config_with("8gb")
     at_20 = needed_mib(changed(config, recompute_first(20)))
@@ -148,14 +167,14 @@ def test_memory_for_some_layers_is_found_to_within_a_twelfth():
 def test_what_costs_no_quality_goes_first():
     """Just below what the preset needs, one change suffices; the preset 16gb has the most to give."""
     before = config_with("16gb")
-    budget, given_up = needed_mib(before) - 1, []
+    budget, given_up, offload = needed_mib(before) - 1, [], "hardware.offload_activations"
     for _ in range(6):
         after = config_with("16gb", Simulator("16gb", budget).fit().words)
         given_up.append(
-            [key for key in ("training.batch_size", *QUALITY) if value_at(after, key) != value_at(before, key)]
+            [key for key in (offload, "training.batch_size", *QUALITY) if value_at(after, key) != value_at(before, key)]
         )
-        budget -= 150
-    assert given_up[0] == ["training.batch_size"]
+        budget -= 500
+    assert given_up[0] == [offload] and ["training.batch_size"] in given_up
     for fewer, more in itertools.pairwise(given_up):
         assert set(fewer) <= set(more) or "training.batch_size" in more
 
@@ -185,16 +204,46 @@ def test_alpha_keeps_the_scale_of_the_adapters():
 
 
 def test_nothing_fits():
-    fit = Simulator("8gb", 1000).fit()
-    assert not fit.fits and fit.report.peak_reserved_bytes > 1000 * MIB
+    fit = Simulator("8gb", 700).fit()
+    assert not fit.fits and fit.report.peak_reserved_bytes > 700 * MIB
     after = config_with("8gb", fit.words)
     assert (after.data.max_length, after.data.image_size, after.training.lora.rank) == (128, 224, 4)
-    assert after.training.quantization.quantize_head
+    assert after.training.quantization.quantize_head and after.hardware.streamed_layers == LAYERS
+
+
+def test_as_few_layers_as_fit_lie_in_main_memory_before_anything_is_rounded():
+    config = config_with("8gb", ("hardware.offload_activations=true",))
+    for number in (3, 20, 36):
+        at_number = needed_mib(changed(config, {"hardware.streamed_layers": number}))
+        fit = Simulator("8gb", at_number).fit()
+        streamed = (f"hardware.streamed_layers={number}",)
+        assert fit.fits and fit.words == ("hardware.offload_activations=true", *streamed)
+        assert fit.tried <= 14
+
+        def estimate(values, budget=at_number):
+            return report_of(changed(config, values), budget)
+
+        assert cheapest_changes(config, report_of(config, 1), estimate, MODEL)[0].words == streamed
+
+
+def test_layers_that_become_4_bit_may_then_lie_in_main_memory():
+    config = config_with("24gb", ("training.method=lora",))
+    less = {"training.batch_size": 1, "hardware.offload_activations": True}
+    packed = changed(config, {"training.method": "qlora", **less})
+
+    def estimate(values):
+        return report_of(config_with("24gb", ("training.method=lora", *words_of(values))), needed_mib(packed) - 900)
+
+    fit = find_fit(config, MODEL, estimate, estimate)
+    assert fit.fits and "training.method=qlora" in fit.words
+    assert any(word.startswith("hardware.streamed_layers=") for word in fit.words)
+    after = config_with("24gb", fit.words)
+    assert not after.training.quantization.quantize_vision_tower and after.training.lora.rank == 32
 
 
 def test_a_lever_that_the_model_does_not_have_is_not_pulled():
     fixed = SimpleNamespace(num_layers=36, shares_embedding=True, fixed_images=True, family=CACHING)
-    fit = Simulator("8gb", 1000).fit(fixed)
+    fit = Simulator("8gb", 700).fit(fixed)
     words = " ".join(fit.words)
     assert "image_size" not in words and "quantize_head" not in words and "max_length=128" in words
 
@@ -255,12 +304,13 @@ def test_a_config_that_is_refused_stops_the_search():
 
 
 def test_the_cheapest_changes_each_make_it_fit():
-    config = config_with("16gb")
+    config = config_with("16gb", ["training.gradient_accumulation_steps=8"])
     simulator = Simulator("16gb", needed_mib(config) - 50)
     changes = cheapest_changes(config, report_of(config, 1), simulator)
     assert 2 <= len(changes) <= 3
-    assert changes[0].words == ("training.batch_size=1", "training.gradient_accumulation_steps=16")
-    assert changes[0].before == ("2", "8")
+    assert changes[0].words == ("hardware.offload_activations=true",)
+    assert changes[1].words == ("training.batch_size=1", "training.gradient_accumulation_steps=16")
+    assert changes[1].before == ("2", "8")
     for change in changes:
         assert needed_mib(config_with("16gb", change.words)) <= simulator.budget_mib
     keys = [word.split("=")[0] for change in changes for word in change.words]
@@ -281,7 +331,7 @@ def test_of_two_ways_to_change_the_same_key_the_first_is_named():
 def test_where_no_single_change_suffices_they_are_combined():
     config = config_with("16gb")
     budget = least_mib("16gb") + 60
-    changes = cheapest_changes(config, report_of(config, budget), Simulator("16gb", budget))
+    changes = cheapest_changes(config, report_of(config, budget), Simulator("16gb", budget), MODEL)
     assert len(changes) == 1 and len(changes[0].words) >= 4
     assert needed_mib(config_with("16gb", changes[0].words)) <= budget
     assert cheapest_changes(config, report_of(config, 100), Simulator("16gb", 100)) == []

@@ -1,0 +1,88 @@
+"""Tables of embeddings in main memory: rows are looked up there, and those of a batch alone travel to the card.
+
+A table is never on the card, not while the model loads either. It is not pinned, for no card reads it: where the
+processor can map the file, rows that no batch asks for are never read.
+
+The lookup waits for the ids, which are on the card by then, and this costs nothing: when a batch comes, the card has
+finished the one before (its loss was read), the ids were copied a moment ago (Trainer waits for that), and models look
+up rows before they compute anything.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vlmtune.compat.transformers import ACCELERATE_DISPATCH
+from vlmtune.plan.types import RunPlan
+
+PER_LAYER = "embed_tokens_per_layer"
+"""What Gemma 3n and 4 call the table with rows for each layer."""
+
+
+def tables_of(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return module path → table of token embeddings, without one that is the output head as well."""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if (module is table or name.rpartition(".")[2] == PER_LAYER) and module.weight is not head.weight
+    }
+
+
+def is_split(plan: RunPlan) -> bool:
+    """Return whether a part of the model is in main memory, and the rest on a card."""
+    return plan.offload_embeddings and plan.device != "cpu"
+
+
+def device_map(plan: RunPlan, weightless: Callable[[RunPlan], PreTrainedModel]) -> dict[str, str]:
+    """Return module path → device that its weights are loaded to; `weightless` gives the model, to look for tables."""
+    return {"": plan.device, **dict.fromkeys(tables_of(weightless(plan)) if is_split(plan) else (), "cpu")}
+
+
+def as_mapped() -> AbstractContextManager:
+    """Return a context in which loading leaves each weight where its device map puts it."""
+    return ACCELERATE_DISPATCH.replaced(lambda *args, **kwargs: None)
+
+
+def keep_in_main_memory(model: PreTrainedModel, plan: RunPlan) -> None:
+    """Let the tables take ids from the card and return rows there; those of a weightless model come to the CPU first.
+
+    Where the plan wants them on the card, nothing happens.
+    """
+    if not plan.offload_embeddings:
+        return
+    head = model.get_output_embeddings()
+    for table in tables_of(model).values():
+        if table.weight.is_meta:
+            _to_cpu_without_storage(table)
+        table.register_forward_pre_hook(_to_cpu)
+        table.register_forward_hook(partial(_to_card, head))
+
+
+def tensors_in_main_memory(model: PreTrainedModel, plan: RunPlan) -> list[Tensor]:
+    """Return the weights and buffers that never are on the card."""
+    if not plan.offload_embeddings:
+        return []
+    return [tensor for table in tables_of(model).values() for tensor in (*table.parameters(), *table.buffers())]
+
+
+def _to_cpu(table: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(ids.to("cpu") for ids in args)
+
+
+def _to_card(head: nn.Module, table: nn.Module, args: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+    # A copy also where both are one device: what a run on a CPU allocates is then what one on a GPU would.
+    return rows.to(head.weight.device, copy=True)
+
+
+def _to_cpu_without_storage(table: nn.Module) -> None:
+    """Give a table its size on the memory of one number."""
+    for name, weight in list(table.named_parameters()):
+        one_number = torch.zeros((), dtype=weight.dtype)
+        setattr(table, name, nn.Parameter(one_number.expand(weight.shape), requires_grad=False))
+    for name, buffer in list(table.named_buffers()):
+        setattr(table, name, torch.ones(buffer.shape, dtype=buffer.dtype))
