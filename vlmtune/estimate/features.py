@@ -80,6 +80,7 @@ class Encoding:
                 recorder.kind = ACTIVATIONS
                 encode_images(model, inputs)
                 recorder.log.num_rows += 1
+                recorder.log.num_batches += 1
         recorder.stop()
         return recorder.log
 

@@ -156,7 +156,8 @@ def test_named_models_say_what_makes_them_fit(qwen):
     assert by_name[LLAVA].fits and by_name[LLAVA].words == ()
     large = by_name["llava-hf/llava-1.5-13b-hf"]
     assert not large.fits and large.fits_so and large.card_size == "8gb"
-    assert large.words == ("hardware.offload_activations=true", "hardware.streamed_layers=9")
+    exact = ("hardware.offload_activations=true", "data.cache_features=true", "hardware.streamed_layers=9")
+    assert large.words == exact
     assert large.least_bytes < large.peak_bytes
 
 

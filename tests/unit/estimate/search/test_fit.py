@@ -204,20 +204,21 @@ def test_alpha_keeps_the_scale_of_the_adapters():
 
 
 def test_nothing_fits():
-    fit = Simulator("8gb", 700).fit()
-    assert not fit.fits and fit.report.peak_reserved_bytes > 700 * MIB
+    fit = Simulator("8gb", 600).fit()
+    assert not fit.fits and fit.report.peak_reserved_bytes > 600 * MIB
     after = config_with("8gb", fit.words)
     assert (after.data.max_length, after.data.image_size, after.training.lora.rank) == (128, 224, 4)
     assert after.training.quantization.quantize_head and after.hardware.streamed_layers == LAYERS
 
 
 def test_as_few_layers_as_fit_lie_in_main_memory_before_anything_is_rounded():
-    config = config_with("8gb", ("hardware.offload_activations=true",))
+    before = ("hardware.offload_activations=true", "data.cache_features=true")
+    config = config_with("8gb", before)
     for number in (3, 20, 36):
         at_number = needed_mib(changed(config, {"hardware.streamed_layers": number}))
         fit = Simulator("8gb", at_number).fit()
         streamed = (f"hardware.streamed_layers={number}",)
-        assert fit.fits and fit.words == ("hardware.offload_activations=true", *streamed)
+        assert fit.fits and fit.words == (*before, *streamed)
         assert fit.tried <= 14
 
         def estimate(values, budget=at_number):
