@@ -44,11 +44,14 @@ def _nothing_kept(monkeypatch, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """A function that returns a tiny model by its name, each made once; tests must not change its files."""
+    """A function that returns a tiny model by its name and the layers of its text model; each is made once.
+
+    Tests must not change its files.
+    """
     from tiny.rows import TinyModel
 
     folder = tmp_path_factory.mktemp("models")
-    return cache(lambda name: TinyModel(name, folder))
+    return cache(lambda name, layers=2: TinyModel(name, folder, layers))
 
 
 @dataclass(frozen=True)

@@ -97,12 +97,12 @@ def test_what_it_excludes_is_refused_by_the_plan(toy):
 def test_explain_prices_it_both_ways(toy):
     from vlmtune.estimate.search.explain import price_levers
 
-    before = SimpleNamespace(tokens={"text": 512}, peak_reserved_bytes=100, flops_per_row=1.0)
+    before = report_of(100, 100)
     asked = []
 
     def estimate(values):
         asked.append(values)
-        return SimpleNamespace(peak_reserved_bytes=90, flops_per_row=1.0, fits=True)
+        return report_of(90, 100)
 
     priced = price_levers(config_with(), before, estimate)
     words = [word for one in priced for word in one.words if word.startswith("training.max_grad_norm")]
@@ -167,7 +167,8 @@ def test_a_retry_after_running_out_of_memory_takes_it(toy, monkeypatch):
     from vlmtune.workflow.attempts import _next_change
     from vlmtune.workflow.job import Job
 
-    loaded = preset_config("org/model", "8gb", ["training.max_grad_norm=1.0", "hardware.offload_activations=true"])
+    settings = ["training.max_grad_norm=1.0", "hardware.offload_activations=true", "hardware.streamed_layers=32"]
+    loaded = preset_config("org/model", "8gb", settings)
     job = Job(loaded, None, SOURCE, None)
     assert _next_change(None, job, None, has_checkpoint=True) == {"training.max_grad_norm": 0.1}
     monkeypatch.setattr(levers, "LEVERS", levers.LEVERS[:-1])
@@ -212,4 +213,4 @@ def test_savings_come_in_the_order_of_what_they_give_up():
     order = [saving.gives_up for _, saving in levers.savings()]
     assert order == sorted(order) and set(order) == set(GivesUp)
     exact = [lever.name for lever in levers.LEVERS if lever.exact]
-    assert exact == ["Embeddings in main memory", "Recompute activations", "Rows at a time"]
+    assert exact == ["Embeddings in main memory", "Recompute activations", "Rows at a time", "Layers in main memory"]

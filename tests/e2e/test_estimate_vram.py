@@ -37,6 +37,7 @@ KEYS = {
     "main_memory",
     "main_memory_available_bytes",
     "main_memory_here",
+    "streamed_bytes_per_step",
 }
 
 
@@ -173,6 +174,26 @@ def test_levers_are_priced_by_simulating_them(run_cli, folder):
     alone = run_cli("estimate-vram", *arguments[:-1], "--set", "training.lora.rank=4", "--json")
     saved_by_rank = report["peak_reserved_bytes"] - json.loads(alone.stdout)["peak_reserved_bytes"]
     assert rank["saved_bytes"] == saved_by_rank
+
+
+def test_streamed_layers_leave_the_card_and_their_bytes_are_told(run_cli, tmp_path):
+    folder = save_tiny("llava", tmp_path / "deep", layers=6)
+    plain, streamed = (
+        run_cli("estimate-vram", "--model", folder, "--set", f"hardware.streamed_layers={number}", *words)
+        for number, words in ((0, ["--json", "--explain", "--fast"]), (5, ["--json"]))
+    )
+    before, after = json.loads(plain.stdout), json.loads(streamed.stdout)
+    # Of each linear layer half a byte a number and a byte a block of 64, from where an allocation may begin.
+    sizes = [64 * 64] * 2 + [64 * 32] * 2 + [64 * 128] * 3
+    layer_bytes = sum(-(-size // 512) * 512 for numbers in sizes for size in (numbers // 2, numbers // 64))
+    assert before["streamed_bytes_per_step"] == 0
+    assert after["streamed_bytes_per_step"] == 32 * 2 * (5 - 2) * layer_bytes
+    assert after["peak_allocated_bytes"] < before["peak_allocated_bytes"]
+    priced = [one for one in before["levers"] if one["words"][0].startswith("hardware.streamed_layers")]
+    assert sorted(one["words"] for one in priced) == [["hardware.streamed_layers=5"], ["hardware.streamed_layers=6"]]
+    assert all(one["streamed_bytes_per_step"] and one["work"] == 1 for one in priced)
+    shown = run_cli("estimate-vram", "--model", folder, "--set", "hardware.streamed_layers=5").stdout
+    assert "streamed     0.00 GiB a step come from main memory" in shown
 
 
 def test_what_does_not_fit_exits_with_3(run_cli, folder):

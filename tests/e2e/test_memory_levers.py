@@ -2,6 +2,10 @@
 
 import json
 
+import pytest
+import yaml
+from tiny import save_tiny
+
 from vlmtune.plan.file import load_plan
 
 STOP_AFTER_STEP_4 = (
@@ -12,6 +16,15 @@ STOP_AFTER_STEP_4 = (
     "    if state.global_step == 4: os._exit(9)\n"
     "callbacks.Recorder.on_step_end = stop"
 )
+
+
+@pytest.fixture
+def deep(project, tmp_path):
+    """The project with a language model of five layers."""
+    values = yaml.safe_load(project.config.read_text())
+    values["model"]["name"] = str(save_tiny("llava", tmp_path / "deep", layers=5))
+    project.write_config(values)
+    return project
 
 
 def test_a_run_with_a_4_bit_head_is_evaluated_asked_and_merged(project):
@@ -40,6 +53,47 @@ def test_a_resumed_run_ends_with_the_same_weights(project, assert_same_weights):
     assert project.train_elsewhere(STOP_AFTER_STEP_4, "cut", *settings).returncode == 9
     assert project.train("cut", *settings, resume=True).code == 0
     assert_same_weights(project.run("whole"), project.run("cut"))
+
+
+def test_a_run_with_layers_in_main_memory_is_the_run_without(deep, assert_same_weights):
+    checked = ("data.val_path=rows.jsonl", "training.eval_steps=3")
+    assert deep.train("plain", *checked).code == 0
+    streamed = deep.train("streamed", *checked, "hardware.streamed_layers=4")
+    assert streamed.code == 0, streamed.stderr
+    plain, folder = deep.run("plain"), deep.run("streamed")
+    assert load_plan(folder.plan).streamed_layers == 4
+    assert_same_weights(plain, folder)
+    losses = [
+        [(line["loss"], line["eval_loss"]) for line in map(json.loads, run.log.open())] for run in (plain, folder)
+    ]
+    assert losses[0] == losses[1] and any(held_out for _, held_out in losses[0])
+    answers = [deep.run_cli("evaluate", run.path, "--json") for run in (plain, folder)]
+    assert [done.code for done in answers] == [0, 0]
+    assert json.loads(answers[0].stdout)["answers"] == json.loads(answers[1].stdout)["answers"]
+    assert deep.run_cli("merge", folder.path, "-o", "merged").code == 0
+
+
+def test_other_layers_may_lie_in_main_memory_when_a_run_goes_on(deep, assert_same_weights):
+    deep.train("whole")
+    assert deep.train_elsewhere(STOP_AFTER_STEP_4, "cut", "hardware.streamed_layers=3").returncode == 9
+    resumed = deep.train("cut", "hardware.streamed_layers=5", resume=True)
+    assert resumed.code == 0, resumed.stderr
+    assert_same_weights(deep.run("whole"), deep.run("cut"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["hardware.streamed_layers=6"], "6 are wanted, but the language model of"),
+        (["hardware.streamed_layers=2"], "2 saves nothing, because 2 of the streamed layers are on the card"),
+        (["hardware.streamed_layers=4", "training.method=lora"], "method lora has no 4-bit layers to stream"),
+        (["hardware.streamed_layers=4", "training.method=full"], "method full has no 4-bit layers to stream"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused_before_anything_is_loaded(settings, said, deep):
+    refused = deep.train("refused", *settings)
+    assert refused.code == 1 and said in " ".join(refused.stderr.split())
+    assert not deep.run("refused").path.exists()
 
 
 def test_a_run_with_embeddings_in_main_memory_is_as_any_other(project, assert_same_weights):

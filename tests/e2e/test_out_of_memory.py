@@ -260,6 +260,7 @@ def test_other_savings_than_those_that_keep_adapters_and_rows_are_never_taken():
         "hardware.offload_embeddings",
         "training.batch_size",
         "training.gradient_accumulation_steps",
+        "hardware.streamed_layers",
     }
     assert by_rule[OnResume.UNTIL_CHECKPOINT] == {"training.optim", "data.image_size"}
     assert {"training.lora.rank", "data.max_length", "training.method"} <= by_rule[OnResume.PINNED]

@@ -28,7 +28,13 @@ from vlmtune.estimate.simulate.cuda import hidden_of  # noqa: E402
 from vlmtune.estimate.simulate.record import Log, Recorder  # noqa: E402
 from vlmtune.estimate.simulate.simulation import Load, Run, simulate  # noqa: E402
 from vlmtune.estimate.simulate.steps import RowBatches, collated, fewest_steps, telling_steps  # noqa: E402
-from vlmtune.estimate.simulate.weights import DYNAMIC_MAP_BYTES, add_adapters, load_checkpoint, quantise  # noqa: E402
+from vlmtune.estimate.simulate.weights import (  # noqa: E402
+    DYNAMIC_MAP_BYTES,
+    add_adapters,
+    add_stream_buffers,
+    load_checkpoint,
+    quantise,
+)
 from vlmtune.models.build import base_of, family_of  # noqa: E402
 from vlmtune.models.processor import load_processor  # noqa: E402
 from vlmtune.plan.decide import make_plan  # noqa: E402
@@ -90,6 +96,7 @@ def weights_made_on_the_card(model: nn.Module, recorder: Recorder) -> None:
     """Record what `measure.random_weights` allocates, then PEFT's adapters."""
     from bitsandbytes.nn import Linear4bit
 
+    add_stream_buffers(base_of(model), recorder)
     recorder.allocate(DYNAMIC_MAP_BYTES, "load", "create_dynamic_map")
     known: set[int] = set()
     values = value = 0
@@ -99,10 +106,9 @@ def weights_made_on_the_card(model: nn.Module, recorder: Recorder) -> None:
         if isinstance(module, Linear4bit):
             num_bytes = 2 * module.in_features * module.out_features
             values = _renewed(values, num_bytes, recorder)
-            quantise(module.weight, "weights", recorder)
-        for tensor in _plain(module):
-            if recorder.main_memory.holds(tensor):
-                continue
+            for handle in quantise(module.weight, "weights", recorder):
+                recorder.free(handle)
+        for tensor in _plain(module, recorder):
             num_bytes = tensor.untyped_storage().nbytes()
             if id(tensor) in known:  # a tied head gets numbers of its own until the end
                 value = _renewed(0, num_bytes, recorder)
@@ -129,8 +135,9 @@ def _renewed(old: int, num_bytes: int, recorder: Recorder) -> int:
     return new
 
 
-def _plain(module: nn.Module) -> list:
-    return [p for p in module.parameters(recurse=False) if getattr(p, "quant_state", None) is None]
+def _plain(module: nn.Module, recorder: Recorder) -> list:
+    own = [tensor for tensor in module.parameters(recurse=False) if not recorder.main_memory.holds(tensor)]
+    return [tensor for tensor in own if getattr(tensor, "quant_state", None) is None]
 
 
 @dataclass(frozen=True)
@@ -224,7 +231,7 @@ def _line(name: str, errors: list[Errors]) -> str:
 
 def main(names: list[str]) -> None:
     """Print the named cases' errors; without names, estimate all of them and write the table."""
-    cases = [case for case in CASES if not names or case.name in names]
+    cases = [case for case in CASES if case.name in names] if names else CASES
     errors = {}
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for made in pool.map(errors_of, cases):

@@ -20,19 +20,34 @@ from rich.console import Console
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import CASES, Case, prepare  # noqa: E402
+from gpu.cases import CASES, OPEN, Case, prepare  # noqa: E402
 from gpu.history import Marks, archive, packed, record  # noqa: E402
 
+from vlmtune.plan.types import RunPlan  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
 AT_A_TIME = 8
 HISTORY = ".history.xz"
 
 
+def made_on_the_card(plan: RunPlan) -> nn.Module:
+    """Return a plan's base model with random weights."""
+    from vlmtune.models import build, streaming
+
+    model = build.weightless_base(plan)
+    streaming.prepare_stream(model, plan, build.family_of(plan), plan.device)
+    random_weights(model, plan.device)
+    streaming.start(model)
+    return model
+
+
 def random_weights(model: nn.Module, device: str) -> nn.Module:
     """Give a weightless model storage on `device`, in the order of its modules, and random numbers."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
+    from vlmtune.models.streaming import stream_of
+
+    stream = stream_of(model)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             state = module.weight.quant_state
@@ -45,6 +60,8 @@ def random_weights(model: nn.Module, device: str) -> nn.Module:
                 quant_type=state.quant_type,
             ).to(device)
             module.quant_state = module.weight.quant_state
+            if stream and module in stream.places:
+                stream.adopt(module)
             names = ["bias"] if module.bias is not None else []
         else:
             names = [name for name, _ in module.named_parameters(recurse=False)]
@@ -103,7 +120,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         if case.from_checkpoint:
             subprocess.run([sys.executable, __file__, "--weights", config.model.name], check=True)
         else:
-            build.load_base = lambda plan, quantized=True: random_weights(build.weightless_base(plan), plan.device)
+            build.load_base = lambda plan, quantized=True: made_on_the_card(plan)
             engine.check_checkpoint = lambda plan: {}  # there are no files to check
         plan = make_plan(config, source, probe_device())
         if plan.method == "full":  # gigabytes of random numbers that nobody reads
@@ -148,7 +165,7 @@ def write_weights(folder: str) -> None:
 def main() -> int:
     """Measure cases and write after each what is known; return 0 when all are measured."""
     asked = _arguments()
-    cases = [case for case in CASES if re.search(asked.names, case.name)]
+    cases = [case for case in (*CASES, *OPEN) if re.search(asked.names, case.name)] if asked.names else CASES
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -205,7 +222,7 @@ if __name__ == "__main__":
     elif sys.argv[1] == "--one":
         name, catalogue, out, *options = sys.argv[2:]
         cap = next((int(option) for option in options if option.isdigit()), None)
-        chosen = next(case for case in CASES if case.name == name)
+        chosen = next(case for case in (*CASES, *OPEN) if case.name == name)
         run(chosen, Path(catalogue), Path(out), cap, history="--history" in options)
     else:
         sys.exit(main())

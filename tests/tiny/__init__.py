@@ -270,11 +270,14 @@ TINY: dict[str, Callable[[], tuple]] = {
 """One builder for each `model_type`: () -> (model class, config, processor)."""
 
 
-def save_tiny(model_type: str, folder: Path, seed: int = 0) -> Path:
-    """Write the tiny random checkpoint of `model_type` into `folder` and return it."""
+def save_tiny(model_type: str, folder: Path, seed: int = 0, layers: int = 2) -> Path:
+    """Write the tiny random checkpoint of `model_type` into `folder` and return it; `layers` are the text model's."""
     model_class, config, processor = TINY[model_type]()
     vocabulary = len(processor.tokenizer)
-    config.get_text_config().vocab_size = vocabulary
+    text = config.get_text_config()
+    text.vocab_size, text.num_hidden_layers = vocabulary, layers
+    if kinds := getattr(text, "layer_types", None):
+        text.layer_types = [kinds[number % len(kinds)] for number in range(layers)]
     torch.manual_seed(seed)
     model = model_class(config)
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id

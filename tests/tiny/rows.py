@@ -51,9 +51,9 @@ def tiny_plan(folder: Path, **sections: dict) -> RunPlan:
 class TinyModel:
     """A saved tiny checkpoint with all that a test asks of it."""
 
-    def __init__(self, model_type: str, folder: Path) -> None:
+    def __init__(self, model_type: str, folder: Path, layers: int = 2) -> None:
         self.model_type = model_type
-        self.folder = save_tiny(model_type, folder / model_type)
+        self.folder = save_tiny(model_type, folder / f"{model_type}-{layers}", layers=layers)
         self.source = open_model(str(self.folder), None, Path("/"))
         self.family = find_family(self.source.config, model_type)
         self.plan = tiny_plan(self.folder)

@@ -60,6 +60,22 @@ LAYER_CHECKPOINTING = Attribute(
     plain=True,
 )
 
+# Loading.
+SET_PARAM_FOR_MODULE = Name(
+    TRANSFORMERS,
+    "transformers.core_model_loading.set_param_for_module",
+    "it gives a loaded and quantised weight to its module: one that is streamed leaves the card then.",
+    takes="model, target_name, param_value, loading_info, hf_quantizer",
+    read_by="transformers.core_model_loading.convert_and_load_state_dict_in_model",
+)
+CACHING_ALLOCATOR_WARMUP = Name(
+    TRANSFORMERS,
+    "transformers.modeling_utils.caching_allocator_warmup",
+    "before loading it takes one block as large as the model, which a card need not hold when layers are streamed.",
+    takes="model, expanded_device_map, hf_quantizer",
+    read_by="transformers.PreTrainedModel",
+)
+
 # Files.
 GET_MODEL_CONVERSION_MAPPING = Name(
     TRANSFORMERS,

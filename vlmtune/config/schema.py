@@ -142,6 +142,8 @@ class HardwareSection(Section):
     """Keep what layers recompute from in main memory: less on the card, and two copies over the bus for each layer."""
     offload_embeddings: bool | None = None
     """Keep embedding tables in main memory and look rows up there. Default: on a GPU wherever the model allows it."""
+    streamed_layers: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Method `qlora`: so many of the language model's layers lie in main memory, and two of them on the card."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     on_oom: Literal["error", "retry"] = "error"

@@ -16,6 +16,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.hardware.at_hand import reading_at_hand
 from vlmtune.models.build import base_of
+from vlmtune.models.streaming import read_parameter
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.records import StepRecord
 
@@ -168,9 +169,10 @@ class FirstStepCheck(TrainerCallback):
             )
 
     def _parameters(self, trainable: bool):
-        for name, parameter in base_of(self.trainer.model).named_parameters():
+        base = base_of(self.trainer.model)
+        for name, parameter in base.named_parameters():
             if parameter.requires_grad == trainable:
-                yield name, parameter
+                yield name, read_parameter(base, parameter)
 
 
 class MovedCheck(TrainerCallback):

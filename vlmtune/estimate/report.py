@@ -88,6 +88,8 @@ class MemoryReport:
     main_memory: MainMemoryNeed = MainMemoryNeed()
     main_memory_available_bytes: int | None = None
     """What the run may take of this machine's; None where it is for another machine, or nobody tells."""
+    streamed_bytes_per_step: int = 0
+    """What comes from main memory to the card in one optimizer step, of streamed layers."""
 
     @property
     def swaps(self) -> bool:

@@ -204,6 +204,7 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         seconds=round(time.perf_counter() - started, 1),
         versions=library_versions(),
         main_memory=_main_memory(work, log.weights, peaks),
+        streamed_bytes_per_step=peaks.streamed_bytes_per_batch * plan.gradient_accumulation_steps,
     )
 
 

@@ -83,6 +83,8 @@ class Saving:
     """(config, model, text tokens of the longest row) -> ever stronger versions; none where it does not apply."""
     may_cost_memory: bool = False
     """Whether a run that does not fit may need even more with it."""
+    priced: Callable[[list[Values]], list[Values]] = lambda steps: steps[:1]
+    """Those of the steps that stand in price lists."""
 
 
 @dataclass(frozen=True)

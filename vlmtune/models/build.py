@@ -26,7 +26,7 @@ from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
-from vlmtune.models import embeddings
+from vlmtune.models import embeddings, streaming
 from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -51,8 +51,8 @@ def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
     Never `prepare_model_for_kbit_training`: it copies embeddings, head and norms to fp32 (0.5 to 2.3 GiB).
     """
     torch.manual_seed(plan.seed)
-    model = load_base(plan) if weights == "checkpoint" else weightless_base(plan)
     family = family_of(plan)
+    model = load_base(plan) if weights == "checkpoint" else streaming.weightless(weightless_base(plan), plan, family)
     model = adapt(model.requires_grad_(False), plan, family)
     _rest_frozen_parts(base_of(model), family)
     for lever in levers.LEVERS:
@@ -92,7 +92,7 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
     folder = checkpoint_folder(plan.model, plan.revision)
     stored = check_checkpoint(plan)
     try:
-        with embeddings.as_mapped():
+        with embeddings.as_mapped(), streaming.while_loading(plan, family_of(plan), quantized):
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype=DTYPES[plan.base_dtype],
@@ -120,6 +120,7 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
     _name_image_token(model, plan)
     _forbid_packing(model)
     embeddings.keep_in_main_memory(model, plan)
+    streaming.start(model)
     return model
 
 

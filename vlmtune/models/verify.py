@@ -18,6 +18,7 @@ from vlmtune.compat import transformers as borrowed
 from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.errors import VlmtuneError
 from vlmtune.hub.shards import StoredTensor
+from vlmtune.models.streaming import read_parameter
 
 SAMPLED_NUMBERS = 4096
 QUANTISATION_ERROR = 0.2
@@ -61,7 +62,7 @@ def refuse_other_numbers(model: PreTrainedModel, stored: dict[str, StoredTensor]
     tensors = model.state_dict(keep_vars=True)
     samples = _one_of_each_kind([name for name in sources if name in tensors])
     for name in samples:
-        if not _is_equal(tensors[name], stored[sources[name]], sources[name]):
+        if not _is_equal(read_parameter(model, tensors[name]), stored[sources[name]], sources[name]):
             raise VlmtuneError(
                 f"{name} in memory is not what {where} holds: the library has replaced it while loading",
                 "training would start from wrong numbers; please report the model and the output of vlmtune doctor",

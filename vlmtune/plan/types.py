@@ -88,6 +88,8 @@ class RunPlan:
     offload_embeddings: bool = False
     """Whether tables of embeddings lie in main memory, and rows are looked up there."""
     choices: tuple[Choice, ...] = field(default=())
+    streamed_layers: int = 0
+    """The language model's layers that lie in main memory."""
 
     @property
     def rows_per_step(self) -> int:

@@ -77,7 +77,8 @@ def _attempt(job: Job, folder: "RunFolder", flags: Flags, *, resume: bool) -> "T
 def _next_change(error: "OutOfMemory", job: Job, expected: Expected | None, has_checkpoint: bool) -> "Values | None":
     """Return the first saving, in the order in which savings are given up, that the run may still make and would fit.
 
-    Where none would, or nobody can tell, it is the first at all; None when there is nothing left to save.
+    Where none would, or nobody can tell, it is the first at all, as price lists have it; None when there is nothing
+    left to save.
     """
     from vlmtune import levers
     from vlmtune.levers.base import OnResume
@@ -85,14 +86,13 @@ def _next_change(error: "OutOfMemory", job: Job, expected: Expected | None, has_
     allowed = {OnResume.FREE} if has_checkpoint else {OnResume.FREE, OnResume.UNTIL_CHECKPOINT}
     config = job.loaded.config
     facts = job.source.facts(config.model.name)
-    candidates = [
-        values
-        for lever, saving in levers.savings()
-        if lever.on_resume in allowed
-        for values in saving.steps(config, facts, 0)
-    ]
-    fitting = first_fitting(candidates, error, expected) if expected and candidates else None
-    return fitting or next(iter(candidates), None)
+    savings = [saving for lever, saving in levers.savings() if lever.on_resume in allowed]
+    candidates = [(saving, steps) for saving in savings if (steps := saving.steps(config, facts, 0))]
+    if not candidates:
+        return None
+    fitting = first_fitting([steps for _, steps in candidates], error, expected) if expected else None
+    first, steps = candidates[0]
+    return fitting or first.priced(steps)[0]
 
 
 def _changed(job: Job, values: "Values", folder: "RunFolder", error: "OutOfMemory") -> Job:

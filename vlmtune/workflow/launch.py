@@ -139,15 +139,24 @@ def with_changes(error: "OutOfMemory", expected: Expected | None) -> VlmtuneErro
     return VlmtuneError(error.message, f"would have fitted: {changes}" if changes else error.hint)
 
 
-def first_fitting(candidates: "Sequence[Values]", error: "OutOfMemory", expected: Expected) -> "Values | None":
-    """Return the first of some changes that would have fitted; None where none would, or nobody can tell."""
+def first_fitting(savings: "Sequence[list[Values]]", error: "OutOfMemory", expected: Expected) -> "Values | None":
+    """Return the weakest fitting step of the first saving that would have fitted; None where none would.
+
+    Or where nobody can tell.
+    """
+    from vlmtune.estimate.search.candidates import first_that_holds
+
     estimate_with = _estimator(expected, budget_left(error, expected))
-    for values in candidates:
+
+    def fits(values: "Values") -> bool:
         try:
-            if estimate_with(values).fits:
-                return values
+            return estimate_with(values).fits
         except VlmtuneError:  # such as texts that cannot be cut further
-            continue
+            return False
+
+    for steps in savings:
+        if fits(steps[-1]):
+            return steps[first_that_holds(range(len(steps)), lambda number, steps=steps: fits(steps[number]))]
     return None
 
 
@@ -166,7 +175,8 @@ def _changes_in_words(expected: Expected, budget_bytes: int) -> str | None:
     from vlmtune.estimate.search.fit import cheapest_changes
 
     try:
-        changes = cheapest_changes(expected.scenario.config, expected.report, _estimator(expected, budget_bytes))
+        estimate_with, scenario = _estimator(expected, budget_bytes), expected.scenario
+        changes = cheapest_changes(scenario.config, expected.report, estimate_with, scenario.facts)
     except VlmtuneError:
         return None
     return "; or ".join(" ".join(f"--set {word}" for word in change.words) for change in changes) or None

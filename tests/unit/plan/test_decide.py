@@ -110,6 +110,17 @@ def test_a_head_of_its_own_may_be_quantised_and_the_embedding_may_not():
     assert reasons(tied)["training.quantization.quantize_head"].startswith("false: the head shares")
 
 
+def test_layers_in_main_memory():
+    assert plan().streamed_layers == 0
+    assert plan(hardware={"streamed_layers": 32}).streamed_layers == 32
+    with pytest.raises(VlmtuneError, match="33 are wanted, but the language model of org/model has 32 layers"):
+        plan(hardware={"streamed_layers": 33})
+    with pytest.raises(VlmtuneError, match="1 saves nothing"):
+        plan(hardware={"streamed_layers": 1})
+    with pytest.raises(VlmtuneError, match="method full has no 4-bit layers"):
+        plan(hardware={"streamed_layers": 40}, training={"method": "full"})
+
+
 def test_layers_that_recompute():
     assert plan().checkpointed_layers is None
     assert plan(hardware={"checkpointed_layers": 5}).checkpointed_layers == 5

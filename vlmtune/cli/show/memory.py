@@ -53,14 +53,18 @@ def print_one(plan: Estimated) -> None:
 
 def print_levers(levers: "list[Priced]") -> None:
     """Print what each change would save, and what it costs in work."""
-    table = render.table("lever", "GiB saved", "work", "fits", right=("GiB saved", "work"))
+    numbers = ("GiB saved", "work", "streamed")
+    table = render.table("lever", *numbers, "fits", right=numbers)
     for lever in levers:
         words = "\n  ".join(f"--set {word}" for word in lever.words)
-        table.add_row(words, f"{lever.saved_bytes / GIB:+z.2f}", f"×{lever.work:.2f}", "yes" if lever.fits else "no")
+        streamed = f"{lever.streamed_bytes_per_step / GIB:.1f} GiB" if lever.streamed_bytes_per_step else ""
+        saved, work = f"{lever.saved_bytes / GIB:+z.2f}", f"×{lever.work:.2f}"
+        table.add_row(words, saved, work, streamed, "yes" if lever.fits else "no")
     out = render.console()
     out.print()
     out.print(table)
     out.print("work: floating-point operations a row; a card that is busy computing slows down by that much")
+    out.print("streamed: what comes from main memory in one optimizer step, while the card computes")
 
 
 def print_side_by_side(plans: list[Estimated]) -> None:
@@ -166,6 +170,8 @@ def _facts(plan: Estimated) -> Table:
         grid.add_row("", f"without the longest {count(rest.num_rows, 'row')}: {saved}")
     grid.add_row("peak at", f"{at.phase}, {at.op}")
     grid.add_row("", at.module)
+    if report.streamed_bytes_per_step:
+        grid.add_row("streamed", f"{report.streamed_bytes_per_step / GIB:.2f} GiB a step come from main memory")
     phases = ", ".join(f"{name} {peak / GIB:.2f}" for name, peak in _by_phase(report).items())
     grid.add_row("allocated", f"{phases} GiB")
     grid.add_row("main memory", _main_memory(report))

@@ -22,6 +22,7 @@ class Peaks:
     unused_bytes: int
     """Peak of reserved memory less peak of allocated memory: room between and behind what is allocated."""
     flops_per_row: float
+    streamed_bytes_per_batch: int
 
     @property
     def highest(self) -> str:
@@ -52,6 +53,7 @@ def peaks_of(log: Log, expandable_segments: bool) -> Peaks:
         unsplit_bytes=shown.peak_allocated_bytes - highest_bytes,
         unused_bytes=shown.peak_reserved_bytes - shown.peak_allocated_bytes,
         flops_per_row=log.flops / log.num_rows,
+        streamed_bytes_per_batch=log.streamed_bytes // log.num_batches,
     )
 
 

@@ -84,14 +84,21 @@ class Search:
         return self.spend(saved) if self.fits(merged(saved)) else saved
 
     def savings(self) -> list[Settled]:
-        """Return every saving that applies, each at its strongest, in order; a later one acts on the earlier ones."""
+        """Return every saving that applies, each at its strongest, in order; a later one acts on the earlier ones.
+
+        What applies only to what an earlier one makes, such as 4-bit layers, comes right after that.
+        """
         found: list[Settled] = []
+        waiting: list[Saving] = []
         for _, saving in levers.savings():
-            config = changed(self.config, merged(found))
-            steps = saving.steps(config, self.model, self.base.tokens["text"])
-            if steps:
-                found.append(Settled(saving.reason, tuple(steps), len(steps) - 1, saving))
+            waiting = [other for other in (*waiting, saving) if not self._added(other, found)]
         return found
+
+    def _added(self, saving: Saving, found: list[Settled]) -> bool:
+        steps = saving.steps(changed(self.config, merged(found)), self.model, self.base.tokens["text"])
+        if steps:
+            found.append(Settled(saving.reason, tuple(steps), len(steps) - 1, saving))
+        return bool(steps)
 
     def save(self) -> list[Settled]:
         """Return the savings that make the run fit, as few and as weak as they can be; all where nothing does."""
@@ -110,7 +117,9 @@ class Search:
             return []
         if not self.fits(merged(every)):
             return self._without_harm(every)
-        return self._taken_back(upto(_first(range(len(states)), lambda number: self.fits(merged(upto(number))))))
+        return self._taken_back(
+            upto(first_that_holds(range(len(states)), lambda number: self.fits(merged(upto(number)))))
+        )
 
     def _allowed(self, one: Settled) -> Settled | None:
         """Return the saving up to its strongest step that is not refused, such as texts that cannot be cut further."""
@@ -149,7 +158,7 @@ class Search:
         def fits(step: int) -> bool:
             return self.fits(merged([replace(one, step=step) if other is one else other for other in chosen]))
 
-        return replace(one, step=_first(range(one.step + 1), fits)) if fits(one.step) else None
+        return replace(one, step=first_that_holds(range(one.step + 1), fits)) if fits(one.step) else None
 
     def spend(self, chosen: list[Settled]) -> list[Settled]:
         """Return the changes with those that use memory which is left for speed, each lever's as far as it fits."""
@@ -202,7 +211,7 @@ class Search:
             peaks[place] = report.peak_reserved_bytes
 
 
-def _first(numbers: range, holds: Callable[[int], bool]) -> int:
+def first_that_holds(numbers: range, holds: Callable[[int], bool]) -> int:
     """Return the first number that holds, by bisection; the last one does, as does all after the first that does."""
     low, high = numbers[0], numbers[-1]
     while low < high:

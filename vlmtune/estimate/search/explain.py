@@ -22,12 +22,15 @@ class Priced:
     work: float
     """Floating-point operations a row, as a multiple of before: the slowdown of a card that is busy computing."""
     fits: bool
+    streamed_bytes_per_step: int = 0
+    """What comes from main memory to the card in one optimizer step, of streamed layers."""
 
 
 def priced(values: Values, before: MemoryReport, after: MemoryReport) -> Priced:
     """Return what a change is worth by the estimates without and with it."""
     saved_bytes = before.peak_reserved_bytes - after.peak_reserved_bytes
-    return Priced(words_of(values), saved_bytes, after.flops_per_row / before.flops_per_row, after.fits)
+    work = after.flops_per_row / before.flops_per_row
+    return Priced(words_of(values), saved_bytes, work, after.fits, after.streamed_bytes_per_step)
 
 
 def price_levers(
@@ -54,6 +57,7 @@ def price_levers(
 
 def _every_change(config: TrainingConfig, before: MemoryReport, model: ModelFacts | None) -> list[Values]:
     """Return the values of every change that applies: the next step of each saving, then what costs memory."""
-    saving = [saving.steps(config, model, before.tokens["text"])[:1] for _, saving in levers.savings()]
-    steps = [step for first in saving for step in first] + levers.more_memory(config, model)
+    text_tokens = before.tokens["text"]
+    shown = [saving.priced(saving.steps(config, model, text_tokens)) for _, saving in levers.savings()]
+    steps = [step for steps in shown for step in steps] + levers.more_memory(config, model)
     return list({words_of(values): values for values in steps}.values())

@@ -87,14 +87,16 @@ def find_fit(config: TrainingConfig, model: ModelFacts, estimate: EstimateWith, 
     return Fit(_all_words(changes), changes, report, report.fits, quick.base, tried)
 
 
-def cheapest_changes(config: TrainingConfig, report: MemoryReport, estimate_with: EstimateWith) -> list[Change]:
+def cheapest_changes(
+    config: TrainingConfig, report: MemoryReport, estimate_with: EstimateWith, model: ModelFacts | None = None
+) -> list[Change]:
     """Return up to three changes that make a run fit which does not, the cheapest first; empty where none does.
 
     First single changes, in the order of `levers.savings`, each as strong as it must be; where there is none, the
     shortest combination in that order. `estimate_with` decides by the `fits` of what it returns: give it the budget
-    that is really there.
+    that is really there. Without the facts of the model there is none on the number of its layers.
     """
-    search = Search(config, None, estimate_with)
+    search = Search(config, model, estimate_with)
     search.base = search.reports[()] = replace(report, fits=False)
     single: list[Settled] = []
     for saving in search.savings():

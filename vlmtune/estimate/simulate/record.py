@@ -55,6 +55,7 @@ NO_WORKSPACES = Workspaces()
 ACTIVATIONS, RECOMPUTED, GRADIENTS, LOSS = "saved activations", "recomputation", "gradients", "logits and loss"
 DEQUANTISED, WORKSPACES = "dequantised weights", "workspaces"
 INPUTS, OPTIMIZER, CHECKS = "inputs", "optimizer", "checks"
+STREAMED = "buffers of streamed layers"
 Hidden = Callable[[object, tuple, dict], Workspaces]
 
 
@@ -79,6 +80,10 @@ class Log:
     """Rows that went through forward and backward."""
     weights: Weights | None = None
     """What of the model decides how much main memory a run takes; None: nobody asked."""
+    num_batches: int = 0
+    """Times that forward and backward ran."""
+    streamed_bytes: int = 0
+    """What came from main memory in them, of streamed layers."""
 
     def begin(self, phase: str) -> None:
         """Note that a phase begins here."""
@@ -138,6 +143,10 @@ class Recorder(TorchDispatchMode):
             self._track(tensor, kind, operation)
         else:
             self.log.tags[handle] = (kind, *self.log.tags[handle][1:])
+
+    def has(self, tensor: Tensor) -> bool:
+        """Return whether the memory that a tensor lies in is recorded."""
+        return storage_address(tensor.untyped_storage()) in self._handles
 
     def allocate(self, num_bytes: int, kind: str, operation: str) -> int:
         """Record an allocation that no tensor stands for; free it with `free`."""

@@ -22,6 +22,7 @@ from vlmtune.estimate.simulate.record import (
     GRADIENTS,
     INPUTS,
     OPTIMIZER,
+    STREAMED,
     Hidden,
     Log,
     Recorder,
@@ -32,6 +33,7 @@ from vlmtune.estimate.simulate.weights import load_checkpoint
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.models.embeddings import tensors_in_main_memory
+from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 
 SCALAR_BYTES = 8
@@ -139,6 +141,9 @@ def add_residents(model: nn.Module, plan: RunPlan, recorder: Recorder) -> None:
     family = family_of(plan)
     for name, tensor in _resident(base_of(model)):
         recorder.add(tensor, _kind_of(name, tensor, family))
+    if stream := stream_of(base_of(model)):
+        for buffer in stream.buffers:
+            recorder.add(buffer, STREAMED)
 
 
 class _Training:
@@ -162,6 +167,8 @@ class _Training:
             ends.append(len(recorder.log.events))
             if number == 1:
                 _first_step_check(self.model, recorder)
+        if stream := stream_of(base_of(self.model)):
+            recorder.log.streamed_bytes = stream.copied_bytes
         if repeat:
             recorder.log.begin(f"step {len(steps) + 1}")
             repeat_step(recorder, *ends[:2])
@@ -180,6 +187,7 @@ class _Training:
             self.recorder.kind = GRADIENTS
             loss.backward()
             self.loss = loss.detach()
+            self.recorder.log.num_batches += 1
 
     def _update(self) -> None:
         self.recorder.kind = OPTIMIZER
@@ -218,7 +226,7 @@ def _first_step_check(model: nn.Module, recorder: Recorder) -> None:
     """The check that no frozen tensor changes sums them a piece at a time, converted to int64 (engine/callbacks.py)."""
     for parameter in model.parameters():
         if not parameter.requires_grad and not recorder.main_memory.holds(parameter):
-            piece_bytes = min(parameter.untyped_storage().nbytes(), callbacks.DIGEST_BYTES)
+            piece_bytes = min(parameter.nbytes, callbacks.DIGEST_BYTES)
             recorder.free(recorder.allocate(piece_bytes // 2 * torch.int64.itemsize, CHECKS, "sum"))
 
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.estimate.simulate.record import Recorder
 from vlmtune.models.build import base_of
+from vlmtune.models.streaming import stream_of
 
 FP32_BYTES = 4
 DYNAMIC_MAP_BYTES = 1024
@@ -15,26 +16,38 @@ def load_checkpoint(model: nn.Module, recorder: Recorder) -> None:
     """Record what transformers allocates when it loads the model tensor by tensor, then PEFT's adapters.
 
     transformers core_model_loading.py: the order of the sorted names; modeling_utils.py, `caching_allocator_warmup`:
-    first one block as large as all parameters, given back at once, so that they come to lie in it.
+    first one block as large as all parameters, given back at once, so that they come to lie in it. Where layers are
+    streamed there are their buffers instead, and their weights leave the card as soon as each is packed.
     """
     base, away = base_of(model), recorder.main_memory
     stored = {
         name: tensor for name, tensor in base.named_parameters() if ".lora_" not in name and not away.holds(tensor)
     }
-    recorder.free(recorder.allocate(sum(t.untyped_storage().nbytes() for t in stored.values()), "load", "warm-up"))
+    if not add_stream_buffers(base, recorder):
+        recorder.free(recorder.allocate(sum(t.untyped_storage().nbytes() for t in stored.values()), "load", "warm-up"))
     if any(_is_packed(tensor) for tensor in stored.values()):
         recorder.allocate(DYNAMIC_MAP_BYTES, "load", "create_dynamic_map")
     for name in sorted(stored, key=_natural):
         tensor = stored[name]
         if _is_packed(tensor):
             raw = recorder.allocate(_unpacked_bytes(tensor), "load", "to")
-            quantise(tensor, "weights", recorder)
+            leaving = quantise(tensor, "weights", recorder)
             recorder.free(raw)
+            for handle in leaving:
+                recorder.free(handle)
         else:
             recorder.add(tensor, "weights")
     for _, buffer in base.named_buffers():
         recorder.add(buffer, "weights")
     add_adapters(model, recorder)
+
+
+def add_stream_buffers(base: nn.Module, recorder: Recorder) -> bool:
+    """Record the buffers of streamed layers, which come before all weights; return whether there are any."""
+    stream = stream_of(base)
+    for buffer in stream.buffers if stream else ():
+        recorder.add(buffer, "weights", "streamed layers")
+    return stream is not None
 
 
 def _is_packed(tensor: Tensor) -> bool:
@@ -55,26 +68,37 @@ def _natural(name: str) -> list[tuple]:
     return keys
 
 
-def quantise(weight: Tensor, kind: str, recorder: Recorder) -> None:
-    """Record what bitsandbytes allocates when it packs a 16-bit weight (functional.py, `quantize_4bit`)."""
-    state = state_of(weight)
+def quantise(weight: Tensor, kind: str, recorder: Recorder) -> list[int]:
+    """Record what bitsandbytes allocates when it packs a 16-bit weight (functional.py, `quantize_4bit`).
+
+    Returns what of it then goes to main memory: of a streamed layer, whose places in the buffers are recorded before.
+    """
+    state, leaving = state_of(weight), []
+
+    def add(tensor: Tensor) -> None:
+        if recorder.has(tensor):
+            leaving.append(recorder.allocate(tensor.nbytes, "load", "quantize_4bit"))
+        else:
+            recorder.add(tensor, kind, "quantize_4bit")
+
     if not state.nested:
-        for constant in (state.absmax, weight, state.code):
-            recorder.add(constant, kind, "quantize_4bit")
-        return
+        for tensor in (state.absmax, weight, state.code):
+            add(tensor)
+        return leaving
     absmax_bytes = state.absmax.numel() * FP32_BYTES
     absmax = recorder.allocate(absmax_bytes, "load", "quantize_4bit")
-    recorder.add(weight, kind, "quantize_4bit")
-    recorder.add(state.code, kind, "quantize_4bit")
+    add(weight)
+    add(state.code)
     scaled, largest = (recorder.allocate(num_bytes, "load", "get_4bit_type") for num_bytes in (64, FP32_BYTES))
     recorder.free(scaled)
     recorder.free(largest)
-    recorder.add(state.offset, kind, "quantize_4bit")
+    add(state.offset)
     centred = recorder.allocate(absmax_bytes, "load", "quantize_4bit")
-    for constant in (state.state2.absmax, state.absmax, state.state2.code):
-        recorder.add(constant, kind, "quantize_4bit")
+    for tensor in (state.state2.absmax, state.absmax, state.state2.code):
+        add(tensor)
     recorder.free(centred)
     recorder.free(absmax)
+    return leaving
 
 
 def add_adapters(model: nn.Module, recorder: Recorder) -> None:

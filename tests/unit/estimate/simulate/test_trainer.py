@@ -58,14 +58,22 @@ ON_ONE = [
     {"hardware": {"gradient_checkpointing": False}},
     {"hardware": {"mixed_precision": "bf16"}},
 ]
+STREAMED = [
+    {"hardware": {"streamed_layers": 4}},
+    {"hardware": {"streamed_layers": 5, "gradient_checkpointing": False}},
+    {"hardware": {"streamed_layers": 3, "checkpointed_layers": 2}},
+    {"hardware": {"streamed_layers": 4, "offload_activations": True, "offload_embeddings": True}},
+]
 UNTIED = ("idefics3", "instructblip", "llava", "qwen", "qwen2_5_vl", "smolvlm")
 CASES = [
-    *((name, {}) for name in TINY),
-    *(("qwen3_vl", sections) for sections in ON_ONE),
-    *((name, {"hardware": {"offload_embeddings": True}}) for name in UNTIED),
-    *((name, {"hardware": {"offload_activations": True}}) for name in ("gemma3", "qwen3_vl", "smolvlm")),
-    ("llava", {"hardware": {"offload_activations": True, "offload_embeddings": True, "checkpointed_layers": 1}}),
+    *((name, 2, {}) for name in TINY),
+    *(("qwen3_vl", 2, sections) for sections in ON_ONE),
+    *((name, 2, {"hardware": {"offload_embeddings": True}}) for name in UNTIED),
+    *((name, 2, {"hardware": {"offload_activations": True}}) for name in ("gemma3", "qwen3_vl", "smolvlm")),
+    ("llava", 2, {"hardware": {"offload_activations": True, "offload_embeddings": True, "checkpointed_layers": 1}}),
+    *(("qwen2_5_vl", 5, sections) for sections in STREAMED),
 ]
+"""(model, layers of its text model, sections of the config)."""
 aten = torch.ops.aten
 
 
@@ -245,9 +253,9 @@ def peaks_differ(trained: Log, simulated: Log) -> set[str]:
     }
 
 
-@pytest.mark.parametrize(("name", "sections"), CASES, ids=str)
-def test_the_trainer_allocates_what_is_simulated(name, sections, models, tmp_path, monkeypatch):
-    case = Case(models(name), tmp_path, sections)
+@pytest.mark.parametrize(("name", "layers", "sections"), CASES, ids=str)
+def test_the_trainer_allocates_what_is_simulated(name, layers, sections, models, tmp_path, monkeypatch):
+    case = Case(models(name, layers), tmp_path, sections)
     trained, simulated = case.trained(monkeypatch), case.simulated()
     expected, found = events_by_phase(simulated), events_by_phase(trained)
     for phase in COMPARED:

@@ -11,12 +11,13 @@ from vlmtune.estimate.simulate.record import Recorder
 from vlmtune.estimate.simulate.simulation import Run, simulate
 from vlmtune.estimate.simulate.steps import collated
 from vlmtune.estimate.simulate.weights import DYNAMIC_MAP_BYTES, load_checkpoint, quantise
-from vlmtune.models.build import build_model
+from vlmtune.models.build import base_of, build_model
+from vlmtune.models.streaming import stream_of
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return TinyModel("llava", tmp_path_factory.mktemp("model"))
+    return TinyModel("llava", tmp_path_factory.mktemp("model"), layers=5)
 
 
 def loaded(tiny: TinyModel, **sections):
@@ -36,6 +37,19 @@ def live(log) -> dict[int, int]:
     return sizes
 
 
+def allocated(log, operation: str) -> list[tuple[int, int]]:
+    return [event for event in log.events if event[0] > 0 and log.tags[event[0]][1] == operation]
+
+
+def most(log) -> int:
+    sizes, held, peak = {}, 0, 0
+    for handle, num_bytes in log.events:
+        sizes[abs(handle)] = sizes.get(abs(handle), num_bytes)
+        held += sizes[abs(handle)] * (1 if handle > 0 else -1)
+        peak = max(peak, held)
+    return peak
+
+
 def test_one_block_for_all_weights_comes_first_and_goes(tiny):
     model, log = loaded(tiny, training={"method": "full"})
     total = sum(parameter.untyped_storage().nbytes() for parameter in model.parameters())
@@ -48,6 +62,20 @@ def test_what_stays_are_the_weights(tiny):
         t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())
     }
     assert sorted(live(log).values()) == sorted(size for size in tensors.values() if size)
+
+
+def test_weights_of_streamed_layers_pass_through_the_card(tiny):
+    plain, plain_log = loaded(tiny)
+    streamed, log = loaded(tiny, hardware={"streamed_layers": 4})
+    stream = stream_of(base_of(streamed))
+    sizes = [buffer.nbytes for buffer in stream.buffers]
+    assert [event[1] for event in log.events[:2]] == sizes, "the buffers come first, and no block for all weights"
+    streamed_bytes = sum(linear.weight.nbytes + linear.weight.quant_state.absmax.nbytes for linear in stream.places)
+    stayed = sum(live(plain_log).values()) - streamed_bytes
+    assert sum(live(log).values()) == stayed + sum(sizes)
+    passing = [num_bytes for _, num_bytes in allocated(log, "quantize_4bit")]
+    assert sorted(passing) == sorted(num_bytes for _, num_bytes in allocated(plain_log, "quantize_4bit"))
+    assert most(plain_log) - most(log) == streamed_bytes - sum(sizes)
 
 
 def test_packing_passes_each_weight_through_16_bits(tiny):
