@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
 from vlmtune.errors import VlmtuneError
+from vlmtune.families.base import Family
 from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Decision, GivesUp, Lever, OnResume, Saving
 
 if TYPE_CHECKING:
-    from vlmtune.plan.types import Device
+    from torch import nn
+
+    from vlmtune.plan.types import Device, RunPlan
 
 KEY = "hardware.streamed_layers"
 ON_CARD = 2
@@ -57,6 +60,13 @@ def _more(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
     return [{KEY: 0}, *fewer] if number else []
 
 
+def _streamed_bytes(model: "nn.Module", plan: "RunPlan", family: Family, batch_tokens: int) -> int:
+    """Return what waits pinned: not in powers of two, see models/streaming.py. On a CPU it is among all weights."""
+    if not plan.streamed_layers or plan.device == "cpu":
+        return 0
+    return sum(model.layer_stream.layer_bytes)
+
+
 STREAMING = Lever(
     name="Layers in main memory",
     keys=(KEY,),
@@ -75,4 +85,5 @@ STREAMING = Lever(
     more=_more,
     on_resume=OnResume.FREE,
     excludes=_refused,
+    main_memory_bytes=_streamed_bytes,
 )

@@ -168,6 +168,18 @@ def test_what_layers_recompute_from_waits_pinned(models, checkpointed, num_layer
     assert share == Share("Recompute activations", num_layers * 2**14), "64 numbers of 2 bytes for 100 tokens: 12,800"
 
 
+def test_streamed_layers_wait_pinned(models):
+    tiny = models("llava", 4)
+    on_card = replace(tiny.plan, device="cuda", base_dtype="bf16")
+    plan = replace(on_card, streamed_layers=3)
+    model = base_of(build_model(plan, weights="none"))
+    (share,) = weights_of(model, plan, tiny.family, 100).held
+    assert share == Share("Layers in main memory", sum(model.layer_stream.layer_bytes))
+    assert weights_of(model, replace(plan, device="cpu"), tiny.family, 100).held == (), (
+        "there they are among all weights"
+    )
+
+
 def test_a_cpu_run_takes_at_least_its_weights(models):
     tiny = models("llava")
     model = base_of(build_model(tiny.plan, weights="none"))
