@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest lint bench bench-memory gpu gpu-check gpu-errors gpu-cap gpu-train gpu-streaming docs architectures catalogue guide plans clean
+.PHONY: help install demo test test-oldest lint bench bench-memory gpu gpu-check gpu-errors gpu-cap gpu-train gpu-streaming gpu-small-card docs architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ gpu-cap: install  ## train plans under a cap a little above and below their esti
 
 gpu-train: install  ## run `vlmtune train` on the GPU at hand, estimates beside measurements; about six minutes
 	$(BIN)/python tests/gpu/train.py tests/gpu/measured/train-here.json
+
+gpu-small-card: install  ## train 8B to 32B models on 7 GiB of the GPU at hand, and on all of it; about eight minutes
+	$(BIN)/python tests/gpu/small_card.py tests/gpu/measured/small-card-here.json
 
 gpu-streaming: install  ## time layers in main memory on the GPU at hand: how much of their way is hidden; about five minutes
 	$(BIN)/python tests/gpu/streaming.py tests/gpu/measured/streaming-here.json vlmtune/catalog

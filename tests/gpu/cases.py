@@ -268,7 +268,7 @@ SEVERAL_MEMORY_LEVERS = (
     Case("llava-next-7b-embeddings-streamed", UNSEEN["llava-next-7b"], settings={**EMBEDDINGS_AWAY, **_streamed(9)}),
     Case("idefics3-8b-away-streamed", UNSEEN["idefics3-8b"], settings={**AWAY, **_streamed(12), **ONE_TILE}),
     Case("pixtral-12b-embeddings-streamed", UNSEEN["pixtral-12b"], settings={**EMBEDDINGS_AWAY, **_streamed(30)}),
-    Case("mistral-24b-away-streamed", UNSEEN["mistral-24b"], settings={**AWAY, **_streamed(38)}),
+    Case("mistral-24b-activations-streamed", UNSEEN["mistral-24b"], settings={**ACTIVATIONS_AWAY, **_streamed(38)}),
     Case("qwen25-32b-away-streamed", QWEN25_32B, settings={**AWAY, **_streamed(62)}),
     Case("mllama-11b-away-streamed", UNSEEN["mllama-11b"], settings={**AWAY, **_streamed(20)}),
     Case("gemma4-e4b-embeddings-streamed", GEMMA4_E4B, settings={**EMBEDDINGS_AWAY, **_streamed(21)}),
@@ -277,12 +277,12 @@ SEVERAL_MEMORY_LEVERS = (
     Case("pali-3b-activations-streamed", PALI_3B, settings={**ACTIVATIONS_AWAY, **_streamed(9), **RANK_64}),
     Case("smol-2b-away-streamed", SMOL_2B, settings={**AWAY, **_streamed(24), **ONE_TILE}),
     Case("qwen35-4b-activations-streamed", UNSEEN["qwen35-4b"], settings={**ACTIVATIONS_AWAY, **_streamed(16)}),
-    Case("granite-2b-away-streamed", UNSEEN["granite-2b"], settings={**AWAY, **_streamed(20)}),
+    Case("granite-2b-activations-streamed", UNSEEN["granite-2b"], settings={**ACTIVATIONS_AWAY, **_streamed(20)}),
     Case("onevision-7b-away-batch2", UNSEEN["onevision-7b"], settings={**AWAY, "training.batch_size": 2}),
 )
 LONG_MEMORY_LEVERS = (
     Case("llava-7b-epochs-away", LLAVA_7B, settings=AWAY),
-    Case("internvl3-8b-epochs-streamed", UNSEEN["internvl3-8b"], settings={**EMBEDDINGS_AWAY, **_streamed(14)}),
+    Case("internvl3-8b-epochs-streamed", UNSEEN["internvl3-8b"], settings={**ACTIVATIONS_AWAY, **_streamed(14)}),
 )
 """Several together, the last over many lengths, measured likewise."""
 
@@ -347,5 +347,22 @@ CASES = (
     *BLIND,
     *(_uneven(case, TWELVE_STEPS) for case in (*UNEVEN, *BLIND_UNEVEN)),
 )
+TWENTY_STEPS = {"training.max_steps": 20, "training.gradient_accumulation_steps": 1, "training.lora.rank": 8}
+SMALL_CARD = (
+    Case("small-qwen-vl-chat", UNSEEN["qwen-vl-chat"], settings={**TWENTY_STEPS, **EMBEDDINGS_AWAY}),
+    Case("small-llava-13b", UNSEEN["llava-13b"], settings={**TWENTY_STEPS, **EMBEDDINGS_AWAY, **_streamed(12)}),
+    Case("small-gemma4-e4b", GEMMA4_E4B, settings={**TWENTY_STEPS, **EMBEDDINGS_AWAY}),
+    Case("small-mistral-24b", UNSEEN["mistral-24b"], settings={**TWENTY_STEPS, **ACTIVATIONS_AWAY, **_streamed(30)}),
+    Case("small-qwen25-32b", QWEN25_32B, settings={**TWENTY_STEPS, **AWAY, **_streamed(60)}),
+)
+"""Models for which a small card is too small without levers: 20 steps each (small_card.py)."""
+
+
+def without_memory_levers(case: Case) -> Case:
+    """Return the same run with all of the model on the card."""
+    return replace(case, name=f"{case.name}-whole", settings=TWENTY_STEPS)
+
+
+SMALL = (*SMALL_CARD, *map(without_memory_levers, SMALL_CARD))
 OPEN = (*ONE_MEMORY_LEVER, *SEVERAL_MEMORY_LEVERS, *(_uneven(case, EPOCHS) for case in LONG_MEMORY_LEVERS))
 """Not measured yet: they can be run by name, and come to CASES with their measurements."""

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import CASES, OPEN, Case, prepare  # noqa: E402
+from gpu.cases import CASES, OPEN, SMALL, Case, prepare  # noqa: E402
 from gpu.history import Marks, archive, packed, record  # noqa: E402
 
 from vlmtune.plan.types import RunPlan  # noqa: E402
@@ -136,6 +136,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         except OutOfMemory:
             out.write_text(json.dumps({"case": case.name, "out_of_memory": True}), encoding="utf-8")
             return
+        losses = [record.loss for record in runs.read_log()]
     if history:
         trace = torch.cuda.memory._snapshot()["device_traces"][0]
         out.with_suffix(HISTORY).write_bytes(packed(trace, marks.marks))
@@ -145,6 +146,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         "reserved_bytes": report.peak_reserved_bytes,
         "parts": report.memory_measured.parts,
         **loaded,
+        "losses": losses,
         "longest_row_tokens": report.longest_row.tokens,
         "seconds": round(time.perf_counter() - started, 1),
         "gpu": report.gpu,
@@ -222,7 +224,7 @@ if __name__ == "__main__":
     elif sys.argv[1] == "--one":
         name, catalogue, out, *options = sys.argv[2:]
         cap = next((int(option) for option in options if option.isdigit()), None)
-        chosen = next(case for case in (*CASES, *OPEN) if case.name == name)
+        chosen = next(case for case in (*CASES, *OPEN, *SMALL) if case.name == name)
         run(chosen, Path(catalogue), Path(out), cap, history="--history" in options)
     else:
         sys.exit(main())
