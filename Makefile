@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest lint bench gpu gpu-check gpu-errors gpu-cap gpu-train gpu-streaming docs architectures catalogue guide plans clean
+.PHONY: help install demo test test-oldest lint bench bench-memory gpu gpu-check gpu-errors gpu-cap gpu-train gpu-streaming docs architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ lint: install  ## check and format the code
 bench: install  ## measure the light commands, an estimate and 100,000 rows (ROWS=1000000: a million); three minutes
 	$(BIN)/python tests/bench/startup.py
 	$(BIN)/python tests/bench/rows.py $(ROWS)
+
+bench-memory: install  ## measure main memory in real runs beside its estimate; on a CPU ten minutes, on the GPU at hand three
+	$(BIN)/python tests/bench/main_memory.py
 
 gpu-check: install  ## estimate every measured GPU run anew and hold the error bounds; needs no GPU, ten minutes
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/gpu/test_measured.py

@@ -87,6 +87,7 @@ def peak_of(model_id: str, preset: str, source: ModelSource) -> Peak:
         load_bytes=load.peak_allocated_bytes,
         text_tokens=report.tokens["text"],
         image_tokens=report.tokens["image"],
+        main_memory_bytes=report.main_memory.peak_bytes,
     )
 
 

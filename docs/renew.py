@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vlmtune.catalog import catalog
+from vlmtune.catalog.stored import stored
 from vlmtune.config.docs import all_keys_yaml, config_table_markdown, schema_json
 from vlmtune.engine.panel import render
 from vlmtune.levers.docs import levers_table_markdown, savings_table_markdown
@@ -122,10 +124,32 @@ def _setup(file: str) -> str:
     return f"H100, {', '.join(short)}"
 
 
+LOADED_AT = ("8gb", "6gb")
+"""Presets whose loading is shown: those of the smallest cards."""
+
+
+def loading_table() -> str:
+    """Return what loading takes of the card beside training, for every model that can be tuned, and main memory."""
+    rows = [
+        f"| Model | {' | '.join(f'{name}: load | Train' for name in LOADED_AT)} | Main memory |",
+        f"| --- |{' --: | --: |' * len(LOADED_AT)} --: |",
+    ]
+    for entry in catalog():
+        if peaks := stored(entry.model_id).peaks:
+            sizes = [size for name in LOADED_AT for size in (peaks[name].load_bytes, peaks[name].allocated_bytes)]
+            main_memory = peaks[LOADED_AT[0]].main_memory_bytes
+            cells = [f"{size / GIB:.2f}" for size in sizes] + [
+                "-" if main_memory is None else f"{main_memory / GIB:.1f}"
+            ]
+            rows.append(f"| {entry.model_id} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
 GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"measured": measured_table},
     "docs/config.md": {"config": config_table_markdown},
     "docs/estimate.md": {"errors": errors_table, "cap": cap_table, "train": train_table},
+    "docs/loading.md": {"loading": loading_table},
     "docs/levers.md": {"levers": levers_table_markdown, "savings": savings_table_markdown},
     "docs/contributing.md": {"make": make_table},
 }

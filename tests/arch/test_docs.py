@@ -38,7 +38,14 @@ def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-GENERATED = ("README.md", "docs/config.md", "docs/estimate.md", "docs/levers.md", "docs/contributing.md")
+GENERATED = (
+    "README.md",
+    "docs/config.md",
+    "docs/estimate.md",
+    "docs/levers.md",
+    "docs/loading.md",
+    "docs/contributing.md",
+)
 
 
 @pytest.mark.parametrize("page", GENERATED)
@@ -61,6 +68,7 @@ def test_every_page_with_generated_parts_is_looked_at():
         ("docs/config.md", "| `training.lora.rank` |"),
         ("docs/levers.md", "| Size of images |"),
         ("docs/estimate.md", "| all | "),
+        ("docs/loading.md", "| Qwen/Qwen2.5-VL-7B-Instruct | 5.57 |"),
         ("docs/estimate.md", "| estimated at 92 % |"),
         ("docs/estimate.md", "| five-epochs |"),
         ("docs/contributing.md", "| `make demo` |"),

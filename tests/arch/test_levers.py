@@ -40,6 +40,10 @@ def apply(model, plan, family):
     model.toyed_with = plan.max_grad_norm
 
 
+def kept(model, plan, family, batch_tokens):
+    return 2**30
+
+
 LEVER = Lever(
     name="Toy",
     keys=(KEY,),
@@ -52,6 +56,7 @@ LEVER = Lever(
     on_resume=OnResume.FREE,
     excludes=lambda config: [f"{KEY}: no toy beside seed 13"] if config.training.seed == 13 else [],
     apply=apply,
+    main_memory_bytes=kept,
 )
 """
 SOURCE = ModelSource("org/model", {"model_type": "llava", "vision_config": {"image_size": 336}, "text_config": {}}, {})
@@ -175,6 +180,14 @@ def test_the_docs_name_it(toy):
 
     (row,) = (line for line in levers_table_markdown().splitlines() if line.startswith("| Toy "))
     assert "`training.max_grad_norm`" in row and "nothing but the fun" in row and "at any checkpoint" in row
+
+
+def test_what_it_keeps_in_main_memory_is_estimated_under_its_name(toy, run_cli, models):
+    import json
+
+    done = run_cli("estimate-vram", "--model", models("llava").folder, "--gpu", "8gb", "--fast", "--json")
+    need = json.loads(done.stdout)["main_memory"]
+    assert {"name": "Toy", "bytes": 2**30} in need["parts"]
 
 
 def test_it_acts_on_the_model_with_and_without_storage(toy, models):

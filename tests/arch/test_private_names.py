@@ -19,6 +19,7 @@ PACKAGE = Path(vlmtune.__file__).parent
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if PACKAGE / "compat" not in file.parents]
 DOCUMENTED_HOOKS = {
     "torch.nn.Module": {"forward"},
+    "torch.optim.lr_scheduler.LambdaLR": {"state_dict", "load_state_dict"},
     "transformers.TrainerCallback": {
         f"on_{event}" for event in ("train_begin", "train_end", "step_end", "log", "pre_optimizer_step")
     },

@@ -34,6 +34,9 @@ KEYS = {
     "without_worst",
     "phases",
     "fast",
+    "main_memory",
+    "main_memory_available_bytes",
+    "main_memory_here",
     "streamed_bytes_per_step",
 }
 
@@ -62,6 +65,17 @@ def test_the_answer_has_every_key_and_its_parts_sum_to_the_total(run_cli, folder
     assert report["tokens"] == {"text": 512, "image": 4, "total": 516}
     assert sum(report["parts"].values()) == report["peak_allocated_bytes"] and min(report["parts"].values()) >= 0
     assert report["peak_at"]["phase"].startswith("step ")
+    need = report["main_memory"]
+    assert sum(part["bytes"] for part in need["parts"]) == need["peak_bytes"] >= need["loading_bytes"] > 0
+    assert report["main_memory_available_bytes"] is None, "the card is another machine's"
+    assert 0 < report["main_memory_here"]["available_bytes"] < report["main_memory_here"]["total_bytes"]
+
+
+def test_main_memory_is_said(run_cli, folder):
+    done = run_cli("estimate-vram", "--model", folder, "--gpu", "rtx-4060")
+    words = " ".join(done.stdout.split())
+    assert "main memory 2.1" in words and "GiB (CUDA 1.00, libraries 0.98, " in words
+    assert "GiB are available" in words
 
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
@@ -229,7 +243,8 @@ def test_plans_stand_side_by_side(run_cli, folder, tmp_path):
     assert (first["config"], second["config"]) == (str(one), str(other))
     assert second["peak_allocated_bytes"] > first["peak_allocated_bytes"]
     alone = json.loads(run_cli("estimate-vram", other, *same_card, "--json").stdout)
-    assert {**second, "seconds": 0} == {**alone, "seconds": 0}
+    of_the_moment = {"seconds": 0, "main_memory_here": {}}
+    assert {**second, **of_the_moment} == {**alone, **of_the_moment}
 
 
 def test_people_get_differences_in_columns(run_cli, folder, tmp_path, monkeypatch):

@@ -16,21 +16,26 @@ from vlmtune.engine import train as engine_run
 from vlmtune.engine import trainer
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.estimate import run as estimate_run
-from vlmtune.estimate.report import MemoryReport, PeakAt
+from vlmtune.estimate.report import MainMemoryNeed, MemoryReport, PeakAt, Share, would_swap
 from vlmtune.estimate.simulate import simulation
+from vlmtune.hardware import main_memory
 from vlmtune.hardware.cards import Target, find_card
 from vlmtune.runs.memory import Memory
 from vlmtune.units import GIB
 from vlmtune.workflow import launch
 
+LIBRARIES = Share("libraries", 3 * GIB)
 NAMES = {"model": "llava", "gpu": "8gb", "worst_row": "rows.jsonl:6", "versions": {}, "preset": None}
 
 
-def a_report(needed_gib: float, budget_bytes: int) -> MemoryReport:
-    needed = int(needed_gib * GIB)
+def a_report(needed_gib: float, target: Target) -> MemoryReport:
+    needed, budget_bytes = int(needed_gib * GIB), target.budget_bytes
+    main_memory = MainMemoryNeed(4 * GIB, 3 * GIB, (LIBRARIES, Share("batches", GIB)))
     values = dict.fromkeys(field.name for field in dataclasses.fields(MemoryReport)) | NAMES
     values |= {
-        "fits": needed <= budget_bytes,
+        "fits": needed <= budget_bytes and not would_swap(main_memory, target.main_memory_bytes),
+        "main_memory": main_memory,
+        "main_memory_available_bytes": target.main_memory_bytes,
         "peak_reserved_bytes": needed,
         "peak_allocated_bytes": needed - GIB // 4,
         "budget_bytes": budget_bytes,
@@ -48,14 +53,15 @@ def card(monkeypatch, tmp_path):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def put(budget_gib: float, needs=None) -> list:
-        target = Target(find_card("8gb"), int(budget_gib * GIB), True)
+    def put(budget_gib: float, needs=None, main_memory_gib: float | None = None) -> list:
+        main_memory_bytes = None if main_memory_gib is None else int(main_memory_gib * GIB)
+        target = Target(find_card("8gb"), int(budget_gib * GIB), True, main_memory_bytes)
         monkeypatch.setattr(launch, "target_of", lambda plan: target)
         asked = []
 
         def estimate_plan(plan, source, rows, target, *, fast=False):
             asked.append((plan, target.budget_bytes))
-            return a_report(needs(plan), target.budget_bytes)
+            return a_report(needs(plan), target)
 
         if needs:
             monkeypatch.setattr(estimate_run, "estimate_plan", estimate_plan)
@@ -109,6 +115,35 @@ def test_what_cannot_fit_is_refused_with_the_changes_that_make_it_fit(project, c
         "--set training.batch_size=2 --set training.gradient_accumulation_steps=4; --force tries it all the same"
     )
     assert not project.run("run").path.exists()
+
+
+def test_a_run_that_would_swap_is_refused(project, card, monkeypatch):
+    card(7.4, by_batch, main_memory_gib=3.9)
+    monkeypatch.setattr(engine_run, "build_model", None)
+    refused = project.train("run")
+    assert refused.code == ExitCode.DOES_NOT_FIT
+    assert refused.stdout.endswith(", longest row rows.jsonl:6, 4.0 of 3.9 GiB of main memory\n")
+    assert refused.stderr == (
+        "error: it does not fit: 4.00 GiB of main memory are needed, 3.90 GiB are available "
+        "(the most takes: libraries 3.00, batches 1.00 GiB)\n"
+        "hint:  close other programs, or raise the container's limit; --force tries it all the same\n"
+    )
+    assert not project.run("run").path.exists()
+
+
+def test_force_trains_although_it_may_swap(project, card):
+    card(7.4, by_batch, main_memory_gib=3.9)
+    done = project.train("run", "training.max_steps=1", flags=("--force",))
+    assert done.code == 0, done.stderr
+
+
+def test_on_a_cpu_too_a_run_that_would_swap_is_refused(project, monkeypatch):
+    monkeypatch.setattr(main_memory, "available_to_this_process", lambda: GIB // 2)
+    monkeypatch.setattr(engine_run, "build_model", None)
+    for flags in ((), ("--dry-run",)):
+        refused = project.train("run", flags=flags)
+        assert refused.code == ExitCode.DOES_NOT_FIT
+        assert "GiB of main memory are needed, 0.50 GiB are available (the most takes: libraries 0.98" in refused.stderr
 
 
 def test_no_change_makes_it_fit(project, card):

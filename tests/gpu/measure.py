@@ -165,7 +165,7 @@ def write_weights(folder: str) -> None:
 def main() -> int:
     """Measure cases and write after each what is known; return 0 when all are measured."""
     asked = _arguments()
-    cases = [case for case in (*CASES, *OPEN) if re.search(asked.names, case.name)]
+    cases = [case for case in (*CASES, *OPEN) if re.search(asked.names, case.name)] if asked.names else CASES
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -29,6 +29,8 @@ class Peak:
     """The peak while the weights are loaded, which may be higher than that of training."""
     text_tokens: int
     image_tokens: int
+    main_memory_bytes: int | None = None
+    """What a run takes beside the card; None: estimated before that was."""
 
     @property
     def most_bytes(self) -> int:

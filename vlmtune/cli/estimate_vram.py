@@ -132,7 +132,9 @@ def _show_side_by_side(plans: "list[Estimated]", as_json: bool) -> None:
 
 def _as_json(plan: "Estimated") -> dict[str, Any]:
     """Return the report, with the plan's name and what the user meant by the card."""
-    chosen = plan.chosen
+    from vlmtune.hardware.main_memory import read_main_memory
+
+    chosen, here = plan.chosen, read_main_memory()
     without_worst = plan.without_worst and dataclasses.asdict(plan.without_worst)
     return dataclasses.asdict(plan.report) | {
         "without_worst": without_worst,
@@ -140,4 +142,5 @@ def _as_json(plan: "Estimated") -> dict[str, Any]:
         "gpu_name": chosen.target.card.name,
         "gpu_from": chosen.card_from,
         "budget_from": chosen.budget_from,
+        "main_memory_here": here and dataclasses.asdict(here),
     }

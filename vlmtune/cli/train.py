@@ -58,8 +58,7 @@ def _dry_run(job: "Job", as_json: bool) -> None:
         from vlmtune.cli.show import render
 
         render.print_json(asdict(job.plan) | {"estimate": expected.as_json() if expected else None})
-    if expected:
-        refuse_too_large(expected)
+    refuse_too_large(job, expected)
 
 
 def _print_length(job: "Job", err: bool) -> None:

@@ -99,6 +99,9 @@ RENAMED = {
     "precision": "hardware.mixed_precision",
     "activation_checkpointing": "hardware.gradient_checkpointing",
     "use_gradient_checkpointing": "hardware.gradient_checkpointing",
+    "activation_offloading": "hardware.offload_activations",
+    "enable_activation_offloading": "hardware.offload_activations",
+    "offload_embedding": "hardware.offload_embeddings",
     "dataloader_num_workers": "hardware.num_workers",
     "preprocessing_num_workers": "hardware.num_workers",
     # the run

@@ -42,6 +42,20 @@ class WithoutWorst:
 
 
 @dataclass(frozen=True)
+class MainMemoryNeed:
+    """What a run takes of main memory, all its processes together. Sizes in bytes.
+
+    Pages of mapped files are not counted, weights on their way to the card among them: they can be read again.
+    """
+
+    peak_bytes: int = 0
+    loading_bytes: int = 0
+    """The peak while the model loads."""
+    parts: tuple[Share, ...] = ()
+    """At the peak; they sum to it."""
+
+
+@dataclass(frozen=True)
 class MemoryReport:
     """What a plan needs on a card. Sizes in bytes; `breakdown` sums to `device_total_bytes`."""
 
@@ -71,5 +85,18 @@ class MemoryReport:
     """Whether one step was simulated and repeated, and no answer."""
     seconds: float
     versions: dict[str, str]
+    main_memory: MainMemoryNeed = MainMemoryNeed()
+    main_memory_available_bytes: int | None = None
+    """What the run may take of this machine's; None where it is for another machine, or nobody tells."""
     streamed_bytes_per_step: int = 0
     """What comes from main memory to the card in one optimizer step, of streamed layers."""
+
+    @property
+    def swaps(self) -> bool:
+        """Whether main memory does not hold the run."""
+        return would_swap(self.main_memory, self.main_memory_available_bytes)
+
+
+def would_swap(need: MainMemoryNeed, available_bytes: int | None) -> bool:
+    """Return whether a run needs more of main memory than there is; False where nobody tells."""
+    return available_bytes is not None and need.peak_bytes > available_bytes

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from vlmtune.estimate.cache import cached
 from vlmtune.estimate.cannot_tell import cannot_tell
 from vlmtune.estimate.given_rows import GivenRows
-from vlmtune.estimate.report import MemoryReport, Phase, Share, WithoutWorst
+from vlmtune.estimate.main_memory import Weights, need_of, stored_format
+from vlmtune.estimate.report import MainMemoryNeed, MemoryReport, Phase, Share, WithoutWorst, would_swap
 from vlmtune.hardware.cards import Card, Target
 from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import RunPlan
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from vlmtune.data.encode import Encoded
     from vlmtune.estimate.allocator.peaks import Peaks
-    from vlmtune.estimate.simulate.record import Hidden
+    from vlmtune.estimate.simulate.record import Hidden, Log
     from vlmtune.estimate.simulate.simulation import Batch, Steps
     from vlmtune.estimate.simulate.steps import RowBatches
 
@@ -47,7 +48,7 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
             family = family_of(plan)
             rows = [largest_row(plan_of_texts(plan, share), source, family) for share in SHARES_OF_LONGEST]
             steps = collated(_made_up_steps(plan, fast), rows, lambda batch: collate(batch, 0))
-            return _estimate(_Work(plan, steps, rows[0], fast), target)
+            return _estimate(_Work(plan, source, steps, rows[0], fast), target)
 
     return _held_to(cached([*_decided_by(plan, source, target), fast], made), target)
 
@@ -104,7 +105,7 @@ class _Rows:
         lengths, expandable = self.lengths.total[kept].tolist(), target.expandable_segments
         chosen = fewest_steps(self.plan, lengths) if fast else telling_steps(self.plan, lengths, expandable)
         steps = collated(chosen, Subset(self.rows, kept), self.collator)
-        work = _Work(self.plan, steps, self.rows[kept[0]], fast)
+        work = _Work(self.plan, self.source, steps, self.rows[kept[0]], fast)
         decided_by = [*_decided_by(self.plan, self.source, target), work.longest.where, work.digest()]
         with cannot_tell(self.plan):
             return _held_to(cached(decided_by, lambda: _estimate(work, target)), target)
@@ -115,6 +116,7 @@ class _Work:
     """What is simulated."""
 
     plan: RunPlan
+    source: ModelSource
     steps: "Steps"
     longest: "Encoded"
     fast: bool
@@ -124,10 +126,15 @@ class _Work:
         """The longest row on its own, as the loss of held-out rows takes it."""
         return self.longest.tensors | {"labels": self.longest.labels}
 
+    @property
+    def batches(self) -> "list[Batch]":
+        """Those of all steps."""
+        return [batch for step in self.steps for batch in step]
+
     def digest(self) -> list:
         """Return what of the batches decides the memory: sizes of tensors, and the values of whole numbers."""
-        batches = [batch for step in self.steps for batch in step]
-        return [self.fast, *([(key, value.shape, _values(value)) for key, value in batch.items()] for batch in batches)]
+        described = ([(key, value.shape, _values(value)) for key, value in batch.items()] for batch in self.batches)
+        return [self.fast, *described]
 
 
 def _made_up_steps(plan: RunPlan, fast: bool) -> "RowBatches":
@@ -148,18 +155,19 @@ def _decided_by(plan: RunPlan, source: ModelSource, target: Target) -> list[Any]
     """Return what decides an estimate besides the batches: plan, the model's own configs, and the card.
 
     The configs beside the plan: a local model can be edited in its place. Of the card all but the budget, which
-    changes with what else runs on it.
+    changes with what else runs on it, as main memory does.
     """
-    card = dataclasses.asdict(dataclasses.replace(target, budget_bytes=0))
+    card = dataclasses.asdict(dataclasses.replace(target, budget_bytes=0, main_memory_bytes=None))
     return [dataclasses.asdict(plan), source.config, source.preprocessor, card]
 
 
 def _held_to(report: MemoryReport, target: Target) -> MemoryReport:
-    """Return the report with the verdict for this budget; loading may take more than training."""
+    """Return the report with the verdict for this budget and main memory; loading may take more than training."""
     load = next(phase for phase in report.phases if phase.name == "load")
     most_bytes = max(report.peak_reserved_bytes, load.peak_allocated_bytes)
-    budget = target.budget_bytes
-    return dataclasses.replace(report, budget_bytes=budget, fits=most_bytes <= budget)
+    budget, available = target.budget_bytes, target.main_memory_bytes
+    fits = most_bytes <= budget and not would_swap(report.main_memory, available)
+    return dataclasses.replace(report, budget_bytes=budget, main_memory_available_bytes=available, fits=fits)
 
 
 def _values(tensor: "Tensor") -> str | None:
@@ -167,10 +175,11 @@ def _values(tensor: "Tensor") -> str | None:
 
 
 def _estimate(work: _Work, target: Target) -> MemoryReport:
-    """Return the report; `budget_bytes` and `fits` are left to `_held_to`."""
+    """Return the report; what this card and this machine have, and `fits`, are left to `_held_to`."""
     started = time.perf_counter()
     plan, row, fast = work.plan, work.longest, work.fast
-    peaks = _peaks(work, target)
+    log = _simulated(work, target)
+    peaks = _peaks(log, target)
     return MemoryReport(
         model=plan.model_name,
         preset=None,
@@ -194,17 +203,23 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         fast=fast,
         seconds=round(time.perf_counter() - started, 1),
         versions=library_versions(),
+        main_memory=_main_memory(work, log.weights, peaks),
         streamed_bytes_per_step=peaks.streamed_bytes_per_batch * plan.gradient_accumulation_steps,
     )
 
 
-def _peaks(work: _Work, target: Target) -> "Peaks":
-    """Return the peaks of the steps and of an evaluation."""
-    from vlmtune.estimate.allocator.peaks import peaks_of
+def _simulated(work: _Work, target: Target) -> "Log":
+    """Return what the steps and an evaluation allocate."""
     from vlmtune.estimate.simulate.simulation import Run, simulate
 
     run = Run(work.steps, _hidden_of(target.card), evaluated=work.longest_batch, repeat=work.fast)
-    return peaks_of(simulate(work.plan, run), target.expandable_segments)
+    return simulate(work.plan, run)
+
+
+def _peaks(log: "Log", target: Target) -> "Peaks":
+    from vlmtune.estimate.allocator.peaks import peaks_of
+
+    return peaks_of(log, target.expandable_segments)
 
 
 def _hidden_of(card: Card) -> "Hidden":
@@ -241,6 +256,11 @@ def _breakdown(peaks: "Peaks", card: Card) -> tuple[Share, ...]:
     shares.append(Share("reserved but free (fragmentation)", peaks.reserved_bytes - named - other))
     shares.append(Share("CUDA context", card.context_bytes))
     return tuple(shares)
+
+
+def _main_memory(work: _Work, weights: Weights, peaks: "Peaks") -> MainMemoryNeed:
+    step_bytes = peaks.allocated_bytes - peaks.phases["load"].allocated_at_end_bytes
+    return need_of(work.plan, weights, stored_format(work.source.config), work.batches, step_bytes)
 
 
 def _parts(peaks: "Peaks") -> dict[str, int]:

@@ -10,6 +10,7 @@ from vlmtune.compat.torch import HAS_PRIMARY_CONTEXT
 from vlmtune.errors import VlmtuneError
 from vlmtune.hardware.calibration import Figures, Setup, kept_calibration
 from vlmtune.hardware.cards import Card, Platform, Target, card_of_driver
+from vlmtune.hardware.main_memory import available_to_this_process
 from vlmtune.hardware.sensors import GpuReading, read_gpu
 
 DEVICE = 0
@@ -56,7 +57,8 @@ def target_at_hand(platform: Platform | None = None, reserve_bytes: int | None =
     """
     card = require_card()
     budget_bytes = max(0, _reservable_bytes(card) - (reserve_bytes or 0))
-    return Target(card, budget_bytes, _expandable_segments() if platform is None else platform != "windows")
+    expandable = _expandable_segments() if platform is None else platform != "windows"
+    return Target(card, budget_bytes, expandable, available_to_this_process())
 
 
 def calibrated(card: Card, measured: Figures) -> Card:

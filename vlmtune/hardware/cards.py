@@ -61,6 +61,8 @@ class Target:
     card: Card
     budget_bytes: int
     expandable_segments: bool
+    main_memory_bytes: int | None = None
+    """What the run may take of main memory beside the card; None where that is another machine's, or nobody tells."""
 
 
 def cards() -> tuple[Card, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.compat.bitsandbytes import NATIVE_LIBRARY, NATIVE_LIBRARY_ERROR
+from vlmtune.hardware.main_memory import MainMemory, read_main_memory
 from vlmtune.hardware.sensors import GpuReading, visible_gpus
 from vlmtune.runs.versions import library_versions
 
@@ -80,15 +81,13 @@ class Machine:
     """The first that CUDA sees; NVML's first where torch cannot say which that is."""
     visible_devices: str | None
     disk_free_bytes: dict[str, int]
-    memory_total_bytes: int | None
-    memory_available_bytes: int | None
+    main_memory: MainMemory | None
 
 
 def read_machine() -> Machine:
     """Return what this machine offers; takes as long as importing torch."""
     gpus = visible_gpus()  # before the probe, whose own process holds GPU memory
     probe = run_probe([sys.executable, "-c", PROBE])
-    total, available = _memory()
     return Machine(
         python=platform.python_version(),
         versions=library_versions(),
@@ -97,8 +96,7 @@ def read_machine() -> Machine:
         gpu=gpus.get(f"GPU-{probe['cuda'].get('uuid')}") or next(iter(gpus.values()), None),
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         disk_free_bytes={"current folder": _disk_free(Path.cwd()), "model cache": _disk_free(_model_cache())},
-        memory_total_bytes=total,
-        memory_available_bytes=available,
+        main_memory=read_main_memory(),
     )
 
 
@@ -161,13 +159,3 @@ def _disk_free(folder: Path) -> int:
     """Return the free bytes on the disk that `folder` is on, or will be on."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     return shutil.disk_usage(existing).free
-
-
-def _memory() -> tuple[int | None, int | None]:
-    """Return main memory in bytes: total, and available for programs. None where the system does not tell."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return None, None
-    kib = {line.split(":")[0]: int(line.split()[1]) for line in text.splitlines()}
-    return kib["MemTotal"] * 1024, kib.get("MemAvailable", kib["MemFree"]) * 1024

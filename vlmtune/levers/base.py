@@ -107,6 +107,10 @@ def _no_change(model: "nn.Module", plan: "RunPlan", family: Family) -> None:
     return None
 
 
+def _nothing_held(model: "nn.Module", plan: "RunPlan", family: Family, batch_tokens: int) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class Lever:
     """One lever."""
@@ -131,6 +135,11 @@ class Lever:
     """config -> why it cannot be pulled beside others, each `key: reason`; empty where nothing stands against it."""
     apply: Callable[["nn.Module", "RunPlan", Family], None] = _no_change
     """(base model with its adapters, plan, family) -> None: what it does to a model, with storage or without."""
+    main_memory_bytes: Callable[["nn.Module", "RunPlan", Family, int], int] = _nothing_held
+    """(base model with its adapters, plan, family, tokens of the largest batch) -> what it keeps in main memory beside
+    the card, pinned or not, for as long as the run lasts."""
+    main_memory_is_mapped: bool = False
+    """Whether that is pages of the model's files wherever these have the run's number format."""
 
     @property
     def exact(self) -> bool:

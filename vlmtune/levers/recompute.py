@@ -11,6 +11,7 @@ from vlmtune.config.values import Values, not_yet
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.families.facts import ModelFacts
+from vlmtune.hardware.main_memory import pinned_block_bytes
 from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, OnResume, Saving, Spending
 
 if TYPE_CHECKING:
@@ -120,10 +121,22 @@ def _keep_activations(model: "nn.Module", plan: "RunPlan", family: Family) -> No
     """
     if plan.checkpointed_layers is None:
         return
-    text, kind = model.get_submodule(family.text), borrowed.GRADIENT_CHECKPOINTING_LAYER.get()
-    layers = [module for module in text.modules() if isinstance(module, kind)]
-    for layer in layers[plan.checkpointed_layers :]:
+    for layer in _layers_of(model, family)[plan.checkpointed_layers :]:
         layer.gradient_checkpointing = False
+
+
+def _layers_of(model: "nn.Module", family: Family) -> list["nn.Module"]:
+    kind = borrowed.GRADIENT_CHECKPOINTING_LAYER.get()
+    return [module for module in model.get_submodule(family.text).modules() if isinstance(module, kind)]
+
+
+def _waiting_bytes(model: "nn.Module", plan: "RunPlan", family: Family, batch_tokens: int) -> int:
+    """Return what waits pinned when the last layer begins: what each layer that recomputes starts from."""
+    if not plan.offload_activations:
+        return 0
+    weight = model.get_output_embeddings().weight
+    hidden_bytes = batch_tokens * model.config.get_text_config().hidden_size * weight.element_size()
+    return len(_layers_of(model, family)[: plan.checkpointed_layers]) * pinned_block_bytes(hidden_bytes)
 
 
 def _has_dropout(model: "nn.Module", family: Family) -> bool:
@@ -168,4 +181,5 @@ RECOMPUTE = Lever(
     more=_more,
     on_resume=OnResume.FREE,
     apply=_apply,
+    main_memory_bytes=_waiting_bytes,
 )

@@ -34,8 +34,8 @@ def train_and_retry(job: Job, folder: "RunFolder", flags: Flags) -> "TrainReport
 
     for num_retries in range(MAX_RETRIES + 1):
         expected = expect(job, err=flags.as_json)
-        if expected and not flags.force and num_retries == 0:
-            refuse_too_large(expected)
+        if not flags.force and num_retries == 0:
+            refuse_too_large(job, expected)
         folder.write_estimate(expected.as_json() if expected else None)
         outcome = _attempt(job, folder, flags, resume=flags.resume or num_retries > 0)
         if not isinstance(outcome, OutOfMemory):

@@ -6,13 +6,16 @@ Pure functions from a Machine to findings; reading the machine is `hardware.mach
 from dataclasses import dataclass
 from typing import Literal
 
+from vlmtune.estimate.main_memory import CUDA_BYTES, LIBRARIES_BYTES, WORKER_BYTES
 from vlmtune.hardware.machine import Machine
 from vlmtune.hardware.sensors import GpuReading
 from vlmtune.runs.versions import LIBRARIES
 from vlmtune.units import GIB
 
 LOW_DISK_BYTES = 20 * 10**9
-LOW_MEMORY_BYTES = 8 * GIB
+USUAL_BYTES = LIBRARIES_BYTES + CUDA_BYTES + 2 * WORKER_BYTES + GIB // 2
+"""Of main memory, in a run on a card: half a GiB for batches and the adapters' way to a checkpoint."""
+LOW_MEMORY_BYTES = USUAL_BYTES * 3 // 2
 LOW_GPU_FREE_SHARE = 0.85
 NEAR_SLOWDOWN_C = 3
 REINSTALL_TORCH = "pip install --force-reinstall torch torchvision"
@@ -182,14 +185,16 @@ def _disk(machine: Machine) -> list[Diagnosis]:
 
 
 def _memory(machine: Machine) -> list[Diagnosis]:
-    """Return whether main memory has room for a model on its way to the card."""
-    total, available = machine.memory_total_bytes, machine.memory_available_bytes
-    if total is None or available is None:
+    """Return whether main memory has room for a run whose weights are on a card, batches and data workers included."""
+    memory = machine.main_memory
+    if memory is None:
         return []
-    found = f"{_gib(available)} of {_gib(total)} GiB available"
-    if available >= LOW_MEMORY_BYTES:
+    found = f"{memory.in_words} available"
+    if memory.available_bytes >= LOW_MEMORY_BYTES:
         return [Diagnosis("main memory", "ok", found)]
-    return [Diagnosis("main memory", "warning", found, "close other programs: a model passes through main memory")]
+    remedy = f"a run takes about {_gib(USUAL_BYTES)} GiB, more with layers in main memory; "
+    remedy += "raise the limit, or close other programs" if memory.is_limited else "close other programs"
+    return [Diagnosis("main memory", "warning", found, remedy)]
 
 
 def _gib(amount_bytes: int) -> str:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from vlmtune.errors import ExitCode, VlmtuneError
+from vlmtune.estimate.report import would_swap
 from vlmtune.units import GIB
 
 if TYPE_CHECKING:
     from vlmtune.config.values import Values
     from vlmtune.engine.oom import OutOfMemory
-    from vlmtune.estimate.report import MemoryReport
+    from vlmtune.estimate.report import MainMemoryNeed, MemoryReport
     from vlmtune.estimate.scenario import Scenario
     from vlmtune.estimate.search.candidates import EstimateWith
     from vlmtune.hardware.cards import Target
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vlmtune.workflow.job import Job
 
 LESS_SHARE = 0.95
+PARTS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class Expected:
         """The estimate in one line."""
         needed, budget = self.report.peak_reserved_bytes, self.scenario.target.budget_bytes
         share = f" ({needed / budget:.0%})" if budget else ""
-        return f"estimate: {needed / GIB:.2f} of {budget / GIB:.2f} GiB{share}, longest row {self.report.worst_row}"
+        card = f"{needed / GIB:.2f} of {budget / GIB:.2f} GiB{share}"
+        need, available = self.report.main_memory.peak_bytes, self.report.main_memory_available_bytes
+        main = "" if available is None else f", {need / GIB:.1f} of {available / GIB:.1f} GiB of main memory"
+        return f"estimate: {card}, longest row {self.report.worst_row}{main}"
 
     def as_json(self) -> dict:
         """Return the estimate for programs and for the run folder."""
@@ -84,10 +89,13 @@ def target_of(plan: "RunPlan") -> "Target | None":
     return target_at_hand()
 
 
-def refuse_too_large(expected: Expected) -> None:
-    """Raise when the run cannot fit, with the changes that would make it fit."""
-    if expected.report.fits:
+def refuse_too_large(job: "Job", expected: Expected | None) -> None:
+    """Raise when the run cannot fit, with the changes that would make it fit: main memory on a CPU too."""
+    if job.plan.device == "cpu":
+        _refuse_swapping(*_main_memory_on_cpu(job.plan))
+    if expected is None or expected.report.fits:
         return
+    _refuse_swapping(expected.report.main_memory, expected.report.main_memory_available_bytes)
     target = expected.scenario.target
     needed, budget = expected.report.peak_reserved_bytes / GIB, target.budget_bytes / GIB
     changes = _changes_in_words(expected, target.budget_bytes)
@@ -98,6 +106,29 @@ def refuse_too_large(expected: Expected) -> None:
         "--force tries it all the same",
         code=ExitCode.DOES_NOT_FIT,
     )
+
+
+def _refuse_swapping(need: "MainMemoryNeed", available_bytes: int | None) -> None:
+    """Raise when main memory does not hold the run."""
+    if not would_swap(need, available_bytes):
+        return
+    parts = ", ".join(f"{part.name} {part.bytes / GIB:.2f}" for part in need.parts[:PARTS_SHOWN])
+    raise VlmtuneError(
+        f"it does not fit: {need.peak_bytes / GIB:.2f} GiB of main memory are needed, "
+        f"{available_bytes / GIB:.2f} GiB are available (the most takes: {parts} GiB)",
+        "close other programs, or raise the container's limit; --force tries it all the same",
+        code=ExitCode.DOES_NOT_FIT,
+    )
+
+
+def _main_memory_on_cpu(plan: "RunPlan") -> "tuple[MainMemoryNeed, int | None]":
+    """Return what a run on a CPU takes at least, activations not counted, and what is available."""
+    from vlmtune.estimate.main_memory import need_at_least
+    from vlmtune.hardware.main_memory import available_to_this_process
+    from vlmtune.models.build import base_of, build_model, family_of
+
+    model = base_of(build_model(plan, weights="none"))
+    return need_at_least(model, plan, family_of(plan)), available_to_this_process()
 
 
 def with_changes(error: "OutOfMemory", expected: Expected | None) -> VlmtuneError:

@@ -107,6 +107,12 @@ def test_loading_may_need_more_than_training():
     assert Peak("lora", 8, 4, 7, 1, 1).most_bytes == 8
 
 
+@pytest.mark.parametrize("entry", TUNABLE, ids=lambda entry: entry.model_id)
+def test_loading_takes_no_more_of_the_card_than_training(entry):
+    for preset, peak in stored(entry.model_id).peaks.items():
+        assert peak.load_bytes <= peak.allocated_bytes, preset
+
+
 def test_a_line_is_replaced_in_its_place_and_the_others_stay(script, monkeypatch, tmp_path):
     file = tmp_path / "estimates.jsonl"
     file.write_text(FILE.read_text(encoding="utf-8"), encoding="utf-8")

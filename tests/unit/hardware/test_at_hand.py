@@ -104,6 +104,11 @@ def test_the_process_may_be_held_to_a_share(machine):
     assert at_hand.target_at_hand().budget_bytes == TOTAL // 2
 
 
+def test_beside_the_card_there_is_main_memory(machine, monkeypatch):
+    monkeypatch.setattr(at_hand, "available_to_this_process", lambda: 5 * MIB)
+    assert at_hand.target_at_hand().main_memory_bytes == 5 * MIB
+
+
 def test_a_reserve_that_was_asked_for_is_left(machine):
     without = at_hand.target_at_hand().budget_bytes
     assert at_hand.target_at_hand(reserve_bytes=MIB).budget_bytes == without - MIB

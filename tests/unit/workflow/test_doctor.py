@@ -4,6 +4,7 @@ import json
 import pytest
 
 from vlmtune.hardware.machine import Machine
+from vlmtune.hardware.main_memory import MainMemory
 from vlmtune.hardware.sensors import GpuProcess, GpuReading
 from vlmtune.units import GIB
 from vlmtune.workflow.doctor import Diagnosis, check_machine
@@ -33,8 +34,7 @@ MACHINE = Machine(
     gpu=CARD,
     visible_devices=None,
     disk_free_bytes={"current folder": 200 * 10**9, "model cache": 300 * 10**9},
-    memory_total_bytes=32 * GIB,
-    memory_available_bytes=24 * GIB,
+    main_memory=MainMemory(32 * GIB, 24 * GIB),
 )  # fmt: skip
 ON_CPU = dataclasses.replace(
     MACHINE,
@@ -243,7 +243,7 @@ def test_a_busy_card_names_its_users():
 
 def test_small_disks_and_little_memory_are_warnings():
     disks = {"current folder": 19_900_000_000, "model cache": 20_000_000_000}
-    assert complaints(machine(disk_free_bytes=disks, memory_available_bytes=7 * GIB)) == [
+    assert complaints(machine(disk_free_bytes=disks, main_memory=MainMemory(32 * GIB, 3 * GIB))) == [
         Diagnosis(
             "disk, current folder",
             "warning",
@@ -253,14 +253,20 @@ def test_small_disks_and_little_memory_are_warnings():
         Diagnosis(
             "main memory",
             "warning",
-            "7.0 of 32.0 GiB available",
-            "close other programs: a model passes through main memory",
+            "3.0 of 32.0 GiB available",
+            "a run takes about 2.6 GiB, more with layers in main memory; close other programs",
         ),
     ]
 
 
+def test_a_container_that_allows_too_little_is_named():
+    (found,) = complaints(machine(main_memory=MainMemory(3 * GIB, 2 * GIB, is_limited=True)))
+    assert found.found == "2.0 of 3.0 GiB (the container's limit) available"
+    assert found.remedy.endswith("; raise the limit, or close other programs")
+
+
 def test_unknown_memory_is_left_out():
-    names = [check.name for check in check_machine(machine(memory_total_bytes=None, memory_available_bytes=None))]
+    names = [check.name for check in check_machine(machine(main_memory=None))]
     assert "main memory" not in names
 
 

@@ -44,6 +44,7 @@ class Row:
             "image_tokens": peak and peak.image_tokens,
             "peak_reserved_bytes": peak and peak.reserved_bytes,
             "load_bytes": peak and peak.load_bytes,
+            "main_memory_bytes": peak and peak.main_memory_bytes,
             "fits": self.fits,
             "problem": self.stored.problem,
             "checked": self.stored.checked,

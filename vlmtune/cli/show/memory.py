@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from vlmtune.estimate.search.explain import Priced
 
 BAR_MOST, SHARE_BAR = 48, 16
+PARTS_SHOWN = 3
+"""Of main memory."""
 SAME_FOR_MEMORY = ("experiment_name", "output_dir")
 """Keys that name a run and do not change it."""
 
@@ -87,7 +89,9 @@ def _verdicts_side_by_side(plans: list[Estimated]) -> Table:
     table.add_row("fits", *_without_changes(["yes" if report.fits else "no" for report in reports]))
     table.add_row("card", *_without_changes([report.gpu for report in reports]))
     spare = [budget - peak for budget, peak in zip(budgets, peaks, strict=True)]
-    for name, sizes in (("peak reserved, GiB", peaks), ("budget, GiB", budgets), ("to spare, GiB", spare)):
+    main = [r.main_memory.peak_bytes for r in reports]
+    rows = (("peak reserved, GiB", peaks), ("budget, GiB", budgets), ("to spare, GiB", spare))
+    for name, sizes in (*rows, ("main memory, GiB", main)):
         table.add_row(name, *_with_changes([size / GIB for size in sizes], ".2f"))
     for kind in ("text", "image", "total"):
         table.add_row(f"{kind} tokens", *_with_changes([report.tokens[kind] for report in reports], ",d"))
@@ -141,6 +145,9 @@ def _verdict(report: "MemoryReport") -> Text:
         return Text.assemble(("fits", "bold green"), f", {spare_gib:.2f} GiB to spare")
     if spare_gib < 0:
         return Text.assemble(("does not fit", "bold red"), f", {-spare_gib:.2f} GiB too much")
+    if report.swaps:
+        over_gib = (report.main_memory.peak_bytes - report.main_memory_available_bytes) / GIB
+        return Text.assemble(("does not fit", "bold red"), f": {over_gib:.2f} GiB too much for main memory")
     load_gib = report.phases[0].peak_allocated_bytes / GIB
     return Text.assemble(("does not fit", "bold red"), f": loading the model takes {load_gib:.2f} GiB")
 
@@ -167,7 +174,18 @@ def _facts(plan: Estimated) -> Table:
         grid.add_row("streamed", f"{report.streamed_bytes_per_step / GIB:.2f} GiB a step come from main memory")
     phases = ", ".join(f"{name} {peak / GIB:.2f}" for name, peak in _by_phase(report).items())
     grid.add_row("allocated", f"{phases} GiB")
+    grid.add_row("main memory", _main_memory(report))
     return grid
+
+
+def _main_memory(report: "MemoryReport") -> str:
+    """Return what the run takes of main memory, what of that the largest parts are, and what this machine has."""
+    from vlmtune.hardware.main_memory import read_main_memory
+
+    need, here = report.main_memory, read_main_memory()
+    parts = ", ".join(f"{part.name} {part.bytes / GIB:.2f}" for part in need.parts[:PARTS_SHOWN])
+    there = f"; here {here.in_words} are available" if here else ""
+    return f"{need.peak_bytes / GIB:.2f} GiB ({parts}){there}"
 
 
 def _by_phase(report: "MemoryReport") -> dict[str, int]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vlmtune.compat import torch as borrowed
 from vlmtune.compat.bitsandbytes import GEMM_4BIT
+from vlmtune.estimate.main_memory import Weights
 from vlmtune.estimate.simulate.outputs import Outputs, tensors_in
 from vlmtune.estimate.simulate.placement import TO_COPY, MainMemory, only_moves, placed
 
@@ -77,6 +78,8 @@ class Log:
     """Floating-point operations of matrix products and attention."""
     num_rows: int = 0
     """Rows that went through forward and backward."""
+    weights: Weights | None = None
+    """What of the model decides how much main memory a run takes; None: nobody asked."""
     num_batches: int = 0
     """Times that forward and backward ran."""
     streamed_bytes: int = 0

@@ -14,6 +14,7 @@ from vlmtune.engine.evaluate import greedy
 from vlmtune.engine.runtime import collector_paused
 from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.allocator.caching import EMPTY_CACHE, RESET_PEAK
+from vlmtune.estimate.main_memory import weights_of
 from vlmtune.estimate.simulate.device import as_on_device
 from vlmtune.estimate.simulate.record import (
     ACTIVATIONS,
@@ -63,9 +64,12 @@ def simulate(plan: RunPlan, run: Run) -> Log:
     gc.freeze()  # what exists already need not be looked through after every step
     try:
         with collector_paused(), as_on_device(plan):
-            return record_steps(model, plan, run)
+            log = record_steps(model, plan, run)
     finally:
         gc.unfreeze()
+    batch_tokens = max(batch["input_ids"].numel() for step in run.steps for batch in step)
+    log.weights = weights_of(base_of(model), plan, family_of(plan), batch_tokens)
+    return log
 
 
 def simulate_answer(plan: RunPlan, prompt: Batch, hidden: Hidden, num_tokens: int) -> Log:

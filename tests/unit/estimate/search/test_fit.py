@@ -16,7 +16,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.report import MemoryReport, PeakAt
 from vlmtune.estimate.search.fit import cheapest_changes, find_fit
 from vlmtune.levers.batch import rows_per_step
-from vlmtune.levers.recompute import recompute_first
+from vlmtune.levers.recompute import RECOMPUTE, keep_all, recompute_first
 from vlmtune.units import MIB
 
 MODEL = SimpleNamespace(num_layers=36, shares_embedding=False, fixed_images=False)
@@ -145,6 +145,9 @@ def test_what_layers_recompute_from_leaves_the_card_before_anything_is_given_up_
         return report_of(changed(wished, values), needed_mib(changed(config, recompute_first(20))))
 
     assert set(find_fit(wished, MODEL, estimate, estimate).words) >= {f"{key}=false"}
+    levels = RECOMPUTE.spending.levels(wished, MODEL, 100)
+    assert (levels[0], levels[1], levels[-1]) == (recompute_first(None), recompute_first(35), keep_all())
+    assert RECOMPUTE.spending.levels(config, MODEL, 100)[0] == recompute_first(35)
 
 
 def test_memory_for_some_layers_is_found_to_within_a_twelfth():

@@ -1,6 +1,7 @@
 """The step simulated without weights takes what the same step takes on a real CPU, for every family."""
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from vlmtune.contract import peak_bytes
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.estimate.allocator.peaks import peaks_of, phases_of
-from vlmtune.estimate.simulate.record import Log, Recorder, Workspaces, no_hidden
+from vlmtune.estimate.simulate.record import GRADIENTS, RECOMPUTED, Log, Recorder, Workspaces, no_hidden
 from vlmtune.estimate.simulate.simulation import Run, record_steps, simulate, simulate_answer
 from vlmtune.estimate.simulate.steps import collated, steps_of_run
 from vlmtune.models.build import build_model
@@ -60,6 +61,39 @@ def test_simulated_peak_is_the_real_one(name, sections, models, tmp_path):
     real = peak_bytes(record_steps(build_model(plan).train(), plan, Run(steps, load=None)))
     simulated = peak_bytes(simulate(plan, Run(steps, load=None)))
     assert simulated == pytest.approx(real, rel=TOLERANCE)
+
+
+def test_what_layers_recompute_from_is_not_on_the_card_between_its_two_passes(models, tmp_path):
+    """At the end of the forward pass one layer's start fewer is there for each layer; then they come back."""
+    plan, (step, _) = plan_and_steps(models("llava"), tmp_path, {})
+    kept, offloaded = (
+        simulate(replace(plan, offload_activations=offloads), Run([step], load=None)) for offloads in (False, True)
+    )
+    hidden_bytes = step[0]["labels"].shape[1] * 64 * 4
+    came_back = [num_bytes for kind, name, num_bytes in taken(offloaded) if (kind, name) == (RECOMPUTED, TO_COPY)]
+    assert came_back == [hidden_bytes] * 2, "of each layer"
+    assert at_backward(kept) - at_backward(offloaded) == 2 * hidden_bytes
+
+
+TO_COPY = "aten._to_copy.default"
+
+
+def taken(log: Log) -> list[tuple[str, str, int]]:
+    """Kind, operation and size of all that is taken."""
+    return [(*log.tags[handle][:2], num_bytes) for handle, num_bytes in log.events if handle > 0]
+
+
+def at_backward(log: Log) -> int:
+    """What is there when the backward pass begins."""
+    sizes = {}
+    for handle, num_bytes in log.events:
+        if handle > 0 and log.tags[handle][0] == GRADIENTS:
+            return sum(sizes.values())
+        if handle > 0:
+            sizes[handle] = num_bytes
+        else:
+            sizes.pop(-handle, None)  # handle 0 is none: the cache is emptied
+    raise AssertionError("no backward pass")
 
 
 @pytest.mark.parametrize(("name", "accumulation"), [("qwen3_vl", 1), ("paligemma", 2), ("smolvlm", 3)])

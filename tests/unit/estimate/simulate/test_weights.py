@@ -1,9 +1,15 @@
 """What loading allocates on the way to the weights, and what it leaves."""
 
 import pytest
-from tiny.rows import TinyModel, tiny_plan
+from tiny import TINY
+from tiny.rows import TinyModel, colour_rows, tiny_plan
 
+from vlmtune.data.collate import Collator
+from vlmtune.data.dataset import TuneDataset
+from vlmtune.estimate.allocator.peaks import peaks_of
 from vlmtune.estimate.simulate.record import Recorder
+from vlmtune.estimate.simulate.simulation import Run, simulate
+from vlmtune.estimate.simulate.steps import collated
 from vlmtune.estimate.simulate.weights import DYNAMIC_MAP_BYTES, load_checkpoint, quantise
 from vlmtune.models.build import base_of, build_model
 from vlmtune.models.streaming import stream_of
@@ -98,3 +104,43 @@ def test_adapters_are_made_wide_then_narrow_then_wide(tiny):
     adapters = [p for name, p in model.named_parameters() if ".lora_" in name]
     sizes = [num_bytes for handle, num_bytes in log.events if handle > 0 and log.tags[handle][1] == "lora"]
     assert sum(sizes) == sum(p.numel() for p in adapters) * (4 + 2 + 4)
+
+
+def most_at_a_time(log, operation: str) -> int:
+    """The most that blocks of an operation took together."""
+    held, most = {}, 0
+    for handle, num_bytes in log.events:
+        if handle < 0:
+            held.pop(-handle, None)
+        elif handle and log.tags[handle][1] == operation:
+            held[handle] = num_bytes
+            most = max(most, sum(held.values()))
+    return most
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_one_weight_at_a_time_waits_in_16_bits_to_be_packed(name, models):
+    _, log = loaded(models(name))
+    sizes = [num_bytes for handle, num_bytes in log.events if handle > 0 and log.tags[handle][1] == "to"]
+    assert len(sizes) > 1 and most_at_a_time(log, "to") == max(sizes)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"quantization": {"quantize_vision_tower": True}},
+        {"quantization": {"quantize_vision_tower": False}},
+        {"method": "lora"},
+        {"method": "full"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_loading_never_takes_more_than_training(name, training, models, tmp_path):
+    """On the card; of main memory there is another rule."""
+    tiny = models(name)
+    plan = tiny_plan(tiny.folder, training={"gradient_accumulation_steps": 1, **training})
+    rows = TuneDataset(colour_rows(tmp_path), tiny.processor, tiny.family, plan)
+    log = simulate(plan, Run(collated([[[0]], [[1]]], rows, Collator(tiny.processor))))
+    peaks = peaks_of(log, expandable_segments=True)
+    assert peaks.phases["load"].peak_allocated_bytes <= peaks.allocated_bytes
