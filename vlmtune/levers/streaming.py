@@ -60,11 +60,13 @@ def _more(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
     return [{KEY: 0}, *fewer] if number else []
 
 
-def _streamed_bytes(model: "nn.Module", plan: "RunPlan", family: Family, batch_tokens: int) -> int:
-    """Return what waits pinned: not in powers of two, see models/streaming.py. On a CPU it is among all weights."""
-    if not plan.streamed_layers or plan.device == "cpu":
+def _main_memory_bytes(model: "nn.Module", plan: "RunPlan", family: Family, batch_tokens: int) -> int:
+    stream = getattr(model, "layer_stream", None)
+    if stream is None:
         return 0
-    return sum(model.layer_stream.layer_bytes)
+    if plan.device == "cpu":  # where the layers themselves are counted among all weights
+        return sum(buffer.nbytes for buffer in stream.buffers)
+    return sum(stream.layer_bytes)
 
 
 STREAMING = Lever(
@@ -85,5 +87,5 @@ STREAMING = Lever(
     more=_more,
     on_resume=OnResume.FREE,
     excludes=_refused,
-    main_memory_bytes=_streamed_bytes,
+    main_memory_bytes=_main_memory_bytes,
 )
