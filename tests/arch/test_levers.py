@@ -121,7 +121,8 @@ def test_explain_prices_it_both_ways(toy):
 def test_the_search_gives_it_up_and_buys_with_it(toy, budget, words, reasons):
     from vlmtune.estimate.search.fit import find_fit
 
-    model = SimpleNamespace(num_layers=32, shares_embedding=False, fixed_images=True)
+    family = SimpleNamespace(name="toy", not_cacheable="it is one")
+    model = SimpleNamespace(num_layers=32, shares_embedding=False, fixed_images=True, family=family)
     needed = {1.0: 100, 0.1: 60, 50.0: 70, 100.0: 150}
 
     def estimate(values):
@@ -167,8 +168,8 @@ def test_a_retry_after_running_out_of_memory_takes_it(toy, monkeypatch):
     from vlmtune.workflow.attempts import _next_change
     from vlmtune.workflow.job import Job
 
-    settings = ["training.max_grad_norm=1.0", "hardware.offload_activations=true", "hardware.streamed_layers=32"]
-    loaded = preset_config("org/model", "8gb", settings)
+    words = ("hardware.offload_activations=true", "hardware.streamed_layers=32", "data.cache_features=true")
+    loaded = preset_config("org/model", "8gb", ["training.max_grad_norm=1.0", *words])
     job = Job(loaded, None, SOURCE, None)
     assert _next_change(None, job, None, has_checkpoint=True) == {"training.max_grad_norm": 0.1}
     monkeypatch.setattr(levers, "LEVERS", levers.LEVERS[:-1])
@@ -212,5 +213,10 @@ def test_every_key_and_field_of_a_lever_exists_and_has_one_owner():
 def test_savings_come_in_the_order_of_what_they_give_up():
     order = [saving.gives_up for _, saving in levers.savings()]
     assert order == sorted(order) and set(order) == set(GivesUp)
-    exact = [lever.name for lever in levers.LEVERS if lever.exact]
-    assert exact == ["Embeddings in main memory", "Recompute activations", "Rows at a time", "Layers in main memory"]
+    assert [lever.name for lever in levers.LEVERS if lever.exact] == [
+        "Embeddings in main memory",
+        "Recompute activations",
+        "Rows at a time",
+        "Vision features cached",
+        "Layers in main memory",
+    ]

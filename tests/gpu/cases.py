@@ -230,6 +230,20 @@ BLIND_UNEVEN = (
 """Uneven rows over native segments again, measured after the rules for them were there, and none was changed."""
 
 
+CACHED = {"data.cache_features": True}
+CACHED_FEATURES = (
+    Case("qwen3-2b-features", QWEN3_2B, settings=CACHED, from_checkpoint=True),
+    Case("qwen3-2b-features-batch4", QWEN3_2B, settings={**CACHED, "training.batch_size": 4}, from_checkpoint=True),
+    Case("qwen3-2b-features-native", QWEN3_2B, expandable=False, settings=CACHED, from_checkpoint=True),
+    Case("qwen25-3b-features-large-image", QWEN25_3B, image_px=(1120, 840), settings=CACHED, from_checkpoint=True),
+    Case("llava-7b-features", LLAVA_7B, settings=CACHED, from_checkpoint=True),
+    Case("gemma-4b-features", GEMMA_4B, settings=CACHED, from_checkpoint=True),
+    Case("smol-2b-features", SMOL_2B, settings={**CACHED, **TOWER_16BIT}, from_checkpoint=True),
+    Case("qwen-vl-chat-features", UNSEEN["qwen-vl-chat"], settings=CACHED, from_checkpoint=True),
+    Case("gemma3n-e2b-features", UNSEEN["gemma3n-e2b"], settings=CACHED, from_checkpoint=True),
+    Case("internvl3-2b-features", UNSEEN["internvl3-2b"], settings={**CACHED, **LORA}, from_checkpoint=True),
+)
+"""Images are encoded before the language model loads; weights lie in files, whose numbers name the features."""
 EMBEDDINGS_AWAY = {"hardware.offload_embeddings": True}
 ACTIVATIONS_AWAY = {"hardware.offload_activations": True}
 AWAY = {**EMBEDDINGS_AWAY, **ACTIVATIONS_AWAY}
@@ -364,5 +378,10 @@ def without_memory_levers(case: Case) -> Case:
 
 
 SMALL = (*SMALL_CARD, *map(without_memory_levers, SMALL_CARD))
-OPEN = (*ONE_MEMORY_LEVER, *SEVERAL_MEMORY_LEVERS, *(_uneven(case, EPOCHS) for case in LONG_MEMORY_LEVERS))
+OPEN = (
+    *ONE_MEMORY_LEVER,
+    *SEVERAL_MEMORY_LEVERS,
+    *(_uneven(case, EPOCHS) for case in LONG_MEMORY_LEVERS),
+    *CACHED_FEATURES,
+)
 """Not measured yet: they can be run by name, and come to CASES with their measurements."""

@@ -24,6 +24,7 @@ from vlmtune.data.collate import Collator  # noqa: E402
 from vlmtune.data.dataset import TuneDataset  # noqa: E402
 from vlmtune.data.run_data import MeasuredRows  # noqa: E402
 from vlmtune.estimate.allocator.caching import AllocatorSettings, Replay, replay  # noqa: E402
+from vlmtune.estimate.features import rows_in_training  # noqa: E402
 from vlmtune.estimate.simulate.cuda import hidden_of  # noqa: E402
 from vlmtune.estimate.simulate.record import Log, Recorder  # noqa: E402
 from vlmtune.estimate.simulate.simulation import Load, Run, simulate  # noqa: E402
@@ -72,8 +73,10 @@ class Prepared:
         return self._simulated(fewest_steps(self.plan, self.lengths), repeat=True)
 
     def _simulated(self, steps: RowBatches, repeat: bool = False) -> Log:
-        batches = collated(steps, self.rows, self.collator)
-        return simulate(self.plan, Run(batches, hidden_of(HOPPER, H100_SMS), self.load, repeat=repeat))
+        rows, tower = rows_in_training(self.rows, self.plan)
+        batches = collated(steps, rows, self.collator)
+        form = tower.form if tower else None
+        return simulate(self.plan, Run(batches, hidden_of(HOPPER, H100_SMS), self.load, form=form, repeat=repeat))
 
 
 def prepared(case: Case, folder: Path) -> Prepared:

@@ -88,6 +88,7 @@ def _in_main_memory(old: torch.Tensor) -> torch.Tensor:
 
 def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, history: bool = False) -> None:
     """Train the case and write `out`; with a cap the process may not reserve more than that once the model is there."""
+    from vlmtune.data.features import prepare as features
     from vlmtune.data.run_data import MeasuredRows, RunData
     from vlmtune.engine import train as engine
     from vlmtune.engine.monitor import LiveView
@@ -111,16 +112,24 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         return model
 
     engine.build_model = build_model
+
+    def encoded() -> None:
+        loaded["encoding_reserved_bytes"] = torch.cuda.max_memory_reserved()
+        free_card()
+        torch.cuda.reset_peak_memory_stats()
+
+    free_card, features.free_card = features.free_card, encoded
     marks = Marks()
     if history:
         services = engine._services
         engine._services = lambda plan, folder: [*services(plan, folder), marks]
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
         config, source, samples = prepare(case, catalogue, Path(folder))
         if case.from_checkpoint:
             subprocess.run([sys.executable, __file__, "--weights", config.model.name], check=True)
         else:
-            build.load_base = lambda plan, quantized=True: made_on_the_card(plan)
+            build.load_base = lambda plan, quantized=True, parts=None: made_on_the_card(plan)
             engine.check_checkpoint = lambda plan: {}  # there are no files to check
         plan = make_plan(config, source, probe_device())
         if plan.method == "full":  # gigabytes of random numbers that nobody reads

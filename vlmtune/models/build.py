@@ -1,7 +1,9 @@
 """RunPlan → model ready to train: load → quantise → freeze → adapt. No other file loads models or attaches adapters."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +29,8 @@ from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
 from vlmtune.models import embeddings, streaming
+from vlmtune.models.packed import quantise_nothing
+from vlmtune.models.parts import SEES, only, parts_in_training, rest_frozen_parts
 from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -52,12 +56,23 @@ def build_model(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
     """
     torch.manual_seed(plan.seed)
     family = family_of(plan)
-    model = load_base(plan) if weights == "checkpoint" else streaming.weightless(weightless_base(plan), plan, family)
+    parts = parts_in_training(family, cache_features=plan.cache_features)
+    if weights == "checkpoint":
+        model = load_base(plan, parts=parts)
+    else:
+        model = streaming.weightless(weightless_base(plan, parts), plan, family)
     model = adapt(model.requires_grad_(False), plan, family)
-    _rest_frozen_parts(base_of(model), family)
+    rest_frozen_parts(base_of(model), family)
     for lever in levers.LEVERS:
         lever.apply(base_of(model), plan, family)
     return model
+
+
+def build_tower(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "checkpoint") -> PreTrainedModel:
+    """Return vision tower and projector on the plan's device, as the whole model has them, and nothing else of it."""
+    plan = replace(plan, offload_embeddings=False, streamed_layers=0)  # of parts that are not there
+    model = load_base(plan, parts=SEES) if weights == "checkpoint" else weightless_base(plan, SEES)
+    return model.requires_grad_(False).eval()
 
 
 def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> PeftModel:
@@ -67,7 +82,8 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
         VlmtuneError: the adapter's tensors are not those that the model expects.
     """
     torch.manual_seed(plan.seed)
-    model = load_base(plan, quantized=quantized)
+    parts = parts_in_training(family_of(plan), cache_features=plan.cache_features)
+    model = load_base(plan, quantized=quantized, parts=parts)
     expected = {
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _is_target(plan, name)
     }
@@ -83,8 +99,11 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
     return tuned.eval()
 
 
-def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
+def load_base(plan: RunPlan, *, quantized: bool = True, parts: Collection[str] | None = None) -> PreTrainedModel:
     """Return the base model on the plan's device, quantised tensor by tensor while loading when the plan says so.
+
+    Args:
+        parts: those that are loaded, all where it is None; no byte of the others is read.
 
     Raises:
         VlmtuneError: the files are damaged or of another model, or memory does not hold what they hold.
@@ -92,12 +111,16 @@ def load_base(plan: RunPlan, *, quantized: bool = True) -> PreTrainedModel:
     folder = checkpoint_folder(plan.model, plan.revision)
     stored = check_checkpoint(plan)
     try:
-        with embeddings.as_mapped(), streaming.while_loading(plan, family_of(plan), quantized):
+        with (
+            only(parts, AutoConfig.from_pretrained(folder), family_of(plan)),
+            embeddings.as_mapped(),
+            streaming.while_loading(plan, family_of(plan), quantized),
+        ):
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype=DTYPES[plan.base_dtype],
                 quantization_config=_quantization_config(plan) if quantized else None,
-                device_map=embeddings.device_map(plan, _weightless),
+                device_map=embeddings.device_map(plan, partial(_weightless, parts=parts)),
                 attn_implementation=plan.attention,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -159,9 +182,9 @@ def _misshapen_4bit(model: nn.Module) -> list[str]:
     ]
 
 
-def weightless_base(plan: RunPlan) -> PreTrainedModel:
+def weightless_base(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrainedModel:
     """Return the base model as `load_base` would, on the meta device: shapes and number formats, no storage."""
-    model = _weightless(plan)
+    model = _weightless(plan, parts)
     if quantization := _quantization_config(plan):
         with torch.device("meta"), _default_dtype(DTYPES[plan.base_dtype]):
             borrowed.REPLACE_WITH_BNB_LINEAR(
@@ -169,19 +192,20 @@ def weightless_base(plan: RunPlan) -> PreTrainedModel:
             )
             for module in model.modules():
                 if isinstance(module, Linear4bit):
-                    _quantise_nothing(module, quantization)
+                    quantise_nothing(module, quantization)
         borrowed.IS_LOADED_IN_4BIT.write(model, True)
     _forbid_packing(model)
     embeddings.keep_in_main_memory(model, plan)
     return model
 
 
-def _weightless(plan: RunPlan) -> PreTrainedModel:
-    """Return the unquantised base model on the meta device, from config.json alone."""
+def _weightless(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrainedModel:
+    """Return the unquantised base model, or some parts of it, on the meta device, from config.json alone."""
     folder = checkpoint_folder(plan.model, plan.revision, weights=False)
     try:
         config = AutoConfig.from_pretrained(folder)
-        with torch.device("meta"), _default_dtype(DTYPES[plan.base_dtype]):
+        made = only(parts, config, family_of(plan))
+        with made, torch.device("meta"), _default_dtype(DTYPES[plan.base_dtype]):
             model = AutoModelForImageTextToText.from_config(
                 config, dtype=DTYPES[plan.base_dtype], attn_implementation=plan.attention
             )
@@ -212,44 +236,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _quantise_nothing(module: Linear4bit, quantization: BitsAndBytesConfig) -> None:
-    """Give a weightless layer the packed weight and the constants that quantising would have made."""
-
-    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    numbers = module.out_features * module.in_features
-    blocks = -(-numbers // 64)
-    nested = quantization.bnb_4bit_use_double_quant
-    constants = bnb.QUANT_STATE(
-        absmax=empty(-(-blocks // 256), dtype=torch.float32),
-        code=empty(256, dtype=torch.float32),
-        blocksize=256,
-        dtype=torch.float32,
-    )
-    state = bnb.QUANT_STATE(
-        absmax=empty(blocks, dtype=torch.uint8 if nested else torch.float32),
-        shape=torch.Size((module.out_features, module.in_features)),
-        dtype=quantization.bnb_4bit_compute_dtype,
-        blocksize=64,
-        code=empty(16, dtype=torch.float32),
-        quant_type=quantization.bnb_4bit_quant_type,
-        offset=empty(dtype=torch.float32) if nested else None,
-        state2=constants if nested else None,
-    )
-    module.weight = bnb.PARAMS_4BIT(
-        empty((numbers + 1) // 2, 1, dtype=torch.uint8),
-        requires_grad=False,
-        quant_state=state,
-        blocksize=64,
-        compress_statistics=nested,
-        quant_type=quantization.bnb_4bit_quant_type,
-        bnb_quantized=True,
-    )
-    bnb.LAYER_STATE.write(module, state)
-    bnb.COMPUTE_TYPE_IS_SET.write(module, True)
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -285,15 +271,3 @@ def _forbid_packing(model: nn.Module) -> None:
     for module in model.modules():
         if bnb.AVX512_FOR_CPU.read_or_none(module) is not None:
             bnb.AVX512_FOR_CPU.write(module, False)
-
-
-def _rest_frozen_parts(model: PreTrainedModel, family: Family) -> None:
-    """Keep towers and projectors in which nothing learns in eval mode, whatever mode the model is set to.
-
-    Their dropout (InstructBLIP's Q-Former has it) would only make other features of the same image each time.
-    """
-    parts = (family.vision, *family.projector, *family.other)
-    for name, module in model.named_modules():
-        if name in parts and not any(parameter.requires_grad for parameter in module.parameters()):
-            module.eval()
-            module.train = lambda mode=True, module=module: module

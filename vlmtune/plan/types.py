@@ -88,6 +88,10 @@ class RunPlan:
     offload_embeddings: bool = False
     """Whether tables of embeddings lie in main memory, and rows are looked up there."""
     choices: tuple[Choice, ...] = field(default=())
+    cache_features: bool = False
+    """Images are encoded before the language model loads, and the vision tower is not part of the training model."""
+    cache_features_gib: float = 20.0
+    """What all cached features may take of the disk."""
     streamed_layers: int = 0
     """The language model's layers that lie in main memory."""
 
