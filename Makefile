@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest lint bench bench-memory gpu gpu-check gpu-errors gpu-cap gpu-train gpu-streaming docs architectures catalogue guide plans clean
+.PHONY: help install demo test test-oldest lint bench bench-memory gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-small-card kills docs architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,11 +62,20 @@ gpu-cap: install  ## train plans under a cap a little above and below their esti
 gpu-train: install  ## run `vlmtune train` on the GPU at hand, estimates beside measurements; about six minutes
 	$(BIN)/python tests/gpu/train.py tests/gpu/measured/train-here.json
 
+gpu-features: install  ## an epoch with the vision tower and with cached features, on the GPU at hand; about five minutes
+	$(BIN)/python tests/gpu/features.py tests/gpu/measured/features-here.json
+
+gpu-small-card: install  ## train 8B to 32B models on 7 GiB of the GPU at hand, and on all of it; about eight minutes
+	$(BIN)/python tests/gpu/small_card.py tests/gpu/measured/small-card-here.json
+
 gpu-streaming: install  ## time layers in main memory on the GPU at hand: how much of their way is hidden; about five minutes
 	$(BIN)/python tests/gpu/streaming.py tests/gpu/measured/streaming-here.json vlmtune/catalog
 
 docs: install  ## renew what is generated: tables in README and docs/, configs/schema.json, configs/all-keys.yaml, the picture
 	$(BIN)/python docs/renew.py
+
+kills: install  ## kill the encoding of images at twenty random moments: nothing is lost, features are the same to the bit
+	VLMTUNE_KILLS=20 $(BIN)/python -m pytest -q -n0 tests/unit/data/features/test_kills.py
 
 architectures: install  ## try every architecture of transformers on a tiny model; 20 minutes, can be stopped and started
 	$(BIN)/python docs/architectures.py

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vlmtune import levers
 from vlmtune.catalog import catalog
 from vlmtune.catalog.stored import stored
 from vlmtune.config.docs import all_keys_yaml, config_table_markdown, schema_json
 from vlmtune.engine.panel import render
-from vlmtune.levers.docs import levers_table_markdown, savings_table_markdown
 from vlmtune.runs.records import StepRecord
 from vlmtune.units import GIB
 
@@ -128,6 +128,28 @@ LOADED_AT = ("8gb", "6gb")
 """Presets whose loading is shown: those of the smallest cards."""
 
 
+def levers_table() -> str:
+    """Return the levers in the order in which they are given up, those that save nothing by themselves last."""
+    rows = [
+        "| Lever | Keys | What it costs | Same result | A run may change it |",
+        "|---|---|---|---|---|",
+    ]
+    saving = list(dict.fromkeys(lever.name for lever, _ in levers.savings()))
+    for lever in sorted(levers.LEVERS, key=lambda one: saving.index(one.name) if one.name in saving else len(saving)):
+        keys = ", ".join(f"`{key}`" for key in lever.keys)
+        exact = "yes" if lever.exact else "no"
+        rows.append(f"| {lever.name} | {keys} | {lever.costs} | {exact} | {lever.on_resume.value} |")
+    return "\n".join(rows) + "\n"
+
+
+def savings_table() -> str:
+    """Return every saving in the order in which `vlmtune plan` gives it up."""
+    rows = ["| | Saving | Lever |", "|--:|---|---|"]
+    for number, (lever, saving) in enumerate(levers.savings(), 1):
+        rows.append(f"| {number} | {saving.reason} | {lever.name} |")
+    return "\n".join(rows) + "\n"
+
+
 def loading_table() -> str:
     """Return what loading takes of the card beside training, for every model that can be tuned, and main memory."""
     rows = [
@@ -150,7 +172,7 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "docs/config.md": {"config": config_table_markdown},
     "docs/estimate.md": {"errors": errors_table, "cap": cap_table, "train": train_table},
     "docs/loading.md": {"loading": loading_table},
-    "docs/levers.md": {"levers": levers_table_markdown, "savings": savings_table_markdown},
+    "docs/levers.md": {"levers": levers_table, "savings": savings_table},
     "docs/contributing.md": {"make": make_table},
 }
 """By page, the name in a table's marks and what makes it."""

@@ -20,6 +20,15 @@ PARTIAL = ".partial"
 CANNOT_SYNC_FOLDERS = (errno.EACCES, errno.EINVAL, errno.ENOTSUP)
 """Windows opens no folder as a file; some network drives open one, and cannot sync it."""
 
+FULL_DISK_WORDS = (
+    "No space left",
+    "not enough space on the disk",  # Windows
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed",
+    "unexpected pos",
+)
+"""safetensors reports the system's error as text only; torch.save reports a position in its file."""
+
 
 def cache_folder() -> Path:
     """Return vlmtune's folder in the user's cache."""
@@ -49,6 +58,13 @@ def sync(path: Path) -> None:
     except OSError as error:
         if not is_folder or error.errno not in CANNOT_SYNC_FOLDERS:
             raise
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Return whether `error` is for lack of space."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in FULL_DISK_WORDS)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -63,14 +64,19 @@ SOURCE = ModelSource("org/model", {"model_type": "llava", "vision_config": {"ima
 CPU = Device("cpu", "CPU", bf16=False)
 
 
+def module_of(file: Path):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """The toy lever, the last in the list."""
     file = tmp_path / "toy.py"
     file.write_text(TOY)
-    spec = importlib.util.spec_from_file_location("toy", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = module_of(file)
     monkeypatch.setattr(levers, "LEVERS", (*levers.LEVERS, module.LEVER))
     return module.LEVER
 
@@ -121,7 +127,9 @@ def test_explain_prices_it_both_ways(toy):
 def test_the_search_gives_it_up_and_buys_with_it(toy, budget, words, reasons):
     from vlmtune.estimate.search.fit import find_fit
 
-    model = SimpleNamespace(num_layers=32, prequantised=None, shares_embedding=False, fixed_images=True)
+    family = SimpleNamespace(name="toy", not_cacheable="it is one")
+    facts = {"prequantised": None, "shares_embedding": False, "fixed_images": True}
+    model = SimpleNamespace(num_layers=32, family=family, **facts)
     needed = {1.0: 100, 0.1: 60, 50.0: 70, 100.0: 150}
 
     def estimate(values):
@@ -167,8 +175,8 @@ def test_a_retry_after_running_out_of_memory_takes_it(toy, monkeypatch):
     from vlmtune.workflow.attempts import _next_change
     from vlmtune.workflow.job import Job
 
-    settings = ["training.max_grad_norm=1.0", "hardware.offload_activations=true", "hardware.streamed_layers=32"]
-    loaded = preset_config("org/model", "8gb", settings)
+    words = ("hardware.offload_activations=true", "hardware.streamed_layers=32", "data.cache_features=true")
+    loaded = preset_config("org/model", "8gb", ["training.max_grad_norm=1.0", *words])
     job = Job(loaded, None, SOURCE, None)
     assert _next_change(None, job, None, has_checkpoint=True) == {"training.max_grad_norm": 0.1}
     monkeypatch.setattr(levers, "LEVERS", levers.LEVERS[:-1])
@@ -176,9 +184,8 @@ def test_a_retry_after_running_out_of_memory_takes_it(toy, monkeypatch):
 
 
 def test_the_docs_name_it(toy):
-    from vlmtune.levers.docs import levers_table_markdown
-
-    (row,) = (line for line in levers_table_markdown().splitlines() if line.startswith("| Toy "))
+    renew = module_of(Path(__file__).parents[2] / "docs" / "renew.py")
+    (row,) = (line for line in renew.levers_table().splitlines() if line.startswith("| Toy "))
     assert "`training.max_grad_norm`" in row and "nothing but the fun" in row and "at any checkpoint" in row
 
 
@@ -212,6 +219,11 @@ def test_every_key_and_field_of_a_lever_exists_and_has_one_owner():
 def test_savings_come_in_the_order_of_what_they_give_up():
     order = [saving.gives_up for _, saving in levers.savings()]
     assert order == sorted(order) and set(order) == set(GivesUp)
-    exact = [lever.name for lever in levers.LEVERS if lever.exact]
-    on_time = ["Embeddings in main memory", "Recompute activations", "Rows at a time", "Layers in main memory"]
-    assert exact == [*on_time, "Base in 4 bits kept on disk"]
+    assert [lever.name for lever in levers.LEVERS if lever.exact] == [
+        "Embeddings in main memory",
+        "Recompute activations",
+        "Rows at a time",
+        "Vision features cached",
+        "Layers in main memory",
+        "Base in 4 bits kept on disk",
+    ]

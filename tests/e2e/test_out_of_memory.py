@@ -18,6 +18,7 @@ from vlmtune.workflow import train as command
 
 OFFLOADED = "hardware.offload_activations=true"
 """Has no effect on a CPU, and is what would be tried first."""
+CACHED = "data.cache_features=true"
 TWO_BY_TWO = ("training.batch_size=2", "training.gradient_accumulation_steps=2", "training.save_steps=1", OFFLOADED)
 ONE_BY_FOUR = ("training.batch_size=1", "training.gradient_accumulation_steps=4", "training.save_steps=1")
 RETRY = "hardware.on_oom=retry"
@@ -141,6 +142,7 @@ def test_changes_come_in_their_order_and_end(project, fail_at):
         OFFLOADED,
         "training.batch_size=2, training.gradient_accumulation_steps=4",
         "training.batch_size=1, training.gradient_accumulation_steps=8",
+        CACHED,
     ], "this model's input has a fixed size"
     assert not project.run("retried").path.exists()
 
@@ -152,6 +154,7 @@ def test_images_become_smaller_only_before_there_is_a_checkpoint(project, fail_a
     settings = (
         RETRY,
         OFFLOADED,
+        CACHED,
         "model.name=qwen",
         "training.save_steps=1",
         "training.max_steps=2",
@@ -214,7 +217,7 @@ def test_killed_while_a_change_is_kept(project, fail_at, monkeypatch, tmp_path, 
     from vlmtune.workflow import attempts
 
     save_tiny("qwen2_vl", tmp_path / "qwen")
-    settings = (RETRY, OFFLOADED, "model.name=qwen", "training.max_steps=2", "data.image_size=400")
+    settings = (RETRY, OFFLOADED, CACHED, "model.name=qwen", "training.max_steps=2", "data.image_size=400")
     fail_at(trainer, "forward_loss", 1)
     assert project.train("straight", *settings).code == 0
     fail_at(trainer, "forward_loss", 1)
@@ -261,6 +264,8 @@ def test_other_savings_than_those_that_keep_adapters_and_rows_are_never_taken():
         "training.batch_size",
         "training.gradient_accumulation_steps",
         "hardware.streamed_layers",
+        "data.cache_features",
+        "data.cache_features_gib",
     }
     assert by_rule[OnResume.UNTIL_CHECKPOINT] == {"training.optim", "data.image_size"}
     assert {"training.lora.rank", "data.max_length", "training.method"} <= by_rule[OnResume.PINNED]

@@ -43,6 +43,8 @@ def a_report(needed_gib: float, target: Target) -> MemoryReport:
         "peak_at": PeakAt("step 1", "aten.mm", ""),
         "tokens": {"text": 66, "image": 4, "total": 70},
         "flops_per_row": 1.0,
+        "phases": (),
+        "encoding_reserved_bytes": 0,
     }
     return MemoryReport(**values)
 

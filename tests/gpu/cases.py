@@ -253,6 +253,20 @@ BLIND_UNEVEN = (
 """Uneven rows over native segments again, measured after the rules for them were there, and none was changed."""
 
 
+CACHED = {"data.cache_features": True}
+CACHED_FEATURES = (
+    Case("qwen3-2b-features", QWEN3_2B, settings=CACHED, from_checkpoint=True),
+    Case("qwen3-2b-features-batch4", QWEN3_2B, settings={**CACHED, "training.batch_size": 4}, from_checkpoint=True),
+    Case("qwen3-2b-features-native", QWEN3_2B, expandable=False, settings=CACHED, from_checkpoint=True),
+    Case("qwen25-3b-features-large-image", QWEN25_3B, image_px=(1120, 840), settings=CACHED, from_checkpoint=True),
+    Case("llava-7b-features", LLAVA_7B, settings=CACHED, from_checkpoint=True),
+    Case("gemma-4b-features", GEMMA_4B, settings=CACHED, from_checkpoint=True),
+    Case("smol-2b-features", SMOL_2B, settings={**CACHED, **TOWER_16BIT}, from_checkpoint=True),
+    Case("qwen-vl-chat-features", UNSEEN["qwen-vl-chat"], settings=CACHED, from_checkpoint=True),
+    Case("gemma3n-e2b-features", UNSEEN["gemma3n-e2b"], settings=CACHED, from_checkpoint=True),
+    Case("internvl3-2b-features", UNSEEN["internvl3-2b"], settings={**CACHED, **LORA}, from_checkpoint=True),
+)
+"""Images are encoded before the language model loads; weights lie in files, whose numbers name the features."""
 EMBEDDINGS_AWAY = {"hardware.offload_embeddings": True}
 ACTIVATIONS_AWAY = {"hardware.offload_activations": True}
 AWAY = {**EMBEDDINGS_AWAY, **ACTIVATIONS_AWAY}
@@ -291,7 +305,7 @@ SEVERAL_MEMORY_LEVERS = (
     Case("llava-next-7b-embeddings-streamed", UNSEEN["llava-next-7b"], settings={**EMBEDDINGS_AWAY, **_streamed(9)}),
     Case("idefics3-8b-away-streamed", UNSEEN["idefics3-8b"], settings={**AWAY, **_streamed(12), **ONE_TILE}),
     Case("pixtral-12b-embeddings-streamed", UNSEEN["pixtral-12b"], settings={**EMBEDDINGS_AWAY, **_streamed(30)}),
-    Case("mistral-24b-away-streamed", UNSEEN["mistral-24b"], settings={**AWAY, **_streamed(38)}),
+    Case("mistral-24b-activations-streamed", UNSEEN["mistral-24b"], settings={**ACTIVATIONS_AWAY, **_streamed(38)}),
     Case("qwen25-32b-away-streamed", QWEN25_32B, settings={**AWAY, **_streamed(62)}),
     Case("mllama-11b-away-streamed", UNSEEN["mllama-11b"], settings={**AWAY, **_streamed(20)}),
     Case("gemma4-e4b-embeddings-streamed", GEMMA4_E4B, settings={**EMBEDDINGS_AWAY, **_streamed(21)}),
@@ -300,12 +314,12 @@ SEVERAL_MEMORY_LEVERS = (
     Case("pali-3b-activations-streamed", PALI_3B, settings={**ACTIVATIONS_AWAY, **_streamed(9), **RANK_64}),
     Case("smol-2b-away-streamed", SMOL_2B, settings={**AWAY, **_streamed(24), **ONE_TILE}),
     Case("qwen35-4b-activations-streamed", UNSEEN["qwen35-4b"], settings={**ACTIVATIONS_AWAY, **_streamed(16)}),
-    Case("granite-2b-away-streamed", UNSEEN["granite-2b"], settings={**AWAY, **_streamed(20)}),
+    Case("granite-2b-activations-streamed", UNSEEN["granite-2b"], settings={**ACTIVATIONS_AWAY, **_streamed(20)}),
     Case("onevision-7b-away-batch2", UNSEEN["onevision-7b"], settings={**AWAY, "training.batch_size": 2}),
 )
 LONG_MEMORY_LEVERS = (
     Case("llava-7b-epochs-away", LLAVA_7B, settings=AWAY),
-    Case("internvl3-8b-epochs-streamed", UNSEEN["internvl3-8b"], settings={**EMBEDDINGS_AWAY, **_streamed(14)}),
+    Case("internvl3-8b-epochs-streamed", UNSEEN["internvl3-8b"], settings={**ACTIVATIONS_AWAY, **_streamed(14)}),
 )
 """Several together, the last over many lengths, measured likewise."""
 
@@ -313,6 +327,14 @@ LONG_MEMORY_LEVERS = (
 def _uneven(case: Case, settings: dict) -> Case:
     return replace(case, rows=24, text_chars=600, mixed_images=True, settings={**settings, **case.settings})
 
+
+MEMORY_LEVERS = (
+    *ONE_MEMORY_LEVER,
+    *SEVERAL_MEMORY_LEVERS,
+    *(_uneven(case, EPOCHS) for case in LONG_MEMORY_LEVERS),
+    *CACHED_FEATURES,
+)
+"""Measured once, after the rules for them were there, and none was changed for these."""
 
 CASES = (
     Case("qwen3-2b", QWEN3_2B),
@@ -369,10 +391,28 @@ CASES = (
     *FULL,
     *BLIND,
     *(_uneven(case, TWELVE_STEPS) for case in (*UNEVEN, *BLIND_UNEVEN)),
+    *MEMORY_LEVERS,
 )
+TWENTY_STEPS = {"training.max_steps": 20, "training.gradient_accumulation_steps": 1, "training.lora.rank": 8}
+SMALL_CARD = (
+    Case("small-qwen-vl-chat", UNSEEN["qwen-vl-chat"], settings={**TWENTY_STEPS, **EMBEDDINGS_AWAY}),
+    Case("small-llava-13b", UNSEEN["llava-13b"], settings={**TWENTY_STEPS, **EMBEDDINGS_AWAY, **_streamed(12)}),
+    Case("small-gemma4-e4b", GEMMA4_E4B, settings={**TWENTY_STEPS, **EMBEDDINGS_AWAY}),
+    Case("small-mistral-24b", UNSEEN["mistral-24b"], settings={**TWENTY_STEPS, **ACTIVATIONS_AWAY, **_streamed(30)}),
+    Case("small-qwen25-32b", QWEN25_32B, settings={**TWENTY_STEPS, **AWAY, **_streamed(60)}),
+)
+"""Models for which a small card is too small without levers: 20 steps each (small_card.py)."""
+
+
+def without_memory_levers(case: Case) -> Case:
+    """Return the same run with all of the model on the card."""
+    return replace(case, name=f"{case.name}-whole", settings=TWENTY_STEPS)
+
+
+SMALL = (*SMALL_CARD, *map(without_memory_levers, SMALL_CARD))
 
 HEAD_8BIT, KEPT = {"training.quantization.quantize_head": "8bit"}, {"model.cache_quantized": True}
-PACKED = (
+OPEN = (
     Case("qwen25-7b-head8", QWEN25_7B, settings=HEAD_8BIT),
     Case("qwen25-7b-head8-native", QWEN25_7B, expandable=False, settings=HEAD_8BIT),
     Case("qwen25-7b-head8-long", QWEN25_7B, text_chars=1200, settings=HEAD_8BIT),
@@ -386,7 +426,7 @@ PACKED = (
     Case("llava-7b-packed", LLAVA_7B, from_checkpoint=True, packed=True),
     Case("qwen3-4b-kept", QWEN3_4B, settings=KEPT, from_checkpoint=True),
 )
-"""Heads in 8 bits and files in 4. A kept base is quantised by the run that is measured: nothing is there before."""
+"""Not measured yet: heads in 8 bits and files in 4. They can be run by name, and come to CASES with their measurements.
 
-OPEN = (*ONE_MEMORY_LEVER, *SEVERAL_MEMORY_LEVERS, *(_uneven(case, EPOCHS) for case in LONG_MEMORY_LEVERS), *PACKED)
-"""Not measured yet: they can be run by name, and come to CASES with their measurements."""
+A kept base is quantised by the run that is measured: nothing is there before.
+"""

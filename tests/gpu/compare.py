@@ -18,12 +18,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import BLIND, BLIND_UNEVEN, CASES, UNSEEN, Case, prepare  # noqa: E402
+from gpu.cases import BLIND, BLIND_UNEVEN, CASES, MEMORY_LEVERS, UNSEEN, Case, prepare  # noqa: E402
 
 from vlmtune.data.collate import Collator  # noqa: E402
 from vlmtune.data.dataset import TuneDataset  # noqa: E402
 from vlmtune.data.run_data import MeasuredRows  # noqa: E402
 from vlmtune.estimate.allocator.caching import AllocatorSettings, Replay, replay  # noqa: E402
+from vlmtune.estimate.features import rows_in_training  # noqa: E402
 from vlmtune.estimate.simulate.cuda import hidden_of  # noqa: E402
 from vlmtune.estimate.simulate.record import Log, Recorder  # noqa: E402
 from vlmtune.estimate.simulate.simulation import Load, Run, simulate  # noqa: E402
@@ -72,8 +73,10 @@ class Prepared:
         return self._simulated(fewest_steps(self.plan, self.lengths), repeat=True)
 
     def _simulated(self, steps: RowBatches, repeat: bool = False) -> Log:
-        batches = collated(steps, self.rows, self.collator)
-        return simulate(self.plan, Run(batches, hidden_of(HOPPER, H100_SMS), self.load, repeat=repeat))
+        rows, tower = rows_in_training(self.rows, self.plan)
+        batches = collated(steps, rows, self.collator)
+        form = tower.form if tower else None
+        return simulate(self.plan, Run(batches, hidden_of(HOPPER, H100_SMS), self.load, form=form, repeat=repeat))
 
 
 def prepared(case: Case, folder: Path) -> Prepared:
@@ -205,6 +208,7 @@ def table_of(errors: list[Errors]) -> str:
         _line("dropout", [e for e in errors if "dropout" in e.case.name]),
         _line("full tuning", [e for e in errors if "full" in e.case.name]),
         _line("blind: dropout and full tuning", [e for e in errors if e.case in BLIND]),
+        _line("memory levers", [e for e in errors if e.case in MEMORY_LEVERS]),
         _line("blind: uneven rows over native segments", [e for e in errors if e.case.name in BLIND_UNEVEN_NAMES]),
     ]
     for family in dict.fromkeys(e.case.model for e in errors):

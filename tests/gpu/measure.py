@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import CASES, OPEN, Case, prepare  # noqa: E402
+from gpu.cases import CASES, OPEN, SMALL, Case, prepare  # noqa: E402
 from gpu.history import Marks, archive, packed, record  # noqa: E402
 
 from vlmtune.plan.types import RunPlan  # noqa: E402
@@ -90,6 +90,7 @@ def _in_main_memory(old: torch.Tensor) -> torch.Tensor:
 
 def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, history: bool = False) -> None:
     """Train the case and write `out`; with a cap the process may not reserve more than that once the model is there."""
+    from vlmtune.data.features import prepare as features
     from vlmtune.data.run_data import MeasuredRows, RunData
     from vlmtune.engine import train as engine
     from vlmtune.engine.monitor import LiveView
@@ -113,11 +114,19 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         return model
 
     engine.build_model = build_model
+
+    def encoded() -> None:
+        loaded["encoding_reserved_bytes"] = torch.cuda.max_memory_reserved()
+        free_card()
+        torch.cuda.reset_peak_memory_stats()
+
+    free_card, features.free_card = features.free_card, encoded
     marks = Marks()
     if history:
         services = engine._services
         engine._services = lambda plan, folder: [*services(plan, folder), marks]
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
         config, source, samples = prepare(case, catalogue, Path(folder))
         if case.from_checkpoint:
             written = ["--packed" if case.packed else "--weights", config.model.name]
@@ -140,6 +149,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         except OutOfMemory:
             out.write_text(json.dumps({"case": case.name, "out_of_memory": True}), encoding="utf-8")
             return
+        losses = [record.loss for record in runs.read_log()]
     if history:
         trace = torch.cuda.memory._snapshot()["device_traces"][0]
         out.with_suffix(HISTORY).write_bytes(packed(trace, marks.marks))
@@ -149,6 +159,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         "reserved_bytes": report.peak_reserved_bytes,
         "parts": report.memory_measured.parts,
         **loaded,
+        "losses": losses,
         "longest_row_tokens": report.longest_row.tokens,
         "seconds": round(time.perf_counter() - started, 1),
         "gpu": report.gpu,
@@ -251,7 +262,7 @@ if __name__ == "__main__":
     elif sys.argv[1] == "--one":
         name, catalogue, out, *options = sys.argv[2:]
         cap = next((int(option) for option in options if option.isdigit()), None)
-        chosen = next(case for case in (*CASES, *OPEN) if case.name == name)
+        chosen = next(case for case in (*CASES, *OPEN, *SMALL) if case.name == name)
         run(chosen, Path(catalogue), Path(out), cap, history="--history" in options)
     else:
         sys.exit(main())

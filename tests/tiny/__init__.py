@@ -270,6 +270,14 @@ TINY: dict[str, Callable[[], tuple]] = {
 """One builder for each `model_type`: () -> (model class, config, processor)."""
 
 
+def _fill(model: torch.nn.Module) -> None:
+    """Put numbers into matrices of zeros, such as Gemma 3's projection, which would make every image the same."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2 and not parameter.any():
+                parameter.normal_(std=0.02)
+
+
 def save_tiny(model_type: str, folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """Write the tiny random checkpoint of `model_type` into `folder` and return it; `layers` are the text model's."""
     model_class, config, processor = TINY[model_type]()
@@ -280,6 +288,7 @@ def save_tiny(model_type: str, folder: Path, seed: int = 0, layers: int = 2) -> 
         text.layer_types = [kinds[number % len(kinds)] for number in range(layers)]
     torch.manual_seed(seed)
     model = model_class(config)
+    _fill(model)
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.save_pretrained(folder)

@@ -34,15 +34,17 @@ def evaluate(
     from vlmtune.workflow.start import start_on_gpu
 
     start_on_gpu()
+    from vlmtune.data.features.prepare import Teller
     from vlmtune.engine.evaluate import evaluate_rows
     from vlmtune.engine.runtime import quiet_libraries
-    from vlmtune.engine.tuned import load_tuned, load_untuned
+    from vlmtune.engine.tuned import load_tuned_for, load_untuned
+    from vlmtune.workflow.progress import progress as told
+    from vlmtune.workflow.progress import standard_error
 
     quiet_libraries()
-    tuned = load_untuned(folder) if base else load_tuned(folder)
+    teller = Teller(told(not as_json), lambda note: typer.echo(note, err=True))
+    tuned = load_untuned(folder) if base else load_tuned_for(folder, samples, teller)
     from rich.progress import Progress
-
-    from vlmtune.workflow.progress import standard_error
 
     console = standard_error(live=not as_json)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

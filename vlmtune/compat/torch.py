@@ -168,6 +168,6 @@ HAS_PRIMARY_CONTEXT = Name(
 CLEAR_CUBLAS_WORKSPACES = Name(
     TORCH,
     "torch._C._cuda_clearCublasWorkspaces",
-    "it gives back what a calibration made cuBLAS keep.",
+    "it gives back what a calibration, or the encoding of images, made cuBLAS keep.",
     cuda_only=True,
 )

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import cache
 
 from vlmtune.config.schema import Section, TrainingConfig
-from vlmtune.config.values import as_yaml
 
 REQUIRED = object()
 """Default of a key that has none."""
@@ -84,20 +83,20 @@ def _key(path: tuple[str, ...], prop: dict) -> Key:
         allowed=_in_words(kind),
         default=prop["default"] if "default" in prop else REQUIRED,
         meaning=prop.get("description", ""),
-        json_type=kind.get("type") or ("boolean" if True in kind.get("enum", ()) else "string"),
-        choices=_choices(kind),
+        json_type=kind.get("type", "any"),
+        choices=tuple(map(_as_written, kind.get("enum", ()))),
         nullable=len(options) > 1,
     )
 
 
-def _choices(kind: dict) -> tuple[str, ...]:
-    return tuple(map(as_yaml, kind.get("enum", ())))
+def _as_written(choice: str | bool) -> str:
+    return choice if isinstance(choice, str) else str(choice).lower()
 
 
 def _in_words(kind: dict) -> str:
     """A JSON-schema type as a person would say it."""
     if "enum" in kind:
-        return f"one of {', '.join(_choices(kind))}"
+        return f"one of {', '.join(map(_as_written, kind['enum']))}"
     name = kind["type"]
     if name == "array":
         return f"a list with any of {', '.join(kind['items']['enum'])}"

@@ -54,6 +54,10 @@ class DataSection(Section):
     """An unusable row: `error` lists them all and stops before the model loads; `skip` drops and counts them."""
     allow_urls: bool = False
     """Fetch images given as http(s) addresses. Off: such a row is a bad row."""
+    cache_features: Literal["auto", True, False] = "auto"
+    """Encode images once, before the language model loads, and keep that on disk. `auto`: where it saves time."""
+    cache_features_gib: Annotated[float, Field(gt=0.0, le=100_000.0)] = 20.0
+    """Disk that all cached features may take, in GiB; those of other models, unused for longest, make room."""
 
 
 class LoraSection(Section):

@@ -1,4 +1,7 @@
-"""Rows → one batch. Shapes: B rows, T tokens of the longest row; image tensors are joined along dimension 0."""
+"""Rows → one batch.
+
+Shapes: B rows, T tokens of the longest row; image tensors are joined along dimension 0, features along dimension 1.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -7,6 +10,7 @@ from transformers import ProcessorMixin
 
 from vlmtune.data.encode import IGNORED, QFORMER_KEYS, Encoded, is_token_tensor
 from vlmtune.errors import VlmtuneError
+from vlmtune.models.features import FEATURES, PIXELS
 
 WHERE = "where"
 """Key under which a batch carries the names of its rows, for messages; never given to a model."""
@@ -47,11 +51,18 @@ def collate(rows: list[Encoded | VlmtuneError], pad_token_id: int) -> dict[str, 
         elif key in QFORMER_KEYS:
             most = max(row.tensors[key].shape[1] for row in rows)
             batch[key] = torch.cat([_padded(row.tensors[key], most, 0) for row in rows])
+        elif key == FEATURES:
+            batch[PIXELS] = torch.cat([row.tensors[key] for row in with_key], dim=1)
         else:
-            tensors = [row.tensors[key] for row in with_key]
-            packed = key == "pixel_values" and PACKED_SIZES in with_key[0].tensors
-            batch[key] = torch.cat(tensors, dim=-1) if packed else _joined(tensors)
+            batch[key] = join_images(key, [row.tensors for row in with_key])
     return batch
+
+
+def join_images(key: str, images: list[dict[str, Tensor]]) -> Tensor:
+    """Return one tensor of what several rows have of their images under a key."""
+    tensors = [one[key] for one in images]
+    packed = key == PIXELS and PACKED_SIZES in images[0]
+    return torch.cat(tensors, dim=-1) if packed else _joined(tensors)
 
 
 def _token_tensor(row: Encoded, key: str) -> Tensor:

@@ -1,26 +1,39 @@
-"""Samples as a map-style dataset: images are opened in the workers, when a row is asked for."""
+"""Samples as a map-style dataset: images are opened, or features read, in the workers, when a row is asked for."""
 
 from collections.abc import Sequence
 
+from PIL.Image import Image
+from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from transformers import ProcessorMixin
 
-from vlmtune.data.encode import Encoded, cut, encode
+from vlmtune.data.encode import Encoded, cut, encode, encode_prompt
+from vlmtune.data.features.rows import RowFeatures, features_for_pixels, with_features
 from vlmtune.data.images import open_image
 from vlmtune.data.types import Sample
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
+from vlmtune.models.features import FEATURES, PIXELS
 from vlmtune.plan.types import RunPlan
 
 
 class TuneDataset(Dataset):
     """Rows as `Encoded`."""
 
-    def __init__(self, samples: Sequence[Sample], processor: ProcessorMixin, family: Family, plan: RunPlan) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: ProcessorMixin,
+        family: Family,
+        plan: RunPlan,
+        features: RowFeatures | None = None,
+    ) -> None:
+        """With `features` no image is opened: rows carry what the tower made of them."""
         self.samples = samples
         self.processor = processor
         self.family = family
         self.plan = plan
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -28,16 +41,38 @@ class TuneDataset(Dataset):
     def __getitem__(self, index: int) -> Encoded | VlmtuneError:
         """Return the row. What is wrong with it is raised, in a worker returned: torch would make a traceback of it."""
         try:
-            return self._row(self.samples[index])
+            return self._row(index)
         except VlmtuneError as error:
             if get_worker_info() is None:
                 raise
             return error
 
-    def _row(self, sample: Sample) -> Encoded:
+    def _row(self, index: int) -> Encoded:
+        row = encode(self.samples[index], self._images(index), self._processor, self.family)
+        if self.features:
+            row = with_features(row, self.features.of_row(index))
+        return cut(row, self.plan.max_length) if self.plan.truncation == "cut" else row
+
+    def prompt(self, index: int) -> dict[str, Tensor]:
+        """Return everything before a row's last answer, as the model sees it when it is asked."""
+        prompt = encode_prompt(self.samples[index], self._images(index), self._processor, self.family)
+        features = self.features.of_row(index) if self.features else None
+        if features is None:
+            return prompt
+        prompt = features_for_pixels(prompt, prompt["input_ids"].shape[1], features)
+        prompt[PIXELS] = prompt.pop(FEATURES)
+        return prompt
+
+    @property
+    def _processor(self) -> ProcessorMixin:
+        return self.features.processor if self.features else self.processor
+
+    def _images(self, index: int) -> list[Image]:
+        """Return the row's pictures; where their features are known, blanks of their sizes."""
+        if self.features:
+            return self.features.blanks(index)
+        sample = self.samples[index]
         try:
-            images = [open_image(ref, self.plan.image_size) for ref in sample.images]
+            return [open_image(ref, self.plan.image_size) for ref in sample.images]
         except VlmtuneError as error:
             raise VlmtuneError(f"{sample.where}: {error.message}", error.hint) from None
-        row = encode(sample, images, self.processor, self.family)
-        return cut(row, self.plan.max_length) if self.plan.truncation == "cut" else row

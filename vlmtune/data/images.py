@@ -43,6 +43,17 @@ def image_size_px(ref: ImageRef) -> tuple[int, int]:
         return _shown_size_px(image)
 
 
+def image_bytes(ref: ImageRef) -> bytes:
+    """The encoded picture as it is stored."""
+    try:
+        with _stream(ref) as stream:
+            return stream.read()
+    except RowProblem as problem:
+        raise VlmtuneError(problem.problem, problem.hint) from None
+    except OSError as error:
+        raise VlmtuneError(f"{_label(ref)} cannot be read: {error.strerror}") from None
+
+
 def shrunk_size_px(size_px: tuple[int, int], max_side_px: int | None) -> tuple[int, int]:
     """The size that `open_image` gives a picture of `size_px`: longer side at most `max_side_px`, never enlarged."""
     longer_px = max(size_px)

@@ -85,6 +85,11 @@ class SamplesOnDisk(Sequence[Sample]):
     """Images of all of them."""
 
 
+def num_images(samples: Sequence[Sample]) -> int:
+    """Images of all rows."""
+    return samples.num_images if isinstance(samples, SamplesOnDisk) else sum(len(one.images) for one in samples)
+
+
 @dataclass(frozen=True, slots=True)
 class BadRow:
     """A row that cannot be used, why, and what a right one looks like."""
@@ -107,8 +112,7 @@ class Rows:
     @property
     def num_images(self) -> int:
         """Images of the usable rows."""
-        on_disk = isinstance(self.samples, SamplesOnDisk)
-        return self.samples.num_images if on_disk else sum(len(sample.images) for sample in self.samples)
+        return num_images(self.samples)
 
 
 class RowProblem(Exception):

@@ -1,6 +1,5 @@
 """Checkpoints that a kill or a full disk cannot half-write: a marker is written last, old ones go after that."""
 
-import errno
 import shutil
 from pathlib import Path
 
@@ -18,14 +17,6 @@ TRAINED = "trained.safetensors"
 """Method full: the trained weights, by their names in the model."""
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 """What the libraries raise when they cannot write."""
-FULL_DISK_WORDS = (
-    "No space left",
-    "not enough space on the disk",  # Windows
-    "Disk quota exceeded",
-    "PytorchStreamWriter failed",
-    "unexpected pos",
-)
-"""safetensors reports the system's error as text only; torch.save reports a position in its file."""
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
@@ -77,13 +68,6 @@ def drop_incomplete(folder: RunFolder) -> None:
     for checkpoint in folder.checkpoints.glob("checkpoint-*"):
         if not (checkpoint / COMPLETE).is_file():
             shutil.rmtree(checkpoint)
-
-
-def is_disk_full(error: Exception) -> bool:
-    """Return whether `error` is for lack of space."""
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(words in str(error) for words in FULL_DISK_WORDS)
 
 
 def disk_full(folder: RunFolder, what: str) -> VlmtuneError:

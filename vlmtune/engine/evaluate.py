@@ -12,8 +12,7 @@ from transformers import ProcessorMixin
 
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.dataset import TuneDataset
-from vlmtune.data.encode import IGNORED, encode_prompt
-from vlmtune.data.images import open_image
+from vlmtune.data.encode import IGNORED
 from vlmtune.data.types import Sample
 from vlmtune.engine.step import forward_loss
 from vlmtune.engine.tuned import Tuned
@@ -82,7 +81,7 @@ def evaluate_rows(
     tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Callable[[], None]
 ) -> Evaluation:
     """Return loss and generated answer of every row; `on_answer` is called after each."""
-    rows = TuneDataset(samples, tuned.processor, family_of(tuned.plan), tuned.plan)
+    rows = TuneDataset(samples, tuned.processor, family_of(tuned.plan), tuned.plan, tuned.features)
     losses = row_losses(tuned.model, rows, Collator(tuned.processor), tuned.plan)
     answers = [
         Answer(sample.where, sample.turns[-2].text, sample.answer, answer, loss / max(1, tokens))
@@ -97,12 +96,11 @@ def generate(
     tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Callable[[], None] = lambda: None
 ) -> list[str]:
     """Return what the model writes (greedily) in place of each sample's last answer."""
-    plan, processor = tuned.plan, tuned.processor
-    family, answers = family_of(plan), []
+    plan, processor, answers = tuned.plan, tuned.processor, []
     ends = end_token_ids(base_of(tuned.model), processor)
-    for sample in samples:
-        images = [open_image(ref, plan.image_size) for ref in sample.images]
-        prompt = {key: value.to(plan.device) for key, value in encode_prompt(sample, images, processor, family).items()}
+    rows = TuneDataset(samples, processor, family_of(plan), plan, tuned.features)
+    for index in range(len(samples)):
+        prompt = {key: value.to(plan.device) for key, value in rows.prompt(index).items()}
         ids = greedy(
             tuned.model,
             prompt,

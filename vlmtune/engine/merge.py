@@ -55,7 +55,7 @@ def merge(folder: RunFolder, out_dir: Path) -> MergeProof:
     Raises:
         VlmtuneError: nothing to merge, `out_dir` taken, or the difference above the bound (then nothing is left).
     """
-    plan = dataclasses.replace(load_plan(folder.plan), device="cpu")
+    plan = dataclasses.replace(load_plan(folder.plan), device="cpu", cache_features=False)
     if plan.method == "full":
         raise VlmtuneError(f"method full has no adapter to merge: {folder.model} is the whole model already")
     if not folder.adapter.is_dir():

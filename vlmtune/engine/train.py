@@ -1,6 +1,7 @@
 """A plan and its rows → a trained adapter, a log and a report."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,19 +10,22 @@ from transformers import ProcessorMixin
 
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
+from vlmtune.data.features.prepare import Teller, features_of
+from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
-from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, is_disk_full, save_adapter
+from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, save_adapter
 from vlmtune.engine.evaluate import mean_loss
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import PARTIAL
+from vlmtune.files import PARTIAL, is_disk_full
 from vlmtune.hub.source import ModelSource
-from vlmtune.models.build import build_model, check_checkpoint, family_of
+from vlmtune.models.build import base_of, build_model, check_checkpoint, family_of
+from vlmtune.models.features import serve_features
 from vlmtune.models.inventory import InventoryRow, inventory
 from vlmtune.models.processor import load_processor
 from vlmtune.plan.types import RunPlan
@@ -65,12 +69,15 @@ def _train(
         refuse_too_long(checked, plan)
         refuse_without_answer(checked, processor, family, plan)
     _refuse_blind_tower(lengths, plan)
-    rows = TuneDataset(data.train.samples, processor, family, plan)
-    val_rows = TuneDataset(data.val.samples, processor, family, plan)
-    _check_longest(rows, lengths, plan)
+    _check_longest(TuneDataset(data.train.samples, processor, family, plan), lengths, plan)
+    val_features, features = _features(plan, source, (data.val, data.train), processor, view)
+    rows = TuneDataset(data.train.samples, processor, family, plan, features)
+    val_rows = TuneDataset(data.val.samples, processor, family, plan, val_features)
 
     checkpoint = _checkpoint(folder, resume, view)
     model = build_model(plan, tell=view.note)
+    if features and features.form:
+        serve_features(base_of(model), features.form)
     if plan.device == "cuda":
         torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
     parts = inventory(model, family)
@@ -97,6 +104,18 @@ def _train(
     )
     write_report(folder, report, recorder.records)
     return report
+
+
+def _features(
+    plan: RunPlan, source: ModelSource, parts: Sequence[MeasuredRows], processor: ProcessorMixin, view: LiveView
+) -> list[RowFeatures | None]:
+    """Return the cached features of each part's rows; None where the model has its tower."""
+    if not plan.cache_features:
+        return [None for _ in parts]
+    try:
+        return [*features_of(plan, source, [part.samples for part in parts], processor, Teller(view.doing, view.note))]
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, "while images were encoded") from None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from vlmtune.engine.checkpoints import (
     WRITE_ERRORS,
     disk_full,
     finish_checkpoint,
-    is_disk_full,
     load_trained,
     save_adapter,
     save_trained,
@@ -28,6 +27,7 @@ from vlmtune.engine.evaluate import mean_loss
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
+from vlmtune.files import is_disk_full
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder

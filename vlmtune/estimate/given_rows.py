@@ -1,13 +1,18 @@
 """The rows of a run that is estimated: rendered and tokenised once, whatever the number of plans looked at."""
 
 import json
+from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vlmtune.data.run_data import MeasuredRows
+from vlmtune.data.types import Sample, num_images
+from vlmtune.families.facts import ModelFacts
 from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import RunPlan
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import ProcessorMixin
 
     from vlmtune.data.measure.lengths import Lengths
@@ -16,10 +21,41 @@ if TYPE_CHECKING:
 class GivenRows:
     """Rows with what every plan of one model shares: their measures, and a processor for each setting of it."""
 
-    def __init__(self, rows: MeasuredRows) -> None:
+    def __init__(self, rows: MeasuredRows, held_out: Sequence[Sample] = ()) -> None:
         self.samples = rows.samples
+        self.held_out = held_out
         self._rows = rows
         self._processors: dict[str, ProcessorMixin] = {}
+
+    @property
+    def num_rows(self) -> int:
+        """Rows to train on."""
+        return len(self.samples)
+
+    @property
+    def num_images(self) -> int:
+        """Images of all rows, those held out included."""
+        return num_images(self.samples) + num_images(self.held_out)
+
+    def image_tokens(self, plan: RunPlan, model: ModelFacts) -> int:
+        """Return the tokens of all images; their headers are read once."""
+        from vlmtune.data.measure.lengths import tokens_of_images
+
+        return tokens_of_images(self._sizes_px, plan, model)
+
+    @cached_property
+    def _sizes_px(self) -> "np.ndarray":
+        import numpy as np
+
+        from vlmtune.data.measure.lengths import images_of
+
+        return np.concatenate([images_of(part)[1] for part in (self.samples, self.held_out)])
+
+    def free_cache_bytes(self) -> int | None:
+        """Return what may be written into the cache folder; None where it cannot be written."""
+        from vlmtune.data.features.store import free_bytes
+
+        return free_bytes()
 
     def processor(self, plan: RunPlan) -> "ProcessorMixin":
         """Return the model's processor as the plan sets it."""

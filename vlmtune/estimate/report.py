@@ -90,6 +90,14 @@ class MemoryReport:
     """What the run may take of this machine's; None where it is for another machine, or nobody tells."""
     streamed_bytes_per_step: int = 0
     """What comes from main memory to the card in one optimizer step, of streamed layers."""
+    encoding_reserved_bytes: int = 0
+    """What is reserved at most while images are encoded, before the language model loads; 0 where that is not done."""
+
+    @property
+    def most_bytes(self) -> int:
+        """What must fit: training, loading, and encoding before."""
+        load = next((phase.peak_allocated_bytes for phase in self.phases if phase.name == "load"), 0)
+        return max(self.peak_reserved_bytes, load, self.encoding_reserved_bytes)
 
     @property
     def swaps(self) -> bool:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from vlmtune.data.encode import Encoded
     from vlmtune.estimate.allocator.peaks import Peaks
+    from vlmtune.estimate.features import Encoding
     from vlmtune.estimate.simulate.record import Hidden, Log
     from vlmtune.estimate.simulate.simulation import Batch, Steps
     from vlmtune.estimate.simulate.steps import RowBatches
@@ -40,6 +41,7 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
 
     def made() -> MemoryReport:
         from vlmtune.data.collate import collate
+        from vlmtune.estimate.features import Encoding, rows_in_training
         from vlmtune.estimate.simulate.inputs import largest_row
         from vlmtune.estimate.simulate.steps import collated
         from vlmtune.models.build import family_of
@@ -47,8 +49,10 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
         with cannot_tell(plan):
             family = family_of(plan)
             rows = [largest_row(plan_of_texts(plan, share), source, family) for share in SHARES_OF_LONGEST]
-            steps = collated(_made_up_steps(plan, fast), rows, lambda batch: collate(batch, 0))
-            return _estimate(_Work(plan, source, steps, rows[0], fast), target)
+            served, tower = rows_in_training(rows, plan)
+            steps = collated(_made_up_steps(plan, fast), served, lambda batch: collate(batch, 0))
+            encoding = Encoding(tower, rows[0]) if tower else None
+            return _estimate(_Work(plan, source, steps, served[0], fast, encoding), target)
 
     return _held_to(cached([*_decided_by(plan, source, target), fast], made), target)
 
@@ -97,18 +101,26 @@ class _Rows:
 
     def estimate(self, skipped: int, target: Target, fast: bool) -> MemoryReport:
         """Return what the plan needs without its longest rows."""
+        with cannot_tell(self.plan):
+            work = self._work(self.order[skipped:], target, fast)
+            decided_by = [*_decided_by(self.plan, self.source, target), work.longest.where, work.digest()]
+            return _held_to(cached(decided_by, lambda: _estimate(work, target)), target)
+
+    def _work(self, kept: list[int], target: Target, fast: bool) -> "_Work":
         from torch.utils.data import Subset
 
+        from vlmtune.estimate.features import Encoding, rows_in_training
         from vlmtune.estimate.simulate.steps import collated, fewest_steps, telling_steps
 
-        kept = self.order[skipped:]
         lengths, expandable = self.lengths.total[kept].tolist(), target.expandable_segments
         chosen = fewest_steps(self.plan, lengths) if fast else telling_steps(self.plan, lengths, expandable)
-        steps = collated(chosen, Subset(self.rows, kept), self.collator)
-        work = _Work(self.plan, self.source, steps, self.rows[kept[0]], fast)
-        decided_by = [*_decided_by(self.plan, self.source, target), work.longest.where, work.digest()]
-        with cannot_tell(self.plan):
-            return _held_to(cached(decided_by, lambda: _estimate(work, target)), target)
+        rows, tower = rows_in_training(Subset(self.rows, kept), self.plan)
+        encoding = None
+        if tower and self.lengths.image[kept].any():
+            most_seen = kept[int(self.lengths.image[kept].argmax())]
+            encoding = Encoding(tower, self.rows[most_seen], len(kept))
+        steps = collated(chosen, rows, self.collator)
+        return _Work(self.plan, self.source, steps, rows[0], fast, encoding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +132,20 @@ class _Work:
     steps: "Steps"
     longest: "Encoded"
     fast: bool
+    encoding: "Encoding | None" = None
+    """What is done before training; None where the model has its tower."""
+
+    @property
+    def form(self) -> str | None:
+        """How batches carry features; None where they carry pixels."""
+        return self.encoding.tower.form if self.encoding else None
 
     @property
     def longest_batch(self) -> "Batch":
         """The longest row on its own, as the loss of held-out rows takes it."""
-        return self.longest.tensors | {"labels": self.longest.labels}
+        from vlmtune.data.collate import WHERE, collate
+
+        return {key: value for key, value in collate([self.longest], 0).items() if key != WHERE}
 
     @property
     def batches(self) -> "list[Batch]":
@@ -133,8 +154,8 @@ class _Work:
 
     def digest(self) -> list:
         """Return what of the batches decides the memory: sizes of tensors, and the values of whole numbers."""
-        described = ([(key, value.shape, _values(value)) for key, value in batch.items()] for batch in self.batches)
-        return [self.fast, *described]
+        batches = self.batches + ([self.encoding.batch] if self.encoding else [])
+        return [self.fast, *([(key, value.shape, _values(value)) for key, value in batch.items()] for batch in batches)]
 
 
 def _made_up_steps(plan: RunPlan, fast: bool) -> "RowBatches":
@@ -163,17 +184,15 @@ def _decided_by(plan: RunPlan, source: ModelSource, target: Target) -> list[Any]
 
 
 def _is_kept(plan: RunPlan) -> bool:
-    from vlmtune.models.kept import is_kept
+    from vlmtune.models.build import base_is_kept
 
-    return is_kept(plan)
+    return base_is_kept(plan)
 
 
 def _held_to(report: MemoryReport, target: Target) -> MemoryReport:
-    """Return the report with the verdict for this budget and main memory; loading may take more than training."""
-    load = next(phase for phase in report.phases if phase.name == "load")
-    most_bytes = max(report.peak_reserved_bytes, load.peak_allocated_bytes)
+    """Return the report with the verdict for this budget and main memory; loading or encoding may take more."""
     budget, available = target.budget_bytes, target.main_memory_bytes
-    fits = most_bytes <= budget and not would_swap(report.main_memory, available)
+    fits = report.most_bytes <= budget and not would_swap(report.main_memory, available)
     return dataclasses.replace(report, budget_bytes=budget, main_memory_available_bytes=available, fits=fits)
 
 
@@ -199,7 +218,7 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         breakdown=_breakdown(peaks, target.card),
         parts=_parts(peaks),
         peak_at=peaks.at[peaks.highest],
-        phases=(*peaks.phases.values(), *([] if fast else [_answering(plan, work.longest_batch, target)])),
+        phases=(*peaks.phases.values(), *([] if fast else [_answering(work, target)])),
         worst_row=row.where,
         tokens={
             "text": row.num_text_tokens,
@@ -212,6 +231,7 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         versions=library_versions(),
         main_memory=_main_memory(work, log.weights, peaks),
         streamed_bytes_per_step=peaks.streamed_bytes_per_batch * plan.gradient_accumulation_steps,
+        encoding_reserved_bytes=_encoding_bytes(work, target),
     )
 
 
@@ -220,9 +240,8 @@ def _simulated(work: _Work, target: Target) -> "Log":
     from vlmtune.estimate.simulate.simulation import Run, simulate
     from vlmtune.estimate.simulate.weights import loading_of
 
-    run = Run(
-        work.steps, _hidden_of(target.card), loading_of(work.plan), evaluated=work.longest_batch, repeat=work.fast
-    )
+    hidden, load = _hidden_of(target.card), loading_of(work.plan)
+    run = Run(work.steps, hidden, load, evaluated=work.longest_batch, form=work.form, repeat=work.fast)
     return simulate(work.plan, run)
 
 
@@ -230,6 +249,11 @@ def _peaks(log: "Log", target: Target) -> "Peaks":
     from vlmtune.estimate.allocator.peaks import peaks_of
 
     return peaks_of(log, target.expandable_segments)
+
+
+def _encoding_bytes(work: _Work, target: Target) -> int:
+    """Return what is reserved at most while images are encoded; 0 where that is not done."""
+    return _peaks(work.encoding.log(_hidden_of(target.card)), target).reserved_bytes if work.encoding else 0
 
 
 def _hidden_of(card: Card) -> "Hidden":
@@ -240,16 +264,16 @@ def _hidden_of(card: Card) -> "Hidden":
     return hidden_of(card.sm, card.num_sms, None if None in measured else measured)
 
 
-def _answering(plan: RunPlan, longest: "Batch", target: Target) -> Phase:
+def _answering(work: _Work, target: Target) -> Phase:
     """Return the peak of `vlmtune evaluate` on the longest row, question and answer read, an answer written.
 
     Two tokens are simulated: what the second one adds, each further one adds.
     """
     from vlmtune.estimate.allocator.peaks import phases_of
-    from vlmtune.estimate.simulate.simulation import simulate_answer
+    from vlmtune.estimate.simulate.simulation import Question, simulate_answer
 
-    prompt = {name: tensor for name, tensor in longest.items() if name != "labels"}
-    phases = phases_of(simulate_answer(plan, prompt, _hidden_of(target.card), num_tokens=2))
+    prompt = {name: tensor for name, tensor in work.longest_batch.items() if name != "labels"}
+    phases = phases_of(simulate_answer(work.plan, Question(prompt, work.form), _hidden_of(target.card), num_tokens=2))
     first, second = phases["token 1"], phases["token 2"]
     grown_bytes = (ANSWER_TOKENS - 2) * (second.peak_allocated_bytes - first.peak_allocated_bytes)
     peak = max(phases["prompt"].peak_allocated_bytes, second.peak_allocated_bytes + grown_bytes)

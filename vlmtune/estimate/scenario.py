@@ -76,7 +76,7 @@ class Scenario:
         """
         card = self.target.card
         device = self.device or Device("cuda", card.name, card.sm >= (8, 0), card.total_bytes_linux)
-        plan = make_plan(self.config, self.source, device, self.data_sha256)
+        plan = make_plan(self.config, self.source, device, self.data_sha256, self.rows)
         return replace(plan, model=str(self.source.catalogued)) if self.source.catalogued else plan
 
     def estimate(self, *, fast: bool = False) -> MemoryReport:

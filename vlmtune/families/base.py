@@ -63,6 +63,12 @@ class Family:
     other: tuple[str, ...] = ()
     """Modules that neither see images nor write text, such as an audio tower; never trained."""
 
+    not_cacheable: str = ""
+    """Why its images cannot be encoded before training; empty where they can."""
+
+    projector_embeds: bool = False
+    """The projector is also asked for embeddings of tokens, so the language model needs it beside it."""
+
     @property
     def one_answer(self) -> bool:
         """Whether a row is one question and one answer, without a chat template."""

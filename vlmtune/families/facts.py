@@ -70,6 +70,16 @@ class ModelFacts:
         return self._text("vocab_size")
 
     @cached_property
+    def hidden_size(self) -> int:
+        """Width of the language model, and so of an image's features."""
+        return self._text("hidden_size")
+
+    @cached_property
+    def feature_outputs(self) -> int:
+        """What the language model is given of an image: its features, and those for its first layers (deepstack)."""
+        return 1 + len((self.config.get("vision_config") or {}).get("deepstack_visual_indexes") or ())
+
+    @cached_property
     def shares_embedding(self) -> bool:
         """Whether the output head is the embedding, which is looked up by row and cannot be quantised."""
         said, text = self.config.get("tie_word_embeddings"), self.config.get("text_config") or {}

@@ -25,9 +25,12 @@ PROJECTOR = re.compile(r"merger|projector|connector|aligner|adapter|resampler|ab
 ENCODER_DECODERS = ("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder")
 UNPACKED = {"gemma3n": ("prediction_coefs", "correction_coefs")}
 """By model type: the model's own code changes these weights in place, which would destroy packed ones."""
+PROJECTOR_EMBEDS = ("gemma3n",)
+"""Model types whose projector embeds tokens too."""
 DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What building a model from a damaged config.json raises: anything, wherever a number is used first."""
 ROUTERS = ("gate", "router")
+NOT_CACHEABLE = "the library has no get_image_features for them"
 
 
 def generic_family(config: Json, model_name: str) -> Family:
@@ -72,6 +75,8 @@ def _derived(config_json: str, model_name: str) -> Family:
         attention=attention,
         unpacked=unpacked,
         other=other,
+        not_cacheable="" if hasattr(model.base_model, "get_image_features") else NOT_CACHEABLE,
+        projector_embeds=config["model_type"] in PROJECTOR_EMBEDS,
     )
 
 

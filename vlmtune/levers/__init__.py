@@ -6,6 +6,7 @@ from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Lever, Saving
 from vlmtune.levers.batch import BATCH
 from vlmtune.levers.embeddings import EMBEDDINGS
+from vlmtune.levers.features import FEATURES_LEVER
 from vlmtune.levers.head import HEAD
 from vlmtune.levers.image_size import IMAGE_SIZE
 from vlmtune.levers.kept_base import KEPT_BASE
@@ -21,6 +22,7 @@ LEVERS: tuple[Lever, ...] = (
     EMBEDDINGS,
     RECOMPUTE,
     BATCH,
+    FEATURES_LEVER,
     STREAMING,
     HEAD,
     TOWER,

@@ -10,7 +10,7 @@ No torch here: what acts on a model imports it when it acts.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
@@ -72,6 +72,24 @@ class Decision:
     choices: tuple[Choice, ...] = ()
 
 
+class RowFacts(Protocol):
+    """What a plan may ask of the rows it is made for."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows to train on."""
+
+    @property
+    def num_images(self) -> int:
+        """Images of all of them, and of those held out."""
+
+    def image_tokens(self, plan: "RunPlan", model: ModelFacts) -> int:
+        """Return the tokens of all images, as the plan sets the model's processor."""
+
+    def free_cache_bytes(self) -> int | None:
+        """Return what may be written into the cache folder; None where it cannot be written."""
+
+
 @dataclass(frozen=True)
 class Saving:
     """One way to spend less memory."""
@@ -103,6 +121,10 @@ def _nothing(config: TrainingConfig, model: ModelFacts | None) -> list:
     return []
 
 
+def _not_asked(config: TrainingConfig, model: ModelFacts, plan: "RunPlan", rows: RowFacts) -> None:
+    return None
+
+
 def _no_change(model: "nn.Module", plan: "RunPlan", family: Family) -> None:
     return None
 
@@ -122,6 +144,8 @@ class Lever:
     """What it trades for what, in the user's words."""
     decide: Callable[[TrainingConfig, ModelFacts, "Device"], Decision]
     """(config, model, device) -> plan values. VlmtuneError: the wish cannot be granted."""
+    by_rows: Callable[[TrainingConfig, ModelFacts, "RunPlan", RowFacts], Decision | None] = _not_asked
+    """(config, model, plan so far, rows) -> what is decided otherwise for these rows; None: nothing."""
     fields: tuple[str, ...] = ()
     """Fields of RunPlan that it alone decides; a change of them on resume is judged by `on_resume`."""
     savings: tuple[Saving, ...] = ()

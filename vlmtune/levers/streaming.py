@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
 from vlmtune.errors import VlmtuneError
+from vlmtune.families.base import Family
 from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Decision, GivesUp, Lever, OnResume, Saving
 
 if TYPE_CHECKING:
-    from vlmtune.plan.types import Device
+    from torch import nn
+
+    from vlmtune.plan.types import Device, RunPlan
 
 KEY = "hardware.streamed_layers"
 ON_CARD = 2
@@ -57,6 +60,15 @@ def _more(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
     return [{KEY: 0}, *fewer] if number else []
 
 
+def _main_memory_bytes(model: "nn.Module", plan: "RunPlan", family: Family, batch_tokens: int) -> int:
+    stream = getattr(model, "layer_stream", None)
+    if stream is None:
+        return 0
+    if plan.device == "cpu":  # where the layers themselves are counted among all weights
+        return sum(buffer.nbytes for buffer in stream.buffers)
+    return sum(stream.layer_bytes)
+
+
 STREAMING = Lever(
     name="Layers in main memory",
     keys=(KEY,),
@@ -75,4 +87,5 @@ STREAMING = Lever(
     more=_more,
     on_resume=OnResume.FREE,
     excludes=_refused,
+    main_memory_bytes=_main_memory_bytes,
 )

@@ -26,6 +26,7 @@ def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Deci
 
 def _four_bits(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
     applies = config.training.method == "qlora" and not config.training.quantization.quantize_vision_tower
+    applies = applies and config.data.cache_features is not True  # then it is not on the card
     return [{KEY: True}] if applies and not (model and model.prequantised) else []
 
 

@@ -1,7 +1,9 @@
 """RunPlan → model ready to train: load → quantise → freeze → adapt. No other file loads models or attaches adapters."""
 
+import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +27,8 @@ from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
 from vlmtune.models import embeddings, streaming
-from vlmtune.models.head import pack_head, waits_outside
-from vlmtune.models.kept import Tell, is_kept, kept_plan, load_kept, say
+from vlmtune.models.head import device_map, is_split, pack_head
+from vlmtune.models.kept import Tell, is_kept, load_kept, say
 from vlmtune.models.packed import (
     as_unpacked,
     default_dtype,
@@ -39,6 +41,7 @@ from vlmtune.models.packed import (
     unpack,
     unpacked_layers,
 )
+from vlmtune.models.parts import SEES, only, parts_in_training, rest_frozen_parts
 from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -66,15 +69,24 @@ def build_model(
     """
     torch.manual_seed(plan.seed)
     family = family_of(plan)
+    parts = _parts_in_training(plan)
     if weights == "checkpoint":
-        model = load_base(plan, tell=tell)
+        model = load_base(plan, parts=parts, tell=tell)
     else:
-        model = streaming.weightless(weightless_base(plan), plan, family)
+        model = streaming.weightless(weightless_base(plan, parts), plan, family)
     model = adapt(model.requires_grad_(False), plan, family)
-    _rest_frozen_parts(base_of(model), family)
+    rest_frozen_parts(base_of(model), family)
     for lever in levers.LEVERS:
         lever.apply(base_of(model), plan, family)
     return model
+
+
+def build_tower(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "checkpoint") -> PreTrainedModel:
+    """Return vision tower and projector on the plan's device, as the whole model has them, and nothing else of it."""
+    off = {"offload_embeddings": False, "streamed_layers": 0, "head_8bit": False}  # of parts that are not there
+    plan = replace(plan, **off, cache_quantized=False)  # what it makes is kept
+    model = load_base(plan, parts=SEES) if weights == "checkpoint" else weightless_base(plan, SEES)
+    return model.requires_grad_(False).eval()
 
 
 def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> PeftModel:
@@ -84,9 +96,11 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
         VlmtuneError: the adapter's tensors are not those that the model expects.
     """
     torch.manual_seed(plan.seed)
-    model = load_base(plan, quantized=quantized)
+    model = load_base(plan, quantized=quantized, parts=_parts_in_training(plan))
     expected = {
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _is_target(plan, name)
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and re.fullmatch(plan.lora_targets, name)
     }
     tuned = PeftModel.from_pretrained(model, adapter_dir)
     adapted = {
@@ -100,15 +114,22 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
     return tuned.eval()
 
 
-def load_base(plan: RunPlan, *, quantized: bool = True, tell: Tell = say) -> PreTrainedModel:
+def load_base(
+    plan: RunPlan, *, quantized: bool = True, parts: Collection[str] | None = None, tell: Tell = say
+) -> PreTrainedModel:
     """Return the base model on the plan's device, quantised tensor by tensor while loading when the plan says so.
 
-    `tell` is told of a base that is kept on disk.
+    Args:
+        parts: those that are loaded, all where it is None; no byte of the others is read.
+        tell: told of a base that is kept on disk.
 
     Raises:
         VlmtuneError: the files are damaged or of another model, or memory does not hold what they hold.
     """
-    model = load_kept(plan, _load, tell) if quantized and plan.cache_quantized else _load(plan, quantized)
+    if quantized and plan.cache_quantized:
+        model = load_kept(plan, parts, partial(_load, parts=parts), tell)
+    else:
+        model = _load(plan, parts, quantized)
     if quantized:
         pack_head(model, plan, family_of(plan))
     embeddings.keep_in_main_memory(model, plan)
@@ -116,9 +137,18 @@ def load_base(plan: RunPlan, *, quantized: bool = True, tell: Tell = say) -> Pre
     return model
 
 
-def _load(plan: RunPlan, quantized: bool = True) -> PreTrainedModel:
+def base_is_kept(plan: RunPlan) -> bool:
+    """Return whether training would load the base from the cache of quantised ones."""
+    return plan.cache_quantized and is_kept(plan, _parts_in_training(plan))
+
+
+def _parts_in_training(plan: RunPlan) -> Collection[str] | None:
+    return parts_in_training(family_of(plan), cache_features=plan.cache_features)
+
+
+def _load(plan: RunPlan, parts: Collection[str] | None, quantized: bool = True) -> PreTrainedModel:
     folder = checkpoint_folder(plan.model, plan.revision)
-    files = _checked_files(plan, folder)
+    files = _checked_files(plan, folder, parts)
     model = _from_files(plan, folder, files, quantized)
     if plan.prequantised:
         give_format(model, files.described, DTYPES[plan.base_dtype])
@@ -135,33 +165,34 @@ class _Files:
     """What the files of a model hold, and the model that they should be of."""
 
     stored: dict[str, StoredTensor]
+    """Of a packed weight, what the model has of it."""
+    parts: Collection[str] | None
     described: PreTrainedModel
-    """Without storage, and not quantised."""
+    """These parts, without storage and not quantised."""
     quantization: BitsAndBytesConfig | None
 
 
-def check_checkpoint(plan: RunPlan) -> None:
-    """Compare the model's files with its config.json; no weight is read.
+def check_checkpoint(plan: RunPlan) -> dict[str, StoredTensor]:
+    """Return the tensors of the model's files; no weight is read.
 
     Raises:
         VlmtuneError: no safetensors, a file missing or damaged, or tensors that config.json does not describe.
     """
-    if is_kept(plan):
-        plan = kept_plan(plan)
-    _checked_files(plan, checkpoint_folder(plan.model, plan.revision))
+    _checked_files(plan, folder := checkpoint_folder(plan.model, plan.revision))
+    return stored_tensors(folder)
 
 
-def _checked_files(plan: RunPlan, folder: Path) -> _Files:
-    described, stored = _weightless(plan), stored_tensors(folder)
+def _checked_files(plan: RunPlan, folder: Path, parts: Collection[str] | None = None) -> _Files:
+    described, stored = _weightless(plan, parts), stored_tensors(folder)
     packed = packed_weights(stored)
     if packed and not plan.prequantised:
         raise VlmtuneError(
             f"the files of {folder} are in 4 bits, of which its config.json says nothing",
             "download config.json again: it must be the one that was saved with them",
         )
-    quantization, stored = _quantization(plan, described, packed), as_unpacked(stored, folder)
+    quantization, stored = _quantization_config(plan, packed), as_unpacked(stored, folder)
     refuse_other_tensors(described, stored, folder)
-    return _Files(stored, described, quantization)
+    return _Files(stored, parts, described, quantization)
 
 
 def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> PreTrainedModel:
@@ -171,12 +202,16 @@ def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> 
         how = {"config": AutoConfig.from_pretrained(folder)}
         how["config"].quantization_config = files.quantization.to_dict()
     try:
-        with embeddings.as_mapped(), streaming.while_loading(plan, family_of(plan), quantized):
+        with (
+            only(files.parts, AutoConfig.from_pretrained(folder), family_of(plan)),
+            embeddings.as_mapped(),
+            streaming.while_loading(plan, family_of(plan), quantized),
+        ):
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 **how,
                 dtype=DTYPES[plan.base_dtype],
-                device_map=_device_map(plan, files.described),
+                device_map=device_map(plan, family_of(plan), files.described),
                 attn_implementation=plan.attention,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -198,12 +233,6 @@ def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> 
     return model
 
 
-def _device_map(plan: RunPlan, described: PreTrainedModel) -> dict[str, str]:
-    """Return where loading puts what: a head that is to be packed never comes to the card in 16 bits."""
-    head = {family_of(plan).head: "cpu"} if waits_outside(plan) else {}
-    return embeddings.device_map(plan, lambda plan: described) | head
-
-
 def _name_image_token(model: PreTrainedModel, plan: RunPlan) -> None:
     """Set the id of the image token where config.json lacks it, as InstructBLIP's did until the end of 2024."""
     if not family_of(plan).qformer or model.config.image_token_index is not None:
@@ -213,11 +242,11 @@ def _name_image_token(model: PreTrainedModel, plan: RunPlan) -> None:
     model.config.image_token_index = tokenizer.get_vocab().get("<image>", len(tokenizer))
 
 
-def weightless_base(plan: RunPlan) -> PreTrainedModel:
+def weightless_base(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrainedModel:
     """Return the base model as `load_base` would, on the meta device: shapes and number formats, no storage."""
-    model = _weightless(plan)
+    model = _weightless(plan, parts)
     packed = packed_weights(tensor_names(plan.model, plan.revision)) if plan.prequantised else ()
-    if quantization := _quantization(plan, model, packed):
+    if quantization := _quantization_config(plan, packed):
         pack_nothing(model, quantization)
     pack_head(model, plan, family_of(plan))
     forbid_packing(model)
@@ -225,25 +254,25 @@ def weightless_base(plan: RunPlan) -> PreTrainedModel:
     return model
 
 
-def _quantization(plan: RunPlan, described: PreTrainedModel, packed: Collection[str]) -> BitsAndBytesConfig | None:
+def _quantization_config(plan: RunPlan, packed: Collection[str] = ()) -> BitsAndBytesConfig | None:
     """Return how the base is packed, or was when its files were made, which have these `packed` weights."""
     if plan.quant_type is None:
         return None
     unpacked = list(plan.unquantized)
     if plan.prequantised:
-        unpacked = unpacked_layers(described, packed, plan.unquantized, plan.model)
+        unpacked = unpacked_layers(_weightless(plan), packed, plan.unquantized, plan.model)
     quantization = quantization_of(plan.quant_type, plan.double_quant, unpacked, DTYPES[plan.base_dtype])
-    is_split = embeddings.is_split(plan) or waits_outside(plan)
-    quantization.llm_int8_enable_fp32_cpu_offload = is_split  # else a part on the CPU is refused
+    quantization.llm_int8_enable_fp32_cpu_offload = is_split(plan)  # else a part on the CPU is refused
     return quantization
 
 
-def _weightless(plan: RunPlan) -> PreTrainedModel:
-    """Return the unquantised base model on the meta device, from config.json alone."""
+def _weightless(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrainedModel:
+    """Return the unquantised base model, or some parts of it, on the meta device, from config.json alone."""
     folder = checkpoint_folder(plan.model, plan.revision, weights=False)
     try:
         config = AutoConfig.from_pretrained(folder)
-        with torch.device("meta"), default_dtype(DTYPES[plan.base_dtype]):
+        made = only(parts, config, family_of(plan))
+        with made, torch.device("meta"), default_dtype(DTYPES[plan.base_dtype]):
             model = AutoModelForImageTextToText.from_config(
                 config, dtype=DTYPES[plan.base_dtype], attn_implementation=plan.attention
             )
@@ -269,21 +298,3 @@ def _last_line(error: Exception) -> str:
 def base_of(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _is_target(plan: RunPlan, module_path: str) -> bool:
-    import re
-
-    return re.fullmatch(plan.lora_targets, module_path) is not None
-
-
-def _rest_frozen_parts(model: PreTrainedModel, family: Family) -> None:
-    """Keep towers and projectors in which nothing learns in eval mode, whatever mode the model is set to.
-
-    Their dropout (InstructBLIP's Q-Former has it) would only make other features of the same image each time.
-    """
-    parts = (family.vision, *family.projector, *family.other)
-    for name, module in model.named_modules():
-        if name in parts and not any(parameter.requires_grad for parameter in module.parameters()):
-            module.eval()
-            module.train = lambda mode=True, module=module: module

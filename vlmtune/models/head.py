@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlmtune.families.base import Family
+from vlmtune.models import embeddings
 from vlmtune.plan.types import RunPlan
 
 LARGEST = 127
@@ -96,3 +97,13 @@ def pack_head(model: PreTrainedModel, plan: RunPlan, family: Family) -> None:
 def waits_outside(plan: RunPlan) -> bool:
     """Return whether the head is loaded to main memory, and the rest to a card."""
     return plan.head_8bit and plan.device != "cpu"
+
+
+def is_split(plan: RunPlan) -> bool:
+    """Return whether a part of the model is loaded to main memory, and the rest to a card."""
+    return embeddings.is_split(plan) or waits_outside(plan)
+
+
+def device_map(plan: RunPlan, family: Family, described: PreTrainedModel) -> dict[str, str]:
+    """Return where loading puts what: a head that is to be packed never comes to the card in 16 bits."""
+    return embeddings.device_map(plan, lambda plan: described) | ({family.head: "cpu"} if waits_outside(plan) else {})

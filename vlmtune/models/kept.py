@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from vlmtune.plan.types import RunPlan
 from vlmtune.runs.versions import library_versions
 
 Load = Callable[[RunPlan], PreTrainedModel]
+Parts = Collection[str] | None
 Tell = Callable[[str], None]
 
 KEPT = 3
@@ -69,29 +70,30 @@ def say(text: str) -> None:
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
 
 
-def load_kept(plan: RunPlan, load: Load, tell: Tell) -> PreTrainedModel:
+def load_kept(plan: RunPlan, parts: Parts, load: Load, tell: Tell) -> PreTrainedModel:
     """Return the base from the cache; where there is none that holds, `load` it, and keep it for the next time.
+
+    A base of some `parts` is kept as such: a run whose images are encoded before never has the others.
 
     Raises:
         VlmtuneError: as `load` does; what is wrong with the cache alone is told, and nothing is lost.
     """
-    base = _from_cache(plan, load, tell)
+    base = _from_cache(plan, parts, load, tell)
     if base is None:
         base = load(plan)
-        _keep(base, plan, tell)
+        _keep(base, plan, _place(plan, parts), tell)
     return base
 
 
-def _from_cache(plan: RunPlan, load: Load, tell: Tell) -> PreTrainedModel | None:
+def _from_cache(plan: RunPlan, parts: Parts, load: Load, tell: Tell) -> PreTrainedModel | None:
     """Return the kept base; None where there is none, or one that does not hold, which is told."""
-    kept = kept_plan(plan)
-    if kept is None:
+    folder = _place(plan, parts)
+    if not folder.is_dir():
         return None
-    folder = Path(kept.model)
     why = _difference(folder, plan)
     if why is None:
         try:
-            base = load(kept)
+            base = load(replace(plan, model=str(folder), revision=None, prequantised=True, cache_quantized=False))
         except VlmtuneError as error:
             why = error.message
             shutil.rmtree(folder, ignore_errors=True)  # its damage lies where `_difference` does not look
@@ -104,21 +106,15 @@ def _from_cache(plan: RunPlan, load: Load, tell: Tell) -> PreTrainedModel | None
     return None
 
 
-def kept_plan(plan: RunPlan) -> RunPlan | None:
-    """Return the plan that loads the kept base of `plan`, whatever it was made of; None where there is none."""
-    folder = _place(plan)
-    if not folder.is_dir():
-        return None
-    return replace(plan, model=str(folder), revision=None, prequantised=True, cache_quantized=False)
-
-
-def is_kept(plan: RunPlan) -> bool:
+def is_kept(plan: RunPlan, parts: Parts) -> bool:
     """Return whether the base of `plan` would be loaded from the cache."""
-    return plan.cache_quantized and _place(plan).is_dir() and _difference(_place(plan), plan) is None
+    folder = _place(plan, parts)
+    return plan.cache_quantized and folder.is_dir() and _difference(folder, plan) is None
 
 
-def _place(plan: RunPlan) -> Path:
-    wanted = [plan.model, plan.quant_type, plan.double_quant, sorted(plan.unquantized), plan.base_dtype, plan.device]
+def _place(plan: RunPlan, parts: Parts) -> Path:
+    packing = [plan.quant_type, plan.double_quant, sorted(plan.unquantized), plan.base_dtype, plan.device]
+    wanted = [plan.model, sorted(parts or ()), *packing]
     return cache_folder() / "bases" / hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:32]
 
 
@@ -168,9 +164,9 @@ def _card(plan: RunPlan) -> str:
     return torch.cuda.get_device_name() if plan.device == "cuda" and torch.cuda.is_available() else plan.device
 
 
-def _keep(base: PreTrainedModel, plan: RunPlan, tell: Tell) -> None:
+def _keep(base: PreTrainedModel, plan: RunPlan, folder: Path, tell: Tell) -> None:
     """Write the base for the next start, unless there is no room or no permission: then this is told."""
-    folder, tensors = _place(plan), _tensors(base)
+    tensors = _tensors(base)
     needed_bytes = sum(tensor.nbytes for tensor in tensors.values())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

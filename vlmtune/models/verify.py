@@ -6,7 +6,7 @@ own renaming is used. Tensors that it takes apart or puts together while loading
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from vlmtune.compat import transformers as borrowed
 from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.errors import VlmtuneError
+from vlmtune.families.base import Family
 from vlmtune.hub.shards import StoredTensor
 from vlmtune.models.streaming import read_parameter
 
@@ -71,24 +72,44 @@ def refuse_other_numbers(model: PreTrainedModel, stored: dict[str, StoredTensor]
     return Comparison(tuple(samples), tuple(converted))
 
 
+def sources_in(model: PreTrainedModel, stored: dict[str, StoredTensor], family: Family) -> list[str]:
+    """Return the names in the files of what a model of some parts is loaded from."""
+    parts = {family.part_of(name) for name in model.state_dict()}
+    return [source for source, name, _ in _renamed(model, stored) if _part_or_none(name, family) in parts]
+
+
+def _part_or_none(name: str, family: Family) -> str | None:
+    """Files may hold what the model does not have."""
+    try:
+        return family.part_of(name)
+    except ValueError:
+        return None
+
+
 def names_in_memory(model: PreTrainedModel, stored: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Return name in memory → name in the files, and the names in the files that loading takes apart or joins."""
+    sources, converted = {}, []
+    for source, name, is_converted in _renamed(model, stored):
+        if is_converted:
+            converted.append(source)
+        else:
+            sources[name] = source
+    return sources, converted
+
+
+def _renamed(model: PreTrainedModel, stored: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
+    """Yield each name in the files, the name in memory, and whether loading takes apart or joins what it stands for."""
     mapping = borrowed.GET_MODEL_CONVERSION_MAPPING(model)
     renaming, converter = borrowed.WEIGHT_RENAMING.get(), borrowed.WEIGHT_CONVERTER.get()
     renamings = [entry for entry in mapping if isinstance(entry, renaming)]
     converters = [entry for entry in mapping if isinstance(entry, converter)]
     rename_source_key = borrowed.RENAME_SOURCE_KEY.get()
     expected = model.state_dict()
-    sources, converted = {}, []
     for source in stored:
         name, pattern = rename_source_key(source, renamings, converters, model.base_model_prefix, expected)
         if name not in expected and source in expected:
             name, pattern = rename_source_key(source, [], [], model.base_model_prefix, expected)
-        if pattern is None:
-            sources[name] = source
-        else:
-            converted.append(source)
-    return sources, converted
+        yield source, name, pattern is not None
 
 
 def _filled_otherwise(model: PreTrainedModel, found: set[str]) -> set[str]:

@@ -4,6 +4,7 @@ What a lever becomes, its own file decides (vlmtune/levers); here is what no lev
 RunPlan and nothing else: neither sees YAML, a preset or a flag.
 """
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ from vlmtune.config.schema import TrainingConfig
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts
 from vlmtune.hub.source import ModelSource
-from vlmtune.levers.base import Choice
+from vlmtune.levers.base import Choice, RowFacts
 from vlmtune.plan.types import Device, RunPlan
 
 LOSS_CHUNK_BYTES = 256 * 2**20
 BYTES_PER_LOGIT = 10  # between the peak of the forward pass (fp32 copy, log-softmax: 8) and of the backward pass (12)
 
 
-def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_sha256: str = "") -> RunPlan:
-    """Decide every open value of `config` for this model, device and data file.
+def make_plan(
+    config: TrainingConfig, source: ModelSource, device: Device, data_sha256: str = "", rows: RowFacts | None = None
+) -> RunPlan:
+    """Decide every open value of `config` for this model, device and data file; without `rows` for any rows.
 
     Raises:
         VlmtuneError: the model belongs to no family, or a wish cannot be granted on this device.
@@ -58,7 +61,18 @@ def make_plan(config: TrainingConfig, source: ModelSource, device: Device, data_
         "report_to": _installed(training.report_to),
         **_levers(config, model, device, choices),
     }
-    return RunPlan(**decided, choices=tuple(choices))
+    plan = RunPlan(**decided, choices=tuple(choices))
+    return _for_rows(plan, config, model, rows) if rows else plan
+
+
+def _for_rows(plan: RunPlan, config: TrainingConfig, model: ModelFacts, rows: RowFacts) -> RunPlan:
+    """Return the plan with what the levers decide otherwise for these rows, in place of what they chose before."""
+    for lever in levers.LEVERS:
+        if decision := lever.by_rows(config, model, plan, rows):
+            decided = {choice.key for choice in decision.choices}
+            kept = tuple(choice for choice in plan.choices if choice.key not in decided)
+            plan = replace(plan, **decision.values, choices=kept + decision.choices)
+    return plan
 
 
 def _levers(config: TrainingConfig, model: ModelFacts, device: Device, choices: list[Choice]) -> dict[str, Any]:

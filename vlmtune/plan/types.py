@@ -94,6 +94,10 @@ class RunPlan:
     """The output head is rounded to 8 bits; `unquantized` names it too."""
     cache_quantized: bool = False
     """The quantised base is kept in the user's cache, and taken from there."""
+    cache_features: bool = False
+    """Images are encoded before the language model loads, and the vision tower is not part of the training model."""
+    cache_features_gib: float = 20.0
+    """What all cached features may take of the disk."""
     streamed_layers: int = 0
     """The language model's layers that lie in main memory."""
 

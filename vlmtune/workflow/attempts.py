@@ -61,11 +61,9 @@ def _attempt(job: Job, folder: "RunFolder", flags: Flags, *, resume: bool) -> "T
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.engine.train import train as run
     from vlmtune.hub.download import checkpoint_folder
-    from vlmtune.models.kept import is_kept
 
     quiet_libraries()
-    if not is_kept(job.plan):
-        checkpoint_folder(job.plan.model, job.plan.revision, live=not flags.as_json)
+    checkpoint_folder(job.plan.model, job.plan.revision, live=not flags.as_json)
     console = Console(stderr=flags.as_json, highlight=False)
     notes = (*job.data.notes, *(retry.note for retry in folder.read_retries()))
     data = replace(job.data, notes=notes)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vlmtune.config.values import Values
     from vlmtune.data.run_data import RunData
     from vlmtune.data.types import Sample
+    from vlmtune.estimate.given_rows import GivenRows
     from vlmtune.hub.source import ModelSource
     from vlmtune.plan.types import RunPlan
 
@@ -36,7 +37,7 @@ class Job:
         from vlmtune.plan.decide import make_plan
 
         loaded = self.loaded.with_values(values)
-        plan = make_plan(loaded.config, self.source, probe_device(), self.plan.data_sha256)
+        plan = make_plan(loaded.config, self.source, probe_device(), self.plan.data_sha256, given_rows(self.data))
         return replace(self, loaded=loaded, plan=plan)
 
 
@@ -60,7 +61,7 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> J
     chosen = begun_values(loaded.config, begun) if begun else open_values(loaded.config, len(data.train.samples))
     loaded = loaded.with_values(chosen, "the number of rows") if chosen else loaded
     notes = start_on_gpu()
-    plan, source = make_run_plan(loaded, _pinned_commit(loaded, begun))
+    plan, source = make_run_plan(loaded, data, _pinned_commit(loaded, begun))
     lines = told_of_length(loaded.config.training, len(data.train.samples), chosen)
     return Job(loaded, plan, source, replace(data, notes=(*data.notes, *lines, *notes)), lines)
 
@@ -93,7 +94,16 @@ def _pinned_commit(loaded: "LoadedConfig", begun: "RunPlan | None") -> str | Non
     return begun.revision if is_same else None
 
 
-def make_run_plan(loaded: "LoadedConfig", commit: str | None = None) -> "tuple[RunPlan, ModelSource]":
+def given_rows(data: "RunData") -> "GivenRows":
+    """Return a run's rows as plans and estimates ask of them."""
+    from vlmtune.estimate.given_rows import GivenRows
+
+    return GivenRows(data.train, data.val.samples)
+
+
+def make_run_plan(
+    loaded: "LoadedConfig", data: "RunData | None" = None, commit: str | None = None
+) -> "tuple[RunPlan, ModelSource]":
     """Return the plan for this machine and the model's source; imports torch to look at the device.
 
     With `commit` the hub is not asked which one a branch stands for.
@@ -107,7 +117,7 @@ def make_run_plan(loaded: "LoadedConfig", commit: str | None = None) -> "tuple[R
     source = open_model(config.model.name, commit or config.model.revision, loaded.base_dir)
     refuse_other_bits(loaded, source.facts(config.model.name))
     digest = file_sha256(loaded.resolve_path(config.data.train_path))
-    return make_plan(config, source, probe_device(), digest), source
+    return make_plan(config, source, probe_device(), digest, data and given_rows(data)), source
 
 
 def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":

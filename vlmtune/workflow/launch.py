@@ -69,14 +69,14 @@ def expect(job: "Job", *, err: bool) -> Expected | None:
 def scenario_of(job: "Job") -> "Scenario | None":
     """Return the run as it is about to begin on the card at hand; None on a CPU."""
     from vlmtune.engine.runtime import probe_device, quiet_libraries
-    from vlmtune.estimate.given_rows import GivenRows
     from vlmtune.estimate.scenario import Scenario
+    from vlmtune.workflow.job import given_rows
 
     target = target_of(job.plan)
     if target is None:
         return None
     quiet_libraries()
-    rows, sha256 = GivenRows(job.data.train), job.plan.data_sha256
+    rows, sha256 = given_rows(job.data), job.plan.data_sha256
     return Scenario(job.loaded, job.source, target, rows, probe_device(), sha256)
 
 

@@ -63,7 +63,8 @@ def _interruptible(folder: "RunFolder") -> Iterator[None]:
         typer.echo(f"stopped: {left}", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except OSError as error:
-        from vlmtune.engine.checkpoints import disk_full, is_disk_full
+        from vlmtune.engine.checkpoints import disk_full
+        from vlmtune.files import is_disk_full
 
         if not is_disk_full(error):
             raise

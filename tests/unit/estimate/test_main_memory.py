@@ -20,6 +20,7 @@ from vlmtune.estimate.main_memory import (
 )
 from vlmtune.estimate.report import MainMemoryNeed, Share, would_swap
 from vlmtune.models.build import base_of, build_model
+from vlmtune.models.streaming import stream_of
 from vlmtune.units import GIB, MIB
 
 ALWAYS = LIBRARIES_BYTES + CUDA_BYTES
@@ -188,6 +189,17 @@ def test_what_layers_recompute_from_waits_pinned(models, checkpointed, num_layer
     model = base_of(build_model(plan, weights="none"))
     (share,) = weights_of(model, plan, tiny.family, 100).held
     assert share == Share("Recompute activations", num_layers * 2**14), "64 numbers of 2 bytes for 100 tokens: 12,800"
+
+
+def test_layers_that_are_streamed_are_kept(models):
+    tiny = models("llava", 5)
+    plan = replace(tiny.plan, device="cuda", base_dtype="bf16", streamed_layers=4)
+    model = base_of(build_model(plan, weights="none"))
+    (share,) = weights_of(model, plan, tiny.family, 7).held
+    (layer_bytes,) = set(stream_of(model).layer_bytes)
+    assert share == Share("Layers in main memory", 4 * layer_bytes)
+    (buffers,) = weights_of(model, replace(plan, device="cpu"), tiny.family, 7).held
+    assert buffers.bytes == 2 * layer_bytes, "the layers are among all weights there"
 
 
 def test_a_cpu_run_takes_at_least_its_weights(models):

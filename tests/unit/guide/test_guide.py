@@ -36,6 +36,7 @@ def fake_estimate(config, source, target, *, fast=False) -> MemoryReport:
         "weights: text 4-bit": int(billions * weights_mib(config)) * MIB,
         "weights: text bfloat16": 700 * MIB,
         "weights: text float32": 3 * MIB,
+        "weights: vision 4-bit": 0 if config.data.cache_features is True else 90 * MIB,
         "adapters: text": training.lora.rank * 8 * MIB,
         "gradients": training.lora.rank * 4 * MIB,
         "optimizer": 5 * MIB * (4 if training.optim == "adamw" else 1),
@@ -155,7 +156,8 @@ def test_named_models_say_what_makes_them_fit(qwen):
     assert by_name[LLAVA].fits and by_name[LLAVA].words == ()
     large = by_name["llava-hf/llava-1.5-13b-hf"]
     assert not large.fits and large.fits_so and large.card_size == "8gb"
-    assert large.words == ("hardware.offload_activations=true", "hardware.streamed_layers=9")
+    exact = ("hardware.offload_activations=true", "data.cache_features=true", "hardware.streamed_layers=9")
+    assert large.words == exact
     assert large.least_bytes < large.peak_bytes
 
 

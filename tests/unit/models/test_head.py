@@ -161,10 +161,11 @@ def test_on_a_card_it_waits_in_main_memory_in_16_bits(packed, models, tmp_path, 
     plan = tiny_plan(folder, **IN_8)
     on_card = dataclasses.replace(plan, device="cuda", offload_embeddings=True)
     table = "model.language_model.embed_tokens"
-    assert build._device_map(on_card, build._weightless(plan)) == {"": "cuda", table: "cpu", "lm_head": "cpu"}
-    assert build._device_map(plan, build._weightless(plan)) == {"": "cpu"}
-    monkeypatch.setattr(build.embeddings, "device_map", lambda *args: {"": "cpu:0"})
-    monkeypatch.setattr(build, "waits_outside", lambda plan: True)
+    described = build._weightless(plan)
+    assert head.device_map(on_card, tiny.family, described) == {"": "cuda", table: "cpu", "lm_head": "cpu"}
+    assert head.device_map(plan, tiny.family, described) == {"": "cpu"}
+    monkeypatch.setattr(head.embeddings, "device_map", lambda *args: {"": "cpu:0"})
+    monkeypatch.setattr(head, "waits_outside", lambda plan: True)
     waiting = []
     monkeypatch.setattr(build, "pack_head", lambda model, *_: waiting.append(model.get_output_embeddings()))
     base = load_base(plan)

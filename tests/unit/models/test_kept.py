@@ -51,6 +51,10 @@ def assert_same(model, other) -> None:
     assert {name: tensor.dtype for name, tensor in found.items()} == {n: t.dtype for n, t in expected.items()}
 
 
+def is_kept(plan) -> bool:
+    return kept.is_kept(plan, None)
+
+
 def bases() -> list[Path]:
     return sorted((cache_folder() / "bases").iterdir())
 
@@ -221,23 +225,22 @@ def test_streamed_layers_are_kept_with_their_own_numbers(tmp_path, monkeypatch, 
     assert len(quantised) == 2
 
 
-def test_a_hub_model_is_known_by_its_commit_and_its_weights_may_go(llava, monkeypatch, quantised):
+def test_a_hub_model_is_known_by_its_commit(llava, monkeypatch, quantised):
     plan = plan_of(llava, model="org/llava", revision="1234")
     places = {"org/llava": llava}
     monkeypatch.setattr(build, "checkpoint_folder", lambda model, *_, **__: places.get(model, Path(model)))
     expected, _ = load(plan)
-    (llava / "model.safetensors").unlink()
+    os.utime(llava / "model.safetensors", ns=(1, 1))  # as a download anew leaves it
     base, told = load(plan)
     assert len(quantised) == 1 and told[0].startswith("the base in 4 bits comes from")
     assert_same(base, expected)
-    check_checkpoint(plan)
-    assert not kept.is_kept(dataclasses.replace(plan, revision="5678"))
+    assert not is_kept(dataclasses.replace(plan, revision="5678"))
 
 
 def not_kept(plan, quantised) -> str:
     """Assert that the base loads and is not kept, and return why."""
     base, told = load(plan)
-    assert told[-1].startswith("the base in 4 bits is not kept: ") and not kept.is_kept(plan)
+    assert told[-1].startswith("the base in 4 bits is not kept: ") and not is_kept(plan)
     assert_same(base, load_base(dataclasses.replace(plan, cache_quantized=False)))
     return told[-1]
 
@@ -313,7 +316,7 @@ def test_of_two_runs_at_once_both_have_it(llava, monkeypatch, quantised):
         if not expected and path.name == kept.MADE:
             expected.append(None)
             expected[0], _ = load(plan)
-            quicker.append(kept._place(plan).stat().st_ino)
+            quicker.append(kept._place(plan, None).stat().st_ino)
 
     monkeypatch.setattr(kept, "write_json", write_json)
     base, told = load(plan)
@@ -325,15 +328,31 @@ def test_of_two_runs_at_once_both_have_it(llava, monkeypatch, quantised):
     assert_same(again, base)
 
 
+def test_a_base_without_its_tower_is_kept_as_such(llava, quantised):
+    """A run whose images are encoded before never has the tower."""
+    plan = plan_of(llava, cache_features=True)
+    expected = build_model(dataclasses.replace(plan, cache_quantized=False))
+    told: list[str] = []
+    first, second = (build_model(plan, tell=told.append) for _ in range(2))
+    assert [line.partition(":")[0] for line in told[:1]] == ["keeping the base in 4 bits for the next start"]
+    assert told[1:] == [f"the base in 4 bits comes from {bases()[0]}"] and len(quantised) == 2
+    assert not any("vision_tower" in name for name in stored_tensors(bases()[0]))
+    assert build.base_is_kept(plan) and not is_kept(plan)
+    for made in (first, second):
+        found = made.state_dict()
+        assert found.keys() == expected.state_dict().keys()
+        assert all(torch.equal(value, found[name]) for name, value in expected.state_dict().items())
+
+
 def test_those_used_last_are_kept(llava, quantised):
     plans = [plan_of(llava, unquantized=(f"no.{number}",)) for number in range(kept.KEPT + 1)]
     for number, plan in enumerate(plans[:-1]):
         load(plan)
-        for path in (kept._place(plan), *kept._place(plan).iterdir()):
+        for path in (kept._place(plan, None), *kept._place(plan, None).iterdir()):
             os.utime(path, (number, number))
     load(plans[0])
     load(plans[-1])
-    assert kept.is_kept(plans[0]) and kept.is_kept(plans[-1]) and not kept.is_kept(plans[1])
+    assert is_kept(plans[0]) and is_kept(plans[-1]) and not is_kept(plans[1])
     assert len(bases()) == kept.KEPT
 
 

@@ -148,8 +148,8 @@ def _verdict(report: "MemoryReport") -> Text:
     if report.swaps:
         over_gib = (report.main_memory.peak_bytes - report.main_memory_available_bytes) / GIB
         return Text.assemble(("does not fit", "bold red"), f": {over_gib:.2f} GiB too much for main memory")
-    load_gib = report.phases[0].peak_allocated_bytes / GIB
-    return Text.assemble(("does not fit", "bold red"), f": loading the model takes {load_gib:.2f} GiB")
+    before = "encoding the images" if report.most_bytes == report.encoding_reserved_bytes else "loading the model"
+    return Text.assemble(("does not fit", "bold red"), f": {before} takes {report.most_bytes / GIB:.2f} GiB")
 
 
 def _facts(plan: Estimated) -> Table:
@@ -174,6 +174,8 @@ def _facts(plan: Estimated) -> Table:
         grid.add_row("streamed", f"{report.streamed_bytes_per_step / GIB:.2f} GiB a step come from main memory")
     phases = ", ".join(f"{name} {peak / GIB:.2f}" for name, peak in _by_phase(report).items())
     grid.add_row("allocated", f"{phases} GiB")
+    if report.encoding_reserved_bytes:
+        grid.add_row("before", f"images are encoded with {report.encoding_reserved_bytes / GIB:.2f} GiB reserved")
     grid.add_row("main memory", _main_memory(report))
     return grid
 

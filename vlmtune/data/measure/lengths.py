@@ -15,6 +15,7 @@ from vlmtune.data.progress import Progress
 from vlmtune.data.types import Sample, SamplesOnDisk
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
+from vlmtune.families.facts import ModelFacts
 from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import RunPlan
 
@@ -85,13 +86,30 @@ def measure(
         VlmtuneError: rows that the model cannot take, all of them named.
     """
     text = text_tokens(samples, processor, family, progress)
-    num_images, sizes_px = _images(samples)
+    num_images, sizes_px = images_of(samples)
+    size_of_image, sizes = _sizes_once(sizes_px)
+    return Measures(samples, text, num_images, size_of_image.astype(np.int32), sizes)
+
+
+def _sizes_once(sizes_px: np.ndarray) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
+    """Return the place of each image's size among the different ones, [M], and these."""
     once, size_of_image = np.unique(sizes_px[:, 0] << SIDE_BITS | sizes_px[:, 1], return_inverse=True)
     sizes = zip((once >> SIDE_BITS).tolist(), (once & (1 << SIDE_BITS) - 1).tolist(), strict=True)
-    return Measures(samples, text, num_images, size_of_image.astype(np.int32), tuple(sizes))
+    return size_of_image, tuple(sizes)
 
 
-def _images(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+def tokens_of_images(sizes_px: np.ndarray, plan: RunPlan, model: ModelFacts) -> int:
+    """Return the tokens of all images of these sizes, [M, 2], their markers included."""
+    size_of_image, sizes = _sizes_once(sizes_px)
+    counts = np.bincount(size_of_image, minlength=len(sizes)).tolist()
+    preprocessor = {**model.preprocessor, **plan.image_overrides}
+    return sum(
+        count * model.family.image_tokens(model.config, preprocessor, *shrunk_size_px(size_px, plan.image_size))
+        for count, size_px in zip(counts, sizes, strict=True)
+    )
+
+
+def images_of(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
     """Return how many images each row has, [N], and each image's width and height, row after row, [M, 2]."""
     if isinstance(samples, SamplesOnDisk):
         from vlmtune.data.table.looks import image_sizes_px

@@ -129,14 +129,15 @@ class Search:
 
     def _without_harm(self, chosen: list[Settled]) -> list[Settled]:
         """Leave out what makes a run larger that does not fit, such as a head that is unpacked at the peak."""
-        fewer = [one for one in chosen if not one.saving.may_cost_memory]
-        if self._peak(fewer) <= self._peak(chosen):
-            chosen = fewer
+        for one in [one for one in chosen if one.saving.may_cost_memory]:
+            fewer = [other for other in chosen if other is not one]
+            if self._most(fewer) <= self._most(chosen):
+                chosen = fewer
         return self._taken_back(chosen) if self.fits(merged(chosen)) else chosen
 
-    def _peak(self, chosen: list[Settled]) -> float:
+    def _most(self, chosen: list[Settled]) -> float:
         report = self.report(merged(chosen))
-        return float("inf") if report is None else report.peak_reserved_bytes
+        return float("inf") if report is None else report.most_bytes
 
     def _taken_back(self, chosen: list[Settled]) -> list[Settled]:
         """Take back what is not needed, what the model learns first; then weaken what can be weaker."""

@@ -33,6 +33,7 @@ from vlmtune.estimate.simulate.weights import Load, load_checkpoint, loading_of
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.models.embeddings import tensors_in_main_memory
+from vlmtune.models.features import serve_features
 from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 
@@ -53,13 +54,15 @@ class Run:
     """Records how the weights come to the device; None: they are simply there."""
     evaluated: Batch | None = None
     """One held-out row, whose loss is computed after the steps."""
+    form: str | None = None
+    """How batches carry features (`models.features`); None where they carry pixels."""
     repeat: bool = False
     """Append the first step once more, as it is when the optimizer's states exist, without simulating it."""
 
 
 def simulate(plan: RunPlan, run: Run) -> Log:
     """Return what training `plan` allocates; from the second step on the optimizer's states exist."""
-    model = build_model(plan, weights="none").train()
+    model = _built(plan, run.form).train()
     gc.freeze()  # what exists already need not be looked through after every step
     try:
         with collector_paused(), as_on_device(plan):
@@ -71,9 +74,26 @@ def simulate(plan: RunPlan, run: Run) -> Log:
     return log
 
 
-def simulate_answer(plan: RunPlan, prompt: Batch, hidden: Hidden, num_tokens: int) -> Log:
+def _built(plan: RunPlan, form: str | None) -> nn.Module:
+    """Return the model without weights, taking features of this form."""
+    model = build_model(plan, weights="none")
+    if form:
+        serve_features(base_of(model), form)
+    return model
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a tuned model is asked."""
+
+    prompt: Batch
+    form: str | None = None
+    """As in `Run`."""
+
+
+def simulate_answer(plan: RunPlan, question: Question, hidden: Hidden, num_tokens: int) -> Log:
     """Return what a tuned model allocates to read a prompt and to write this many tokens, each a phase of the log."""
-    model = build_model(plan, weights="none").eval()
+    model = _built(plan, question.form).eval()
     recorder = recorder_of(model, plan, hidden)
     recorder.log.begin("load")
     loading_of(plan)(model, recorder)
@@ -90,7 +110,7 @@ def simulate_answer(plan: RunPlan, prompt: Batch, hidden: Hidden, num_tokens: in
     with as_on_device(plan), _named_modules(model, recorder), recorder:
         recorder.log.begin("prompt")
         recorder.kind = INPUTS
-        inputs = _copied(prompt)
+        inputs = _copied(question.prompt)
         recorder.kind = ACTIVATIONS
         with suppress(_Written):
             # The criterion ends it: values without storage never reach an end token or a comparison's yes.

@@ -10,9 +10,8 @@ from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.estimate.main_memory import stored_format
 from vlmtune.estimate.simulate.record import Recorder
 from vlmtune.hub.source import open_model
-from vlmtune.models.build import base_of
+from vlmtune.models.build import base_is_kept, base_of
 from vlmtune.models.head import Head8bit
-from vlmtune.models.kept import is_kept
 from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 
@@ -26,7 +25,7 @@ DYNAMIC_MAP_BYTES = 1024
 
 def loading_of(plan: RunPlan) -> Load:
     """Return what records how the base of a plan is loaded."""
-    if is_kept(plan):
+    if base_is_kept(plan):
         return load_packed
     if not plan.prequantised:
         return load_checkpoint
@@ -121,10 +120,14 @@ def _add_buffers(base: nn.Module, recorder: Recorder) -> None:
 
 def _add_head(base: nn.Module, recorder: Recorder) -> None:
     """Record a head in 8 bits: it is rounded in main memory, and comes to the device last."""
-    head = base.get_output_embeddings()
-    if isinstance(head, Head8bit):
+    for head in _heads_in_8_bits(base):
         for tensor in (head.weight, head.scale, *([] if head.bias is None else [head.bias])):
             recorder.add(tensor, "weights", "pack_head")
+
+
+def _heads_in_8_bits(base: nn.Module) -> list[Head8bit]:
+    """Return the head if it is one; a tower alone has none."""
+    return [module for module in base.modules() if isinstance(module, Head8bit)]
 
 
 def _warmed_up(base: nn.Module, recorder: Recorder) -> dict[str, Tensor]:
@@ -132,8 +135,7 @@ def _warmed_up(base: nn.Module, recorder: Recorder) -> dict[str, Tensor]:
 
     A block as large as all of them, which is given back at once; or the buffers of streamed layers.
     """
-    head = base.get_output_embeddings()
-    packed = set(head.parameters()) if isinstance(head, Head8bit) else set()
+    packed = {tensor for head in _heads_in_8_bits(base) for tensor in head.parameters()}
     stored = {
         name: tensor
         for name, tensor in base.named_parameters()

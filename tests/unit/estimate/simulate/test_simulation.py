@@ -13,7 +13,7 @@ from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.estimate.allocator.peaks import peaks_of, phases_of
 from vlmtune.estimate.simulate.record import GRADIENTS, RECOMPUTED, Log, Recorder, Workspaces, no_hidden
-from vlmtune.estimate.simulate.simulation import Run, record_steps, simulate, simulate_answer
+from vlmtune.estimate.simulate.simulation import Question, Run, record_steps, simulate, simulate_answer
 from vlmtune.estimate.simulate.steps import collated, steps_of_run
 from vlmtune.models.build import build_model
 
@@ -182,7 +182,7 @@ def test_an_answer_takes_what_generating_it_takes(models, tmp_path):
     model = models("qwen3_vl")
     plan, steps = plan_and_steps(model, tmp_path, {})
     prompt = {key: value for key, value in steps[0][0].items() if key != "labels"}
-    phases = phases_of(simulate_answer(plan, prompt, no_hidden, num_tokens=3))
+    phases = phases_of(simulate_answer(plan, Question(prompt), no_hidden, num_tokens=3))
     assert list(phases) == ["load", "prompt", "token 1", "token 2", "token 3"]
     text = build_model(plan, weights="none").get_base_model().config.text_config
     numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim

@@ -9,7 +9,7 @@ on a GPU. What is compared: each allocation of a step and its end, in their orde
 - saving, which no estimate shows: bitsandbytes copies each weight's code table, 1 KiB, below what a step takes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -29,16 +29,21 @@ from transformers import TrainerCallback
 from vlmtune.compat.transformers import SAVE_ON_CPU
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
+from vlmtune.data.features.prepare import Teller, features_of
+from vlmtune.data.features.rows import RowFeatures
+from vlmtune.data.progress import silent
 from vlmtune.engine import trainer
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.runtime import collector_paused
 from vlmtune.engine.train import RunRows, build_running
 from vlmtune.estimate.allocator.peaks import phases_of
+from vlmtune.estimate.features import rows_in_training
 from vlmtune.estimate.simulate.record import ACTIVATIONS, GRADIENTS, WORKSPACES, Log, Recorder, Workspaces
 from vlmtune.estimate.simulate.simulation import Run, add_residents, recorder_of, simulate
 from vlmtune.estimate.simulate.steps import collated, steps_of_run
 from vlmtune.levers.optimizer import build_optimizer
-from vlmtune.models.build import build_model
+from vlmtune.models.build import base_of, build_model
+from vlmtune.models.features import serve_features
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 
@@ -65,6 +70,7 @@ STREAMED = [
     {"hardware": {"streamed_layers": 3, "checkpointed_layers": 2}},
     {"hardware": {"streamed_layers": 4, "offload_activations": True, "offload_embeddings": True}},
 ]
+CACHED = {"data": {"train_path": "rows.jsonl", "val_path": "val.jsonl", "cache_features": True}}
 UNTIED = ("idefics3", "instructblip", "llava", "qwen", "qwen2_5_vl", "smolvlm")
 CASES = [
     *((name, 2, {}) for name in TINY),
@@ -75,6 +81,8 @@ CASES = [
     *(("qwen2_5_vl", 5, sections) for sections in STREAMED),
     *((name, 2, HEAD_8BIT) for name in ("llava", "smolvlm")),
     ("llava", 5, {**HEAD_8BIT, **STREAMED[-1]}),
+    *((name, 2, CACHED) for name in ("qwen3_vl", "gemma3", "smolvlm")),
+    ("qwen2_5_vl", 5, {**CACHED, **STREAMED[-1], "training": {"batch_size": 2}}),
 ]
 """(model, layers of its text model, sections of the config)."""
 aten = torch.ops.aten
@@ -151,31 +159,42 @@ class Case:
             **sections,
             "training": {**training, **sections.get("training", {})},
         }
-        self.folder, plan = folder, tiny_plan(model.folder, **sections)
+        self.folder, self.model, plan = folder, model, tiny_plan(model.folder, **sections)
         # A plan for a CPU leaves this off: activations are in main memory already.
         offloads = sections.get("hardware", {}).get("offload_activations", False)
         self.plan = replace(plan, offload_activations=offloads)
-        samples = colour_rows(folder, 5)
-        self.rows, self.val = (
-            TuneDataset(part, model.processor, model.family, self.plan) for part in (samples, samples[1:2])
-        )
+        self.parts = (samples := colour_rows(folder, 5), samples[1:2])
+        self.rows, self.val = self.datasets((None, None))
         self.lengths = [self.rows[index].labels.shape[1] for index in range(len(self.rows))]
         self.collator = Collator(model.processor)
 
+    def datasets(self, features: Sequence[RowFeatures | None]) -> list[TuneDataset]:
+        """The rows to train on and those to evaluate."""
+        return [
+            TuneDataset(part, self.model.processor, self.model.family, self.plan, one)
+            for part, one in zip(self.parts, features, strict=True)
+        ]
+
     def simulated(self) -> Log:
         """What the estimate says that the run allocates."""
-        steps = collated(steps_of_run(self.plan, self.lengths), self.rows, self.collator)
-        [[row]] = collated([[[0]]], self.val, self.collator)
-        return simulate(self.plan, Run(steps, load=None, evaluated=row))
+        (rows, tower), (val, _) = (rows_in_training(part, self.plan) for part in (self.rows, self.val))
+        steps = collated(steps_of_run(self.plan, self.lengths), rows, self.collator)
+        [[row]] = collated([[[0]]], val, self.collator)
+        return simulate(self.plan, Run(steps, load=None, evaluated=row, form=tower and tower.form))
 
     def trained(self, monkeypatch) -> Log:
         """What the run allocates."""
-        model = build_model(self.plan)
+        rows, val, model = self.rows, self.val, build_model(self.plan)
+        if self.plan.cache_features:
+            teller = Teller(silent, print)
+            features = features_of(self.plan, self.model.source, self.parts, self.model.processor, teller)
+            rows, val = self.datasets(features)
+            serve_features(base_of(model), features[0].form)
         recorder = recorder_of(model, self.plan, hidden)
         device = Device(recorder)
         monkeypatch.setattr(TuneDataset, "__getitem__", device.in_main_memory(TuneDataset.__getitem__))
         monkeypatch.setattr(Collator, "__call__", device.in_main_memory(Collator.__call__))
-        rows = RunRows(self.rows, self.val, self.lengths, self.collator)
+        rows = RunRows(rows, val, self.lengths, self.collator)
         with (self.folder / "shown").open("w") as shown, LiveView("run", Console(file=shown)) as view:
             running = build_running(self.plan, model, RunFolder.create(self.folder / "run"), view, rows)
             running.trainer.add_callback(Phases(recorder.log))

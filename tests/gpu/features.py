@@ -1,0 +1,150 @@
+"""An epoch with the tower and with cached features, on the GPU at hand: `make gpu-features`.
+
+Qwen2.5-VL-3B at its real size with random weights, rows of one page each (1120×840 px, 100 to 400 characters). Three
+epochs: the first is for warming up, of the second the time is taken, of the third what the kernels take.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.profiler import ProfilerActivity, profile
+from transformers import TrainerCallback
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from gpu.cases import QWEN25_3B, Case, prepare  # noqa: E402
+
+from vlmtune.runs.versions import library_versions  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+ROWS, ROWS_PER_STEP, EPOCHS = 48, 8, 3
+PAGE_PX, CHARS = (1120, 840), (100, 400)
+
+
+class Clock(TrainerCallback):
+    """The time of each epoch, and of the last one what the kernels take."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.kernels_s: float | None = None
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        self.profiler = profile(activities=[ProfilerActivity.CUDA]) if len(self.seconds) == EPOCHS - 1 else None
+        if self.profiler:
+            self.profiler.__enter__()
+        self.started = self._now()
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        self.seconds.append(self._now() - self.started)
+        if self.profiler:
+            self.profiler.__exit__(None, None, None)
+            events = [event for event in self.profiler.events() if event.device_type.name == "CUDA"]
+            self.kernels_s = sum(event.device_time for event in events) / 1e6
+
+    def _now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def write_pages(folder: Path) -> None:
+    """Write the rows."""
+    rng, lines = random.Random(0), []
+    for number in range(ROWS):
+        Image.effect_noise(PAGE_PX, 64).convert("RGB").save(folder / f"page-{number}.jpg")
+        words = "".join(rng.choice("abcdefgh ") for _ in range(rng.randint(*CHARS)))
+        half = len(words) // 2
+        row = {"image": f"page-{number}.jpg", "question": "a" + words[:half], "answer": f"b{words[half:]}b"}
+        lines.append(json.dumps(row))
+    (folder / "pages.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def run(folder: Path, cached: bool) -> dict:
+    """Train in this process and return what it took."""
+    from rich.console import Console
+
+    from vlmtune.config.schema import TrainingConfig
+    from vlmtune.data.features import prepare as features
+    from vlmtune.data.run_data import MeasuredRows, RunData
+    from vlmtune.data.samples import read_samples
+    from vlmtune.engine import train as engine
+    from vlmtune.engine.monitor import LiveView
+    from vlmtune.engine.runtime import probe_device, quiet_libraries
+    from vlmtune.hub.source import open_model
+    from vlmtune.plan.decide import make_plan
+    from vlmtune.plan.file import save_plan
+    from vlmtune.runs.folder import RunFolder
+
+    quiet_libraries()
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    training = {"num_epochs": EPOCHS, "gradient_accumulation_steps": ROWS_PER_STEP, "save_steps": 1000}
+    values = {
+        "experiment_name": f"cached-{cached}",
+        "output_dir": str(folder / "runs"),
+        "model": {"name": str(folder / "model")},
+        "data": {"train_path": str(folder / "pages.jsonl"), "cache_features": cached},
+        "training": training,
+    }
+    config = TrainingConfig.model_validate(values)
+    clock, encoding_s, real = Clock(), [0.0], features.encode_into
+    services = engine._services
+    engine._services = lambda plan, run_folder: [*services(plan, run_folder), clock]
+
+    def timed(*args) -> None:
+        started = time.perf_counter()
+        real(*args)
+        encoding_s[0] = time.perf_counter() - started
+
+    features.encode_into = timed
+    source, samples = open_model(config.model.name, None, folder), read_samples(folder / "pages.jsonl").samples
+    plan = make_plan(config, source, probe_device())
+    runs = RunFolder.create(config.run_dir)
+    save_plan(plan, runs.plan)
+    with LiveView("features", Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
+        report = engine.train(plan, source, RunData(MeasuredRows(samples), MeasuredRows([])), runs, view)
+    losses = [json.loads(line)["loss"] for line in runs.log.read_text(encoding="utf-8").splitlines()]
+    cache_bytes = sum(path.stat().st_size for path in (folder / "cache").rglob("*.safetensors"))
+    return {
+        "cached": cached,
+        "seconds_of_epochs": clock.seconds,
+        "kernel_seconds_of_last_epoch": clock.kernels_s,
+        "encoding_s_with_loading": encoding_s[0],
+        "cache_bytes": cache_bytes,
+        "reserved_bytes": report.peak_reserved_bytes,
+        "allocated_bytes": report.peak_allocated_bytes,
+        "data_wait_share": report.data_wait_share,
+        "losses": losses,
+        "gpu": report.gpu,
+    }
+
+
+def main(out: Path, catalogue: Path, model: str) -> None:
+    """Write both runs' figures to `out`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, runs = Path(name), []
+        prepare(Case("features", model), catalogue, folder)
+        weights = [sys.executable, ROOT / "tests/gpu/measure.py", "--weights", folder / "model"]
+        subprocess.run([*map(str, weights)], check=True)
+        write_pages(folder)
+        for cached in (False, True):
+            result = folder / f"{cached}.json"
+            command = [sys.executable, __file__, "--run", str(folder), str(cached), str(result)]
+            subprocess.run(command, check=True)
+            runs.append(json.loads(result.read_text(encoding="utf-8")))
+        out.write_text(json.dumps({"versions": library_versions(), "runs": runs}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--run":
+        _, _, where, is_cached, target = sys.argv
+        Path(target).write_text(json.dumps(run(Path(where), is_cached == "True")), encoding="utf-8")
+    else:
+        given = sys.argv[1:]
+        main(Path(given[0]), Path(given[1]) if given[1:] else ROOT / "vlmtune/catalog", (*given[2:], QWEN25_3B)[0])

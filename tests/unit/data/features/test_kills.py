@@ -1,0 +1,94 @@
+"""Killed at random moments while it encodes, a run goes on where it was, and its features are the same to the bit.
+
+`make kills` kills it twenty times.
+"""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny.rows import picture, sample
+
+from vlmtune.data.features import encode
+from vlmtune.data.features.store import features_folder
+
+NUM_KILLS = int(os.environ.get("VLMTUNE_KILLS", "2"))
+NUM_IMAGES = 20 * NUM_KILLS
+TWO_IMAGES = 2 * 3 * 28 * 28
+CODE = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tiny.rows import ImageRef, sample, tiny_plan
+from vlmtune.data.features import encode, prepare
+from vlmtune.data.progress import silent
+from vlmtune.hub.source import open_model
+from vlmtune.models.processor import load_processor
+
+def slowly(*args):
+    time.sleep(0.05)
+    return real(*args)
+
+real, encode.features_of_batch = encode.features_of_batch, slowly
+encode.NUMBERS_AT_ONCE, encode.FILE_BYTES = int(sys.argv[3]), 1
+plan = replace(tiny_plan(Path(sys.argv[2])), cache_features=True)
+rows = [sample("?", "!", ImageRef(path=path)) for path in sys.argv[4:]]
+teller = prepare.Teller(silent, lambda note: print("encoding", flush=True))
+prepare.features_of(plan, open_model(plan.model, None, Path("/")), [rows], load_processor(plan), teller)
+"""
+
+
+def files() -> dict[str, dict[str, bytes]]:
+    """What each file holds; the order of a header's words is another each time."""
+    found = {path.name: load_file(path) for path in features_folder().rglob("*.safetensors")}
+    return {name: {key: value.numpy().tobytes() for key, value in held.items()} for name, held in found.items()}
+
+
+@pytest.fixture
+def killed_after(models, rows) -> Callable[[float], int]:
+    """Encodes in another process, kills it after so many seconds, returns how many files are left."""
+    words = [sys.executable, "-c", CODE, str(Path(__file__).parents[3]), models("llava").folder, TWO_IMAGES]
+
+    def run(seconds: float) -> int:
+        paths = [row.images[0].path for row in rows]
+        with subprocess.Popen([*map(str, words), *paths], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            process.stdout.readline()
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        return len(files())
+
+    return run
+
+
+@pytest.fixture
+def rows(tmp_path) -> list:
+    """Rows of one image each, all different and of one size."""
+    return [
+        sample("?", "!", picture(tmp_path, f"p{number}", (40, 60), f"#{number * 4000:06x}"))
+        for number in range(NUM_IMAGES)
+    ]
+
+
+def test_kills_lose_nothing_and_change_nothing(models, rows, featured, killed_after, tmp_path, monkeypatch):
+    rng = random.Random(7)
+    left = [killed_after(rng.uniform(0.3, 0.8)) for _ in range(NUM_KILLS)]
+    assert left == sorted(left) and 0 < left[0] and left[-1] < NUM_IMAGES / 2
+    kept = files()
+    monkeypatch.setattr(encode, "NUMBERS_AT_ONCE", TWO_IMAGES)
+    monkeypatch.setattr(encode, "FILE_BYTES", 1)
+    after_kills = featured(models("llava"), rows)
+    ended = files()
+    assert kept.items() <= ended.items()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    undisturbed = featured(models("llava"), rows)
+    assert files() == ended and len(ended) == NUM_IMAGES / 2
+    assert all(torch.equal(after_kills.of_row(row), undisturbed.of_row(row)) for row in range(NUM_IMAGES))

@@ -1,0 +1,128 @@
+"""The frozen tower's work, done once: every image is encoded before the language model loads, unless it was before."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+from transformers import ProcessorMixin
+
+from vlmtune.data.features.encode import Missing, encode_into, free_card
+from vlmtune.data.features.images import RowImages, row_images
+from vlmtune.data.features.rows import RowFeatures
+from vlmtune.data.features.store import FeatureStore, forget_abandoned, free_bytes, full_disk, make_room, not_writable
+from vlmtune.data.progress import Progress
+from vlmtune.data.types import Sample, count
+from vlmtune.errors import VlmtuneError
+from vlmtune.families.facts import ModelFacts
+from vlmtune.hub.source import ModelSource
+from vlmtune.levers.features import BUDGET, KEY, budget_bytes_of, bytes_per_token
+from vlmtune.models.build import build_tower, check_checkpoint, family_of
+from vlmtune.models.features import tower_sha256
+from vlmtune.plan.types import RunPlan
+from vlmtune.units import GIB
+
+LIBRARIES = ("torch", "torchvision", "transformers", "pillow")
+
+
+@dataclass(frozen=True)
+class Teller:
+    """Who is told what the encoding does."""
+
+    progress: Progress
+    note: Callable[[str], None]
+
+
+def features_of(
+    plan: RunPlan,
+    source: ModelSource,
+    parts: Sequence[Sequence[Sample]],
+    processor: ProcessorMixin,
+    teller: Teller,
+) -> list[RowFeatures]:
+    """Return the features of the images of each part's rows; those that are not on disk are made first.
+
+    Raises:
+        VlmtuneError: an image cannot be used, a file of the cache cannot be, the budget or the disk is too small, or
+            the folder cannot be written; before anything is loaded.
+    """
+    images = [row_images(samples, plan.image_size, teller.progress) for samples in parts]
+    store = FeatureStore(made_of(plan, source, processor))
+    missing = _missing(images, store)
+    if missing:
+        _prepare_disk(plan, source.facts(plan.model_name), images, missing, store, teller)
+        try:
+            with teller.progress("encoding images", len(missing)) as advance:
+                encode_into(store, plan, missing, processor, advance)
+        finally:
+            free_card()
+    return [RowFeatures(one, store, processor) for one in images]
+
+
+def _missing(images: Sequence[RowImages], store: FeatureStore) -> list[Missing]:
+    """Return each image without features once, those of one size behind each other: they share batches."""
+    found = {
+        digest: Missing(digest, tuple(one.sizes_px[number].tolist()), one, number)
+        for one in images
+        for number, digest in enumerate(one.digests)
+        if digest not in store
+    }
+    return sorted(found.values(), key=lambda image: (image.size_px, image.digest))
+
+
+def made_of(plan: RunPlan, source: ModelSource, processor: ProcessorMixin) -> str:
+    """Return the digest of all that decides a feature besides the image: weights, formats, processor, libraries."""
+    tower = build_tower(replace(plan, quant_type=None), weights="none")  # named as in the files
+    quantised = [plan.quant_type, plan.double_quant, plan.unquantized] if plan.quant_type else []
+    libraries = [*LIBRARIES, *(["bitsandbytes"] if quantised else [])]
+    decided_by = [
+        tower_sha256(tower, check_checkpoint(plan), family_of(plan)),
+        [plan.base_dtype, plan.attention, plan.device, plan.image_size, *quantised],
+        source.config,
+        type(processor).__name__,
+        processor.image_processor.to_dict(),
+        {name: version(name) for name in libraries},
+    ]
+    return hashlib.sha256(json.dumps(decided_by, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _prepare_disk(
+    plan: RunPlan,
+    model: ModelFacts,
+    images: Sequence[RowImages],
+    missing: list[Missing],
+    store: FeatureStore,
+    teller: Teller,
+) -> None:
+    """Say what will be written, and make room for it.
+
+    Raises:
+        VlmtuneError: the budget or the disk has none, or the folder cannot be written.
+    """
+    preprocessor = {**model.preprocessor, **plan.image_overrides}
+    per_token = bytes_per_token(plan, model)
+
+    def size(sizes_px: Sequence[tuple[int, int]]) -> int:
+        return sum(model.family.image_tokens(model.config, preprocessor, *one) * per_token for one in sizes_px)
+
+    every = {digest: tuple(px) for one in images for digest, px in zip(one.digests, one.sizes_px.tolist(), strict=True)}
+    all_bytes, new_bytes = size(list(every.values())), size([one.size_px for one in missing])
+    budget_bytes = budget_bytes_of(plan)
+    if all_bytes > budget_bytes:
+        raise VlmtuneError(
+            f"{BUDGET}: {plan.cache_features_gib:g} GiB, but the features of {count(len(every), 'image')} take "
+            f"{all_bytes / GIB:.1f} GiB",
+            f"raise {BUDGET}, or set {KEY}: false",
+        )
+    forget_abandoned()
+    if removed_bytes := make_room(store, every, new_bytes, budget_bytes):
+        teller.note(f"{removed_bytes / GIB:.2f} GiB of older cached features make room")
+    if (free := free_bytes()) is None:
+        raise not_writable(store.folder)
+    if new_bytes > free:
+        raise full_disk(store.folder, f"{new_bytes / GIB:.1f} GiB are needed, {free / GIB:.1f} GiB can be spared: ")
+    teller.note(
+        f"{count(len(missing), 'image')} of {len(every):,} are encoded before training: at most "
+        f"{new_bytes / GIB:.2f} GiB into {store.folder} (all cached features: up to {plan.cache_features_gib:g} GiB)"
+    )
