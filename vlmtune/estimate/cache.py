@@ -10,6 +10,7 @@ from typing import Any
 import vlmtune
 from vlmtune.estimate.report import MemoryReport
 from vlmtune.files import cache_folder, code_sha256, parse_json, write_json
+from vlmtune.plan.types import RunPlan
 from vlmtune.runs.versions import library_versions
 
 KEPT = 1000
@@ -26,6 +27,15 @@ def cached(decided_by: Any, make: Callable[[], MemoryReport]) -> MemoryReport:
         report = make()
     _keep(path, report)
     return report
+
+
+def base_is_kept(plan: RunPlan) -> bool:
+    """Return whether the base will be read from the cache of quantised ones, which loads it in another way."""
+    if not plan.cache_quantized:
+        return False
+    from vlmtune.models import build
+
+    return build.base_is_kept(plan)
 
 
 def _keep(path: Path, report: MemoryReport) -> None:

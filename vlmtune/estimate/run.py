@@ -5,7 +5,7 @@ import hashlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from vlmtune.estimate.cache import cached
+from vlmtune.estimate.cache import base_is_kept, cached
 from vlmtune.estimate.cannot_tell import cannot_tell
 from vlmtune.estimate.given_rows import GivenRows
 from vlmtune.estimate.main_memory import Weights, need_of, stored_format
@@ -179,14 +179,8 @@ def _decided_by(plan: RunPlan, source: ModelSource, target: Target) -> list[Any]
     changes with what else runs on it, as main memory does.
     """
     card = dataclasses.asdict(dataclasses.replace(target, budget_bytes=0, main_memory_bytes=None))
-    kept = plan.cache_quantized and _is_kept(plan)
-    return [dataclasses.asdict(plan), source.config, source.preprocessor, source.prequantised, kept, card]
-
-
-def _is_kept(plan: RunPlan) -> bool:
-    from vlmtune.models.build import base_is_kept
-
-    return base_is_kept(plan)
+    files = [source.config, source.preprocessor, source.prequantised, base_is_kept(plan)]
+    return [dataclasses.asdict(plan), *files, card]
 
 
 def _held_to(report: MemoryReport, target: Target) -> MemoryReport:
@@ -238,10 +232,8 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
 def _simulated(work: _Work, target: Target) -> "Log":
     """Return what the steps and an evaluation allocate."""
     from vlmtune.estimate.simulate.simulation import Run, simulate
-    from vlmtune.estimate.simulate.weights import loading_of
 
-    hidden, load = _hidden_of(target.card), loading_of(work.plan)
-    run = Run(work.steps, hidden, load, evaluated=work.longest_batch, form=work.form, repeat=work.fast)
+    run = Run(work.steps, _hidden_of(target.card), evaluated=work.longest_batch, form=work.form, repeat=work.fast)
     return simulate(work.plan, run)
 
 

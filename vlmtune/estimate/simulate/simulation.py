@@ -4,6 +4,7 @@ import gc
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from vlmtune.estimate.simulate.record import (
     no_hidden,
 )
 from vlmtune.estimate.simulate.repeat import repeat_step
-from vlmtune.estimate.simulate.weights import Load, load_checkpoint, loading_of
+from vlmtune.estimate.simulate.weights import Load, loading_of
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.models.embeddings import tensors_in_main_memory
@@ -50,7 +51,7 @@ class Run:
     steps: Steps
     hidden: Hidden = no_hidden
     """What operations take besides their outputs (`cuda.hidden_of`)."""
-    load: Load | None = load_checkpoint
+    load: Load | Literal["as planned"] | None = "as planned"
     """Records how the weights come to the device; None: they are simply there."""
     evaluated: Batch | None = None
     """One held-out row, whose loss is computed after the steps."""
@@ -140,7 +141,8 @@ def loaded(model: nn.Module, plan: RunPlan, run: Run) -> Recorder:
     recorder = recorder_of(model, plan, run.hidden)
     recorder.log.begin("load")
     if run.load is not None:
-        run.load(model, recorder)
+        load = loading_of(plan) if run.load == "as planned" else run.load
+        load(model, recorder)
     add_residents(model, plan, recorder)
     recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
     return recorder
