@@ -55,6 +55,23 @@ def test_it_ends_with_the_weights_of_the_same_run_on_the_model_in_16_bits(projec
     assert_same_weights(project.run("packed-run"), project.run("quantised-run"))
 
 
+EXACT = ("data.cache_features=true", "hardware.offload_embeddings=true", "hardware.offload_activations=true")
+
+
+@pytest.mark.parametrize("source", ["packed", "kept"])
+def test_beside_all_that_leaves_the_card_it_learns_the_same(source, project, packed, llava, assert_same_weights):
+    words = ["training.quantization.quantize_head=8bit"]
+    words += [f"model.name={llava}", "model.cache_quantized=true"] if source == "kept" else []
+    assert project.train("all-there", *words).code == 0
+    for name in ("away", "away-again"):  # the second finds features, and the base that was kept without its tower
+        done = project.train(name, *words, *EXACT)
+        assert done.code == 0, done.stderr
+        assert_same_weights(project.run("all-there"), project.run(name))
+    assert ("the base in 4 bits comes from" in done.stdout) == (source == "kept")
+    evaluated = project.run_cli("evaluate", project.run("away").path, "--data", project.root / "rows.jsonl", "--json")
+    assert evaluated.code == 0, evaluated.stderr
+
+
 def test_a_resumed_run_ends_with_the_same_weights(project, packed, assert_same_weights):
     project.train("whole")
     assert project.train_elsewhere(STOP_AFTER_STEP_4, "cut").returncode == 9
