@@ -97,7 +97,7 @@ def test_the_largest_models_that_fit_are_named():
     from vlmtune.cli.plan import _models_that_fit
 
     named = _models_that_fit("8gb", 5 * 2**30)
-    assert named[:2] == ["Salesforce/instructblip-vicuna-7b", "llava-hf/llava-1.5-7b-hf"]
+    assert named[:2] == ["google/gemma-4-E4B-it", "Salesforce/instructblip-vicuna-7b"]
     assert all(stored(model).peaks["8gb"].most_bytes <= 5 * 2**30 for model in named)
     assert _models_that_fit("8gb", 0) == []
 

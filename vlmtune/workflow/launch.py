@@ -123,10 +123,12 @@ def _refuse_swapping(need: "MainMemoryNeed", available_bytes: int | None) -> Non
 
 def _main_memory_on_cpu(plan: "RunPlan") -> "tuple[MainMemoryNeed, int | None]":
     """Return what a run on a CPU takes at least, activations not counted, and what is available."""
+    from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.estimate.main_memory import need_at_least
     from vlmtune.hardware.main_memory import available_to_this_process
     from vlmtune.models.build import base_of, build_model, family_of
 
+    quiet_libraries()
     model = base_of(build_model(plan, weights="none"))
     return need_at_least(model, plan, family_of(plan)), available_to_this_process()
 
