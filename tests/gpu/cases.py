@@ -425,6 +425,16 @@ OPEN = (
     Case("qwen25-7b-packed-head8", QWEN25_7B, settings=HEAD_8BIT, from_checkpoint=True, packed=True),
     Case("llava-7b-packed", LLAVA_7B, from_checkpoint=True, packed=True),
     Case("qwen3-4b-kept", QWEN3_4B, settings=KEPT, from_checkpoint=True),
+    Case("qwen25-7b-head8-away", QWEN25_7B, settings={**HEAD_8BIT, **AWAY}),
+    Case("qwen-vl-chat-head8-embeddings", UNSEEN["qwen-vl-chat"], settings={**HEAD_8BIT, **EMBEDDINGS_AWAY}),
+    Case("pixtral-12b-head8-streamed", UNSEEN["pixtral-12b"], settings={**HEAD_8BIT, **AWAY, **_streamed(20)}),
+    Case(
+        "qwen25-7b-packed-streamed",
+        QWEN25_7B,
+        settings={**HEAD_8BIT, **EMBEDDINGS_AWAY, **_streamed(14)},
+        from_checkpoint=True,
+        packed=True,
+    ),
 )
 """Not measured yet: heads in 8 bits and files in 4. They can be run by name, and come to CASES with their measurements.
 

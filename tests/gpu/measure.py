@@ -131,7 +131,6 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         if case.from_checkpoint:
             written = ["--packed" if case.packed else "--weights", config.model.name]
             subprocess.run([sys.executable, __file__, *written], check=True)
-            os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")  # nothing is kept from run to run
         else:
             build.load_base = lambda plan, **how: made_on_the_card(plan)
             engine.check_checkpoint = lambda plan: {}  # there are no files to check
