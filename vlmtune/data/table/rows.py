@@ -13,6 +13,7 @@ from typing import Self, overload
 import numpy as np
 import pyarrow as pa
 
+from vlmtune.data.images import Look
 from vlmtune.data.progress import Progress, silent
 from vlmtune.data.reading.files import place, places
 from vlmtune.data.table.layout import Layout, assembled
@@ -35,8 +36,9 @@ REFS = "refs.arrow"
 """Every path and address once, [refs]."""
 REF_OF_IMAGE = "ref_of_image.npy"
 """Place in `REFS` of each image by name, row after row."""
-BLOBS_PX = "blobs_px.npy"
-"""Width and height of each embedded image, row after row, [images, 2]; 0 where it cannot be used."""
+BLOBS = "blobs.npy"
+"""What is seen of each embedded image, row after row, [images] of `BLOB`; 0 where it cannot be used."""
+BLOB = np.dtype([(name, np.int32) for name in Look._fields])
 BATCH_ROWS = 4096
 BATCH_BYTES = 8 * 2**20
 """A batch ends with the row that reaches either."""
