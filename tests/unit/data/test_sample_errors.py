@@ -11,6 +11,7 @@ from vlmtune.data.types import RowProblem
 from vlmtune.errors import VlmtuneError
 
 SIMPLE = 'a right row: {"image": "photos/1.jpg", "question": "What is this?", "answer": "A cat."}'
+CAPTION = 'a caption is the answer to a question: write one into every row, such as "question": "Describe the picture."'
 MESSAGES = (
     'a right row: {"images": ["photos/1.jpg"], "messages": [{"role": "user", "content": "<image>What is this?"}, '
     '{"role": "assistant", "content": "A cat."}]}'
@@ -46,7 +47,10 @@ def with_image(value: object) -> dict:
          "did you mean question instead of 'Question'?"),
         ({"image": "a.jpg", "question": "q", "anwser": "a"}, "question has no answer beside it",
          "did you mean answer instead of 'anwser'?"),
-        ({"image": "a.jpg", "caption": "A cat."}, "caption has no question beside it", SIMPLE),
+        ({"image": "a.jpg", "caption": "A cat."}, "caption has no question beside it", CAPTION),
+        ({"file_name": "a.jpg", "text": "A cat."}, "text has no question beside it", CAPTION),
+        ({"question": "q", "anwser": "a", "text": "A cat."}, "question has no answer beside it",
+         "did you mean answer instead of 'anwser'?"),
         ({"question": "q", "prompt": "p", "answer": "a"}, "question and prompt could both be the question",
          "keep one of them, or write messages"),
         ({"question": "q", "answer": "a", "label": 1}, "answer and label could both be the answer",

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vlmtune.data.checked import with_images_checked
-from vlmtune.data.pictures.finding import MOST_NAMES, _names
 from vlmtune.data.images import image_size_px, open_image
+from vlmtune.data.pictures.finding import MOST_NAMES, _names
 from vlmtune.data.samples import read_samples
 from vlmtune.data.types import Rows
 
