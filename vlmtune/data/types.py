@@ -1,6 +1,6 @@
 """What one row of a data set is, whatever file and shape it came from. Imports nothing heavy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -83,6 +83,12 @@ class SamplesOnDisk(Sequence[Sample]):
 
     num_images: int
     """Images of all of them."""
+    has_boxes: bool
+    """Whether texts of them hold boxes that are still to be written."""
+
+    def written(self, writer: "Callable[[Sample], Sample]") -> "SamplesOnDisk":
+        """These rows as `writer` gives them."""
+        raise NotImplementedError
 
 
 def num_images(samples: Sequence[Sample]) -> int:

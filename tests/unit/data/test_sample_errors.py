@@ -11,7 +11,10 @@ from vlmtune.data.types import RowProblem
 from vlmtune.errors import VlmtuneError
 
 SIMPLE = 'a right row: {"image": "photos/1.jpg", "question": "What is this?", "answer": "A cat."}'
-CAPTION = 'a caption is the answer to a question: write one into every row, such as "question": "Describe the picture."'
+CAPTION = (
+    "a caption or label is the answer to a question: write one into every row, such as "
+    '"question": "Describe the picture."'
+)
 MESSAGES = (
     'a right row: {"images": ["photos/1.jpg"], "messages": [{"role": "user", "content": "<image>What is this?"}, '
     '{"role": "assistant", "content": "A cat."}]}'

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from vlmtune.data.boxes.objects import COLUMN as OBJECTS
+from vlmtune.data.boxes.rows import with_marks
 from vlmtune.data.reading.image_refs import IMAGE_KEYS, ImageRules, image_ref, image_refs, is_utf8
 from vlmtune.data.types import ImageRef, Role, RowProblem, Sample, Turn, count, kind_of, shortened
 
@@ -41,7 +43,8 @@ EXAMPLE_MESSAGES = (
 _HINT_SIMPLE = f"a right row: {EXAMPLE_SIMPLE}"
 _HINT_MESSAGES = f"a right row: {EXAMPLE_MESSAGES}"
 _HINT_CAPTION = (
-    'a caption is the answer to a question: write one into every row, such as "question": "Describe the picture."'
+    "a caption or label is the answer to a question: write one into every row, such as "
+    '"question": "Describe the picture."'
 )
 _HINT_PARTS = 'a right part: {"type": "text", "text": "What is this?"} or {"type": "image", "image": "photos/1.jpg"}'
 
@@ -77,6 +80,8 @@ def parse_row(row: object, where: str, rules: ImageRules, number: int = 0) -> Pa
     placed_first = _place_images(turns, images)
     sample = Sample(tuple(Turn(role, tuple(parts)) for role, parts in turns), where, number)
     _check_turns(sample.turns)
+    sample, has_objects = with_marks(sample, columns.get(OBJECTS))
+    used |= {OBJECTS} if has_objects else set()
     is_number = type(columns.get("label")) is int and "label" in used
     return ParsedRow(sample, placed_first, frozenset(columns.keys() - used - {"system", image_column}), is_number)
 

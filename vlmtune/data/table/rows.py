@@ -13,10 +13,11 @@ from typing import Self, overload
 import numpy as np
 import pyarrow as pa
 
+from vlmtune.data.boxes.writing import BoxWriter
 from vlmtune.data.images import Look
 from vlmtune.data.progress import Progress, silent
 from vlmtune.data.reading.files import place, places
-from vlmtune.data.table.layout import Layout, assembled
+from vlmtune.data.table.layout import Layout, assembled, laid_out
 from vlmtune.data.types import Sample, SamplesOnDisk
 
 SCHEMA = pa.schema(
@@ -28,8 +29,10 @@ SCHEMA = pa.schema(
         "blobs": pa.list_(pa.binary()),
     }
 )
-ROW = np.dtype([("number", np.int32), ("num_refs", np.int32), ("num_blobs", np.int32)])
-"""What is kept of each row beside the table: number in the data file, images by name, embedded images."""
+ROW = np.dtype([("number", np.int32), ("num_refs", np.int32), ("num_blobs", np.int32), ("has_boxes", bool)])
+"""What is kept of each row beside the table: number in the data file, images by name, embedded images, and whether its
+texts hold boxes.
+"""
 INDEX = "index.npy"
 """[rows] of `ROW`."""
 REFS = "refs.arrow"
@@ -112,9 +115,11 @@ class TableRows(SamplesOnDisk):
         """Who is told of long work on these rows."""
         self.refs_px: np.ndarray | None = None
         """Width and height of each of the table's `REFS`, once they were looked at."""
+        self.writer: BoxWriter | None = None
+        """What writes the boxes of a row, once the model is known."""
 
     def __reduce__(self) -> tuple:
-        return TableRows, (self.folder, self.path, self.rows)
+        return TableRows, (self.folder, self.path, self.rows), {"writer": self.writer}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -135,13 +140,25 @@ class TableRows(SamplesOnDisk):
         place_of_batch = int(np.searchsorted(self._starts, row, side="right")) - 1
         batch, inside = self._batches[place_of_batch], row - int(self._starts[place_of_batch])
         number, *layout = (column[inside].as_py() for column in batch.columns)
-        return assembled(Layout(*layout), place(self.path, number), number)
+        sample = assembled(Layout(*layout), place(self.path, number), number)
+        return self.writer(sample) if self.writer and self.facts["has_boxes"][row] else sample
 
     def chosen(self, mask: np.ndarray) -> "TableRows":
         """Return those of these rows for which the mask is true."""
         chosen = TableRows(self.folder, self.path, self.rows[mask], self.progress)
-        chosen.refs_px = self.refs_px
+        chosen.refs_px, chosen.writer = self.refs_px, self.writer
         return chosen
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether texts of these rows hold boxes that are still to be written."""
+        return self.writer is None and bool(self.facts["has_boxes"][self.rows].any())
+
+    def written(self, writer: BoxWriter) -> "TableRows":
+        """Return these rows as `writer` gives them."""
+        written = self.chosen(np.ones(len(self.rows), bool))
+        written.writer = writer
+        return written
 
     @cached_property
     def facts(self) -> np.ndarray:
@@ -159,12 +176,20 @@ class TableRows(SamplesOnDisk):
         for part in self._parts:
             for batch in part.batches:
                 inside = self.rows[slice(*np.searchsorted(self.rows, (first, first + batch.num_rows)))] - first
-                first += batch.num_rows
+                before, first = first, first + batch.num_rows
                 if len(inside):
                     some = batch if len(inside) == batch.num_rows else batch.take(pa.array(inside))
                     names = [f"{beginning}{number}" for number in some["number"].to_pylist()]
-                    yield some["shape"].to_pylist(), some["texts"].to_pylist(), names
+                    texts = some["texts"].to_pylist()
+                    self._write_boxes(texts, inside + before)
+                    yield some["shape"].to_pylist(), texts, names
             part.release()
+
+    def _write_boxes(self, texts: list[list[str]], rows: np.ndarray) -> None:
+        """Replace the texts of those of these rows that hold boxes."""
+        if self.writer:
+            for index in np.flatnonzero(self.facts["has_boxes"][rows]).tolist():
+                texts[index] = list(laid_out(self._sample(int(rows[index]))).texts)
 
     @cached_property
     def _parts(self) -> list[MappedBatches]:
