@@ -83,8 +83,12 @@ class SamplesOnDisk(Sequence[Sample]):
 
     num_images: int
     """Images of all of them."""
-    has_boxes: bool
-    """Whether texts of them hold boxes that are still to be written."""
+    num_with_boxes: int
+    """Those whose texts hold boxes that are still to be written."""
+
+    def with_lists(self) -> "SamplesOnDisk":
+        """Those with lists of four numbers in their texts, which may be boxes."""
+        raise NotImplementedError
 
     def written(self, writer: "Callable[[Sample], Sample]") -> "SamplesOnDisk":
         """These rows as `writer` gives them."""

@@ -29,7 +29,7 @@ class Job:
     source: "ModelSource"
     data: "RunData"
     length: tuple[str, ...] = ()
-    """What people are told of how many steps there will be."""
+    """What people are told of how many steps there will be, and of boxes in rows."""
 
     def with_values(self, values: "Values") -> "Job":
         """Return the same run with other values; nothing is read again, so no edit made meanwhile enters it."""
@@ -48,6 +48,8 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> J
         VlmtuneError: whatever can be wrong with config, rows or the model's small files.
     """
     from vlmtune.config.load import load_config
+    from vlmtune.data.boxes.check import told_of_boxes
+    from vlmtune.data.boxes.writing import writer_for
     from vlmtune.engine.single import refuse_several_processes
     from vlmtune.plan.length import begun_values, open_values, told_of_length
     from vlmtune.workflow.start import start_on_gpu
@@ -62,7 +64,8 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> J
     loaded = loaded.with_values(chosen, "the number of rows") if chosen else loaded
     notes = start_on_gpu()
     plan, source = make_run_plan(loaded, data, _pinned_commit(loaded, begun))
-    lines = told_of_length(loaded.config.training, len(data.train.samples), chosen)
+    boxes = told_of_boxes(data.train.samples, writer_for(plan, source))
+    lines = (*told_of_length(loaded.config.training, len(data.train.samples), chosen), *boxes)
     return Job(loaded, plan, source, replace(data, notes=(*data.notes, *lines, *notes)), lines)
 
 

@@ -14,6 +14,8 @@ _TAGGED = re.compile(rf"(?:<box>|<\|box_start\|>)\s*({_PAIRS}(?:\s*,\s*{_PAIRS})
 _LOCATIONS = re.compile(r"(?:<loc\d{4}>){4}")
 _NAMES = re.compile(r"<ref>(.*?)</ref>|<\|object_ref_start\|>(.*?)<\|object_ref_end\|>", re.DOTALL)
 _NUMBER = re.compile(r"\d+")
+_ANY_NUMBER = r"\s*\d+(?:\.\d+)?\s*"
+_FOUR = re.compile(rf"\[({_ANY_NUMBER}(?:,{_ANY_NUMBER}){{3}})\]")
 
 
 def may_hold_boxes(text: str) -> bool:
@@ -41,3 +43,8 @@ def marked(text: str, image: int) -> str:
 def with_marked_names(text: str) -> str:
     """A text with marks for the names of what is in boxes; for texts of rows that hold boxes."""
     return _NAMES.sub(lambda found: name_mark(found[1] or found[2] or ""), text)
+
+
+def lists_of_four(text: str) -> list[str]:
+    """The insides of lists of four numbers in a text, such as `10, 20, 300, 400`."""
+    return _FOUR.findall(text) if "[" in text else []

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
     from vlmtune.families.base import Family
+    from vlmtune.hub.source import ModelSource
     from vlmtune.plan.types import RunPlan
 
 
@@ -73,9 +74,20 @@ class BoxWriter:
         return replace(turn, parts=tuple(parts))
 
 
+def num_with_boxes(samples: Sequence[Sample]) -> int:
+    """Return how many rows hold boxes that are still to be written."""
+    return samples.num_with_boxes if isinstance(samples, SamplesOnDisk) else sum(map(has_boxes, samples))
+
+
 def has_boxes(sample: Sample) -> bool:
     """Return whether a row holds boxes, or names of them, that are still to be written."""
     return any(has_marks(turn.text) for turn in sample.turns)
+
+
+def writer_for(plan: "RunPlan", source: "ModelSource") -> BoxWriter:
+    """Return what writes boxes as the model of a plan does, by its files."""
+    convention = source.facts(plan.model_name).family.box_convention(plan.boxes)
+    return BoxWriter(convention, plan.image_size, {**source.preprocessor, **plan.image_overrides})
 
 
 def writer_of(plan: "RunPlan", processor: "ProcessorMixin", family: "Family") -> BoxWriter:
@@ -88,7 +100,7 @@ def written(
 ) -> Sequence[Sample]:
     """Return rows as the model of a plan reads and writes them; the same object where none holds boxes."""
     if isinstance(samples, SamplesOnDisk):
-        return samples.written(writer_of(plan, processor, family)) if samples.has_boxes else samples
+        return samples.written(writer_of(plan, processor, family)) if samples.num_with_boxes else samples
     if isinstance(samples, WrittenSamples) or not any(map(has_boxes, samples)):
         return samples
     return WrittenSamples(samples, writer_of(plan, processor, family))

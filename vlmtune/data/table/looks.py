@@ -1,12 +1,14 @@
 """The pictures that a table names, looked at once: what was seen holds as long as the file stays as it was."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from vlmtune.data.boxes.check import outside
 from vlmtune.data.images import Look, checked_look, notes_of, without_warnings
 from vlmtune.data.progress import Progress
 from vlmtune.data.reading.files import place
@@ -36,6 +38,9 @@ def with_table_checked(rows: Rows, progress: Progress) -> Rows:
     numbers = table.facts["number"][table.rows]
     checked = table.chosen(~np.isin(numbers, [bad.number for bad in bad_rows]))
     checked.refs_px = np.stack([looks["width_px"], looks["height_px"]], axis=1)
+    if bad_boxes := [*_with_box_outside(checked)]:
+        bad_rows += bad_boxes
+        checked = checked.chosen(~np.isin(checked.facts["number"][checked.rows], [bad.number for bad in bad_boxes]))
     notes = (*rows.notes, *notes_of([*looks["traits"].tolist(), *_blobs(table)["traits"].tolist()]))
     return Rows(checked, sorted(rows.bad_rows + bad_rows, key=lambda bad: bad.number), notes)
 
@@ -65,6 +70,22 @@ def _checked_refs_px(table: TableRows) -> np.ndarray:
     for bad in checked.bad_rows:
         raise VlmtuneError(f"{bad.where}: {bad.problem}", bad.hint)
     return checked.samples.refs_px
+
+
+def _with_box_outside(table: TableRows) -> Iterator[BadRow]:
+    """Yield a `BadRow` for every row with a box outside its picture."""
+    if not table.num_with_boxes:
+        return
+    num_images, sizes_px = image_sizes_px(table)
+    starts = (np.cumsum(num_images) - num_images).tolist()
+    facts = table.facts[table.rows]
+    numbers, has_boxes = facts["number"].tolist(), facts["has_boxes"].tolist()
+    for row, texts in enumerate(texts for _, some, _ in table.batches() for texts in some):
+        if has_boxes[row]:
+            start = starts[row]
+            problem = outside(texts, lambda image, start=start: tuple(sizes_px[start + image].tolist()))
+            if problem:
+                yield BadRow(place(table.path, numbers[row]), problem.problem, problem.hint, numbers[row])
 
 
 def _blobs(table: TableRows) -> np.ndarray:

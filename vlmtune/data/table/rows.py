@@ -29,9 +29,11 @@ SCHEMA = pa.schema(
         "blobs": pa.list_(pa.binary()),
     }
 )
-ROW = np.dtype([("number", np.int32), ("num_refs", np.int32), ("num_blobs", np.int32), ("has_boxes", bool)])
+ROW = np.dtype(
+    [("number", np.int32), ("num_refs", np.int32), ("num_blobs", np.int32), ("has_boxes", bool), ("has_lists", bool)]
+)
 """What is kept of each row beside the table: number in the data file, images by name, embedded images, and whether its
-texts hold boxes.
+texts hold boxes, or lists of four numbers.
 """
 INDEX = "index.npy"
 """[rows] of `ROW`."""
@@ -150,9 +152,13 @@ class TableRows(SamplesOnDisk):
         return chosen
 
     @property
-    def has_boxes(self) -> bool:
-        """Whether texts of these rows hold boxes that are still to be written."""
-        return self.writer is None and bool(self.facts["has_boxes"][self.rows].any())
+    def num_with_boxes(self) -> int:
+        """Those of these rows whose texts hold boxes that are still to be written."""
+        return 0 if self.writer else int(np.count_nonzero(self.facts["has_boxes"][self.rows]))
+
+    def with_lists(self) -> "TableRows":
+        """Return those of these rows with lists of four numbers in their texts."""
+        return self.chosen(self.facts["has_lists"][self.rows])
 
     def written(self, writer: BoxWriter) -> "TableRows":
         """Return these rows as `writer` gives them."""
