@@ -28,7 +28,7 @@ def is_deep_colour(image: "Image") -> bool:
 
 def read_lower_bytes(image: "Image") -> None:
     """Let a picture of 16-bit colours, not decoded yet, decode to the lower byte of each colour."""
-    image.tile = [tile._replace(args=_swapped(tile.args)) for tile in image.tile]
+    image.tile = [type(tile)(*tile[:3], _swapped(tile[3])) for tile in image.tile]
 
 
 def to_rgb(image: "Image", lower_bytes: "Image | None" = None) -> "Image":
