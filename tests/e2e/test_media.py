@@ -44,14 +44,6 @@ def test_pictures_as_they_come_are_learned_and_told_of(project):
         assert told in notes
 
 
-def test_a_scan_is_generated_from_as_it_was_learned(project):
-    scan(project.root / "scan.png", 4032)
-    project.write_rows([{"image": "scan.png", "question": "What is this?", "answer": "grey"}])
-    assert project.train("scan", *SHORT).code == 0
-    shown = project.run_cli("generate", project.run("scan").path, "--image", "scan.png", "--prompt", "What is this?")
-    assert shown.code == 0, shown.stderr
-
-
 @pytest.mark.parametrize("cached", ["false", "true"])
 def test_boxes_are_learned_and_evaluated_in_the_models_convention(project, qwen, cached):
     Image.new("RGB", (640, 480), "red").save(project.root / "cat.png")

@@ -224,6 +224,7 @@ def _identified(stream: BinaryIO, head: bytes, ref: ImageRef) -> "Image":
         raise RowProblem(f"{_label(ref)} is {what}", way_out) from None
 
 
+@cache
 def _formats() -> list[str]:
     """Those of `FORMATS` that Pillow reads here."""
     from PIL import Image
@@ -240,6 +241,7 @@ def _register_heic() -> None:
     except ImportError:
         return
     register_heif_opener()
+    _formats.cache_clear()
 
 
 def _stream(ref: ImageRef) -> BinaryIO:

@@ -1,10 +1,10 @@
-"""Boxes inside texts, as rows hold them until the model is known: marks of private characters, which no text has."""
+"""Boxes inside texts, as rows hold them until the model is known: between characters that Unicode keeps from texts."""
 
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-START, END, NAME_START, NAME_END = "\ue010", "\ue011", "\ue012", "\ue013"
+START, END, NAME_START, NAME_END = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 _BOX = re.compile(f"{START}([^{END}]*){END}")
 _NAME = re.compile(f"{NAME_START}([^{NAME_END}]*){NAME_END}")
 _PIXELS, _SHARES = "p", "s"

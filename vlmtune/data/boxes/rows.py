@@ -19,7 +19,7 @@ def with_marks(sample: Sample, objects: object) -> tuple[Sample, bool]:
     """
     texts = [part for turn in sample.turns for part in turn.parts if isinstance(part, str)]
     if any(mark in text for text in texts for mark in _RESERVED):
-        raise RowProblem("a text holds a private character, U+E010 to U+E013", "remove it")
+        raise RowProblem("a text holds what is no character: U+FDD0 to U+FDD3", "remove it")
     if objects is not None and any(map(has_places, texts)):
         return _with_texts(sample, filled(texts, objects, len(sample.images))), True
     if sample.images and any(map(may_hold_boxes, texts)):

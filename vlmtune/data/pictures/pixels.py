@@ -85,11 +85,12 @@ def _grey(image: "Image") -> "Image":
     levels = np.asarray(image)
     if levels.dtype.kind == "u":
         return Image.fromarray(_spread(levels))
-    finite = np.isfinite(levels)
-    low, high = _range(levels[finite]) if finite.any() else (0.0, 1.0)
-    with np.errstate(invalid="ignore"):
-        spread = np.clip((levels.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low)), 0, 255)
-    return Image.fromarray(np.where(finite, np.rint(spread), 0).astype(np.uint8))
+    levels = levels.astype(np.float32)
+    levels[~np.isfinite(levels)] = np.nan
+    low, high = (0.0, 1.0) if np.isnan(levels).all() else _range(levels)
+    levels -= np.float32(low)
+    levels *= np.float32(255 / (high - low))
+    return Image.fromarray(np.nan_to_num(np.rint(levels, out=levels), copy=False, nan=0).astype(np.uint8))
 
 
 def _colours(upper_bytes: "Image", lower_bytes: "Image") -> "Image":
@@ -113,7 +114,9 @@ def _spread(levels: "np.ndarray") -> "np.ndarray":
 
 def _range(levels: "np.ndarray") -> tuple[float, float]:
     """The lowest and the highest level; from 0 on where all are one."""
-    low, high = float(levels.min()), float(levels.max())
+    import numpy as np
+
+    low, high = float(np.nanmin(levels)), float(np.nanmax(levels))
     if low == high:
         low, high = min(low, 0.0), max(high, 0.0)
     return low, high if high > low else low + 1.0

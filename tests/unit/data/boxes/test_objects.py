@@ -104,9 +104,10 @@ def test_boxes_need_a_picture():
         parsed("find", "<bbox>", {"bbox": [[1, 2, 3, 4]]}, images=())
 
 
-def test_private_characters_are_refused():
-    with pytest.raises(RowProblem, match="private character"):
-        parsed("find", "\ue010", None)
+def test_marks_in_texts_are_refused():
+    with pytest.raises(RowProblem, match="a text holds what is no character"):
+        parsed("find", "\ufdd2", None)
+    assert parsed("find", "\ue010", None).answer == "\ue010"  # icons in texts of documents
 
 
 # Beside their pictures -----------------------------------------------------------------------------------------------

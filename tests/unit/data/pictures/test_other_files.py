@@ -76,6 +76,7 @@ def heic_library(monkeypatch):
     Image.OPEN.pop("HEIF", None)
     if "HEIF" in Image.ID:
         Image.ID.remove("HEIF")
+    images._formats.cache_clear()
 
 
 def test_heic_opens_where_its_library_is(heic_library):
