@@ -36,12 +36,10 @@ class MeasuredRows:
         Raises:
             VlmtuneError: rows that the model cannot take, all of them named, or image tokens counted wrongly.
         """
-        from vlmtune.data.boxes.writing import written
         from vlmtune.data.measure.lengths import check_image_tokens, measure
 
         if self._measures is None:
-            samples = written(self.samples, plan, processor, family)
-            self._measures = measure(samples, processor, family, progress)
+            self._measures = measure(self.samples, processor, family, progress, plan)
         if len(self._measures.size_of_image):
             check_image_tokens(processor, family, plan, source)
         return self._measures.lengths(plan, family, source)

@@ -43,6 +43,7 @@ def make_plan(
         "boxes": model.family.writes_boxes(model.config).name,
         "device": device.kind,
         "attention": _attention(model, choices),
+        "has_own_head": model.has_own_head,
         **_number_formats(config, device, choices),
         "allow_urls": config.data.allow_urls,
         "num_workers": _num_workers(config, device),
