@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, overload
 
 from vlmtune.data.boxes.marks import Box, has_marks, replaced
@@ -33,8 +34,8 @@ class BoxWriter:
         """What decides how boxes are written, as JSON values."""
         return [self.convention.name, self.image_size, self.preprocessor]
 
-    def __call__(self, sample: Sample) -> Sample:
-        """Return the row with its boxes written.
+    def __call__(self, sample: Sample, sizes_px: Sequence[tuple[int, int]] | None = None) -> Sample:
+        """Return the row with its boxes written; its pictures' headers are read where `sizes_px` does not say theirs.
 
         Raises:
             VlmtuneError: a picture cannot be opened.
@@ -42,12 +43,10 @@ class BoxWriter:
         if not has_boxes(sample):
             return sample
         images = sample.images
-        sizes_px: dict[int, tuple[int, int]] = {}
 
+        @cache
         def size_px(image: int) -> tuple[int, int]:
-            if image not in sizes_px:
-                sizes_px[image] = image_size_px(images[image])
-            return sizes_px[image]
+            return image_size_px(images[image]) if sizes_px is None else sizes_px[image]
 
         def written(box: Box) -> str:
             original_px = size_px(box.image) if box.in_pixels or self.convention.input_size_px else (1, 1)

@@ -6,6 +6,7 @@ Nothing of a row is kept as a Python object: processes that read batches share t
 import mmap
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self, overload
@@ -139,11 +140,14 @@ class TableRows(SamplesOnDisk):
         return (self._sample(int(row)) for row in self.rows)
 
     def _sample(self, row: int) -> Sample:
+        sample = self._read(row)
+        return self.writer(sample) if self.writer and self.facts["has_boxes"][row] else sample
+
+    def _read(self, row: int) -> Sample:
         place_of_batch = int(np.searchsorted(self._starts, row, side="right")) - 1
         batch, inside = self._batches[place_of_batch], row - int(self._starts[place_of_batch])
         number, *layout = (column[inside].as_py() for column in batch.columns)
-        sample = assembled(Layout(*layout), place(self.path, number), number)
-        return self.writer(sample) if self.writer and self.facts["has_boxes"][row] else sample
+        return assembled(Layout(*layout), place(self.path, number), number)
 
     def chosen(self, mask: np.ndarray) -> "TableRows":
         """Return those of these rows for which the mask is true."""
@@ -178,7 +182,7 @@ class TableRows(SamplesOnDisk):
 
     def batches(self) -> Iterator[tuple[list[str], list[list[str]], list[str]]]:
         """Yield shapes, texts and names of the rows, some thousand at once; memory of finished files is given back."""
-        first, beginning = 0, places(self.path)
+        first, num_yielded, beginning = 0, 0, places(self.path)
         for part in self._parts:
             for batch in part.batches:
                 inside = self.rows[slice(*np.searchsorted(self.rows, (first, first + batch.num_rows)))] - first
@@ -187,15 +191,28 @@ class TableRows(SamplesOnDisk):
                     some = batch if len(inside) == batch.num_rows else batch.take(pa.array(inside))
                     names = [f"{beginning}{number}" for number in some["number"].to_pylist()]
                     texts = some["texts"].to_pylist()
-                    self._write_boxes(texts, inside + before)
+                    self._write_boxes(texts, inside + before, num_yielded)
+                    num_yielded += len(inside)
                     yield some["shape"].to_pylist(), texts, names
             part.release()
 
-    def _write_boxes(self, texts: list[list[str]], rows: np.ndarray) -> None:
-        """Replace the texts of those of these rows that hold boxes."""
-        if self.writer:
-            for index in np.flatnonzero(self.facts["has_boxes"][rows]).tolist():
-                texts[index] = list(laid_out(self._sample(int(rows[index]))).texts)
+    def _write_boxes(self, texts: list[list[str]], rows: np.ndarray, start: int) -> None:
+        """Replace the texts of those of these rows that hold boxes; `start` is the first one's place among all."""
+        if self.writer is None:
+            return
+        for index in np.flatnonzero(self.facts["has_boxes"][rows]).tolist():
+            sample = self._read(int(rows[index]))
+            sizes_px = self._sizes_px[start + index] if self.refs_px is not None else None
+            texts[index] = list(laid_out(self.writer(sample, sizes_px)).texts)
+
+    @cached_property
+    def _sizes_px(self) -> list[list[tuple[int, int]]]:
+        """Width and height of the pictures of each of these rows, which were looked at."""
+        from vlmtune.data.table.looks import image_sizes_px
+
+        num_images, sizes_px = image_sizes_px(self)
+        sizes = iter(map(tuple, sizes_px.tolist()))
+        return [list(islice(sizes, number)) for number in num_images.tolist()]
 
     @cached_property
     def _parts(self) -> list[MappedBatches]:
