@@ -40,6 +40,8 @@ def shown(sample: Sample) -> list[str]:
     [
         ("<image>find <ref-object>", "<bbox>", CAT, ["find CAT", "0[10.0, 20.0, 30.0, 40.0]p"]),
         ("<image>what is in <bbox>?", "<ref-object>", CAT, ["what is in 0[10.0, 20.0, 30.0, 40.0]p?", "CAT"]),
+        ("find <ref-object>", "there", CAT, ["find CAT", "there"]),
+        ("find it", "<bbox>", CAT, ["find it", "0[10.0, 20.0, 30.0, 40.0]p"]),
         ("find sheep", "<bbox><bbox>", {"ref": [], "bbox": [[1, 2, 3, 4], [5, 6, 7, 8]]},
          ["find sheep", "0[1.0, 2.0, 3.0, 4.0]p0[5.0, 6.0, 7.0, 8.0]p"]),
         ("point at it", "<bbox>", {"bbox": [[1, 2]]}, ["point at it", "0[1.0, 2.0]p"]),
@@ -72,7 +74,7 @@ def test_objects_that_were_used_are_no_unused_column():
     ("objects", "problem", "hint"),
     [
         ({"bbox": []}, "objects has 0 boxes for 1 <bbox> in the texts", _HINT),
-        (CAT, "objects has 1 name for 0 <ref-object>s in the texts", _HINT),
+        ({"bbox": [[1, 2, 3, 4], [5, 6, 7, 8]]}, "objects has 2 boxes for 1 <bbox> in the texts", _HINT),
         ("{", "objects is not valid JSON", _HINT),
         ([1], "objects is a list where an object is expected", _HINT),
         ({"boxes": [[1, 2, 3, 4]]},
