@@ -16,7 +16,7 @@ from vlmtune.data.reading.image_refs import is_address
 from vlmtune.data.table.kept import keep_array, kept_array
 from vlmtune.data.table.make import whole_table
 from vlmtune.data.table.pool import each
-from vlmtune.data.table.rows import BLOBS, REF_OF_IMAGE, REFS, MappedBatches, TableRows
+from vlmtune.data.table.rows import REF_OF_IMAGE, REFS, MappedBatches, TableRows
 from vlmtune.data.types import BadRow, ImageRef, RowProblem, Rows
 from vlmtune.errors import VlmtuneError
 
@@ -41,7 +41,7 @@ def with_table_checked(rows: Rows, progress: Progress) -> Rows:
     if bad_boxes := [*_with_box_outside(checked)]:
         bad_rows += bad_boxes
         checked = checked.chosen(~np.isin(checked.facts["number"][checked.rows], [bad.number for bad in bad_boxes]))
-    notes = (*rows.notes, *notes_of([*looks["traits"].tolist(), *_blobs(table)["traits"].tolist()]))
+    notes = (*rows.notes, *notes_of([*looks["traits"].tolist(), *table.blobs["traits"].tolist()]))
     return Rows(checked, sorted(rows.bad_rows + bad_rows, key=lambda bad: bad.number), notes)
 
 
@@ -51,18 +51,7 @@ def image_sizes_px(table: TableRows) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         VlmtuneError: the pictures were not checked before, and one cannot be used.
     """
-    index = table.facts
-    refs_px = _checked_refs_px(table) if table.refs_px is None else table.refs_px
-    places = np.arange(len(index), dtype=np.int32)
-    row_of_image = np.concatenate([np.repeat(places, index[images]) for images in ("num_refs", "num_blobs")])
-    is_chosen = np.zeros(len(index), bool)
-    is_chosen[table.rows] = True
-    images = np.flatnonzero(is_chosen[row_of_image])
-    images = images[np.argsort(row_of_image[images], kind="stable")]
-    blobs = _blobs(table)
-    blobs_px = np.stack([blobs["width_px"], blobs["height_px"]], axis=1)
-    sizes_px = np.concatenate([refs_px[np.load(table.folder / REF_OF_IMAGE)], blobs_px])
-    return (index["num_refs"] + index["num_blobs"])[table.rows], sizes_px[images]
+    return table.image_sizes_px(_checked_refs_px(table) if table.refs_px is None else table.refs_px)
 
 
 def _checked_refs_px(table: TableRows) -> np.ndarray:
@@ -86,10 +75,6 @@ def _with_box_outside(table: TableRows) -> Iterator[BadRow]:
             problem = outside(texts, lambda image, start=start: tuple(sizes_px[start + image].tolist()))
             if problem:
                 yield BadRow(place(table.path, numbers[row]), problem.problem, problem.hint, numbers[row])
-
-
-def _blobs(table: TableRows) -> np.ndarray:
-    return np.load(table.folder / BLOBS, mmap_mode="r")
 
 
 def _found_blobs(table: TableRows) -> list[BadRow]:

@@ -180,6 +180,26 @@ class TableRows(SamplesOnDisk):
         """Images of all these rows."""
         return int((self.facts["num_refs"] + self.facts["num_blobs"])[self.rows].sum())
 
+    @property
+    def blobs(self) -> np.ndarray:
+        """What is seen of each embedded image of the whole table, [images] of `BLOB`."""
+        return np.load(self.folder / BLOBS, mmap_mode="r")
+
+    def image_sizes_px(self, refs_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many images each row has, [rows], and each image's width and height, row after row, [images, 2].
+
+        `refs_px` are those of each of the table's `REFS`.
+        """
+        places = np.arange(len(self.facts), dtype=np.int32)
+        row_of_image = np.concatenate([np.repeat(places, self.facts[images]) for images in ("num_refs", "num_blobs")])
+        is_chosen = np.zeros(len(self.facts), bool)
+        is_chosen[self.rows] = True
+        images = np.flatnonzero(is_chosen[row_of_image])
+        images = images[np.argsort(row_of_image[images], kind="stable")]
+        blobs_px = np.stack([self.blobs["width_px"], self.blobs["height_px"]], axis=1)
+        sizes_px = np.concatenate([refs_px[np.load(self.folder / REF_OF_IMAGE)], blobs_px])
+        return (self.facts["num_refs"] + self.facts["num_blobs"])[self.rows], sizes_px[images]
+
     def batches(self) -> Iterator[tuple[list[str], list[list[str]], list[str]]]:
         """Yield shapes, texts and names of the rows, some thousand at once; memory of finished files is given back."""
         first, num_yielded, beginning = 0, 0, places(self.path)
@@ -208,9 +228,7 @@ class TableRows(SamplesOnDisk):
     @cached_property
     def _sizes_px(self) -> list[list[tuple[int, int]]]:
         """Width and height of the pictures of each of these rows, which were looked at."""
-        from vlmtune.data.table.looks import image_sizes_px
-
-        num_images, sizes_px = image_sizes_px(self)
+        num_images, sizes_px = self.image_sizes_px(self.refs_px)
         sizes = iter(map(tuple, sizes_px.tolist()))
         return [list(islice(sizes, number)) for number in num_images.tolist()]
 
