@@ -1,5 +1,6 @@
-"""`vlmtune evaluate`: loss and exact match on held-out rows, and the rows that went worst."""
+"""`vlmtune evaluate`: evaluation loss and exact match on held-out rows, and the rows that went worst."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +27,7 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the tuned model every held-out row; print loss, exact match and the worst rows."""
+    """Ask the tuned model every held-out row; print evaluation loss, exact match and the worst rows."""
     from vlmtune.runs.folder import RunFolder
 
     folder = RunFolder.open_existing(run)
@@ -48,8 +49,10 @@ def evaluate(
 
     console = standard_error(live=not as_json)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("asking", total=len(samples))
-        result = evaluate_rows(tuned, samples, max_new_tokens, on_answer=lambda: progress.advance(task))
+        losses, answers = (progress.add_task(name, total=len(samples)) for name in ("evaluation loss", "answers"))
+        result = evaluate_rows(
+            tuned, samples, max_new_tokens, partial(progress.advance, losses), partial(progress.advance, answers)
+        )
     _print(result, as_json)
 
 
@@ -74,9 +77,9 @@ def _print(result: "Evaluation", as_json: bool) -> None:
         return
     exact = sum(answer.exact for answer in result.answers)
     out = render.console()
-    out.print(f"rows         {len(result.answers)}")
-    out.print(f"loss         {result.loss:.4f}")
-    out.print(f"exact match  {result.exact_match:.1%} ({exact} of {len(result.answers)})")
+    out.print(f"rows             {len(result.answers)}")
+    out.print(f"evaluation loss  {result.loss:.4f}")
+    out.print(f"exact match      {result.exact_match:.1%} ({exact} of {len(result.answers)})")
     wrong = sorted((a for a in result.answers if not a.exact), key=lambda a: -a.loss)[:WORST_ROWS]
     if wrong:
         table = render.table("worst rows", "question", "expected", "answer", "loss", right=("loss",))

@@ -93,8 +93,8 @@ def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> 
     from vlmtune.data.types import count
 
     loss = "-" if report.train_loss_last is None else f"{report.train_loss_last:.4f}"
-    held_out = "" if report.eval_loss is None else f", held-out loss {report.eval_loss:.4f}"
-    typer.echo(f"{report.status}: {report.steps} steps in {report.seconds:.0f} s, loss {loss}{held_out}")
+    evaluated = "" if report.eval_loss is None else f", evaluation loss {report.eval_loss:.4f}"
+    typer.echo(f"{report.status}: {report.steps} steps in {report.seconds:.0f} s, loss {loss}{evaluated}")
     _print_memory(report)
     if report.num_cut_rows:
         cut_rows, cut_tokens = count(report.num_cut_rows, "row"), count(report.num_cut_tokens, "token")

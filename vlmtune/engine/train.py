@@ -16,7 +16,6 @@ from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_withou
 from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, save_adapter
-from vlmtune.engine.evaluate import mean_loss
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
@@ -90,7 +89,7 @@ def _train(
         interrupt.restore()
     if not interrupt.stopped:
         if val_rows and not _evaluated_last(recorder, trainer):
-            trainer.log({"eval_loss": mean_loss(model, val_rows, run_rows.collator, plan)})
+            trainer.evaluate()
         save_tuned(trainer.model, processor, plan, folder)
     report = TrainReport(
         status="interrupted" if interrupt.stopped else "finished",
@@ -144,8 +143,8 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     """Return the trainer as a run has it; the model is on its device and nothing else is."""
     watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
     data = {"train_dataset": rows.train, "eval_dataset": rows.val, "data_collator": rows.collator}
-    trainer = TuneTrainer(plan, model, folder, rows.lengths, **data)
-    interrupt, recorder = StopOnInterrupt(view), Recorder(folder, view, trainer)
+    trainer = TuneTrainer(plan, model, folder, rows.lengths, view.between_steps, **data)
+    interrupt, recorder = StopOnInterrupt(view, trainer), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
     check = FirstStepCheck(trainer, family_of(plan))
     for callback in (interrupt, recorder, check, MovedCheck(trainer), *watches, *_services(plan, folder)):

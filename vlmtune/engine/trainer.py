@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 
 from vlmtune.compat.trainer import DEVICE_PLACEMENT, GET_LENGTH_GROUPED_INDICES, MODEL_ACCEPTS_LOSS_KWARGS
 from vlmtune.data.collate import WHERE
+from vlmtune.data.progress import Progress, silent
 from vlmtune.engine.checkpoints import (
     WRITE_ERRORS,
     disk_full,
@@ -99,9 +100,18 @@ class TuneTrainer(Trainer):
     """Trainer that runs a RunPlan."""
 
     def __init__(
-        self, plan: RunPlan, model: torch.nn.Module, folder: RunFolder, lengths: list[int], **kwargs: Any
+        self,
+        plan: RunPlan,
+        model: torch.nn.Module,
+        folder: RunFolder,
+        lengths: list[int],
+        progress: Progress = silent,
+        **kwargs: Any,
     ) -> None:
-        """`lengths` are the tokens of each row; `kwargs` are Trainer's data sets and collator."""
+        """`lengths` are the tokens of each row; `progress` is told of evaluations.
+
+        `kwargs` are Trainer's data sets and collator.
+        """
         super().__init__(model=model, args=training_arguments(plan, folder), **kwargs)
         # The loss is divided by the labelled tokens of the whole step, so Trainer must not average again.
         MODEL_ACCEPTS_LOSS_KWARGS.write(self, True)
@@ -112,6 +122,10 @@ class TuneTrainer(Trainer):
         self.work = Work()
         """Since the recorder last asked."""
         self.step_has_images = False
+        self.progress = progress
+        self.is_evaluating = False
+        self.evaluations_s: list[float] = []
+        """How long each evaluation took."""
         self.order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
@@ -173,7 +187,12 @@ class TuneTrainer(Trainer):
 
         Trainer's own loop is a mean over batches, however many tokens they have, of a loss with all logits.
         """
-        metrics = {"eval_loss": mean_loss(self.model, self.eval_dataset, self.data_collator, self.plan)}
+        started, self.is_evaluating = time.perf_counter(), True
+        with self.progress("evaluating rows", len(self.eval_dataset)) as advance:
+            loss = mean_loss(self.model, self.eval_dataset, self.data_collator, self.plan, advance)
+        self.is_evaluating = False
+        self.evaluations_s.append(time.perf_counter() - started)
+        metrics = {"eval_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -12,6 +12,7 @@ from vlmtune.config.presets import names
 from vlmtune.plan.length import (
     ENOUGH_STEPS,
     begun_values,
+    evaluations_from,
     length_told,
     num_steps,
     open_values,
@@ -90,3 +91,9 @@ def test_few_steps_are_warned_of(plan):
     assert warning_of_few(plan, 9).startswith("warning: 6 steps teach little")
     assert warning_of_few(dataclasses.replace(plan, num_epochs=30.0), 9) is None
     assert "training.max_steps" in warning_of_few(dataclasses.replace(plan, max_steps=1), 9)
+
+
+@given(total=st.integers(1, 60), every=st.none() | st.integers(1, 70), step=st.integers(1, 61))
+def test_evaluations_left_are_those_at_multiples_and_at_the_last_step(total, every, step):
+    at = {total, *range(every, total + 1, every)} if every else {total}
+    assert evaluations_from(step, total, every) == len([one for one in at if one >= step])
