@@ -100,9 +100,9 @@ def evaluations(folder):
         pytest.param(engine_evaluate, 10, "checkpoint-8", None, id="in that of the last step"),
     ],
 )
-def test_ctrl_c_at_an_evaluation_does_not_lose_it(project, monkeypatch, assert_same_weights, owner, call, kept, told):
+def test_ctrl_c_at_an_evaluation_does_not_lose_it(project, assert_same_weights, owner, call, kept, told):
     project.train("straight", *EVALUATED)
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         call_at(patch, owner, "forward_loss", call, press_ctrl_c)
         stopped = project.train("stopped", *EVALUATED)
     folder = project.run("stopped")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
+from vlmtune.cli.options import BaseModelOption, ConfigArgument, JsonOption, SetOption
 from vlmtune.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and estimate and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint of this run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train even if the estimate does not fit the GPU.")] = False,
+    base_model: BaseModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train as the config says; the run folder holds adapter, log and report afterwards."""
@@ -29,7 +30,9 @@ def train(
     from vlmtune.workflow.job import prepare
     from vlmtune.workflow.train import open_folder, train_in
 
-    job = prepare(config, tuple(overrides or ()), resume=resume, err=as_json)
+    if base_model and not resume:
+        raise typer.BadParameter("it is for --resume; a new run's model is named by model.name", param_hint="--model")
+    job = prepare(config, tuple(overrides or ()), resume=resume, err=as_json, base_model=base_model)
     if dry_run:
         _dry_run(job, as_json)
         return

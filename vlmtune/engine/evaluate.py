@@ -103,9 +103,7 @@ def evaluate_rows(
     return Evaluation(sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses)), answers)
 
 
-def generate(
-    tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Advance = nobody
-) -> list[str]:
+def generate(tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Advance = nobody) -> list[str]:
     """Return what the model writes (greedily) in place of each sample's last answer."""
     plan, processor, answers = tuned.plan, tuned.processor, []
     ends = end_token_ids(base_of(tuned.model), processor)

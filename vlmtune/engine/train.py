@@ -15,7 +15,7 @@ from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
-from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, save_adapter
+from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, save_adapter, save_whole
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
@@ -159,7 +159,7 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
     target = partial.with_suffix("")
     shutil.rmtree(partial, ignore_errors=True)
     if plan.method == "full":
-        model.save_pretrained(partial)
+        save_whole(model, plan, partial)
     else:
         save_adapter(model, partial)
     processor.save_pretrained(partial)

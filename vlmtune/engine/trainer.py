@@ -30,6 +30,8 @@ from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import is_disk_full
 from vlmtune.levers.optimizer import build_optimizer
+from vlmtune.models.build import base_of
+from vlmtune.models.verify import refuse_other_base
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 
@@ -220,6 +222,7 @@ class TuneTrainer(Trainer):
         if self.plan.method == "full":
             load_trained(self.model, Path(resume_from_checkpoint))
         else:
+            refuse_other_base(base_of(self.model), Path(resume_from_checkpoint))
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def floating_point_ops(self, inputs) -> int:

@@ -12,7 +12,17 @@ from vlmtune.runs.records import Outcome, Retry, StepRecord
 
 COMPLETE = "COMPLETE"
 """File that a checkpoint gets last; a checkpoint without it was interrupted and does not count."""
+NEWEST = "newest"
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A folder with what a run has learned."""
+
+    path: Path
+    note: str | None = None
+    """What people are told of a checkpoint; None for what a finished run has left."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,10 @@ class RunFolder:
         """TensorBoard's event files, when asked for."""
         return self.path / "tensorboard"
 
+    def is_config(self, path: Path) -> bool:
+        """Return whether a config file is that of a run that has begun here."""
+        return path.name == self.config.name and self.plan.is_file()
+
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
         """Return a new run folder, empty but for what a kill left of its first file; raise when more is there."""
@@ -114,12 +128,36 @@ class RunFolder:
 
     def latest_checkpoint(self) -> Path | None:
         """Return the complete checkpoint with the highest step, or None."""
-        steps = {
+        return steps[max(steps)] if (steps := self._complete_checkpoints()) else None
+
+    def _complete_checkpoints(self) -> dict[int, Path]:
+        return {
             int(found.group(1)): marker.parent
             for marker in self.checkpoints.glob(f"checkpoint-*/{COMPLETE}")
             if (found := re.fullmatch(r"checkpoint-(\d+)", marker.parent.name))
         }
-        return steps[max(steps)] if steps else None
+
+    def learned(self, checkpoint: str | None = None) -> Learned:
+        """Return what the finished run has left; else, or where one is asked for, a checkpoint.
+
+        `checkpoint` is a step, `checkpoint-STEP` or `newest`.
+
+        Raises:
+            VlmtuneError: there is no such checkpoint, or none and no result.
+        """
+        result = next((folder for folder in (self.adapter, self.model) if folder.is_dir()), None)
+        if result and checkpoint is None:
+            return Learned(result)
+        steps = self._complete_checkpoints()
+        if not steps:
+            raise VlmtuneError(
+                f"{self.path} has no checkpoint" + ("" if result else " and no adapter: nothing was learned yet"),
+                "leave --checkpoint out" if result else f"continue it: vlmtune train {self.config} --resume",
+            )
+        step = _step_of(checkpoint or NEWEST, steps)
+        total = next((f" of {record.total_steps:,} steps" for record in self.read_log()[-1:]), "")
+        why = "" if checkpoint else f"{self.path} has not finished: "
+        return Learned(steps[step], f"{why}{steps[step].name}{total} is used")
 
     def write_estimate(self, estimate: dict[str, Any] | None) -> None:
         """Keep the estimate of this run, which has the keys of `Memory` at least; None removes an earlier one."""
@@ -171,6 +209,17 @@ class RunFolder:
         """Drop the records after `step`, and a cut last line, so that a resumed run can append."""
         kept = [strict_json(asdict(record)) + "\n" for record in self.read_log() if record.step <= step]
         write_atomically(self.log, "".join(kept))
+
+
+def _step_of(checkpoint: str, steps: dict[int, Path]) -> int:
+    """Return the step of the checkpoint that is asked for, of those that are there."""
+    if checkpoint == NEWEST:
+        return max(steps)
+    named = checkpoint.rstrip("/").rpartition("checkpoint-")[2]
+    if not named.isdecimal() or int(named) not in steps:
+        there = ", ".join(str(step) for step in sorted(steps))
+        raise VlmtuneError(f"--checkpoint {checkpoint}: there is no such checkpoint", f"those are: {there}, {NEWEST}")
+    return int(named)
 
 
 def _read(path: Path, shape: type[T]) -> T:
