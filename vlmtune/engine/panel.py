@@ -55,7 +55,7 @@ def panel_of(course: Course, title: str, slowdown_c: int | None) -> RenderableTy
     """Return the panel of a run."""
     rows, last = _grid(), course.last
     if last:
-        rows.add_row("step", _step_row(last))
+        rows.add_row("step", _step_row(last, is_done=last.step >= last.total_steps and not course.now))
         rows.add_row("loss", _loss_row(last, course))
         rows.add_row("rate", _rate_row(last))
         rows.add_row("speed", _speed_row(last))
@@ -155,11 +155,11 @@ def _beside(stretching: RenderableType, text: Text, *, text_first: bool = False)
     return row
 
 
-def _step_row(record: StepRecord) -> RenderableType:
+def _step_row(record: StepRecord, *, is_done: bool) -> RenderableType:
     """Return progress bar, step count and time left."""
     total = max(1, record.total_steps)
     bar = ProgressBar(total=total, completed=record.step, complete_style="cyan", finished_style="green")
-    left = ("  done" if record.step >= total else f"  {clock(record.eta_s)} left", "dim")
+    left = ("  done" if is_done else f"  {clock(record.eta_s)} left", "dim")
     return _beside(bar, Text.assemble((f"{record.step}/{record.total_steps}", "bold"), left))
 
 

@@ -154,6 +154,19 @@ def test_work_between_steps_is_shown_below_them_and_ends():
     assert "evaluating" not in text.rpartition("13/90")[2]
 
 
+def test_a_run_is_not_done_while_it_evaluates():
+    console = terminal()
+    last = dataclasses.replace(RECORD, step=90, eta_s=20.0)
+    with LiveView("digits", console) as view:
+        view.update(last)
+        with view.between_steps("evaluating rows", 2000):
+            pass
+        view.update(dataclasses.replace(last, eta_s=0.0))
+    evaluating = console.file.getvalue().rpartition("evaluating")[0].rpartition("╭")[2]
+    assert "90/90  0:20 left" in evaluating
+    assert "90/90  done" in console.file.getvalue().rpartition("╭")[2]
+
+
 @pytest.mark.parametrize(("after_s", "lines"), ((-1.0, [0, 400, 1000]), (1e9, [0])))
 def test_work_between_steps_is_a_line_at_its_start_and_now_and_then(monkeypatch, after_s, lines):
     monkeypatch.setattr("vlmtune.engine.monitor.LINE_AFTER_S", after_s)

@@ -9,6 +9,7 @@ from tiny.rows import tiny_plan
 
 from vlmtune.config.load import preset_config
 from vlmtune.config.presets import names
+from vlmtune.config.values import changed
 from vlmtune.plan.length import (
     ENOUGH_STEPS,
     begun_values,
@@ -97,3 +98,11 @@ def test_few_steps_are_warned_of(plan):
 def test_evaluations_left_are_those_at_multiples_and_at_the_last_step(total, every, step):
     at = {total, *range(every, total + 1, every)} if every else {total}
     assert evaluations_from(step, total, every) == len([one for one in at if one >= step])
+
+
+def test_epochs_that_a_number_of_steps_replaces_are_not_told_of():
+    config = config_with("training.max_steps=60")
+    chosen = open_values(config, 500)
+    assert EPOCHS in chosen
+    told = length_told(changed(config, chosen).training, 500, chosen)
+    assert told == f"60 steps of 8 rows: 500 rows (chosen: {ACCUMULATION}=8)"
