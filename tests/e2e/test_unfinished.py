@@ -1,5 +1,6 @@
 """A run that was interrupted can be asked, evaluated and merged as it is; a moved one says how to go on."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -204,3 +205,40 @@ def test_an_output_folder_in_the_home(project, monkeypatch):
     assert project.train("run", "output_dir=~/kept", "training.max_steps=1").code == 0
     assert (project.root / "home" / "kept" / "run" / "adapter").is_dir() and not Path("~").exists()
     assert yaml.safe_load((project.root / "home/kept/run/config.yaml").read_text())["output_dir"] == "~/kept"
+
+
+@pytest.mark.parametrize("inside", ["", "adapter", "checkpoints/checkpoint-2"])
+def test_a_run_is_no_model_to_train(project, inside):
+    project.train("run", "training.max_steps=2")
+    refused = project.train("again", f"model.name=runs/run/{inside}")
+    assert refused.code == 1 and "a run folder, not a model" in refused.stderr
+    assert f"vlmtune merge {project.root / 'runs' / 'run'} -o MERGED" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [
+        ("tiny-model", "trained on tiny-model, a folder where it was trained\n"),
+        ("/home/someone/tiny-model", "trained on /home/someone/tiny-model, a folder where it was trained\n"),
+        ("org/model", "trained on org/model\n"),
+        ("model-here", "trained on model-here\n"),
+        (None, "trained on an unknown model\n"),
+    ],
+)
+def test_an_adapter_alone_says_what_its_base_is(project, base, told):
+    (project.root / "adapter").mkdir()
+    (project.root / "model-here").mkdir()
+    config = json.dumps({"peft_type": "LORA", "base_model_name_or_path": base})
+    (project.root / "adapter" / "adapter_config.json").write_text(config)
+    refused = project.train("run", "model.name=adapter")
+    assert refused.code == 1 and "adapter is an adapter, not a model" in refused.stderr and told in refused.stderr
+    for command in (("generate", "adapter", "--prompt", "?"), ("merge", "adapter", "-o", "merged")):
+        refused = project.run_cli(*command)
+        assert "adapter is an adapter without its run folder" in refused.stderr and told in refused.stderr
+
+
+def test_what_lies_in_a_run_folder_points_to_it(project):
+    project.train("run", "training.max_steps=1")
+    for inside in ("adapter", "checkpoints/checkpoint-1"):
+        refused = project.run_cli("generate", f"runs/run/{inside}", "--prompt", "?")
+        assert f"is inside of a run folder\nhint:  give that: {project.root / 'runs' / 'run'}\n" in refused.stderr

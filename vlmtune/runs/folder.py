@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, parse_json, strict_json, write_atomically, write_json
+from vlmtune.runs.adapter import base_in_words, is_adapter, run_of
 from vlmtune.runs.memory import Memory
 from vlmtune.runs.records import Outcome, Retry, StepRecord
 
@@ -120,6 +121,8 @@ class RunFolder:
         if not path.is_dir():
             raise VlmtuneError(f"there is no run folder {path}", hint="give the folder that `vlmtune train` wrote")
         if not folder.plan.is_file():
+            if is_adapter(path):
+                raise _no_run(path)
             raise VlmtuneError(
                 f"{path} is not a run folder: it has no {folder.plan.name}",
                 hint="give the folder that `vlmtune train` wrote, not one inside or above it",
@@ -209,6 +212,16 @@ class RunFolder:
         """Drop the records after `step`, and a cut last line, so that a resumed run can append."""
         kept = [strict_json(asdict(record)) + "\n" for record in self.read_log() if record.step <= step]
         write_atomically(self.log, "".join(kept))
+
+
+def _no_run(adapter: Path) -> VlmtuneError:
+    if run := run_of(adapter):
+        return VlmtuneError(f"{adapter} is inside of a run folder", f"give that: {run}")
+    return VlmtuneError(
+        f"{adapter} is an adapter without its run folder, trained on {base_in_words(adapter)}",
+        "give the whole run folder; PEFT loads an adapter alone where base_model_name_or_path in its "
+        "adapter_config.json is a hub id or the path of a folder with that model",
+    )
 
 
 def _step_of(checkpoint: str, steps: dict[int, Path]) -> int:
