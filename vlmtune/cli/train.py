@@ -40,7 +40,7 @@ def train(
     if resume and (outcome := folder.read_outcome()) and outcome.is_finished:
         _print_finished(folder, outcome, as_json)
         return
-    _print_length(job, err=as_json)
+    _print_told(job, err=as_json)
     report = train_in(folder, job, Flags(resume, force, as_json))
     _print_report(report, folder, as_json)
     if report.status == "interrupted":
@@ -53,7 +53,7 @@ def _dry_run(job: "Job", as_json: bool) -> None:
 
     if not as_json:
         _print_plan(job.plan)
-    _print_length(job, err=as_json)
+    _print_told(job, err=as_json)
     expected = expect(job, err=as_json)
     if as_json:
         from dataclasses import asdict
@@ -64,8 +64,8 @@ def _dry_run(job: "Job", as_json: bool) -> None:
     refuse_too_large(job, expected)
 
 
-def _print_length(job: "Job", err: bool) -> None:
-    for line in job.length:
+def _print_told(job: "Job", err: bool) -> None:
+    for line in job.told:
         typer.echo(line, err=err)
 
 

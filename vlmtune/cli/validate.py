@@ -97,7 +97,20 @@ def _check_data(loaded: "LoadedConfig", live: bool) -> tuple[dict[str, "Rows"], 
             require_good(found[key], data.on_bad_row)
         except VlmtuneError as error:
             errors.append(VlmtuneError(f"data.{key}: {error.message}", error.hint, problems=error.problems))
+    if len(found) > 1:
+        found["val_path"] = _warned(found, loaded)
     return found, errors
+
+
+def _warned(data: dict[str, "Rows"], loaded: "LoadedConfig") -> "Rows":
+    """The rows to evaluate on, with a note where they are trained on too."""
+    from dataclasses import replace
+
+    from vlmtune.data.run_data import warning_of_shared_rows
+
+    paths = (loaded.resolve_path(getattr(loaded.config.data, key)) for key in ("train_path", "val_path"))
+    warning = warning_of_shared_rows(data["train_path"].samples, data["val_path"].samples, *paths)
+    return replace(data["val_path"], notes=(*data["val_path"].notes, *([warning] if warning else [])))
 
 
 def _print_data(loaded: "LoadedConfig", data: dict[str, "Rows"]) -> None:

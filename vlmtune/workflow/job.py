@@ -32,8 +32,8 @@ class Job:
     run_dir: Path
     begun: "RunPlan | None" = None
     """Of the run that is to be continued, with its base model where it is now."""
-    length: tuple[str, ...] = ()
-    """What people are told of how many steps there will be."""
+    told: tuple[str, ...] = ()
+    """What people are told before the run: how many steps there will be, and warnings."""
 
     def with_values(self, values: "Values") -> "Job":
         """Return the same run with other values; nothing is read again, so no edit made meanwhile enters it."""
@@ -66,7 +66,7 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool, base
     plan, source = make_run_plan(loaded, data, _pinned_commit(loaded, begun))
     if begun and plan.model == begun.model:
         plan = replace(plan, model_name=begun.model_name)  # written otherwise, as from the run folder
-    lines = told_of_length(loaded.config.training, len(data.train.samples), chosen)
+    lines = (*told_of_length(loaded.config.training, len(data.train.samples), chosen), *data.warnings)
     return Job(loaded, plan, source, replace(data, notes=(*data.notes, *lines, *notes)), run_dir, begun, lines)
 
 
@@ -146,7 +146,7 @@ def make_run_plan(
 
 def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     """Read and check the rows; raise one error that names every bad one. `live`: it may be shown on a terminal."""
-    from vlmtune.data.run_data import MeasuredRows, RunData
+    from vlmtune.data.run_data import MeasuredRows, RunData, warning_of_shared_rows
     from vlmtune.data.samples import require_good
     from vlmtune.workflow.rows import read_rows
 
@@ -156,7 +156,11 @@ def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     val_rows: Sequence[Sample] = []
     if data.val_path:
         val_rows = require_good(read_rows(loaded, loaded.resolve_path(data.val_path), live=live), data.on_bad_row)
+    warning = data.val_path and warning_of_shared_rows(
+        train_rows, val_rows, *(loaded.resolve_path(path) for path in (data.train_path, data.val_path))
+    )
     skipped = tuple(f"{bad.where}: {bad.problem}" for bad in rows.bad_rows)
     if skipped:
         typer.echo(f"{len(skipped)} rows are skipped (data.on_bad_row: skip); report.json names them", err=True)
-    return RunData(MeasuredRows(train_rows), MeasuredRows(val_rows), skipped, rows.notes)
+    warnings = (warning,) if warning else ()
+    return RunData(MeasuredRows(train_rows), MeasuredRows(val_rows), skipped, rows.notes, warnings)
