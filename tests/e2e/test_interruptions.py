@@ -223,7 +223,7 @@ def test_a_loss_that_is_no_number_names_step_and_rows(project, monkeypatch):
 
     model = []
     real = engine_run.build_model
-    monkeypatch.setattr(engine_run, "build_model", lambda plan: model.append(real(plan)) or model[0])
+    monkeypatch.setattr(engine_run, "build_model", lambda plan, **_: model.append(real(plan)) or model[0])
     call_at(monkeypatch, trainer, "forward_loss", 3, poison)
     stopped = project.train("nan", "training.save_steps=1")
     assert stopped.code == 1
@@ -248,7 +248,7 @@ def test_adapters_on_the_tower_may_meet_their_first_image_later(project):
 def test_a_part_without_gradient_stops_the_run(project, monkeypatch):
     real = engine_run.build_model
 
-    def with_detached_tower(plan):
+    def with_detached_tower(plan, **_):
         model = real(plan)
         projector = build.base_of(model).model.multi_modal_projector
         projector.register_forward_pre_hook(lambda module, args: tuple(value.detach() for value in args))

@@ -240,7 +240,7 @@ def test_the_failed_model_is_freed_before_the_next_is_built(project, fail_at, mo
     built, alive = [], []
     real = engine_run.build_model
 
-    def build(plan):
+    def build(plan, **_):
         alive.append([model() for model in built if model() is not None])
         model = real(plan)
         built.append(weakref.ref(model))

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -249,8 +250,17 @@ def test_tensorboard(project):
 
 def test_dry_run_prints_the_plan_and_does_nothing(project, monkeypatch):
     monkeypatch.setattr("vlmtune.engine.train.train", None)
+    project.config = Path("run.yaml")
+    monkeypatch.setenv("COLUMNS", "120")
     shown = project.train("dry", flags=("--dry-run",))
-    assert shown.code == 0 and "lora_rank" in shown.stdout and "training runs on the CPU" in shown.stdout
+    assert shown.code == 0 and "training runs on the CPU" in shown.stdout
+    lines = shown.stdout.splitlines()
+    told = {line.split()[0]: line.split()[1:3] for line in lines if len(line.split()) > 2}
+    assert told["training.lora.rank"][0] == "4" and told["training.lora.rank"][1].startswith("run.yaml:")
+    assert told["hardware.mixed_precision"] == ["fp32", "training"]
+    assert "the run would go into runs/dry" in lines and "8 steps of 2 rows: 2 epochs over 7 rows" in lines
+    for ours in ("lora_rank", "lora_targets", "data_sha256", "loss_chunk_tokens", "training.max_grad_norm"):
+        assert ours not in shown.stdout, "names of the program, and defaults that say nothing"
     as_json = project.train("dry", flags=("--dry-run", "--json"))
     plan = json.loads(as_json.stdout)
     assert (plan["lora_rank"], plan["base_dtype"]) == (4, "fp32")

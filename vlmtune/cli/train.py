@@ -8,7 +8,6 @@ from vlmtune.cli.options import BaseModelOption, ConfigArgument, JsonOption, Set
 from vlmtune.errors import ExitCode
 
 if TYPE_CHECKING:
-    from vlmtune.plan.types import RunPlan
     from vlmtune.runs.folder import RunFolder
     from vlmtune.runs.records import Outcome, TrainReport
     from vlmtune.workflow.job import Job
@@ -19,7 +18,7 @@ EXAMPLE = "Example: [bold]vlmtune train configs/8gb.yaml --set training.learning
 def train(
     config: ConfigArgument,
     overrides: SetOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and estimate and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would use and take, and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint of this run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train even if the estimate does not fit the GPU.")] = False,
     base_model: BaseModelOption = None,
@@ -52,7 +51,7 @@ def _dry_run(job: "Job", as_json: bool) -> None:
     from vlmtune.workflow.launch import expect, refuse_too_large
 
     if not as_json:
-        _print_plan(job.plan)
+        _print_plan(job)
     _print_told(job, err=as_json)
     expected = expect(job, err=as_json)
     if as_json:
@@ -69,19 +68,24 @@ def _print_told(job: "Job", err: bool) -> None:
         typer.echo(line, err=err)
 
 
-def _print_plan(plan: "RunPlan") -> None:
-    import dataclasses
+def _print_plan(job: "Job") -> None:
+    """Print what the run will use: keys that somebody has set, and those that were decided here."""
+    from rich.text import Text
 
     from vlmtune.cli.show import render
+    from vlmtune.cli.validate import shown
 
-    table = render.table("plan", "value")
-    for name, value in dataclasses.asdict(plan).items():
-        if name != "choices":
-            table.add_row(name, "-" if value is None else str(value))
+    decided = {choice.key: (choice.value, choice.reason) for choice in job.plan.choices}
+    values, sources = job.loaded.values(), job.loaded.sources
+    written = {key: (shown(value), sources[key]) for key, value in values.items() if sources[key] != "default"}
+    table = render.table("key", "value", "from, or why")
+    table.columns[0].no_wrap = True
+    for key in [*(key for key in values if key in written or key in decided), *(decided.keys() - values.keys())]:
+        table.add_row(*map(Text, (key, *decided.get(key, written.get(key)))))
     out = render.console()
     out.print(table)
-    for choice in plan.choices:
-        out.print(f"{choice.key}: {choice.value} ({choice.reason})", soft_wrap=True)
+    out.print("every other key has its default: vlmtune validate CONFIG shows all of them", soft_wrap=True)
+    out.print(f"the run would go into {job.run_dir}", soft_wrap=True)
 
 
 def _print_finished(folder: "RunFolder", outcome: "Outcome", as_json: bool) -> None:

@@ -68,12 +68,13 @@ def print_config(loaded: "LoadedConfig") -> None:
                 group = tuple(parents[: depth + 1])
         source = loaded.sources[name]
         style = "dim" if source == "default" else ""
-        cells = ("  " * len(parents) + leaf, _shown(value), source)
+        cells = ("  " * len(parents) + leaf, shown(value), source)
         table.add_row(*(Text(cell, style=style) for cell in cells))
     render.console().print(table)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value as people read it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
