@@ -185,7 +185,7 @@ class TuneTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the mean loss a labelled token on the held-out rows.
+        """Return the evaluation loss: a mean over labelled tokens.
 
         Trainer's own loop is a mean over batches, however many tokens they have, of a loss with all logits.
         """
