@@ -52,5 +52,5 @@ def test_the_start_block_runs_as_it_is_written(folder, run_cli):
         assert done.code == 0, f"{' '.join(command)}: {done.stderr}"
     run = folder / commands[6][1]
     assert json.loads((run / "report.json").read_text(encoding="utf-8"))["status"] == "finished"
-    assert "rows         4\n" in run_cli(*commands[6]).stdout
+    assert "rows             4\n" in run_cli(*commands[6]).stdout
     assert (folder / "my-model" / "model.safetensors").is_file()

@@ -148,10 +148,13 @@ def test_nothing_but_our_own_lines_is_printed(project):
     starts = [
         "2 steps of 2 rows",
         "warning: 2 steps teach",
+        "warning: 7 of 7 rows in data.val_path are trained on too",
         "quiet: ",
         "step 1/2",
+        "evaluating rows: 0 of 7",
         "step 1/2",
         "step 2/2",
+        "evaluating rows: 0 of 7",
         "step 2/2",
         "finished: ",
         "adapter, log and report",

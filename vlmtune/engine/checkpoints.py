@@ -8,10 +8,13 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import PARTIAL, sync
+from vlmtune.files import PARTIAL, as_other_files, sync
+from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import COMPLETE, RunFolder
+from vlmtune.runs.whole import write_image_size
 
 TRAINED = "trained.safetensors"
 """Method full: the trained weights, by their names in the model."""
@@ -24,6 +27,14 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     # Left to "auto", PEFT asks the hub about the base model's vocabulary each time.
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
+    as_other_files(folder)
+
+
+def save_whole(model: PreTrainedModel, plan: RunPlan, folder: Path) -> None:
+    """Write a whole model, and what is needed to ask it as the run does."""
+    model.save_pretrained(folder)
+    as_other_files(folder)
+    write_image_size(folder, plan.image_size)
 
 
 def save_trained(model: nn.Module, checkpoint: Path) -> None:
@@ -31,6 +42,7 @@ def save_trained(model: nn.Module, checkpoint: Path) -> None:
     checkpoint.mkdir(parents=True, exist_ok=True)
     tensors = {name: parameter.detach().contiguous() for name, parameter in _trained(model)}
     save_file(tensors, checkpoint / TRAINED)
+    as_other_files(checkpoint)
 
 
 def load_trained(model: nn.Module, checkpoint: Path) -> None:
