@@ -50,7 +50,7 @@ def damage(folder: Path, name: str = MANIFEST) -> str | None:
     return None
 
 
-def refuse_damaged(folder: Path, hint: str) -> None:
-    """Raise when what a run has saved is not whole."""
-    if found := damage(folder):
+def refuse_damaged(folder: Path, found: str | None, hint: str) -> None:
+    """Raise when something is wrong with what a run has saved."""
+    if found:
         raise VlmtuneError(f"{folder} is damaged: {found}", hint)
