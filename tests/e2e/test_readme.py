@@ -16,7 +16,7 @@ from vlmtune.demo.digits import write_digits
 ROOT = Path(__file__).parents[2]
 VLMTUNE = ".venv/bin/vlmtune"
 ROWS = {"train.jsonl": 64, "heldout.jsonl": 4}
-COMMANDS = {"doctor", "estimate-vram", "evaluate", "generate", "merge", "models", "plan", "presets", "train"} | {"validate"}
+COMMANDS = {
     "doctor",
     "estimate-vram",
     "evaluate",
