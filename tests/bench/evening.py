@@ -20,7 +20,9 @@ import yaml
 
 import vlmtune
 from vlmtune.cli import main
+from vlmtune.config.load import preset_config
 from vlmtune.config.presets import names
+from vlmtune.config.schema import HardwareSection, TrainingSection
 from vlmtune.demo.digits import QUESTIONS, write_digits
 from vlmtune.runs.folder import RunFolder
 
@@ -98,8 +100,25 @@ def exact_match(run: Path, data: Path, *flags: str) -> float:
     return json.loads(vlmtune_says("evaluate", run, "--data", data / "held-out.jsonl", "--json", *flags))["exact_match"]
 
 
-def evening(folder: Path, data: Path, num_rows: int, preset: str) -> Evening:
+def different_presets() -> list[tuple[str, ...]]:
+    """Return the presets, and none, together where they train this model alike.
+
+    Its pictures and texts are small: how large they may be makes no difference.
+    """
+    alike: dict[str, list[str]] = {}
+    for preset in (NO_PRESET, *names()):
+        if preset == NO_PRESET:
+            training, hardware = TrainingSection(), HardwareSection()
+        else:
+            config = preset_config("model", preset).config
+            training, hardware = config.training, config.hardware
+        alike.setdefault(f"{training!r} {hardware!r}", []).append(preset)
+    return [tuple(some) for some in alike.values()]
+
+
+def evening(folder: Path, data: Path, num_rows: int, presets: tuple[str, ...]) -> Evening:
     """Train with what a first config holds and return what became of it."""
+    preset = presets[0]
     name = f"{num_rows}-{preset}"
     config: dict = {"experiment_name": name, "output_dir": str(folder / "runs")}
     config |= {"model": {"name": str(MODEL)}, "data": {"train_path": str(data / f"{num_rows}.jsonl")}}
@@ -115,7 +134,9 @@ def evening(folder: Path, data: Path, num_rows: int, preset: str) -> Evening:
     log = run.read_log()
     rates, losses = [record.learning_rate for record in log], [record.loss for record in log]
     exact = exact_match(run.path, data)
-    return Evening(num_rows, preset, told, len(log), rates[0], max(rates), losses[0], losses[-1], exact, seconds)
+    return Evening(
+        num_rows, ", ".join(presets), told, len(log), rates[0], max(rates), losses[0], losses[-1], exact, seconds
+    )
 
 
 def page_of(evenings: list[Evening], before: float) -> str:
@@ -139,23 +160,27 @@ def page_of(evenings: list[Evening], before: float) -> str:
     return "\n\n".join([said, "\n".join(table)])
 
 
-def measure(sizes: tuple[int, ...]) -> str:
-    """Train every preset with every number of rows and return the page's part."""
+def measure(sizes: tuple[int, ...]) -> None:
+    """Train every preset with every number of rows and write the page's part after each number."""
     evenings: list[Evening] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = folder / "data"
         write_rows(data)
         for num_rows in sizes:
-            for preset in (NO_PRESET, *names()):
-                evenings.append(evening(folder, data, num_rows, preset))
+            for presets in different_presets():
+                evenings.append(evening(folder, data, num_rows, presets))
                 print(" | ".join(evenings[-1].cells), file=sys.stderr, flush=True)
-        before = exact_match(folder / "runs" / f"{sizes[0]}-{NO_PRESET}", data, "--base")
-        return page_of(evenings, before)
+            before = exact_match(folder / "runs" / f"{sizes[0]}-{NO_PRESET}", data, "--base")
+            write_page(page_of(evenings, before))
 
 
-if __name__ == "__main__":
-    measured = measure(tuple(map(int, sys.argv[1:])) or ROWS)
+def write_page(measured: str) -> None:
+    """Replace what was measured before."""
     text = PAGE.read_text(encoding="utf-8")
     head, rest = text.split(MARKS[0])
     PAGE.write_text(f"{head}{MARKS[0]}\n{measured}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    measure(tuple(map(int, sys.argv[1:])) or ROWS)
