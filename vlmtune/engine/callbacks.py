@@ -243,7 +243,7 @@ def _digest(tensor: torch.Tensor) -> int:
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C, SIGTERM or SIGHUP: finish step or evaluation, write a checkpoint, stop. Ctrl-C after that: stop now."""
+    """Ctrl-C, SIGTERM or SIGHUP: finish the step or evaluation, write a checkpoint, stop. Ctrl-C again: stop now."""
 
     def __init__(self, view: LiveView, trainer: TuneTrainer) -> None:
         self.view = view
