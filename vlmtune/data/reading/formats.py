@@ -13,6 +13,7 @@ from functools import lru_cache
 from vlmtune.data.boxes.objects import COLUMN as OBJECTS
 from vlmtune.data.boxes.rows import with_marks
 from vlmtune.data.reading.image_refs import IMAGE_KEYS, ImageRules, image_ref, image_refs, is_utf8
+from vlmtune.data.reading.misspelt import refuse_misspelt
 from vlmtune.data.types import ImageRef, Role, RowProblem, Sample, Turn, count, kind_of, shortened
 
 TURN_COLUMNS = ("messages", "conversations")
@@ -83,7 +84,15 @@ def parse_row(row: object, where: str, rules: ImageRules, number: int = 0) -> Pa
     sample, has_objects = with_marks(sample, columns.get(OBJECTS))
     used |= {OBJECTS} if has_objects else set()
     is_number = type(columns.get("label")) is int and "label" in used
-    return ParsedRow(sample, placed_first, frozenset(columns.keys() - used - {"system", image_column}), is_number)
+    unused = columns.keys() - used - {"system", image_column}
+    if unused:
+        refuse_misspelt(columns, unused, _absent(bool(image_column), "system" in columns))
+    return ParsedRow(sample, placed_first, frozenset(unused), is_number)
+
+
+def _absent(has_images: bool, has_system: bool) -> tuple[str, ...]:
+    """Return the columns that a row may have and does not."""
+    return (() if has_images else IMAGE_COLUMNS) + (() if has_system else ("system",))
 
 
 def _without_nulls(row: dict) -> dict:
