@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 _DEEP_GREYS = ("I", "F")
 """Beginnings of the modes with 16 or 32 bits: I, I;16, I;16B, F."""
+_PHOTOMETRIC_TAG = 262
 _SWAPPED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 _SWAPPED_COLOURS = {
     f"{mode};{depth}": f"{mode};{other}" for mode in ("RGB", "RGBA") for depth, other in _SWAPPED.items()
@@ -36,12 +37,13 @@ def to_rgb(image: "Image", lower_bytes: "Image | None" = None) -> "Image":
 
     `lower_bytes` of a picture of 16-bit colours is the same one as `read_lower_bytes` has it decoded.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if lower_bytes is not None:
         image = _colours(image, lower_bytes)
     elif image.mode.startswith(_DEEP_GREYS):
-        return _grey(image).convert("RGB")
+        grey = _grey(image)
+        return (ImageOps.invert(grey) if _counts_from_white(image) else grey).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
@@ -64,6 +66,11 @@ def upright(image: "Image", orientation: int) -> "Image":
     )
     step = steps[orientation - 1]
     return image if step is None else image.transpose(step)
+
+
+def _counts_from_white(image: "Image") -> bool:
+    """Whether 0 is white, as in TIFF files of X-rays; Pillow turns levels of 8 bits alone."""
+    return image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC_TAG) == 0
 
 
 def _raw_mode(image: "Image") -> str:

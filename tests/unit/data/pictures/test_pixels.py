@@ -30,12 +30,16 @@ def png_16(levels: np.ndarray, colour_type: int) -> ImageRef:
     )
 
 
-def tiff_16(levels: np.ndarray) -> ImageRef:
-    """An uncompressed little-endian TIFF with 16 bits a colour: levels [height, width, 3]."""
-    height, width = levels.shape[:2]
+RGB, WHITE_IS_ZERO = 2, 0
+
+
+def tiff_16(levels: np.ndarray, kind: int = RGB) -> ImageRef:
+    """An uncompressed little-endian TIFF with 16 bits a colour: levels [height, width, 3], or [height, width]."""
+    height, width, colours = (*levels.shape, 1)[:3]
     pixels = levels.astype("<u2").tobytes()
-    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8 + len(pixels)), (259, 3, 1, 1), (262, 3, 1, 2)]
-    entries += [(273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(pixels)), (284, 3, 1, 1)]
+    bits = (258, 3, 3, 8 + len(pixels)) if colours == 3 else (258, 3, 1, 16)
+    entries = [(256, 3, 1, width), (257, 3, 1, height), bits, (259, 3, 1, 1), (262, 3, 1, kind)]
+    entries += [(273, 4, 1, 8), (277, 3, 1, colours), (278, 3, 1, height), (279, 4, 1, len(pixels)), (284, 3, 1, 1)]
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
     start = 8 + len(pixels) + 6
     return ImageRef(
@@ -91,6 +95,11 @@ def test_deep_transparent_colours_are_on_white():
     pixels = opened(png_16(levels, 6))
     assert (pixels[0] == 255).all()
     assert np.abs(pixels[1:, :, 0].astype(int) - GREYS[1:]).max() <= 1
+
+
+def test_levels_that_count_from_white_on_are_turned():
+    ref = tiff_16(RAMP, WHITE_IS_ZERO)
+    assert np.abs(opened(ref)[..., 0].astype(int) - (255 - GREYS.astype(int))).max() <= 1
 
 
 def test_what_is_no_number_is_black():
