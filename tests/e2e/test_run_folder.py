@@ -28,6 +28,7 @@ FILES = {
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
     "adapter/chat_template.jinja",
+    "adapter/manifest.json",
     "adapter/processor_config.json",
     "adapter/tokenizer.json",
     "adapter/tokenizer_config.json",

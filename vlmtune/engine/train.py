@@ -16,7 +16,7 @@ from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_withou
 from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.data.workers import workers_for_training
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
-from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, save_adapter, save_whole
+from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
@@ -30,6 +30,7 @@ from vlmtune.models.inventory import InventoryRow, inventory
 from vlmtune.models.processor import load_processor
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.manifest import write_manifest
 from vlmtune.runs.page import write_report
 from vlmtune.runs.records import LongestRow, TrainReport
 from vlmtune.runs.versions import library_versions
@@ -165,6 +166,7 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
     else:
         save_adapter(model, partial)
     processor.save_pretrained(partial)
+    write_manifest(partial)
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)
@@ -179,7 +181,7 @@ def _partial(plan: RunPlan, folder: RunFolder) -> Path:
 def _checkpoint(folder: RunFolder, resume: bool, view: LiveView) -> str | None:
     """Return the checkpoint to go on from, with the log cut back to it."""
     drop_incomplete(folder)
-    checkpoint = folder.latest_checkpoint() if resume else None
+    checkpoint = newest_whole(folder, view.note) if resume else None
     if resume:
         start = f"continuing from {checkpoint.name}" if checkpoint else "no checkpoint yet: starting from the beginning"
         view.note(start)

@@ -21,6 +21,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.hub.shards import StoredTensor
 from vlmtune.models.streaming import read_parameter
+from vlmtune.runs.adapter import WEIGHTS
 
 SAMPLED_NUMBERS = 4096
 QUANTISATION_ERROR = 0.2
@@ -75,7 +76,7 @@ def refuse_other_numbers(model: PreTrainedModel, stored: dict[str, StoredTensor]
 def refuse_other_base(base: nn.Module, adapter: Path) -> None:
     """Raise when an adapter's tensors do not fit the modules of a base: it was trained on another model."""
     modules = dict(base.named_modules())
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+    with safe_open(adapter / WEIGHTS, "pt") as file:
         for name in file.keys():  # noqa: SIM118  it is no mapping
             path, _, half = name.removeprefix("base_model.model.").rpartition(".lora_")
             module, shape = modules.get(path), file.get_slice(name).get_shape()

@@ -3,12 +3,17 @@
 import json
 from pathlib import Path
 
-CONFIG = "adapter_config.json"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_adapter(folder: Path) -> bool:
     """Return whether PEFT would load a folder."""
     return (folder / CONFIG).is_file()
+
+
+def missing_file(folder: Path) -> str | None:
+    """Return the file that an adapter lacks: PEFT would look for it on the hub, or take a pickle beside it."""
+    return next((name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()), None)
 
 
 def run_of(folder: Path) -> Path | None:

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, parse_json, strict_json, write_atomically, write_json
-from vlmtune.runs.adapter import base_in_words, is_adapter, run_of
+from vlmtune.runs.adapter import base_in_words, is_adapter, missing_file, run_of
+from vlmtune.runs.manifest import damage, refuse_damaged
 from vlmtune.runs.memory import Memory
 from vlmtune.runs.records import Outcome, Retry, StepRecord
 
@@ -151,7 +152,7 @@ class RunFolder:
         return {
             int(found.group(1)): marker.parent
             for marker in self.checkpoints.glob(f"checkpoint-*/{COMPLETE}")
-            if (found := re.fullmatch(r"checkpoint-(\d+)", marker.parent.name))
+            if not marker.parent.is_symlink() and (found := re.fullmatch(r"checkpoint-(\d+)", marker.parent.name))
         }
 
     def learned(self, checkpoint: str | None = None) -> Learned:
@@ -163,9 +164,11 @@ class RunFolder:
             VlmtuneError: there is no such checkpoint, or none and no result.
         """
         result = next((folder for folder in (self.adapter, self.model) if folder.is_dir()), None)
-        if result and checkpoint is None:
-            return Learned(result)
         steps = self._complete_checkpoints()
+        if result and checkpoint is None:
+            way_out = "--checkpoint newest takes a checkpoint" if steps else "train it again"
+            refuse_damaged(result, damage(result) or _missing(result), way_out)
+            return Learned(result)
         if not steps:
             raise VlmtuneError(
                 f"{self.path} has no checkpoint" + ("" if result else " and no adapter: nothing was learned yet"),
@@ -173,6 +176,7 @@ class RunFolder:
             )
         step = _step_of(checkpoint or NEWEST, steps)
         total = next((f" of {record.total_steps:,} steps" for record in self.read_log()[-1:]), "")
+        refuse_damaged(steps[step], damage(steps[step], COMPLETE), "--checkpoint STEP takes another")
         why = "" if checkpoint else f"{self.path} has not finished: "
         return Learned(steps[step], f"{why}{steps[step].name}{total} is used")
 
@@ -247,6 +251,12 @@ def _step_of(checkpoint: str, steps: dict[int, Path]) -> int:
         there = ", ".join(str(step) for step in sorted(steps))
         raise VlmtuneError(f"--checkpoint {checkpoint}: there is no such checkpoint", f"those are: {there}, {NEWEST}")
     return int(named)
+
+
+def _missing(result: Path) -> str | None:
+    """Return what a result without a manifest, of version 0.1.0, lacks."""
+    absent = missing_file(result) if result.name == "adapter" else None
+    return absent and f"{absent} is missing"
 
 
 def _read(path: Path, shape: type[T]) -> T:
