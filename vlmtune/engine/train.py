@@ -200,8 +200,9 @@ def _check_longest(rows: TuneDataset, lengths: Lengths, plan: RunPlan) -> None:
     if row.num_image_tokens != lengths.image[index]:
         raise VlmtuneError(
             f"{row.where}: the processor of {plan.model_name} makes {row.num_image_tokens} image tokens, "
-            f"{lengths.image[index]} were expected",
-            "preprocessor_config.json and config.json of the model do not fit together: download both again",
+            f"{lengths.image[index]} were counted",
+            "this is a mistake of vlmtune: please report the model and the size of that row's images; without them "
+            "the other rows can be trained",
         )
 
 

@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmtune.errors import VlmtuneError
+
 Json = Mapping[str, Any]
+PIXEL_LIMITS = ("min_pixels", "max_pixels")
+"""Older names of `size` in files of image processors: where a file has both, the library goes by these."""
+
+
+class RefusedImage(VlmtuneError):
+    """A model's processor takes no image of some size."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,10 @@ class Family:
     vision_linears: tuple[str, ...]
     """Leaf names of the vision tower's linear layers."""
     image_tokens: Callable[[Json, Json, int, int], int]
-    """(config, preprocessor config, width_px, height_px) -> tokens that one image takes, its markers included."""
+    """(config, preprocessor config, width_px, height_px) -> tokens that one image takes, its markers included.
+
+    Raises `RefusedImage` where the processor would refuse that size.
+    """
     image_settings: Callable[[Json, Json, int | None], ImageSettings]
     """(config, preprocessor config, data.image_size) -> how to set the image processor."""
     head: str = "lm_head"

@@ -137,7 +137,7 @@ def _counted(batches: Iterator[Batch], processor: ProcessorMixin, family: Family
         num_rows += len(names)
         advance(len(names))
     if problems:
-        raise _misfits(problems, num_problems, num_rows)
+        raise misfits(problems, num_problems, num_rows)
     return np.concatenate(counts)
 
 
@@ -179,12 +179,13 @@ def _counter(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[i
     return count
 
 
-def _misfits(problems: list[VlmtuneError], num_problems: int, num_rows: int) -> VlmtuneError:
+def misfits(problems: list[VlmtuneError], num_problems: int, num_rows: int) -> VlmtuneError:
+    """Return the one error that names rows, all or the first of `num_problems`; each hint is given once."""
     if num_rows == 1:
         return problems[0]
     hints: set[str | None] = set()
     shown = []
-    for problem in problems:
+    for problem in problems[:MAX_PROBLEMS]:
         shown.append(VlmtuneError(problem.message, None if problem.hint in hints else problem.hint))
         hints.add(problem.hint)
     return VlmtuneError(f"{num_problems} of {num_rows} rows do not fit the model", problems=tuple(shown))
