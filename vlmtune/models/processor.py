@@ -102,6 +102,20 @@ def special_token_ids(processor: ProcessorMixin) -> set[int]:
     return added | set(tokenizer.all_special_ids)
 
 
+def plain_ids(processor: ProcessorMixin, text: str) -> list[int]:
+    """Return the tokens of a text as it stands, without any that the tokenizer puts before or behind."""
+    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def ask_and_answer(processor: ProcessorMixin) -> tuple[str, str]:
+    """Return what the chat template makes of a question, and what it writes between that and its answer."""
+    prompt = processor.apply_chat_template(PROBE[:1], tokenize=False, add_generation_prompt=True)
+    row = processor.apply_chat_template(PROBE, tokenize=False)
+    if not row.startswith(prompt):
+        return prompt, ""
+    return prompt, row[len(prompt) :].partition(PROBE[1]["content"][0]["text"])[0]
+
+
 def turn_end_id(processor: ProcessorMixin) -> int | None:
     """Return the special token that the chat template puts after an answer, or None when it puts none."""
     if not processor.chat_template:
