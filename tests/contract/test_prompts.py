@@ -6,20 +6,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import TINY
 from tiny.rows import TinyModel
+from tiny.templates import THINKING
 
 from vlmtune.data.encode import IGNORED, encode, encode_prompt
 from vlmtune.data.measure.counting import text_tokens
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.errors import VlmtuneError
 
-THINKING = (  # as Qwen3-VL-Thinking's: asked within a thought, which rows without one have empty, the last answer alone
-    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}"
-    "{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['role'] == 'assistant' and loop.index0 > ns.last %}<think>\n\n</think>\n\n{% endif %}"
-    "{% for p in m['content'] %}{% if p['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}"
-    "{{ p['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
-)
 BLANKS = st.sampled_from(["", "", " ", "\n", "\n\n", "\t \n", "\u2003"])
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1, max_size=12)
 ENDS = st.sampled_from(["", "", ")", "://x", "</s>x", "\u0301", "<box>", "\n"])

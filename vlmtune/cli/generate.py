@@ -35,10 +35,13 @@ def generate(
 
     quiet_libraries()
     sample = Sample((Turn("user", (*images, prompt)), Turn("assistant", ("",))), "--prompt")
-    answer = ask(load_tuned(folder), [sample], max_new_tokens)[0]
+    [written] = ask(load_tuned(folder), [sample], max_new_tokens)
+    if written.is_cut:
+        typer.echo(f"cut at {max_new_tokens} tokens: --max-new-tokens N lets the answer be longer", err=True)
     if as_json:
         from vlmtune.cli.show import render
 
-        render.print_json({"prompt": prompt, "images": [str(path) for path in image or ()], "answer": answer})
+        asked = {"prompt": prompt, "images": [str(path) for path in image or ()]}
+        render.print_json({**asked, "answer": written.answer, "thought": written.thought, "cut": written.is_cut})
         return
-    typer.echo(answer)
+    typer.echo(written.answer)

@@ -12,7 +12,7 @@ from itertools import pairwise
 from transformers import ProcessorMixin
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.models.processor import ask_and_answer, plain_ids
+from vlmtune.models.processor import THINKING, ask_and_answer, plain_ids
 
 HEAD = re.compile(r"\s*\S{0,4}")
 """The characters of an answer that a tokenizer may join with those before it."""
@@ -54,6 +54,23 @@ def answer_apart(text: str, answers: Sequence[Span], processor: ProcessorMixin, 
         return None
     ids = plain_ids(processor, text[begins[-1] :])
     return Apart(ids, len(prompts[-1]) + len(ids) - len(whole))
+
+
+def rewritten(where: str, turn_number: int, is_kept: bool) -> VlmtuneError:
+    """Return why a turn cannot be trained: before it the row is not what the model is asked with.
+
+    `is_kept`: the turns before it are written as they are asked with; it is the asking that differs.
+    """
+    if is_kept:
+        return VlmtuneError(
+            f"{where}: the chat template asks for an answer in other words than it writes before one, "
+            "so a model trained on this row would not know the question",
+            f"try data.chat_template_kwargs.{THINKING}: true or false, or correct the model's chat_template.jinja",
+        )
+    return VlmtuneError(
+        f"{where}: the chat template rewrites earlier turns, so turn {turn_number} cannot be trained",
+        "split the conversation into rows with one answer each",
+    )
 
 
 class Joins:

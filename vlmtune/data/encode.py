@@ -16,7 +16,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from vlmtune.data.boundary import answer_apart
+from vlmtune.data.boundary import answer_apart, rewritten
 from vlmtune.data.types import Sample
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
@@ -170,10 +170,8 @@ def render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[Span]]:
             continue
         before, upto = rendered(index, ask=True), rendered(index + 1)
         if not (full.startswith(before) and full.startswith(upto)):
-            raise VlmtuneError(
-                f"{sample.where}: the chat template rewrites earlier turns, so turn {index + 1} cannot be trained",
-                "split the conversation into rows with one answer each",
-            )
+            is_kept = full.startswith(rendered(index)) and full.startswith(upto)
+            raise rewritten(sample.where, index + 1, is_kept)
         spans.append((len(before), len(upto)))
     return full, spans
 

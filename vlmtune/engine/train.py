@@ -27,7 +27,7 @@ from vlmtune.hub.source import ModelSource
 from vlmtune.models.build import base_of, build_model, check_checkpoint, family_of
 from vlmtune.models.features import serve_features
 from vlmtune.models.inventory import InventoryRow, inventory
-from vlmtune.models.processor import load_processor
+from vlmtune.models.processor import load_processor, template_notes
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.page import write_report
@@ -60,6 +60,8 @@ def _train(
     family = family_of(plan)
     check_checkpoint(plan)
     processor = load_processor(plan)
+    for note in template_notes(processor, plan):
+        view.note(note)
 
     def measured(rows: MeasuredRows) -> Lengths:
         return rows.lengths(processor, family, plan, source, view.doing)

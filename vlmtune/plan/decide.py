@@ -43,6 +43,7 @@ def make_plan(
         "device": device.kind,
         "attention": _attention(model, choices),
         **_number_formats(config, device, choices),
+        "chat_template_kwargs": config.data.chat_template_kwargs.model_dump(exclude_none=True),
         "allow_urls": config.data.allow_urls,
         "num_workers": _num_workers(config, device),
         "num_epochs": 1.0 if training.num_epochs is None else training.num_epochs,

@@ -99,6 +99,8 @@ class RunPlan:
     """Images are encoded before the language model loads, and the vision tower is not part of the training model."""
     cache_features_gib: float = 20.0
     """What all cached features may take of the disk."""
+    chat_template_kwargs: dict[str, bool] = field(default_factory=dict)
+    """What the user wants the chat template to be told."""
     streamed_layers: int = 0
     """The language model's layers that lie in main memory."""
 
