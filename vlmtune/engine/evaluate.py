@@ -200,3 +200,11 @@ def end_token_ids(base: nn.Module, processor: ProcessorMixin) -> list[int]:
     if processor.chat_template:
         ids.add(turn_end_id(processor))
     return sorted(token_id for token_id in ids if token_id is not None)
+
+
+def serve_ends(model: nn.Module, processor: ProcessorMixin) -> None:
+    """Let a model that is saved end its answers elsewhere as it does here: servers go by its generation config."""
+    config, ends = model.generation_config, end_token_ids(model, processor)
+    own = config.eos_token_id
+    if set(ends) != set(own if isinstance(own, list) else [own]):
+        config.eos_token_id = ends

@@ -15,6 +15,7 @@ from transformers import AutoProcessor
 
 from vlmtune.data.encode import encode
 from vlmtune.data.types import ImageRef, Sample, Turn
+from vlmtune.engine.evaluate import serve_ends
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL
 from vlmtune.models.build import build_tuned, family_of, load_base
@@ -67,9 +68,11 @@ def merge(folder: RunFolder, out_dir: Path) -> MergeProof:
     model = build_tuned(plan, str(folder.adapter), quantized=False)
     expected = _logits(model, inputs)
     partial = out_dir.with_name(out_dir.name + PARTIAL)
-    model.merge_and_unload().save_pretrained(partial)
+    whole = model.merge_and_unload()
+    serve_ends(whole, processor)
+    whole.save_pretrained(partial)
     processor.save_pretrained(partial)
-    del model
+    del model, whole
     saved = dataclasses.replace(plan, model=str(partial.resolve()), prequantised=False)
     merged = _logits(load_base(saved, quantized=False).eval(), inputs)
     proof = _compare(expected, merged, plan)

@@ -16,7 +16,7 @@ from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_withou
 from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, save_adapter
-from vlmtune.engine.evaluate import mean_loss
+from vlmtune.engine.evaluate import mean_loss, serve_ends
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
@@ -162,6 +162,7 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
     target = partial.with_suffix("")
     shutil.rmtree(partial, ignore_errors=True)
     if plan.method == "full":
+        serve_ends(model, processor)
         model.save_pretrained(partial)
     else:
         save_adapter(model, partial)
