@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.processor import THINKING, ask_and_answer, plain_ids
 
-HEAD = re.compile(r"\s*\S{0,4}")
+HEAD = re.compile(r"\s*[^\w\s]{0,4}\w?")
 """The characters of an answer that a tokenizer may join with those before it."""
 Span = tuple[int, int]
 
