@@ -42,6 +42,7 @@ def make_plan(
         "family": _checked_family(model, config, choices),
         "device": device.kind,
         "attention": _attention(model, choices),
+        "has_own_head": model.has_own_head,
         **_number_formats(config, device, choices),
         "chat_template_kwargs": config.data.chat_template_kwargs.model_dump(exclude_none=True),
         "allow_urls": config.data.allow_urls,
