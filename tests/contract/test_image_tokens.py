@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -70,3 +71,15 @@ def test_image_tokens_are_those_of_the_processor(files, size_px, image_size):
             family.image_tokens(source.config, plan.preprocessor(source.preprocessor), *shown_px)
     else:
         assert family.image_tokens(source.config, plan.preprocessor(source.preprocessor), *shown_px) == made
+
+
+def test_a_model_without_a_family_of_its_own_refuses_what_its_processor_refuses():
+    source = open_model("Qwen/Qwen3.5-0.8B", None, Path.cwd(), offline_catalog=True)
+    family = find_family(source.config, "Qwen3.5")
+    assert family.image_tokens(source.config, source.preprocessor, 1500, 12) > 0
+    for size_px in ((1500, 7), (7, 1500), (1, 201)):
+        with pytest.raises(
+            RefusedImage, match="processor refuses an image: absolute aspect ratio"
+        ) as why:
+            family.image_tokens(source.config, source.preprocessor, *size_px)
+        assert why.value.hint == "replace it, or remove the row"
