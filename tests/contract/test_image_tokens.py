@@ -78,8 +78,6 @@ def test_a_model_without_a_family_of_its_own_refuses_what_its_processor_refuses(
     family = find_family(source.config, "Qwen3.5")
     assert family.image_tokens(source.config, source.preprocessor, 1500, 12) > 0
     for size_px in ((1500, 7), (7, 1500), (1, 201)):
-        with pytest.raises(
-            RefusedImage, match="processor refuses an image: absolute aspect ratio"
-        ) as why:
+        with pytest.raises(RefusedImage, match="processor refuses an image: absolute aspect ratio") as why:
             family.image_tokens(source.config, source.preprocessor, *size_px)
         assert why.value.hint == "replace it, or remove the row"

@@ -58,7 +58,7 @@ def perfect_evaluation(tiny, rows: list[Sample], monkeypatch, processor=None) ->
 
     monkeypatch.setattr(module, "greedy", write)
     monkeypatch.setattr(module, "row_losses", lambda model, rows, *rest: [(0.0, 1)] * len(rows))
-    return evaluate_rows(Tuned(tiny.plan, build_model(tiny.plan), processor), rows, None, lambda: None)
+    return evaluate_rows(Tuned(tiny.plan, build_model(tiny.plan), processor), rows, None)
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
@@ -89,10 +89,10 @@ def test_an_answer_that_does_not_end_is_counted_as_cut(tiny, tmp_path, monkeypat
     rows = [sample("one?", "red", image), sample("two?", "a longer one", image)]
     perfect_evaluation(tiny, rows, monkeypatch)
     tuned = Tuned(tiny.plan, build_model(tiny.plan), tiny.processor)
-    found = evaluate_rows(tuned, rows, 5, lambda: None)
+    found = evaluate_rows(tuned, rows, 5)
     assert [answer.cut for answer in found.answers] == [False, True] and found.num_cut == 1
     assert found.max_new_tokens == 5 and found.as_dict()["num_cut"] == 1
-    assert evaluate_rows(tuned, rows, None, lambda: None).max_new_tokens in (13, 14)  # some begin with a blank
+    assert evaluate_rows(tuned, rows, None).max_new_tokens in (13, 14)  # some begin with a blank
 
 
 CASES = {  # template, what the config says, how the prompt ends, what is said

@@ -14,6 +14,7 @@ from transformers import ProcessorMixin
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.encode import IGNORED, render
+from vlmtune.data.progress import Advance, nobody
 from vlmtune.data.types import Sample
 from vlmtune.engine.step import forward_loss
 from vlmtune.engine.tuned import Tuned
@@ -55,14 +56,19 @@ class Answer:
         return normalize("NFC", self.answer.strip()) == normalize("NFC", self.expected.strip())
 
 
-def mean_loss(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan) -> float:
-    """Return the mean cross-entropy a labelled token over all rows."""
-    losses = row_losses(model, rows, collator, plan)
+def mean_loss(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan, on_row: Advance = nobody) -> float:
+    """Return the evaluation loss: the mean cross-entropy a labelled token over all rows."""
+    losses = row_losses(model, rows, collator, plan, on_row)
     return sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses))
 
 
-def row_losses(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan) -> list[tuple[float, int]]:
-    """Return (summed loss, labelled tokens) of each row; one at a time needs less memory than any training step."""
+def row_losses(
+    model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan, on_row: Advance = nobody
+) -> list[tuple[float, int]]:
+    """Return (summed loss, labelled tokens) of each row; one at a time needs less memory than any training step.
+
+    `on_row` is called with 1 after each.
+    """
     was_training = model.training
     model.eval()
     losses = []
@@ -72,6 +78,7 @@ def row_losses(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPla
             batch = {key: value.to(plan.device) for key, value in batch.items() if key != WHERE}
             tokens = int((batch["labels"] != IGNORED).sum())
             losses.append((forward_loss(model, batch, plan, num_items=1).item(), tokens))
+            on_row(1)
     model.train(was_training)
     return losses
 
@@ -110,15 +117,19 @@ class Evaluation:
 
 
 def evaluate_rows(
-    tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int | None, on_answer: Callable[[], None]
+    tuned: Tuned,
+    samples: Sequence[Sample],
+    max_new_tokens: int | None,
+    on_loss: Advance = nobody,
+    on_answer: Advance = nobody,
 ) -> Evaluation:
-    """Return loss and generated answer of every row; `on_answer` is called after each.
+    """Return loss and generated answer of every row; each is told of with 1.
 
     Without `max_new_tokens` an answer may have as many tokens as the longest expected one.
     """
     limit = max_new_tokens or max(num_answer_tokens(sample, tuned) for sample in samples)
     rows = TuneDataset(samples, tuned.processor, family_of(tuned.plan), tuned.plan, tuned.features)
-    losses = row_losses(tuned.model, rows, Collator(tuned.processor), tuned.plan)
+    losses = row_losses(tuned.model, rows, Collator(tuned.processor), tuned.plan, on_loss)
     answers = [
         Answer(
             sample.where,
@@ -146,7 +157,7 @@ def num_answer_tokens(sample: Sample, tuned: Tuned) -> int:
 
 
 def generate(
-    tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Callable[[], None] = lambda: None
+    tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Advance = nobody
 ) -> list[Written]:
     """Return what the model writes (greedily) in place of each sample's last answer."""
     plan, processor, answers = tuned.plan, tuned.processor, []
@@ -163,7 +174,7 @@ def generate(
         )
         new_ids = ids[0, prompt["input_ids"].shape[1] :].tolist()
         answers.append(_written(new_ids, ends, processor))
-        on_answer()
+        on_answer(1)
     return answers
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import ProcessorMixin
 
+    from vlmtune.data.encode import Encoded
     from vlmtune.data.measure.lengths import Lengths
 
 
@@ -59,12 +60,22 @@ class GivenRows:
 
     def processor(self, plan: RunPlan) -> "ProcessorMixin":
         """Return the model's processor as the plan sets it."""
-        from vlmtune.models.processor import load_processor
-
         setting = json.dumps(plan.image_overrides, sort_keys=True, default=str)
         if setting not in self._processors:
-            self._processors[setting] = load_processor(plan)
+            self._processors[setting] = self._load(plan)
         return self._processors[setting]
+
+    def _load(self, plan: RunPlan) -> "ProcessorMixin":
+        from vlmtune.models.processor import load_processor
+
+        return load_processor(plan)
+
+    def dataset(self, plan: RunPlan) -> "Sequence[Encoded]":
+        """Return the rows as a model gets them."""
+        from vlmtune.data.dataset import TuneDataset
+        from vlmtune.models.build import family_of
+
+        return TuneDataset(self.samples, self.processor(plan), family_of(plan), plan)
 
     def lengths(self, plan: RunPlan, source: ModelSource) -> "Lengths":
         """Return the tokens of each row under a plan.

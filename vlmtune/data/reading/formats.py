@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from vlmtune.data.reading.image_refs import IMAGE_KEYS, ImageRules, image_ref, image_refs, is_utf8
+from vlmtune.data.reading.misspelt import refuse_misspelt
 from vlmtune.data.types import ImageRef, Role, RowProblem, Sample, Turn, count, kind_of, shortened
 
 TURN_COLUMNS = ("messages", "conversations")
@@ -69,7 +70,15 @@ def parse_row(row: object, where: str, rules: ImageRules, number: int = 0) -> Pa
     placed_first = _place_images(turns, images)
     sample = Sample(tuple(Turn(role, tuple(parts)) for role, parts in turns), where, number)
     _check_turns(sample.turns)
-    return ParsedRow(sample, placed_first, frozenset(columns.keys() - used - {"system", image_column}))
+    unused = columns.keys() - used - {"system", image_column}
+    if unused:
+        refuse_misspelt(columns, unused, _absent(bool(image_column), "system" in columns))
+    return ParsedRow(sample, placed_first, frozenset(unused))
+
+
+def _absent(has_images: bool, has_system: bool) -> tuple[str, ...]:
+    """Return the columns that a row may have and does not."""
+    return (() if has_images else IMAGE_COLUMNS) + (() if has_system else ("system",))
 
 
 def _without_nulls(row: dict) -> dict:
