@@ -127,8 +127,8 @@ def evaluate_rows(
 
     Without `max_new_tokens` an answer may have as many tokens as the longest expected one.
     """
-    limit = max_new_tokens or max(num_answer_tokens(sample, tuned) for sample in samples)
     rows = TuneDataset(samples, tuned.processor, family_of(tuned.plan), tuned.plan, tuned.features)
+    limit = max_new_tokens or max(num_answer_tokens(sample, tuned) for sample in rows.samples)
     losses = row_losses(tuned.model, rows, Collator(tuned.processor), tuned.plan, on_loss)
     answers = [
         Answer(
@@ -140,7 +140,7 @@ def evaluate_rows(
             written.is_cut,
         )
         for sample, written, (loss, tokens) in zip(
-            samples, generate(tuned, samples, limit, on_answer), losses, strict=True
+            rows.samples, generate(tuned, samples, limit, on_answer), losses, strict=True
         )
     ]
     return Evaluation(sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses)), answers, limit)

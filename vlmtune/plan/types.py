@@ -103,6 +103,8 @@ class RunPlan:
     """What all cached features may take of the disk."""
     chat_template_kwargs: dict[str, bool] = field(default_factory=dict)
     """What the user wants the chat template to be told."""
+    boxes: str = ""
+    """Name of how the model writes boxes; empty in plans from before rows could hold any."""
     streamed_layers: int = 0
     """The language model's layers that lie in main memory."""
 

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from transformers import ProcessorMixin
 
+from vlmtune.data.boxes.writing import written
 from vlmtune.data.encode import encode, render
 from vlmtune.data.images import image_size_px, shrunk_size_px
 from vlmtune.data.measure.counting import MAX_PROBLEMS, PROBE, misfits, question_text, text_tokens
@@ -120,16 +121,21 @@ def _size_in_words(size_px: tuple[int, int], image_size: int | None) -> str:
 
 
 def measure(
-    samples: Sequence[Sample], processor: ProcessorMixin, family: Family, progress: Progress | None = None
+    samples: Sequence[Sample],
+    processor: ProcessorMixin,
+    family: Family,
+    progress: Progress | None = None,
+    plan: RunPlan | None = None,
 ) -> Measures:
     """Return what rows have under every plan: text by the tokenizer, images from their headers.
 
-    `progress` is told how far long work is, in place of who was told of reading.
+    `progress` is told how far long work is, in place of who was told of reading. Boxes are counted as they are written
+    under `plan`; in pixels of a picture that another plan shrinks more, a number may have a digit less.
 
     Raises:
         VlmtuneError: rows that the model cannot take, all of them named.
     """
-    text = text_tokens(samples, processor, family, progress)
+    text = text_tokens(written(samples, plan, processor, family) if plan else samples, processor, family, progress)
     num_images, sizes_px = images_of(samples)
     size_of_image, sizes = _sizes_once(sizes_px)
     return Measures(samples, text, num_images, size_of_image.astype(np.int32), sizes)
