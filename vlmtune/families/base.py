@@ -7,9 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmtune.errors import VlmtuneError
 from vlmtune.families.boxes import THOUSANDTHS, BoxConvention
 
 Json = Mapping[str, Any]
+PIXEL_LIMITS = ("min_pixels", "max_pixels")
+"""Older names of `size` in files of image processors: where a file has both, the library goes by these."""
+
+
+class RefusedImage(VlmtuneError):
+    """A model's processor takes no image of some size."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,10 @@ class Family:
     vision_linears: tuple[str, ...]
     """Leaf names of the vision tower's linear layers."""
     image_tokens: Callable[[Json, Json, int, int], int]
-    """(config, preprocessor config, width_px, height_px) -> tokens that one image takes, its markers included."""
+    """(config, preprocessor config, width_px, height_px) -> tokens that one image takes, its markers included.
+
+    Raises `RefusedImage` where the processor would refuse that size.
+    """
     image_settings: Callable[[Json, Json, int | None], ImageSettings]
     """(config, preprocessor config, data.image_size) -> how to set the image processor."""
     head: str = "lm_head"

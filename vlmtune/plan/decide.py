@@ -45,6 +45,7 @@ def make_plan(
         "attention": _attention(model, choices),
         "has_own_head": model.has_own_head,
         **_number_formats(config, device, choices),
+        "chat_template_kwargs": config.data.chat_template_kwargs.model_dump(exclude_none=True),
         "allow_urls": config.data.allow_urls,
         "num_workers": _num_workers(config, device),
         "num_epochs": 1.0 if training.num_epochs is None else training.num_epochs,

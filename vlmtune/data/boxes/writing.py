@@ -86,7 +86,7 @@ def has_boxes(sample: Sample) -> bool:
 def writer_for(plan: "RunPlan", source: "ModelSource") -> BoxWriter:
     """Return what writes boxes as the model of a plan does, by its files."""
     convention = source.facts(plan.model_name).family.box_convention(plan.boxes)
-    return BoxWriter(convention, plan.image_size, {**source.preprocessor, **plan.image_overrides})
+    return BoxWriter(convention, plan.image_size, plan.preprocessor(source.preprocessor))
 
 
 def writer_of(plan: "RunPlan", processor: "ProcessorMixin", family: "Family") -> BoxWriter:

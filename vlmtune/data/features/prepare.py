@@ -104,7 +104,7 @@ def _prepare_disk(
     Raises:
         VlmtuneError: the budget or the disk has none, or the folder cannot be written.
     """
-    preprocessor = {**model.preprocessor, **plan.image_overrides}
+    preprocessor = plan.preprocessor(model.preprocessor)
     per_token = bytes_per_token(plan, model)
 
     def size(sizes_px: Sequence[tuple[int, int]]) -> int:
