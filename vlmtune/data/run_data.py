@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Literal
 
-from vlmtune.data.types import Sample
+from vlmtune.data.samples import refusal
+from vlmtune.data.types import BadRow, Sample
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
 class MeasuredRows:
     """Rows for one model, measured when that is first asked for: the estimate and every try of a run share it."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
+    def __init__(self, samples: Sequence[Sample], on_bad_row: Literal["error", "skip"] = "error") -> None:
         self.samples = samples
-        self._measures: Measures | None = None
+        self.on_bad_row: Literal["error", "skip"] = on_bad_row
+        """What to do with rows that the model cannot take."""
+        self._measured: tuple[Measures, list[BadRow]] | None = None
 
     def lengths(
         self,
@@ -31,18 +35,66 @@ class MeasuredRows:
         source: "ModelSource",
         progress: "Progress | None" = None,
     ) -> "Lengths":
-        """Return every row's tokens under one plan; `progress` is as for `measure`.
+        """Return the tokens under one plan of every row that the model takes; `progress` is as for `measure`.
 
         Raises:
-            VlmtuneError: rows that the model cannot take, all of them named, or image tokens counted wrongly.
+            VlmtuneError: rows that the model cannot take, all of them counted, or image tokens counted wrongly.
         """
-        from vlmtune.data.measure.lengths import check_image_tokens, measure
+        from vlmtune.data.measure.lengths import check_image_tokens
 
-        if self._measures is None:
-            self._measures = measure(self.samples, processor, family, progress)
-        if len(self._measures.size_of_image):
+        measures = require_fitting(*self._measures(processor, family, progress), self.on_bad_row)
+        if len(measures.size_of_image):
             check_image_tokens(processor, family, plan, source)
-        return self._measures.lengths(plan, family, source)
+        return measures.lengths(plan, family, source)
+
+    def fitting(
+        self, processor: "ProcessorMixin", family: "Family", plan: "RunPlan", source: "ModelSource"
+    ) -> "tuple[MeasuredRows, list[BadRow]]":
+        """Return the rows that the model and its processor take under this plan, and those left out.
+
+        With `on_bad_row: skip` rows over `max_length`, or without an answer within it, are left out too.
+
+        Raises:
+            VlmtuneError: rows are refused and shall not be skipped, or none is left.
+        """
+        from vlmtune.data.measure.lengths import refused_lengths, refused_pictures
+
+        measures, bad_rows = self._measures(processor, family, None)
+        refused = refused_pictures(measures, processor, family, plan)
+        if self.on_bad_row == "skip":
+            refused += refused_lengths(measures.lengths(plan, family, source), processor, family, plan)
+        fitting = without(measures, refused)
+        bad_rows = sorted([*bad_rows, *refused], key=attrgetter("number"))
+        require_fitting(fitting, bad_rows, self.on_bad_row)
+        rows = MeasuredRows(fitting.samples, self.on_bad_row)
+        rows._measured = fitting, []
+        return rows, bad_rows
+
+    def _measures(
+        self, processor: "ProcessorMixin", family: "Family", progress: "Progress | None"
+    ) -> "tuple[Measures, list[BadRow]]":
+        from vlmtune.data.measure.lengths import measure
+
+        if self._measured is None:
+            self._measured = measure(self.samples, processor, family, progress)
+        return self._measured
+
+
+def without(measures: "Measures", bad_rows: list[BadRow]) -> "Measures":
+    """Return the measures of the other rows."""
+    if not bad_rows:
+        return measures
+    import numpy as np
+
+    places = {bad.where for bad in bad_rows}
+    return measures.chosen(np.array([sample.where not in places for sample in measures.samples], bool))
+
+
+def require_fitting(measures: "Measures", bad_rows: list[BadRow], on_bad_row: Literal["error", "skip"]) -> "Measures":
+    """Return the measures; raise one error that names rows that the model cannot take, unless they may be skipped."""
+    if bad_rows and (on_bad_row == "error" or not measures.samples):
+        raise refusal(bad_rows, len(measures.samples), "do not fit the model")
+    return measures
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> J
     from vlmtune.config.load import load_config
     from vlmtune.engine.single import refuse_several_processes
     from vlmtune.plan.length import begun_values, open_values, told_of_length
+    from vlmtune.workflow.fitting import fitting_data
     from vlmtune.workflow.start import start_on_gpu
 
     refuse_several_processes()
@@ -58,10 +59,11 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> J
         loaded = load_config(path, (*words, *changes))
     data = read_data(loaded, live=not err)
     begun = _begun(loaded) if resume else None
+    notes, commit = start_on_gpu(), _pinned_commit(loaded, begun)
+    data = fitting_data(data, *make_run_plan(loaded, commit=commit))
     chosen = begun_values(loaded.config, begun) if begun else open_values(loaded.config, len(data.train.samples))
     loaded = loaded.with_values(chosen, "the number of rows") if chosen else loaded
-    notes = start_on_gpu()
-    plan, source = make_run_plan(loaded, data, _pinned_commit(loaded, begun))
+    plan, source = make_run_plan(loaded, data, commit)
     lines = told_of_length(loaded.config.training, len(data.train.samples), chosen)
     return Job(loaded, plan, source, replace(data, notes=(*data.notes, *lines, *notes)), lines)
 
@@ -116,7 +118,7 @@ def make_run_plan(
     config = loaded.config
     source = open_model(config.model.name, commit or config.model.revision, loaded.base_dir)
     refuse_other_bits(loaded, source.facts(config.model.name))
-    digest = file_sha256(loaded.resolve_path(config.data.train_path))
+    digest = file_sha256(loaded.resolve_path(config.data.train_path)) if data else ""
     return make_plan(config, source, probe_device(), digest, data and given_rows(data)), source
 
 
@@ -133,6 +135,5 @@ def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     if data.val_path:
         val_rows = require_good(read_rows(loaded, loaded.resolve_path(data.val_path), live=live), data.on_bad_row)
     skipped = tuple(f"{bad.where}: {bad.problem}" for bad in rows.bad_rows)
-    if skipped:
-        typer.echo(f"{len(skipped)} rows are skipped (data.on_bad_row: skip); report.json names them", err=True)
-    return RunData(MeasuredRows(train_rows), MeasuredRows(val_rows), skipped, rows.notes)
+    train, val = (MeasuredRows(samples, data.on_bad_row) for samples in (train_rows, val_rows))
+    return RunData(train, val, skipped, rows.notes)

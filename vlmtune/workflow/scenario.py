@@ -42,7 +42,8 @@ def open_scenario(
     config, rows = loaded.config, None
     path = loaded.resolve_path(config.data.train_path)
     if needs_rows or path.exists():
-        rows = GivenRows(MeasuredRows(require_good(read_rows(loaded, path, live=live), config.data.on_bad_row)))
+        on_bad_row = config.data.on_bad_row
+        rows = GivenRows(MeasuredRows(require_good(read_rows(loaded, path, live=live), on_bad_row), on_bad_row))
     elif config.data.train_path != NO_DATA:
         typer.echo(f"there is no data file {path}: estimated for the largest row that the config allows", err=True)
     source = open_model(config.model.name, config.model.revision, loaded.base_dir, offline_catalog=rows is None)

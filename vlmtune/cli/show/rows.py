@@ -14,7 +14,7 @@ def print_preview(loaded: "LoadedConfig", samples: "list[Sample]") -> None:
     from vlmtune.cli.show import render
     from vlmtune.workflow.job import make_run_plan
 
-    plan, _ = make_run_plan(loaded)
+    plan, source = make_run_plan(loaded)
     from vlmtune.data.dataset import TuneDataset
     from vlmtune.data.preview import pieces
     from vlmtune.models.build import family_of

@@ -16,6 +16,12 @@ def text_row(question: str, where: str = "rows.jsonl:9") -> Sample:
     return Sample((Turn("user", (question,)), Turn("assistant", ("yes",))), where)
 
 
+def measured(*given):
+    measures, bad_rows = measure(*given)
+    assert not bad_rows
+    return measures
+
+
 @pytest.fixture
 def rows(tmp_path) -> list[Sample]:
     two = [picture(tmp_path, name, size_px, "red") for name, size_px in (("wide", (300, 20)), ("tall", (20, 300)))]
@@ -24,9 +30,9 @@ def rows(tmp_path) -> list[Sample]:
 
 def test_lengths_are_those_of_each_row_alone(models, rows):
     tiny = models("qwen2_vl")
-    lengths = measure(rows, tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source)
+    lengths = measured(rows, tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source)
     alone = [
-        measure([row], tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source).total.tolist()
+        measured([row], tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source).total.tolist()
         for row in rows
     ]
     assert len(lengths) == len(rows) and [[total] for total in lengths.total.tolist()] == alone
@@ -37,7 +43,7 @@ def test_lengths_are_those_of_each_row_alone(models, rows):
 
 def test_a_smaller_picture_size_is_counted_without_looking_at_rows_again(models, rows, monkeypatch):
     tiny = models("qwen2_vl")
-    measures = measure(rows, tiny.processor, tiny.family)
+    measures = measured(rows, tiny.processor, tiny.family)
     monkeypatch.setattr(module, "image_size_px", None)
     monkeypatch.setattr(module, "render", None)
     smaller = dataclasses.replace(tiny.plan, image_size=56)
@@ -54,7 +60,7 @@ def test_each_size_of_image_is_counted_once(models, rows):
         counted.append((width_px, height_px))
         return width_px
 
-    measures = measure([*rows, *rows], tiny.processor, tiny.family)
+    measures = measured([*rows, *rows], tiny.processor, tiny.family)
     lengths = measures.lengths(tiny.plan, dataclasses.replace(tiny.family, image_tokens=image_tokens), tiny.source)
     assert sorted(counted) == sorted({Image.open(ref.path).size for row in rows for ref in row.images})
     assert lengths.image.tolist() == 2 * [0, 40, 70, 100, 130, 320, 0]
@@ -62,12 +68,12 @@ def test_each_size_of_image_is_counted_once(models, rows):
 
 def test_no_rows_have_no_lengths(models):
     tiny = models("llava")
-    assert len(measure([], tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source)) == 0
+    assert len(measured([], tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source)) == 0
 
 
 def test_all_rows_over_the_limit_are_named(models, rows):
     tiny = models("llava")
-    lengths = measure(rows, tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source)
+    lengths = measured(rows, tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source)
     plan = dataclasses.replace(tiny.plan, max_length=int(lengths.text.min()))
     with pytest.raises(VlmtuneError, match=f"rows have more than data.max_length: {plan.max_length} text") as error:
         refuse_too_long(lengths, plan)

@@ -1,0 +1,43 @@
+"""Every row meets the model's template and processor before the model is downloaded or loaded."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from vlmtune.data.run_data import MeasuredRows, RunData
+    from vlmtune.data.types import BadRow
+    from vlmtune.hub.source import ModelSource
+    from vlmtune.plan.types import RunPlan
+
+
+def fitting_rows(rows: "MeasuredRows", plan: "RunPlan", source: "ModelSource") -> "tuple[MeasuredRows, list[BadRow]]":
+    """Return the rows that the plan's model takes, and those left out; loads the model's processor.
+
+    Raises:
+        VlmtuneError: rows are refused and shall not be skipped.
+    """
+    from vlmtune.engine.runtime import quiet_libraries
+
+    quiet_libraries()
+    from vlmtune.models.build import family_of
+    from vlmtune.models.processor import load_processor
+
+    return rows.fitting(load_processor(plan), family_of(plan), plan, source)
+
+
+def fitting_data(data: "RunData", plan: "RunPlan", source: "ModelSource") -> "RunData":
+    """Return the rows of a run that its model takes, and say how many were left out.
+
+    Raises:
+        VlmtuneError: rows are refused and shall not be skipped.
+    """
+    train, bad_rows = fitting_rows(data.train, plan, source)
+    val, bad_val_rows = fitting_rows(data.val, plan, source) if data.val.samples else (data.val, [])
+    skipped = (*data.skipped, *(f"{bad.where}: {bad.problem}" for bad in bad_rows))
+    if skipped:
+        typer.echo(f"{len(skipped)} rows are skipped (data.on_bad_row: skip); report.json names them", err=True)
+    if bad_val_rows:
+        typer.echo(f"{len(bad_val_rows)} held-out rows do not fit the model and are skipped", err=True)
+    return replace(data, train=train, val=val, skipped=skipped)
