@@ -45,5 +45,5 @@ def _without(turn: Turn, key: str) -> Turn:
 def _unknown(sample: Sample, what: str) -> VlmtuneError:
     return VlmtuneError(
         f"{sample.where}: the chat template of this model does not know {what}",
-        "remove it, write it into the texts, or train a model that knows it",
+        f"remove {what}, write them into the texts, or train a model whose template knows them",
     )

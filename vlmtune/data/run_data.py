@@ -21,11 +21,16 @@ if TYPE_CHECKING:
 class MeasuredRows:
     """Rows for one model, measured when that is first asked for: the estimate and every try of a run share it."""
 
-    def __init__(self, samples: Sequence[Sample], on_bad_row: Literal["error", "skip"] = "error") -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        on_bad_row: Literal["error", "skip"] = "error",
+        measured: "tuple[Measures, list[BadRow]] | None" = None,
+    ) -> None:
         self.samples = samples
         self.on_bad_row: Literal["error", "skip"] = on_bad_row
         """What to do with rows that the model cannot take."""
-        self._measured: tuple[Measures, list[BadRow]] | None = None
+        self._measured = measured
 
     def lengths(
         self,
@@ -66,9 +71,7 @@ class MeasuredRows:
         fitting = without(measures, refused)
         bad_rows = sorted([*bad_rows, *refused], key=attrgetter("number"))
         require_fitting(fitting, bad_rows, self.on_bad_row)
-        rows = MeasuredRows(fitting.samples, self.on_bad_row)
-        rows._measured = fitting, []
-        return rows, bad_rows
+        return MeasuredRows(fitting.samples, self.on_bad_row, (fitting, [])), bad_rows
 
     def _measures(
         self, processor: "ProcessorMixin", family: "Family", progress: "Progress | None"

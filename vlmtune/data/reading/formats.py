@@ -94,7 +94,7 @@ def _raw_turns(columns: dict) -> tuple[list[RawTurn], set[str]]:
         raise RowProblem(f"{' and '.join(found)} could both be the conversation", "keep one of them")
     for name in sorted(found, key=lambda name: not columns[name]):
         return listed_turns(columns[name], name, 1), {name}
-    if "texts" in columns and columns["texts"]:
+    if columns.get("texts") and not columns.keys() & {*QUESTION_COLUMNS, *ANSWER_COLUMNS}:
         return pairs_of_texts(columns["texts"], "texts"), {"texts"}
     prompt, completion = columns.get("prompt"), columns.get("completion")
     if isinstance(prompt, list) or isinstance(completion, list):
