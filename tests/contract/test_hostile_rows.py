@@ -53,7 +53,7 @@ def hostile_rows(folder, tiny) -> list[Sample]:
         turns(("user", "what?"), answer, ("user", image, "and?"), answer),
         sample("never say never", "no", image),
         sample("what?", "this"),
-        *(sample("q" * length, "a" * length, image) for length in (1, 60, 300)),
+        *(sample("q" * length, "a" * length, image) for length in (1, 60, 600)),
     ]
     return [Sample(row.turns, f"rows.jsonl:{line}", line) for line, row in enumerate([*rows, *rows[::-1]], 1)]
 
@@ -73,7 +73,7 @@ def trained(rows: list[Sample], tiny) -> dict[str, bool]:
 
 def checked(rows: list[Sample], tiny) -> dict[str, bool]:
     """Return of each row whether the check lets it pass."""
-    fitting, bad_rows = MeasuredRows(rows, "skip").fitting(tiny.processor, tiny.family, tiny.plan, tiny.source)
+    fitting, bad_rows = MeasuredRows(rows, "skip").fitting(tiny.processor, tiny.family, tiny.plan)
     passed = {row.where for row in fitting.samples}
     assert passed.isdisjoint(bad.where for bad in bad_rows) and len(passed) + len(bad_rows) == len(rows)
     return {row.where: row.where in passed for row in rows}

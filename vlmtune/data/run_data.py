@@ -53,23 +53,31 @@ class MeasuredRows:
         return measures.lengths(plan, family, source)
 
     def fitting(
-        self, processor: "ProcessorMixin", family: "Family", plan: "RunPlan", source: "ModelSource"
+        self, processor: "ProcessorMixin", family: "Family", plan: "RunPlan"
     ) -> "tuple[MeasuredRows, list[BadRow]]":
         """Return the rows that the model and its processor take under this plan, and those left out.
-
-        With `on_bad_row: skip` rows over `max_length`, or without an answer within it, are left out too.
 
         Raises:
             VlmtuneError: rows are refused and shall not be skipped, or none is left.
         """
-        from vlmtune.data.measure.lengths import refused_lengths, refused_pictures
+        from vlmtune.data.measure.lengths import refused_pictures
 
         measures, bad_rows = self._measures(processor, family, None)
-        refused = refused_pictures(measures, processor, family, plan)
-        if self.on_bad_row == "skip":
-            refused += refused_lengths(measures.lengths(plan, family, source), processor, family, plan)
-        fitting = without(measures, refused)
-        bad_rows = sorted([*bad_rows, *refused], key=attrgetter("number"))
+        return self._without(measures, [*bad_rows, *refused_pictures(measures, processor, family, plan)])
+
+    def within_length(
+        self, processor: "ProcessorMixin", family: "Family", plan: "RunPlan", source: "ModelSource"
+    ) -> "tuple[MeasuredRows, list[BadRow]]":
+        """Return the rows within `max_length`, or with an answer within it where they are cut, and those left out."""
+        from vlmtune.data.measure.lengths import refused_lengths
+
+        measures, _ = self._measures(processor, family, None)
+        return self._without(measures, refused_lengths(measures.lengths(plan, family, source), processor, family, plan))
+
+    def _without(self, measures: "Measures", bad_rows: list[BadRow]) -> "tuple[MeasuredRows, list[BadRow]]":
+        places = {bad.where for bad in bad_rows}
+        fitting = measures.chosen([sample.where not in places for sample in measures.samples]) if places else measures
+        bad_rows = sorted(bad_rows, key=attrgetter("number"))
         require_fitting(fitting, bad_rows, self.on_bad_row)
         return MeasuredRows(fitting.samples, self.on_bad_row, (fitting, [])), bad_rows
 
@@ -81,16 +89,6 @@ class MeasuredRows:
         if self._measured is None:
             self._measured = measure(self.samples, processor, family, progress)
         return self._measured
-
-
-def without(measures: "Measures", bad_rows: list[BadRow]) -> "Measures":
-    """Return the measures of the other rows."""
-    if not bad_rows:
-        return measures
-    import numpy as np
-
-    places = {bad.where for bad in bad_rows}
-    return measures.chosen(np.array([sample.where not in places for sample in measures.samples], bool))
 
 
 def require_fitting(measures: "Measures", bad_rows: list[BadRow], on_bad_row: Literal["error", "skip"]) -> "Measures":

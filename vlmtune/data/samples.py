@@ -51,13 +51,15 @@ def require_good(rows: Rows, on_bad_row: Literal["error", "skip"]) -> Sequence[S
     return rows.samples
 
 
-def refusal(bad_rows: list[BadRow], num_good: int, what: str) -> VlmtuneError:
+REPAIR = "repair these rows, or leave them out with data.on_bad_row: skip"
+
+
+def refusal(bad_rows: list[BadRow], num_good: int, what: str, hint: str = REPAIR) -> VlmtuneError:
     """Return one error that names the first of some bad rows and counts them all; `what` is wrong with them."""
     num_bad = len({bad.where for bad in bad_rows})
-    hint = "repair these rows, or leave them out with data.on_bad_row: skip" if num_good else None
     what = what.replace("do not", "does not") if num_bad + num_good == 1 else what
     message = f"{num_bad:,} of {count(num_bad + num_good, 'row')} {what}"
-    return VlmtuneError(message, hint, problems=_problems(bad_rows))
+    return VlmtuneError(message, hint if num_good else None, problems=_problems(bad_rows))
 
 
 def _problems(bad_rows: list[BadRow]) -> tuple[VlmtuneError, ...]:

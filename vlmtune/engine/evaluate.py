@@ -13,6 +13,7 @@ from transformers import ProcessorMixin
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.encode import IGNORED
+from vlmtune.data.run_data import MeasuredRows
 from vlmtune.data.types import Sample
 from vlmtune.engine.step import forward_loss
 from vlmtune.engine.tuned import Tuned
@@ -80,7 +81,12 @@ class Evaluation:
 def evaluate_rows(
     tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Callable[[], None]
 ) -> Evaluation:
-    """Return loss and generated answer of every row; `on_answer` is called after each."""
+    """Return loss and generated answer of every row; `on_answer` is called after each.
+
+    Raises:
+        VlmtuneError: rows that the model cannot take, before the first is asked.
+    """
+    MeasuredRows(samples).fitting(tuned.processor, family_of(tuned.plan), tuned.plan)
     rows = TuneDataset(samples, tuned.processor, family_of(tuned.plan), tuned.plan, tuned.features)
     losses = row_losses(tuned.model, rows, Collator(tuned.processor), tuned.plan)
     answers = [

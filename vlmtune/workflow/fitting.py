@@ -1,6 +1,7 @@
 """Every row meets the model's template and processor before the model is downloaded or loaded."""
 
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 def fitting_rows(rows: "MeasuredRows", plan: "RunPlan", source: "ModelSource") -> "tuple[MeasuredRows, list[BadRow]]":
     """Return the rows that the plan's model takes, and those left out; loads the model's processor.
 
+    Where rows are skipped, so are those that are too long.
+
     Raises:
         VlmtuneError: rows are refused and shall not be skipped.
     """
@@ -24,7 +27,12 @@ def fitting_rows(rows: "MeasuredRows", plan: "RunPlan", source: "ModelSource") -
     from vlmtune.models.build import family_of
     from vlmtune.models.processor import load_processor
 
-    return rows.fitting(load_processor(plan), family_of(plan), plan, source)
+    processor, family = load_processor(plan), family_of(plan)
+    fitting, bad_rows = rows.fitting(processor, family, plan)
+    if rows.on_bad_row == "error":
+        return fitting, bad_rows
+    fitting, too_long = fitting.within_length(processor, family, plan, source)
+    return fitting, sorted([*bad_rows, *too_long], key=attrgetter("number"))
 
 
 def fitting_data(data: "RunData", plan: "RunPlan", source: "ModelSource") -> "RunData":

@@ -64,8 +64,9 @@ class Measures:
     sizes_px: tuple[tuple[int, int], ...]
     """Every size that an image has, once: width and height as shown, not yet shrunk."""
 
-    def chosen(self, mask: np.ndarray) -> "Measures":
+    def chosen(self, mask: Sequence[bool]) -> "Measures":
         """Return the measures of the rows for which the mask is true."""
+        mask = np.array(mask, bool)
         return Measures(
             chosen_rows(self.samples, mask),
             self.text[mask],
