@@ -80,7 +80,7 @@ def test_only_the_process_that_trains_answers_to_ctrl_c(capsys):
     """The processes that read images inherit the handler."""
     handler = callbacks.StopOnInterrupt(LiveView("run"))
     handler._process += 1
-    handler._first(signal.SIGINT, None)
+    handler._stop(signal.SIGINT, None)
     assert not handler.stopped and capsys.readouterr().out == ""
 
 
@@ -141,7 +141,8 @@ def test_another_error_while_saving_keeps_its_traceback(project, monkeypatch):
 @pytest.mark.parametrize("written", range(3))
 def test_a_disk_that_fills_before_anything_is_learned(project, monkeypatch, written):
     with monkeypatch.context() as patch:
-        call_at(patch, Path, "replace", written + 1, failing(FULL_DISK["system"]))
+        # The first file says which process trains here; a run does without.
+        call_at(patch, Path, "replace", written + 2, failing(FULL_DISK["system"]))
         full = project.train("full", "training.max_steps=1")
     assert full.code == 1 and full.stderr == (
         "error: the disk is full: a file of runs/full could not be written\n"
@@ -193,7 +194,7 @@ def test_a_loss_that_is_no_number_names_step_and_rows(project, monkeypatch):
 
     model = []
     real = engine_run.build_model
-    monkeypatch.setattr(engine_run, "build_model", lambda plan: model.append(real(plan)) or model[0])
+    monkeypatch.setattr(engine_run, "build_model", lambda plan, **how: model.append(real(plan, **how)) or model[0])
     call_at(monkeypatch, trainer, "forward_loss", 3, poison)
     stopped = project.train("nan", "training.save_steps=1")
     assert stopped.code == 1
@@ -218,8 +219,8 @@ def test_adapters_on_the_tower_may_meet_their_first_image_later(project):
 def test_a_part_without_gradient_stops_the_run(project, monkeypatch):
     real = engine_run.build_model
 
-    def with_detached_tower(plan):
-        model = real(plan)
+    def with_detached_tower(plan, **how):
+        model = real(plan, **how)
         projector = build.base_of(model).model.multi_modal_projector
         projector.register_forward_pre_hook(lambda module, args: tuple(value.detach() for value in args))
         return model

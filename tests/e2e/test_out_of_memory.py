@@ -240,9 +240,9 @@ def test_the_failed_model_is_freed_before_the_next_is_built(project, fail_at, mo
     built, alive = [], []
     real = engine_run.build_model
 
-    def build(plan):
+    def build(plan, **how):
         alive.append([model() for model in built if model() is not None])
-        model = real(plan)
+        model = real(plan, **how)
         built.append(weakref.ref(model))
         return model
 
@@ -266,6 +266,7 @@ def test_other_savings_than_those_that_keep_adapters_and_rows_are_never_taken():
         "hardware.streamed_layers",
         "data.cache_features",
         "data.cache_features_gib",
+        "model.cache_quantized",
     }
     assert by_rule[OnResume.UNTIL_CHECKPOINT] == {"training.optim", "data.image_size"}
     assert {"training.lora.rank", "data.max_length", "training.method"} <= by_rule[OnResume.PINNED]

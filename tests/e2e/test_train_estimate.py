@@ -87,7 +87,7 @@ def by_batch(plan) -> float:
 def test_one_line_before_the_model_loads(project, card, monkeypatch):
     asked = card(7.4, by_batch)
     real = engine_run.build_model
-    monkeypatch.setattr(engine_run, "build_model", lambda plan: print("the model loads") or real(plan))
+    monkeypatch.setattr(engine_run, "build_model", lambda plan, **how: print("the model loads") or real(plan, **how))
     done = project.train("run", "training.max_steps=1")
     assert done.code == 0, done.stderr
     lines = from_estimate(done.stdout).splitlines()
@@ -254,8 +254,8 @@ def test_out_of_memory_names_the_changes_that_would_have_fitted(project, card, f
     built, alive = [], []
     real = engine_run.build_model
 
-    def build(plan):
-        built.append(weakref.ref(model := real(plan)))
+    def build(plan, **how):
+        built.append(weakref.ref(model := real(plan, **how)))
         return model
 
     def needs(plan):

@@ -54,6 +54,12 @@ TRAIN_SAMPLER = Override(
     "the order of a resumed run depends on seed and epoch alone.",
     read_by="transformers.Trainer.get_train_dataloader",
 )
+TRAIN_DATALOADER = Override(
+    TRANSFORMERS,
+    "transformers.Trainer.get_train_dataloader",
+    TUNE_TRAINER,
+    "signals that all processes of a run are sent are answered by the one that trains.",
+)
 CREATE_OPTIMIZER = Override(
     TRANSFORMERS,
     "transformers.Trainer.create_optimizer",

@@ -17,8 +17,8 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from vlmtune.data.given import left_out
-from vlmtune.data.misfit import misfit
+from vlmtune.data.fit.given import left_out
+from vlmtune.data.fit.misfit import misfit
 from vlmtune.data.types import Sample
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family

@@ -19,6 +19,7 @@ from vlmtune.models.build import base_of
 from vlmtune.models.streaming import read_parameter
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.records import StepRecord
+from vlmtune.signals import stopping_signals
 
 DIGEST_BYTES = 2**20
 NAMES_IN_CHECKPOINTS = ("Recorder",)
@@ -214,16 +215,17 @@ def _digest(tensor: torch.Tensor) -> int:
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C once: finish the step, write a checkpoint, stop. Twice: stop now."""
+    """Ctrl-C, SIGTERM or SIGHUP: finish the step, write a checkpoint, stop. Ctrl-C after that: stop now."""
 
     def __init__(self, view: LiveView) -> None:
         self.view = view
         self.stopped = False
         self._process = os.getpid()
-        self._previous = signal.getsignal(signal.SIGINT)
+        self._previous = {number: signal.getsignal(number) for number in stopping_signals()}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        signal.signal(signal.SIGINT, self._first)
+        for number in self._previous:
+            signal.signal(number, self._stop)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.stopped:
@@ -231,13 +233,16 @@ class StopOnInterrupt(TrainerCallback):
             control.should_evaluate = False
 
     def restore(self) -> None:
-        """Give Ctrl-C back to whoever had it before."""
-        signal.signal(signal.SIGINT, self._previous)
+        """Give the signals back to whoever had them before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _first(self, number: int, frame: FrameType | None) -> None:
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         # A terminal sends Ctrl-C to the processes that read images too; they inherit this handler and must go on.
-        if os.getpid() != self._process:
+        # SIGTERM and SIGHUP come twice where a scheduler, or both shell and system, send them: only Ctrl-C is meant so.
+        if os.getpid() != self._process or self.stopped:
             return
         self.stopped = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.view.note("stopping after this step with a checkpoint; Ctrl-C again stops now")
+        why = "" if number == signal.SIGINT else f"{signal.Signals(number).name}: "
+        self.view.note(f"{why}stopping after this step with a checkpoint; Ctrl-C again stops now")

@@ -1,7 +1,10 @@
 """The live view of a training run: one panel on a terminal, one plain line per record elsewhere."""
 
+import os
+import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -17,13 +20,21 @@ from vlmtune.runs.records import StepRecord
 REDRAWN_AFTER_S = 0.5
 
 
+class RunConsole(Console):
+    """A console that leaves it to the live view what a pipe without a reader means: rich ends the process there."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the BrokenPipeError that was caught."""
+        raise  # noqa: PLE0704  rich calls this where it has caught it
+
+
 class LiveView:
     """Shows a run while it happens: `with LiveView("my-run") as view: view.update(record)`."""
 
     def __init__(self, title: str, console: Console | None = None, *, slowdown_c: int | None = None) -> None:
         """`slowdown_c` is the temperature at which the card slows itself down; None where it is not known."""
         self._title = title
-        self._console = console or Console()
+        self._console = console or RunConsole()
         self._slowdown_c = slowdown_c
         self._course = Course()
         can_redraw = self._console.is_terminal and not self._console.is_dumb_terminal
@@ -79,8 +90,18 @@ class LiveView:
 
     def _draw(self, live: Live) -> None:
         """Draw the panel as it is now."""
-        live.update(panel_of(self._course, self._title, self._slowdown_c), refresh=True)
+        panel = panel_of(self._course, self._title, self._slowdown_c)
+        self._show(lambda: live.update(panel, refresh=True))
 
     def _line(self, text: str, style: str = "") -> None:
         """Print text; only a terminal wraps it."""
-        self._console.print(Text(text, style=style), soft_wrap=self._live is None)
+        self._show(lambda: self._console.print(Text(text, style=style), soft_wrap=self._live is None))
+
+    def _show(self, show: Callable[[], None]) -> None:
+        """Show something. Whoever read it may be gone, as `head` is in a pipe: that ends the run as Ctrl-C does."""
+        try:
+            show()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._console.file.fileno())  # what is yet to come goes nowhere
+            sys.stderr.write("nobody reads the output any more: stopping as after Ctrl-C\n")
+            signal.raise_signal(getattr(signal, "SIGHUP", signal.SIGINT))

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from vlmtune.data.features.prepare import Teller, features_of
 from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
+from vlmtune.data.workers import workers_for_training
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, save_adapter
 from vlmtune.engine.evaluate import mean_loss
@@ -73,6 +74,7 @@ def _train(
     val_features, features = _features(plan, source, (data.val, data.train), processor, view)
     rows = TuneDataset(data.train.samples, processor, family, plan, features)
     val_rows = TuneDataset(data.val.samples, processor, family, plan, val_features)
+    plan = replace(plan, num_workers=workers_for_training(plan, rows[lengths.most_pixels()].tensors, view.note))
 
     checkpoint = _checkpoint(folder, resume, view)
     model = build_model(plan, tell=view.note)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from vlmtune.compat.trainer import DEVICE_PLACEMENT, GET_LENGTH_GROUPED_INDICES, MODEL_ACCEPTS_LOSS_KWARGS
 from vlmtune.data.collate import WHERE
+from vlmtune.data.workers import leave_signals_to_parent
 from vlmtune.engine.checkpoints import (
     WRITE_ERRORS,
     disk_full,
@@ -118,6 +119,10 @@ class TuneTrainer(Trainer):
         # Trainer's own order by length would encode every row to learn its length, and follow torch's global generator:
         # after a resume, the rows that are skipped would be others than those trained on.
         return self.order
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return Trainer's, whose processes leave it to this one to stop."""
+        return leave_signals_to_parent(super().get_train_dataloader())
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Build the plan's optimizer."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlmtune import levers
+from vlmtune.data.workers import FETCHED_STEPS, PREFETCHED
 from vlmtune.estimate.report import MainMemoryNeed, Share
 from vlmtune.families.base import Family, Json
 from vlmtune.hardware.main_memory import pinned_block_bytes
@@ -31,10 +32,6 @@ WORKER_BYTES = 64 * MIB
 """Pages that a data worker has of its own: 50 to 54 MiB after 1,100 rows; the others it shares with its parent."""
 LOADED_AT_ONCE = 4
 """Weights on their way where none is quantised (transformers core_model_loading.py, GLOBAL_WORKERS)."""
-PREFETCHED = 2
-"""Batches that each data worker has ready (torch, DataLoader's prefetch_factor)."""
-FETCHED_STEPS = 2
-"""Steps whose batches exist at a time: Trainer fetches those of the next one before it lets go of the last."""
 QUANTISING_ON_CPU_BYTES = 12
 """For each number of the weight that is packed, besides itself: three fp32 copies (bitsandbytes 0.50, no card)."""
 COPIES_WRITTEN = 2

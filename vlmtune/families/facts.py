@@ -43,12 +43,23 @@ class Prequantised:
 class ModelFacts:
     """The facts of one model; each is looked up when it is first asked for."""
 
-    def __init__(self, config: Json, preprocessor: Json, name: str, prequantised: Prequantised | None = None) -> None:
-        """`config` is its config.json, `preprocessor` its image processor's, `name` what errors call it."""
+    def __init__(
+        self,
+        config: Json,
+        preprocessor: Json,
+        name: str,
+        prequantised: Prequantised | None = None,
+        has_own_head: bool = False,
+    ) -> None:
+        """`config` is its config.json, `preprocessor` its image processor's, `name` what errors call it.
+
+        `has_own_head` says that the files hold a head besides the embedding, where config.json is silent.
+        """
         self.config = config
         self.preprocessor = preprocessor
         self.name = name
         self.prequantised = prequantised
+        self.has_own_head = has_own_head
 
     @cached_property
     def family(self) -> Family:
@@ -85,6 +96,8 @@ class ModelFacts:
         said, text = self.config.get("tie_word_embeddings"), self.config.get("text_config") or {}
         if said is not None and text.get("tie_word_embeddings", said) == said:
             return said
+        if self.has_own_head:  # the library shares by default, and loads both where they differ
+            return False
         # Where they differ, some classes go by the one, some by the other.
         return bool(getattr(self._library, "tie_word_embeddings", False))
 

@@ -10,8 +10,11 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts, Prequantised
 from vlmtune.hub.commits import pinned_commit
 from vlmtune.hub.config_checks import refuse_absurd
-from vlmtune.hub.download import checkpoint_folder
+from vlmtune.hub.download import checkpoint_folder, tensor_names
 from vlmtune.hub.prequantised import prequantised_of
+
+HEAD = "lm_head"
+"""What files call the output layer, whatever lies around it."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,12 @@ class ModelSource:
     """The catalogue's folder, where the configs come from there and no other file is at hand."""
     prequantised: Prequantised | None = None
     """What its files have in 4 bits already; None for a model in 16 bits."""
+    has_own_head: bool = False
+    """Its files hold a head besides the embedding; looked up where config.json does not say."""
 
     def facts(self, name: str) -> ModelFacts:
         """Return what is known of the model; errors call it `name`."""
-        return ModelFacts(self.config, self.preprocessor, name, self.prequantised)
+        return ModelFacts(self.config, self.preprocessor, name, self.prequantised, self.has_own_head)
 
 
 def open_model(name: str, revision: str | None, base_dir: Path, *, offline_catalog: bool = False) -> ModelSource:
@@ -48,16 +53,17 @@ def open_model(name: str, revision: str | None, base_dir: Path, *, offline_catal
     """
     folder = (base_dir / Path(name).expanduser()).resolve()
     if folder.is_dir():
-        return _source(str(folder), folder, None)
+        return _of_files(_source(str(folder), folder, None))
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise VlmtuneError(
             f"model.name: there is no folder {folder}",
             "give a folder with a config.json, or a hub id such as org/model",
         )
     if offline_catalog and (entry := find_entry(name)):
-        return replace(_source(entry.model_id, entry.folder, revision), catalogued=entry.folder)
+        found = _source(entry.model_id, entry.folder, revision)
+        return replace(found, catalogued=entry.folder, has_own_head=entry.parameters["head"] > 0)
     commit = pinned_commit(name, revision)
-    return _source(name, checkpoint_folder(name, commit, weights=False), commit)
+    return _of_files(_source(name, checkpoint_folder(name, commit, weights=False), commit))
 
 
 def _source(location: str, folder: Path, revision: str | None) -> ModelSource:
@@ -65,6 +71,18 @@ def _source(location: str, folder: Path, revision: str | None) -> ModelSource:
     refuse_absurd(config, folder / "config.json")
     prequantised = prequantised_of(config, location, revision)
     return ModelSource(location, config, _preprocessor(folder), revision, prequantised=prequantised)
+
+
+def _of_files(source: ModelSource) -> ModelSource:
+    """Return what the names of the tensors tell where config.json does not: the library shares the head by default."""
+    sections = (source.config, source.config.get("text_config") or {})
+    if any(section.get("tie_word_embeddings") is not None for section in sections):
+        return source
+    try:
+        names = tensor_names(source.location, source.revision)
+    except VlmtuneError:  # no weights are here yet, and none can be asked for: training says so, if it comes to that
+        return source
+    return replace(source, has_own_head=any(HEAD in name.split(".") for name in names))
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 
 import vlmtune.models.qwen_vl  # noqa: F401  transformers knows the model from then on
 from vlmtune import levers
@@ -27,6 +27,7 @@ from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
 from vlmtune.models import embeddings, streaming
+from vlmtune.models.config import read_config
 from vlmtune.models.head import device_map, is_split, pack_head
 from vlmtune.models.kept import Tell, is_kept, load_kept, say
 from vlmtune.models.packed import (
@@ -155,7 +156,6 @@ def _load(plan: RunPlan, parts: Collection[str] | None, quantized: bool = True) 
     refuse_other_numbers(model, files.stored, folder)
     if plan.prequantised and not quantized:
         unpack(model, DTYPES[plan.base_dtype])
-    _name_image_token(model, plan)
     forbid_packing(model)
     return model
 
@@ -197,18 +197,20 @@ def _checked_files(plan: RunPlan, folder: Path, parts: Collection[str] | None = 
 
 def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> PreTrainedModel:
     """Return what transformers loads, nothing of it made up."""
+    config = read_config(plan, folder, family_of(plan))
     how: dict[str, Any] = {"quantization_config": files.quantization if quantized else None}
     if plan.prequantised:
-        how = {"config": AutoConfig.from_pretrained(folder)}
-        how["config"].quantization_config = files.quantization.to_dict()
+        config.quantization_config = files.quantization.to_dict()
+        how = {}
     try:
         with (
-            only(files.parts, AutoConfig.from_pretrained(folder), family_of(plan)),
+            only(files.parts, config, family_of(plan)),
             embeddings.as_mapped(),
             streaming.while_loading(plan, family_of(plan), quantized),
         ):
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder,
+                config=config,
                 **how,
                 dtype=DTYPES[plan.base_dtype],
                 device_map=device_map(plan, family_of(plan), files.described),
@@ -231,15 +233,6 @@ def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> 
             "download the model again; training would start from random numbers there",
         )
     return model
-
-
-def _name_image_token(model: PreTrainedModel, plan: RunPlan) -> None:
-    """Set the id of the image token where config.json lacks it, as InstructBLIP's did until the end of 2024."""
-    if not family_of(plan).qformer or model.config.image_token_index is not None:
-        return
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder(plan.model, plan.revision, weights=False))
-    # The processor adds the token to a tokenizer that does not have it.
-    model.config.image_token_index = tokenizer.get_vocab().get("<image>", len(tokenizer))
 
 
 def weightless_base(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrainedModel:
@@ -270,7 +263,7 @@ def _weightless(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrain
     """Return the unquantised base model, or some parts of it, on the meta device, from config.json alone."""
     folder = checkpoint_folder(plan.model, plan.revision, weights=False)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = read_config(plan, folder, family_of(plan))
         made = only(parts, config, family_of(plan))
         with made, torch.device("meta"), default_dtype(DTYPES[plan.base_dtype]):
             model = AutoModelForImageTextToText.from_config(
@@ -287,7 +280,6 @@ def _weightless(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrain
             if part in name:
                 parameter.data = parameter.data.to(dtype)
     model.tie_weights()
-    _name_image_token(model, plan)
     return model
 
 

@@ -42,6 +42,7 @@ def make_plan(
         "family": _checked_family(model, config, choices),
         "device": device.kind,
         "attention": _attention(model, choices),
+        "has_own_head": model.has_own_head,
         **_number_formats(config, device, choices),
         "allow_urls": config.data.allow_urls,
         "num_workers": _num_workers(config, device),

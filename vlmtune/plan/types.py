@@ -88,6 +88,8 @@ class RunPlan:
     offload_embeddings: bool = False
     """Whether tables of embeddings lie in main memory, and rows are looked up there."""
     choices: tuple[Choice, ...] = field(default=())
+    has_own_head: bool = False
+    """The files hold a head besides the embedding; config.json is silent, and the library would share one."""
     prequantised: bool = False
     """The model's files are in 4 bits already, and say which layers are; those in `unquantized` cannot be."""
     head_8bit: bool = False

@@ -81,12 +81,26 @@ class RunFolder:
         """TensorBoard's event files, when asked for."""
         return self.path / "tensorboard"
 
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that trains here; a kill leaves it, without the lock."""
+        return self.path / "train.lock"
+
+    @property
+    def holder(self) -> Path:
+        """Which process that is; there while it runs, and after a kill."""
+        return self.path / "running.json"
+
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
-        """Return a new run folder, empty but for what a kill left of its first file; raise when more is there."""
+        """Return a new run folder, empty but for what a kill left before anything was written; raise for more."""
+        folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            taken = any(not inside.name.endswith(PARTIAL) for inside in path.iterdir())
+            taken = any(
+                inside not in (folder.lock, folder.holder) and not inside.name.endswith(PARTIAL)
+                for inside in path.iterdir()
+            )
         except FileExistsError:
             raise VlmtuneError(f"{path} is a file, not a folder", hint="choose another experiment_name") from None
         except OSError as error:
@@ -97,7 +111,7 @@ class RunFolder:
             raise VlmtuneError(
                 f"{path} already holds a run", hint="continue it with --resume, or choose another experiment_name"
             )
-        return cls(path)
+        return folder
 
     @classmethod
     def open_existing(cls, path: Path) -> "RunFolder":

@@ -54,9 +54,7 @@ def train_and_retry(job: Job, folder: "RunFolder", flags: Flags) -> "TrainReport
 
 def _attempt(job: Job, folder: "RunFolder", flags: Flags, *, resume: bool) -> "TrainReport | OutOfMemory":
     """Return the report of the run, or the error when memory did not suffice: without what holds the memory."""
-    from rich.console import Console
-
-    from vlmtune.engine.monitor import LiveView
+    from vlmtune.engine.monitor import LiveView, RunConsole
     from vlmtune.engine.oom import OutOfMemory
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.engine.train import train as run
@@ -64,7 +62,7 @@ def _attempt(job: Job, folder: "RunFolder", flags: Flags, *, resume: bool) -> "T
 
     quiet_libraries()
     checkpoint_folder(job.plan.model, job.plan.revision, live=not flags.as_json)
-    console = Console(stderr=flags.as_json, highlight=False)
+    console = RunConsole(stderr=flags.as_json, highlight=False)
     notes = (*job.data.notes, *(retry.note for retry in folder.read_retries()))
     data = replace(job.data, notes=notes)
     with LiveView(_title(job.plan), console, slowdown_c=_slowdown_c(job.plan)) as view:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from vlmtune.errors import ExitCode, VlmtuneError
+from vlmtune.runs.lock import locked
+from vlmtune.signals import all_as_ctrl_c
 from vlmtune.workflow.attempts import Flags, keep_job, train_and_retry
 from vlmtune.workflow.job import Job
 
@@ -57,16 +59,17 @@ def train_in(folder: "RunFolder", job: Job, flags: Flags) -> "TrainReport":
     Raises:
         VlmtuneError: what the user can change; a new folder in which nothing was learned is gone then.
     """
-    with _interruptible(folder), _unless_trained_removed(folder, is_new=not flags.resume):
+    with locked(folder), _interruptible(folder), _unless_trained_removed(folder, is_new=not flags.resume):
         keep_job(job, folder)
         return train_and_retry(job, folder, flags)
 
 
 @contextmanager
 def _interruptible(folder: "RunFolder") -> Iterator[None]:
-    """Say what is left after Ctrl-C outside of the steps, or a second one, and after a full disk."""
+    """Say what is left after Ctrl-C or its like outside of the steps, or a second one, and after a full disk."""
     try:
-        yield
+        with all_as_ctrl_c():
+            yield
     except KeyboardInterrupt:
         kept = folder.latest_checkpoint()
         left = f"{kept.name} is the newest; continue with --resume" if kept else "there is no checkpoint yet"

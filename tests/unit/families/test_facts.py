@@ -34,7 +34,8 @@ def test_facts_are_those_of_the_library(entry):
     whole = AutoConfig.for_model(**deepcopy(source.config))
     text = whole.get_text_config()
     assert (facts.num_layers, facts.vocabulary) == (text.num_hidden_layers, text.vocab_size)
-    assert facts.shares_embedding == bool(getattr(whole, "tie_word_embeddings", False))
+    assert facts.shares_embedding == (entry.parameters["head"] == 0)
+    assert facts.shares_embedding == (bool(getattr(whole, "tie_word_embeddings", False)) and not source.has_own_head)
     assert facts.per_layer_embeddings == bool(getattr(text, "hidden_size_per_layer_input", 0))
     assert facts.caps_attention == bool(getattr(text, "attn_logit_softcapping", None))
 

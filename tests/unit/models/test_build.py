@@ -6,18 +6,18 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from tiny import TINY
+from tiny import TINY, save_tiny
+from tiny.packed import change_config, change_tensors
 from tiny.rows import colour_rows, tiny_plan
 from torch.autograd.graph import saved_tensors_hooks
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vlmtune.catalog import catalog
 from vlmtune.compat.transformers import SAVE_ON_CPU
 from vlmtune.data.collate import WHERE, collate
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.step import forward_loss
 from vlmtune.hub.source import open_model
-from vlmtune.models.build import base_of, build_model
+from vlmtune.models.build import base_of, build_model, load_base, weightless_base
 from vlmtune.models.inventory import inventory
 
 UNTIED = ("llava", "smolvlm", "qwen2_5_vl")
@@ -135,14 +135,22 @@ def test_a_head_that_is_the_embedding_stays_and_the_plan_says_so(name, models):
     assert said.value == "false" and said.reason.startswith("the head shares the embedding's weights")
 
 
-def test_the_library_and_the_catalogue_agree_on_heads():
-    """The catalogue counts an output layer of its own; models of other families may load one beside a tied config."""
-    tried = 0
-    for entry in catalog():
-        if entry.family in (None, "generic"):
-            continue
-        known = open_model(entry.model_id, None, entry.folder, offline_catalog=True).facts(entry.model_id)
-        assert known.shares_embedding == (entry.parameters["head"] == 0), entry.model_id
-        assert known.num_layers >= 16
-        tried += 1
-    assert tried >= 20
+def test_a_head_of_the_files_own_is_built_where_config_json_is_silent(tmp_path):
+    """As Mistral Small 3.1 and InternVL3 have it: the library's default would make head and embedding one."""
+    folder = save_tiny("gemma3", tmp_path)
+    change_config(folder, lambda config: [part.pop("tie_word_embeddings") for part in (config, config["text_config"])])
+    assert open_model(str(folder), None, tmp_path).facts("tiny").shares_embedding
+
+    def add_head(tensors: dict) -> None:
+        (embedding,) = (name for name in tensors if name.endswith("embed_tokens.weight"))
+        tensors["language_model.lm_head.weight"] = tensors[embedding] + 1
+
+    change_tensors(folder, add_head)
+    plan = tiny_plan(folder)
+    assert plan.has_own_head and not open_model(str(folder), None, tmp_path).facts("tiny").shares_embedding
+    loaded, described = load_base(plan), weightless_base(plan)
+    head, embedding = loaded.get_output_embeddings().weight, loaded.get_input_embeddings().weight
+    assert torch.equal(head, embedding + 1)
+    assert {name: p.shape for name, p in loaded.named_parameters()} == {
+        name: p.shape for name, p in described.named_parameters()
+    }

@@ -1,6 +1,7 @@
 """The frozen tower's work: images in large batches → their features on disk."""
 
 import gc
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from vlmtune.data.features.store import FeatureStore
 from vlmtune.data.images import open_image
 from vlmtune.data.measure.counting import PROBE
 from vlmtune.data.types import ImageRef, Sample, Turn
+from vlmtune.data.workers import fitting_workers, leave_signals_to_parent, num_bytes
 from vlmtune.errors import VlmtuneError
 from vlmtune.levers.features import KEY
 from vlmtune.models.build import build_tower, family_of
@@ -56,6 +58,7 @@ def encode_into(
     missing: list[Missing],
     processor: ProcessorMixin,
     advance: Callable[[int], None],
+    note: Callable[[str], None],
 ) -> None:
     """Encode images and keep their features, a file at a time.
 
@@ -66,7 +69,7 @@ def encode_into(
     if plan.device == "cuda":
         torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
     pending: dict[str, Tensor] = {}
-    for batch in batches_of(loaded(missing, plan, processor)):
+    for batch in batches_of(loaded(missing, plan, processor, note)):
         features, form = features_of_batch(tower, batch, plan)
         pending |= dict(zip((image.digest for image in batch), features, strict=True))
         advance(len(batch))
@@ -129,10 +132,16 @@ def as_pixels(row: Encoded, processor: ProcessorMixin, digest: str = "") -> Pixe
     return Pixels(digest, image_tensors(row.tensors, row.labels.shape[1]), num_tokens)
 
 
-def loaded(missing: list[Missing], plan: RunPlan, processor: ProcessorMixin) -> Iterator[Pixels]:
+def loaded(
+    missing: list[Missing], plan: RunPlan, processor: ProcessorMixin, note: Callable[[str], None]
+) -> Iterator[Pixels]:
     """Yield the images as tensors, in their order."""
     images = _ToEncode(missing, plan, processor)
-    for one in DataLoader(images, batch_size=None, num_workers=plan.num_workers):
+    largest = images[max(range(len(missing)), key=lambda index: math.prod(missing[index].size_px))]
+    if isinstance(largest, VlmtuneError):
+        raise largest
+    num_workers = fitting_workers(plan.num_workers, num_bytes(largest.tensors), note)
+    for one in leave_signals_to_parent(DataLoader(images, batch_size=None, num_workers=num_workers)):
         if isinstance(one, VlmtuneError):
             raise one
         yield one

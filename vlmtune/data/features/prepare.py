@@ -54,7 +54,7 @@ def features_of(
         _prepare_disk(plan, source.facts(plan.model_name), images, missing, store, teller)
         try:
             with teller.progress("encoding images", len(missing)) as advance:
-                encode_into(store, plan, missing, processor, advance)
+                encode_into(store, plan, missing, processor, advance, teller.note)
         finally:
             free_card()
     return [RowFeatures(one, store, processor) for one in images]

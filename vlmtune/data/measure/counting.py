@@ -13,8 +13,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from vlmtune.data.encode import render
+from vlmtune.data.fit.misfit import holds_mark, looks_at_rows, misfit
 from vlmtune.data.measure.rendering import Renderer
-from vlmtune.data.misfit import holds_mark, looks_at_rows, misfit
 from vlmtune.data.progress import Advance, Progress
 from vlmtune.data.table.layout import TEXT, laid_out, num_images, without_images
 from vlmtune.data.types import BadRow, Sample, SamplesOnDisk

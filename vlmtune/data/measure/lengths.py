@@ -49,6 +49,10 @@ class Lengths:
         """Return the number of the longest row, the first of equals."""
         return int(self.total.argmax())
 
+    def most_pixels(self) -> int:
+        """Return the number of the row with the most image tokens, the longest where there are none."""
+        return int(self.image.argmax()) if self.image.any() else self.longest()
+
 
 @dataclass(frozen=True)
 class Measures:

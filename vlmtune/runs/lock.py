@@ -1,0 +1,55 @@
+"""One process at a time writes into a run folder; the system frees the lock of a process that ends, however it ends."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+
+from filelock import FileLock, Timeout
+
+from vlmtune.errors import VlmtuneError
+from vlmtune.files import parse_json, write_json
+from vlmtune.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that trains in a run folder."""
+
+    process: int
+    host: str
+
+
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Keep others from training in this folder, and leave word of who does.
+
+    Raises:
+        VlmtuneError: another process is at it.
+    """
+    lock = FileLock(folder.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise VlmtuneError(
+            f"{folder.path} is being trained by {_holder(folder)}",
+            "wait until it has ended, or stop it with Ctrl-C or SIGTERM; --resume goes on from its newest checkpoint",
+        ) from None
+    try:
+        with suppress(OSError):  # a full disk stops the run at its first own file, and says so
+            write_json(folder.holder, asdict(Holder(os.getpid(), socket.gethostname())))
+        yield
+    finally:
+        folder.holder.unlink(missing_ok=True)
+        with suppress(PermissionError):  # Windows removes no open file; elsewhere it must go before it is free
+            folder.lock.unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(folder: RunFolder) -> str:
+    try:
+        holder = parse_json(Holder, folder.holder.read_bytes())
+    except (OSError, ValueError):  # it has the lock, and has not said its name yet
+        return "another process"
+    return f"process {holder.process} on {holder.host}"
