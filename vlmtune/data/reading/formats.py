@@ -19,7 +19,7 @@ from vlmtune.data.reading.turns import (
     tools_of,
     without_empty_system,
 )
-from vlmtune.data.reading.unread import refuse_marks, refuse_unread
+from vlmtune.data.reading.unread import EMPTY, refuse_mark, refuse_unread
 from vlmtune.data.types import ImageRef, Role, RowProblem, Sample, Turn, count, kind_of, shortened
 
 TURN_COLUMNS = ("messages", "conversations")
@@ -69,11 +69,15 @@ def parse_row(row: object, where: str, rules: ImageRules, number: int = 0) -> Pa
     )
     sample = Sample(turns, where, number, tools_of(columns["tools"]) if "tools" in columns else "")
     _check_turns(turns)
+    for turn, label in zip(turns, labels, strict=True):
+        for part in turn.parts:
+            if isinstance(part, str) and ("<" in part or "[" in part):
+                refuse_mark(part, label, turn.role, bool(columns.get("objects")))
     unused = columns.keys() - used - {"system", "tools", image_column}
-    refuse_unread(columns, unused, sample.images)
-    refuse_marks(zip(labels, (turn.text for turn in turns), strict=True), bool(columns.get("objects")))
-    keys = (key for turn in raw_turns for key in turn.unused)
-    return ParsedRow(sample, placed_first, frozenset((*unused, *keys)))
+    if unused:
+        refuse_unread(columns, unused, sample.images)
+    unused.update(*(turn.unused for turn in raw_turns))
+    return ParsedRow(sample, placed_first, frozenset(unused))
 
 
 def _without_nulls(row: dict) -> dict:
@@ -83,17 +87,24 @@ def _without_nulls(row: dict) -> dict:
 
 def _image_column(columns: dict) -> str | None:
     """The one column with images that this row fills; others may name the same pictures again."""
-    found = [name for name in IMAGE_COLUMNS if name in columns]
-    return next((name for name in found if columns[name] not in ("", [], {}, b"")), found[0] if found else None)
+    found = None
+    for name in IMAGE_COLUMNS:
+        if name in columns:
+            if columns[name] not in EMPTY:
+                return name
+            found = found or name
+    return found
 
 
 def _raw_turns(columns: dict) -> tuple[list[RawTurn], set[str]]:
     """The turns of a row as written, and the columns they came from."""
     found = [name for name in TURN_COLUMNS if name in columns]
-    if len([name for name in found if columns[name]]) > 1:
+    if len(found) > 1:
+        found = [name for name in found if columns[name]] or found[:1]
+    if len(found) > 1:
         raise RowProblem(f"{' and '.join(found)} could both be the conversation", "keep one of them")
-    for name in sorted(found, key=lambda name: not columns[name]):
-        return listed_turns(columns[name], name, 1), {name}
+    if found:
+        return listed_turns(columns[found[0]], found[0], 1), {*found}
     if columns.get("texts") and not columns.keys() & {*QUESTION_COLUMNS, *ANSWER_COLUMNS}:
         return pairs_of_texts(columns["texts"], "texts"), {"texts"}
     prompt, completion = columns.get("prompt"), columns.get("completion")

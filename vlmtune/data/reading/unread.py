@@ -6,10 +6,10 @@ nothing, and columns that only say where a row comes from stay a quiet line.
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 
-from vlmtune.data.types import ImageRef, RowProblem, shortened
+from vlmtune.data.types import ImageRef, Role, RowProblem, shortened
 
 _MEDIA = re.compile(r"(video|audio|speech|sound|movie|voice)s?(_?\d+)?(_?(path|file|url|uri|bytes|data))?s?")
 _PICTURE = re.compile(
@@ -31,7 +31,7 @@ _MARK = re.compile(
 )
 """What other tools and models know images, videos and sounds by."""
 _BOX_MARKS = ("<bbox>", "<ref-object>")
-_EMPTY = ("", b"", [], {})
+EMPTY = ("", b"", [], {})
 _WAY_OUT = "remove the column, or these rows"
 
 
@@ -39,7 +39,7 @@ def refuse_unread(row: dict, unused: Collection[str], images: list[ImageRef]) ->
     """Raise `RowProblem` where a column that is not used holds what should be; `images` are those of the row."""
     for name in unused:
         value = row[name]
-        if isinstance(value, int | float) or value in _EMPTY:
+        if isinstance(value, int | float) or value in EMPTY:
             if (name == "weight" and value != 1) or (name in ("loss", "train") and value is False):
                 raise RowProblem(f"{name} of the whole row is {value}", "leave such rows out, or write it into turns")
             continue
@@ -55,18 +55,15 @@ def refuse_unread(row: dict, unused: Collection[str], images: list[ImageRef]) ->
                 raise RowProblem(f"{shortened(name)} looks like an image, and is not used", hint)
 
 
-def refuse_marks(texts: Iterable[tuple[str, str]], has_objects: bool) -> None:
-    """Raise `RowProblem` where a text holds a mark that other tools put a medium for; `texts` are (label, text)."""
-    for label, text in texts:
-        if "<" not in text and "[" not in text:
-            continue
-        is_asked = not label.endswith("(assistant)")  # an answer may write such a tag: pages, code
-        if is_asked and (mark := _MARK.search(text)):
-            hint = "write <image> where an image of the image column goes; videos and sounds are not read"
-            raise RowProblem(f"{label} holds {mark[0]}, which stands for nothing here", hint)
-        if not has_objects and (box := next((mark for mark in _BOX_MARKS if mark in text), None)):
-            hint = "write the boxes into the text, or a column objects beside it"
-            raise RowProblem(f"{label} holds {box}, and the row has no objects", hint)
+def refuse_mark(text: str, label: str, role: Role, has_objects: bool) -> None:
+    """Raise `RowProblem` where the text of a turn holds a mark that other tools put a medium or a box for."""
+    # An answer may write such a tag: pages, code.
+    if role != "assistant" and (mark := _MARK.search(text)):
+        hint = "write <image> where an image of the image column goes; videos and sounds are not read"
+        raise RowProblem(f"{label} holds {mark[0]}, which stands for nothing here", hint)
+    if not has_objects and (box := next((mark for mark in _BOX_MARKS if mark in text), None)):
+        hint = "write the boxes into the text, or a column objects beside it"
+        raise RowProblem(f"{label} holds {box}, and the row has no objects", hint)
 
 
 @lru_cache(maxsize=1024)
