@@ -29,6 +29,13 @@ REFUSALS = {
         "{% for m in messages if m['role'] == 'system' %}{{ 1 + m['content'][0]['text'] }}{% endfor %}"
     ),
 }
+FORGETFUL = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for p in m['content'] %}"
+    "{{ '<|image_pad|>' if p['type'] == 'image' else p['text'] if m == messages[-1] "
+    "else p['text'].split('</think>')[-1] }}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Writes the thoughts of the last turn alone."""
 
 
 def turns(*roles_and_parts: tuple) -> Sample:
@@ -102,6 +109,27 @@ def test_it_refuses_what_a_template_refuses(model_type, refusal, models, tmp_pat
         row.where: taken[plain[(line - 1) % len(plain)].where] for line, row in enumerate(rows, 1)
     }
     assert 0 < sum(taken.values()) < len(plain)
+
+
+def test_it_refuses_what_a_thinking_template_rewrites(models, tmp_path):
+    tiny = copy.copy(models("qwen2_vl"))
+    tiny.processor = copy.copy(tiny.processor)
+    tiny.processor.chat_template = FORGETFUL
+    image = picture(tmp_path, "usual", (40, 60), "red")
+    plain, thought = (("assistant", f"{thought}it is red") for thought in ("", "<think>so</think>"))
+    asked, asked_again = ("user", image, "what?"), ("user", "and?")
+    rows = [
+        turns(asked, plain),
+        turns(asked, thought),
+        turns(asked, plain, asked_again, plain),
+        turns(asked, thought, asked_again, plain),
+        turns(asked, plain, asked_again, thought),
+        turns(asked, thought, asked_again, thought),
+    ]
+    rows = [Sample(row.turns, f"rows.jsonl:{line}", line) for line, row in enumerate(rows * 30, 1)]
+    taken = trained(rows, tiny)
+    assert list(taken.values()) == [True, True, True, False, True, False] * 30
+    assert checked(rows, tiny) == taken
 
 
 def test_of_many_sizes_few_are_asked(models, monkeypatch):

@@ -87,6 +87,24 @@ def test_a_preview_names_them_too(bad_project):
     assert done.code == 0 and "5 rows skipped that the model cannot take" in done.stderr
 
 
+MASKED = [{"loss": False}, {"weight": 0}, {"train": False}]
+
+
+def test_a_preview_shows_turns_that_are_not_learned(project):
+    def row(keys: dict) -> dict:
+        bad = {"from": "gpt", "value": "BAD ANSWER", **keys}
+        rest = [{"from": "human", "value": "q2"}, {"from": "gpt", "value": "good answer"}]
+        return {"conversations": [{"from": "human", "value": "q1"}, bad, *rest]}
+
+    project.write_rows([row(keys) for keys in MASKED])
+    done = project.run_cli("validate", project.config, "--preview", "3")
+    assert done.code == 0, done.stderr
+    assert done.stdout.count("BAD ANSWER") == 3 == done.stdout.count("» good answer")
+    assert "» BAD" not in done.stdout and "»BAD" not in done.stdout
+    trained = project.train("run", "training.num_epochs=1")
+    assert trained.code == 0, trained.stderr
+
+
 def test_held_out_rows_meet_the_model_too(bad_project):
     shutil.copy(bad_project.root / "rows.jsonl", bad_project.root / "val.jsonl")
     bad_project.write_rows(bad_project.rows[:4])

@@ -128,7 +128,8 @@ def _simple_turns(columns: dict) -> tuple[list[RawTurn], set[str]]:
     for name, value in ((question, columns[question]), (answer, text)):
         if not isinstance(value, str):
             found = str(value) if isinstance(value, float) else kind_of(value)
-            raise RowProblem(f"{name} is {found} where a string is expected", _HINT_SIMPLE)
+            hint = "keep one of them, or write one row for each" if isinstance(value, list) else _HINT_SIMPLE
+            raise RowProblem(f"{name} is {found} where a string is expected", hint)
     return [RawTurn("user", columns[question]), RawTurn("assistant", text)], {question, answer}
 
 
