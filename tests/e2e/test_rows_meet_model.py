@@ -87,6 +87,20 @@ def test_a_preview_names_them_too(bad_project):
     assert done.code == 0 and "5 rows skipped that the model cannot take" in done.stderr
 
 
+def test_an_estimate_leaves_them_out_too(bad_project):
+    command = ("estimate-vram", bad_project.config, "--gpu", "8gb", "--fast", "--json")
+    refused = bad_project.run_cli(*command)
+    assert refused.code == 1 and "5 of 10 rows do not fit the model" in refused.stderr
+    skipping = bad_project.run_cli(*command, "--set", "data.on_bad_row=skip")
+    assert skipping.code == 0, skipping.stderr
+    rows = (bad_project.root / "rows.jsonl").read_text().splitlines(keepends=True)
+    good = [row for number, row in enumerate(rows, 1) if number not in (5, 6, 7, 8, 10)]
+    (bad_project.root / "rows.jsonl").write_text("".join(good))
+    alone = bad_project.run_cli(*command)
+    peaks = [json.loads(done.stdout)["peak_reserved_bytes"] for done in (skipping, alone)]
+    assert peaks[0] == peaks[1]
+
+
 MASKED = [{"loss": False}, {"weight": 0}, {"train": False}]
 
 

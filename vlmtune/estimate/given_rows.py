@@ -67,11 +67,13 @@ class GivenRows:
         return self._processors[setting]
 
     def lengths(self, plan: RunPlan, source: ModelSource) -> "Lengths":
-        """Return the tokens of each row under a plan.
+        """Return the tokens under a plan of each row that the model takes.
 
         Raises:
-            VlmtuneError: rows that the model cannot take, all of them named, or image tokens counted wrongly.
+            VlmtuneError: rows that the model cannot take and that are not skipped, or image tokens counted wrongly.
         """
         from vlmtune.models.build import family_of
 
-        return self._rows.lengths(self.processor(plan), family_of(plan), plan, source)
+        processor, family = self.processor(plan), family_of(plan)
+        fitting, _ = self._rows.fitting(processor, family, plan)
+        return fitting.lengths(processor, family, plan, source)

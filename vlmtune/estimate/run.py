@@ -91,7 +91,7 @@ class _Rows:
         self.lengths = rows.lengths(plan, source)
         refuse_too_long(self.lengths, plan)
         processor = rows.processor(plan)
-        self.rows: TuneDataset = TuneDataset(rows.samples, processor, family_of(plan), plan)
+        self.rows: TuneDataset = TuneDataset(self.lengths.samples, processor, family_of(plan), plan)
         self.collator = Collator(processor)
         self.order: list[int] = (-self.lengths.total).argsort(kind="stable").tolist()
 
