@@ -63,7 +63,7 @@ class MeasuredRows:
         from vlmtune.data.measure.lengths import refused_pictures
 
         measures, bad_rows = self._measures(processor, family, None)
-        return self._without(measures, [*bad_rows, *refused_pictures(measures, processor, family, plan)])
+        return self._without(measures, refused_pictures(measures, processor, family, plan), bad_rows)
 
     def within_length(
         self, processor: "ProcessorMixin", family: "Family", plan: "RunPlan", source: "ModelSource"
@@ -74,10 +74,11 @@ class MeasuredRows:
         measures, _ = self._measures(processor, family, None)
         return self._without(measures, refused_lengths(measures.lengths(plan, family, source), processor, family, plan))
 
-    def _without(self, measures: "Measures", bad_rows: list[BadRow]) -> "tuple[MeasuredRows, list[BadRow]]":
-        places = {bad.where for bad in bad_rows}
-        fitting = measures.chosen([sample.where not in places for sample in measures.samples]) if places else measures
-        bad_rows = sorted(bad_rows, key=attrgetter("number"))
+    def _without(
+        self, measures: "Measures", refused: dict[int, BadRow], known: Sequence[BadRow] = ()
+    ) -> "tuple[MeasuredRows, list[BadRow]]":
+        fitting = measures.without(refused)
+        bad_rows = sorted([*known, *refused.values()], key=attrgetter("number"))
         require_fitting(fitting, bad_rows, self.on_bad_row)
         return MeasuredRows(fitting.samples, self.on_bad_row, (fitting, [])), bad_rows
 

@@ -1,6 +1,6 @@
 """How long rows are before any image is decoded: measured once, counted for as many plans as are looked at."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -68,9 +68,12 @@ class Measures:
     sizes_px: tuple[tuple[int, int], ...]
     """Every size that an image has, once: width and height as shown, not yet shrunk."""
 
-    def chosen(self, mask: Sequence[bool]) -> "Measures":
-        """Return the measures of the rows for which the mask is true."""
-        mask = np.array(mask, bool)
+    def without(self, rows: Collection[int]) -> "Measures":
+        """Return the measures of the other rows."""
+        if not rows:
+            return self
+        mask = np.ones(len(self.samples), bool)
+        mask[list(rows)] = False
         return Measures(
             chosen_rows(self.samples, mask),
             self.text[mask],
@@ -118,13 +121,15 @@ def measure(
     return Measures(samples, text, num_images, size_of_image.astype(np.int32), sizes), bad_rows
 
 
-def refused_pictures(measures: Measures, processor: ProcessorMixin, family: Family, plan: RunPlan) -> list[BadRow]:
-    """Return the rows with a picture of a size that the processor refuses under this plan."""
+def refused_pictures(measures: Measures, processor: ProcessorMixin, family: Family, plan: RunPlan) -> dict[int, BadRow]:
+    """Return the rows with a picture of a size that the processor refuses under this plan, by their places."""
     refused = refused_sizes(measures.sizes_px, processor, family, plan.image_size)
+    if not refused:
+        return {}
     images = np.flatnonzero(np.isin(measures.size_of_image, list(refused)))
     row_of_image = np.repeat(np.arange(len(measures.samples)), measures.num_images)
     first_of_row = np.cumsum(measures.num_images) - measures.num_images
-    bad_rows = {}
+    bad_rows: dict[int, BadRow] = {}
     for image, row in zip(images.tolist(), row_of_image[images].tolist(), strict=True):
         size = int(measures.size_of_image[image])
         width_px, height_px = measures.sizes_px[size]
@@ -132,7 +137,7 @@ def refused_pictures(measures: Measures, processor: ProcessorMixin, family: Fami
         sample = measures.samples[row]
         hint = "crop or scale it, or leave the row out"
         bad_rows.setdefault(row, BadRow(sample.where, f"{name}: {refused[size]}", hint, sample.number))
-    return list(bad_rows.values())
+    return bad_rows
 
 
 def _sizes_once(sizes_px: np.ndarray) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
@@ -199,13 +204,13 @@ def refuse_without_answer(lengths: Lengths, processor: ProcessorMixin, family: F
         raise VlmtuneError(
             f"cutting to data.max_length: {plan.max_length} text tokens leaves no answer in {len(bad_rows)} rows",
             "raise data.max_length or shorten the questions",
-            problems=tuple(VlmtuneError(f"{bad.where}: {bad.problem}") for bad in bad_rows[:MAX_PROBLEMS]),
+            problems=tuple(VlmtuneError(f"{bad.where}: {bad.problem}") for bad in [*bad_rows.values()][:MAX_PROBLEMS]),
         )
 
 
-def refused_lengths(lengths: Lengths, processor: ProcessorMixin, family: Family, plan: RunPlan) -> list[BadRow]:
-    """Return the rows over `max_length`; where they are cut, those of which nothing to learn would be left."""
-    bad_rows = []
+def refused_lengths(lengths: Lengths, processor: ProcessorMixin, family: Family, plan: RunPlan) -> dict[int, BadRow]:
+    """Return the rows over `max_length` by their places; where they are cut, those with nothing to learn left."""
+    bad_rows = {}
     for index in np.flatnonzero(lengths.text > plan.max_length).tolist():
         sample = lengths.samples[index]
         why, hint = f"{lengths.text[index]} text tokens", f"data.max_length is {plan.max_length}"
@@ -215,7 +220,7 @@ def refused_lengths(lengths: Lengths, processor: ProcessorMixin, family: Family,
                 continue
             late_image = f"its last image ends after {until_image} text tokens"
             why = late_image if until_image > asked else f"the answer begins after {asked} text tokens"
-        bad_rows.append(BadRow(sample.where, why, hint, sample.number))
+        bad_rows[index] = BadRow(sample.where, why, hint, sample.number)
     return bad_rows
 
 

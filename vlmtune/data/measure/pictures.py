@@ -45,6 +45,8 @@ def refused_sizes(
         if min(size_px) <= THIN_PX:
             refusal(size_px)
     for order in ORDERS:
+        if not different or refusal(max(different, key=order)) is None:  # as usual: nothing needs to be sorted
+            continue
         for size_px in sorted(different, key=order, reverse=True):
             if refusal(size_px) is None:
                 break

@@ -63,6 +63,7 @@ def parse_row(row: object, where: str, rules: ImageRules, number: int = 0) -> Pa
     check_order(raw_turns)
     labels = [f"turn {number} ({turn.role})" for number, turn in enumerate(raw_turns, 1)]
     parts = [_parts(turn.content, label, rules) for turn, label in zip(raw_turns, labels, strict=True)]
+    _check_indices(raw_turns)
     placed_first = _place_images([(turn.role, some) for turn, some in zip(raw_turns, parts, strict=True)], images)
     turns = tuple(
         Turn(turn.role, tuple(some), turn.is_learned, turn.more) for turn, some in zip(raw_turns, parts, strict=True)
@@ -149,6 +150,8 @@ def _unknown_columns(columns: dict) -> str:
 
 
 def _did_you_mean(columns: dict) -> str | None:
+    if "chosen" in columns:
+        return "preferences are not learned: rename chosen to answer, to learn these answers alone"
     known = (*TURN_COLUMNS, *IMAGE_COLUMNS, *QUESTION_COLUMNS, *ANSWER_COLUMNS)
     for name in columns:
         near = difflib.get_close_matches(name.lower()[:40], known, n=1, cutoff=0.75)
@@ -182,10 +185,22 @@ def _content_part(part: object, label: str, rules: ImageRules) -> Parts:
         _refuse_unread_keys(keys, ("type", "text"), label)
         return _split_text(keys["text"], label)
     if kind in _IMAGE_TYPES:
-        _refuse_unread_keys(keys, ("type", *IMAGE_KEYS, "detail"), label)
+        _refuse_unread_keys(keys, ("type", *IMAGE_KEYS, "detail", "index"), label)
         return [image_ref(sources, label, rules)] if sources else [None]
     found = f"has the type {shortened(kind)}" if isinstance(kind, str) else "has no type"
     raise RowProblem(f"{label} {found}", _HINT_PARTS)
+
+
+def _check_indices(turns: list[RawTurn]) -> None:
+    """Raise where parts say by their index that they stand for another image than the next of the image column."""
+    contents = (turn.content for turn in turns if isinstance(turn.content, list))
+    parts = (part for content in contents for part in content if isinstance(part, dict) and part.get("type") == "image")
+    for number, part in enumerate(part for part in parts if not any(part.get(key) for key in IMAGE_KEYS)):
+        if part.get("index") not in (None, number):
+            raise RowProblem(
+                f"the image with index {part['index']} stands where the one with index {number} goes",
+                "write images in the order in which the messages name them",
+            )
 
 
 def _refuse_unread_keys(keys: dict, known: tuple[str, ...], label: str) -> None:

@@ -24,8 +24,8 @@ _MEDIA_FILES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".wav", ".mp3", ".flac"
 _PICTURE_STARTS = ("data:image/", "iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 _PICTURE_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM")
 _MARK = re.compile(
-    r"<(?:video|audio|speech|sound|image_?\d+|image-\d+|img_?\d*|image_?here|image[_-]?placeholder|image_soft_token"
-    r"|start_of_image|image_pad|__image__|__media__)>"
+    r"<(?:video|audio|speech|sound|image(?:[ _-]?\d+)?|img(?:[ _-]?\d+)?|image_?here|image[_-]?placeholder"
+    r"|image_soft_token|start_of_image|image_pad|__image__|__media__)>"
     r"|</img>|<\|(?:image|video|audio|vision|img)[a-z_]*(?:_?\d+)?\|>|\[(?:img|image|video|audio)(?:[-_ ]?\d+)?\]",
     re.IGNORECASE,
 )
@@ -57,8 +57,8 @@ def refuse_unread(row: dict, unused: Collection[str], images: list[ImageRef]) ->
 
 def refuse_mark(text: str, label: str, role: Role, has_objects: bool) -> None:
     """Raise `RowProblem` where the text of a turn holds a mark that other tools put a medium or a box for."""
-    # An answer may write such a tag: pages, code.
-    if role != "assistant" and (mark := _MARK.search(text)):
+    # Answers and tools may write such a tag: pages, code.
+    if role in ("user", "system") and (mark := _MARK.search(text)):
         hint = "write <image> where an image of the image column goes; videos and sounds are not read"
         raise RowProblem(f"{label} holds {mark[0]}, which stands for nothing here", hint)
     if not has_objects and (box := next((mark for mark in _BOX_MARKS if mark in text), None)):

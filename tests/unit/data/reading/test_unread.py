@@ -113,7 +113,7 @@ def test_the_filled_image_column_is_read():
     [
         "<video>", "<audio>", "<image_1>", "<image1>", "<image-2>", "<ImageHere>", "<img>", "</img>", "<IMAGE_0>",
         "<|image_1|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|image|>", "<image_placeholder>",
-        "<start_of_image>", "<image_soft_token>", "[IMG]", "[image]", "[img-1]",
+        "<start_of_image>", "<image_soft_token>", "[IMG]", "[image]", "[img-1]", "<IMAGE>", "<image 1>", "<Image>",
     ],
 )  # fmt: skip
 def test_marks_of_other_tools_in_questions_are_refused(mark):
@@ -150,6 +150,22 @@ def test_boxes_without_objects_are_refused(mark):
 def test_keys_of_parts_that_are_not_read_are_refused(part, key):
     row = {"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "a"}]}
     assert problem_of(row)[0] == f"turn 1 (user), part 1 has the key {key!r}, which is not known"
+
+
+def test_indices_of_images_are_their_order():
+    def row(*indices: int) -> dict:
+        parts = [{"type": "image", "index": index, "text": None} for index in indices]
+        user = {"role": "user", "content": [*parts, {"type": "text", "text": "q", "index": None}]}
+        return {"images": ["a.png", "b.png"], "messages": [user, {"role": "assistant", "content": "a"}]}
+
+    assert len(parse_row(row(0, 1), "rows.jsonl:1", RULES).sample.images) == 2
+    problem, hint = problem_of(row(1, 0))
+    assert problem == "the image with index 1 stands where the one with index 0 goes" and hint
+
+
+def test_preferences_are_named():
+    _, hint = problem_of({"image": "a.png", "question": "q", "chosen": "a", "rejected": "b"})
+    assert "rename chosen to answer" in hint
 
 
 def test_parts_of_tables_hold_empty_keys():
