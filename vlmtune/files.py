@@ -60,6 +60,17 @@ def sync(path: Path) -> None:
             raise
 
 
+def as_other_files(folder: Path) -> None:
+    """Give files that a library made for their owner alone the mode that this process gives to files."""
+    if sys.platform == "win32":
+        return
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.iterdir():
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
+
+
 def is_disk_full(error: Exception) -> bool:
     """Return whether `error` is for lack of space."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):

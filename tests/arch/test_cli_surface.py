@@ -6,7 +6,7 @@ from vlmtune.cli import app
 
 SURFACE = {
     "": ["--version"],
-    "train": ["CONFIG", "--set", "--dry-run", "--resume", "--force", "--json"],
+    "train": ["CONFIG", "--set", "--dry-run", "--resume", "--force", "--model", "--json"],
     "validate": ["CONFIG", "--set", "--json", "--schema", "--preview"],
     "estimate-vram": [
         "CONFIG",
@@ -22,9 +22,9 @@ SURFACE = {
         "--json",
     ],
     "plan": ["--model", "--gpu", "--data", "--preset", "-o", "--force", "--platform", "--reserve-gib", "--json"],
-    "evaluate": ["RUN", "--data", "--base", "--max-new-tokens", "--json"],
-    "generate": ["RUN", "--prompt", "--image", "--max-new-tokens", "--json"],
-    "merge": ["RUN", "-o", "--json"],
+    "evaluate": ["RUN", "--data", "--base", "--max-new-tokens", "--checkpoint", "--model", "--json"],
+    "generate": ["RUN", "--prompt", "--image", "--max-new-tokens", "--checkpoint", "--model", "--json"],
+    "merge": ["RUN", "-o", "--checkpoint", "--model", "--json"],
     "doctor": ["--json"],
     "calibrate": ["--json"],
     "guide": ["--model", "--gpu", "--md", "--json"],

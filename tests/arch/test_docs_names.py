@@ -14,7 +14,9 @@ from vlmtune.config.keys import all_keys, section_docs
 HELP = ("--help", "-h")
 KEY = re.compile(r"(?:data|training|hardware)(?:\.[a-z][a-z0-9_]*)+|model\.(?:name|type|revision)")
 PATH = re.compile(r"[\w./-]+\.(?:py|yaml|yml|md|json|jsonl|txt|svg|toml)|(?:tests|docs|configs|vlmtune)/[\w./-]+")
-OF_USERS = re.compile(r"my-run\.yaml|(?:config|report|plan|estimate|retries|running|versions|log)\.(?:yaml|jsonl?)")
+OF_USERS = re.compile(
+    r"my-run\.yaml|(?:config|report|plan|estimate|manifest|retries|running|versions|log|vlmtune)\.(?:yaml|jsonl?)"
+)
 """What users write, and what stands in a run folder or beside a model's weights."""
 
 
@@ -122,3 +124,17 @@ def test_an_absent_file_would_be_seen():
     right = "`engine/step.py` `tests/gpu` `plans.md` `my-run.yaml`"
     text = f"{right} `engine/stop.py` `tests/cpu` `plan.md` `configs/7gb.yaml`"
     assert absent_files("docs/code.md", text) == {"engine/stop.py", "tests/cpu", "plan.md", "configs/7gb.yaml"}
+
+
+SEVERAL_NAMES = re.compile(r"\b(?:eval|held[- ]out|validation|val) loss\b", re.IGNORECASE)
+
+
+def test_the_evaluation_loss_has_one_name():
+    texts = {page: text_of(page) for page in PAGES} | {
+        str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
+        for file in PACKAGE.rglob("*")
+        if file.suffix in (".py", ".html") and file.is_file()
+    }
+    assert len(texts) > 200
+    assert [name for name, text in texts.items() if SEVERAL_NAMES.search(text)] == []
+    assert all(SEVERAL_NAMES.search(f"the {name} loss is 2") for name in ("eval", "held-out", "validation"))

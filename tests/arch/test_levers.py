@@ -177,7 +177,7 @@ def test_a_retry_after_running_out_of_memory_takes_it(toy, monkeypatch):
 
     words = ("hardware.offload_activations=true", "hardware.streamed_layers=32", "data.cache_features=true")
     loaded = preset_config("org/model", "8gb", ["training.max_grad_norm=1.0", *words])
-    job = Job(loaded, None, SOURCE, None)
+    job = Job(loaded, None, SOURCE, None, Path("runs"))
     assert _next_change(None, job, None, has_checkpoint=True) == {"training.max_grad_norm": 0.1}
     monkeypatch.setattr(levers, "LEVERS", levers.LEVERS[:-1])
     assert _next_change(None, job, None, has_checkpoint=True) is None

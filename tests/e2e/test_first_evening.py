@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from vlmtune.data import samples
+
 
 @pytest.fixture
 def first(project):
@@ -38,6 +40,35 @@ def test_a_short_run_is_warned_of_before_the_model_loads(first):
     assert "warning: 3 steps teach little" in shown.stdout
     checked = first.run_cli("validate", first.config, "--set", "training.num_epochs=1")
     assert "warning: 2 steps teach little" in checked.stdout
+
+
+SHARED = "rows in data.val_path are trained on too"
+
+
+@pytest.mark.parametrize(
+    ("held_out", "told"),
+    [
+        (lambda rows: rows, "warning: 7 of 7 rows"),
+        (lambda rows: rows[::-1], "warning: 7 of 7 rows"),
+        (lambda rows: [*rows[:2], rows[2] | {"answer": "pink"}], "warning: 2 of 3 rows"),
+        (lambda rows: [row | {"answer": "pink"} for row in rows], None),
+    ],
+    ids=["a copy", "in another order", "some", "none"],
+)
+def test_rows_that_are_evaluated_and_trained_on_are_warned_of(first, held_out, told):
+    first.write_rows(held_out(first.rows), "held-out.jsonl")
+    settings = ("--set", "data.val_path=held-out.jsonl")
+    for command in (("train", first.config, "--dry-run"), ("validate", first.config)):
+        shown = first.run_cli(*command, *settings)
+        assert (shown.code, shown.stderr) == (0, "")
+        assert (f"{told} {SHARED[5:]}" in shown.stdout) if told else (SHARED not in shown.stdout)
+
+
+def test_a_large_file_that_is_evaluated_on_itself_is_warned_of(first, monkeypatch):
+    monkeypatch.setattr(samples, "LARGE_BYTES", 1)
+    first.write_rows(first.rows, "copy.jsonl")
+    shown = first.run_cli("validate", first.config, "--set", "data.val_path=copy.jsonl")
+    assert f"warning: 7 of 7 {SHARED}" in shown.stdout
 
 
 def test_a_run_that_taught_nothing_does_not_end_as_finished(project, monkeypatch):

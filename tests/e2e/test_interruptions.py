@@ -11,6 +11,7 @@ import pytest
 from safetensors import SafetensorError
 
 from vlmtune.engine import callbacks, trainer
+from vlmtune.engine import evaluate as engine_evaluate
 from vlmtune.engine import train as engine_run
 from vlmtune.engine.monitor import LiveView
 from vlmtune.models import build
@@ -67,7 +68,7 @@ def test_ctrl_c_once(project, monkeypatch, assert_same_weights, settings):
     folder = project.run("stopped")
     assert stopped.code == 130 and stopped.stderr == ""
     assert stopped.stdout.count("stopping after this step with a checkpoint") == 1
-    assert "eval loss" not in stopped.stdout, "nobody waits for an evaluation after Ctrl-C"
+    assert "evaluation loss" not in stopped.stdout, "nobody waits for an evaluation after Ctrl-C"
     assert stopped.stdout.endswith("runs/stopped/checkpoints/checkpoint-5 is written; continue with --resume\n")
     assert status(folder) == "interrupted" and not folder.adapter.exists()
     assert folder.latest_checkpoint().name == "checkpoint-5"
@@ -78,10 +79,39 @@ def test_ctrl_c_once(project, monkeypatch, assert_same_weights, settings):
 
 def test_only_the_process_that_trains_answers_to_ctrl_c(capsys):
     """The processes that read images inherit the handler."""
-    handler = callbacks.StopOnInterrupt(LiveView("run"))
+    handler = callbacks.StopOnInterrupt(LiveView("run"), trainer=None)
     handler._process += 1
     handler._stop(signal.SIGINT, None)
     assert not handler.stopped and capsys.readouterr().out == ""
+
+
+EVALUATED = ("data.val_path=rows.jsonl", "training.eval_steps=5", "training.save_steps=4")
+
+
+def evaluations(folder):
+    return [(record.step, round(record.eval_loss, 5)) for record in folder.read_log() if record.eval_loss is not None]
+
+
+@pytest.mark.parametrize(
+    ("owner", "call", "kept", "told"),
+    [
+        pytest.param(trainer, 9, "checkpoint-5", "stopping after this step with", id="in the step before it"),
+        pytest.param(engine_evaluate, 3, "checkpoint-5", "stopping after this evaluation with", id="in it"),
+        pytest.param(engine_evaluate, 10, "checkpoint-8", None, id="in that of the last step"),
+    ],
+)
+def test_ctrl_c_at_an_evaluation_does_not_lose_it(project, assert_same_weights, owner, call, kept, told):
+    project.train("straight", *EVALUATED)
+    with pytest.MonkeyPatch.context() as patch:
+        call_at(patch, owner, "forward_loss", call, press_ctrl_c)
+        stopped = project.train("stopped", *EVALUATED)
+    folder = project.run("stopped")
+    assert stopped.code == 130 and folder.latest_checkpoint().name == kept
+    assert told is None or told in stopped.stdout
+    assert project.train("stopped", *EVALUATED, resume=True).code == 0
+    assert [step for step, _ in evaluations(folder)] == [5, 8]
+    assert evaluations(folder) == evaluations(project.run("straight"))
+    assert_same_weights(project.run("straight"), folder)
 
 
 def test_ctrl_c_in_the_last_step(project, monkeypatch, assert_same_weights):

@@ -125,3 +125,20 @@ def test_wrong_input_is_one_error(run_cli, arguments, words):
     done = run_cli("plan", *arguments)
     assert done.code == 1
     assert words in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
+
+
+def test_without_the_hub_a_known_model_is_planned_for_rows_by_a_guess_that_is_told(run_cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    row = {"question": "What do you see here? " * 3, "answer": "Nothing."}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "run.yaml").write_text(
+        "preset: 8gb\nmodel: {name: HuggingFaceTB/SmolVLM-256M-Instruct}\ndata: {train_path: rows.jsonl}\n"
+    )
+    done = run_cli("estimate-vram", tmp_path / "run.yaml", "--gpu", "8gb", "--fast", "--json")
+    assert done.code == 0, done.stderr
+    assert "text tokens are guessed, one for 3 bytes; image tokens are counted" in done.stderr
+    report = json.loads(done.stdout)
+    assert report["worst_row"] == "rows.jsonl:1, text guessed"
+    assert 22 + 3 <= report["tokens"]["text"] < 22 + 3 + 30
+    other = run_cli("plan", "--model", "org/none", "--gpu", "8gb", "--data", tmp_path / "rows.jsonl")
+    assert other.code == 1 and "is not in the local cache" in other.stderr

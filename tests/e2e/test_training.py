@@ -1,6 +1,8 @@
 """What a run trains on and what it leaves behind."""
 
 import json
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,7 +159,7 @@ def test_the_held_out_loss_is_the_mean_over_tokens(project, llava):
     project.write_rows(project.rows[:3], "held-out.jsonl")
     settings = ("data.val_path=held-out.jsonl", "training.eval_steps=2", "training.max_steps=3")
     done = project.train("run", *settings)
-    assert "held-out loss" in done.stdout
+    assert "evaluation loss" in done.stdout
     folder = project.run("run")
     lines = [json.loads(line) for line in folder.log.read_text().splitlines()]
     assert [line["step"] for line in lines if line["eval_loss"] is not None] == [2, 3]
@@ -174,6 +176,26 @@ def test_the_held_out_loss_is_the_mean_over_tokens(project, llava):
                 total -= torch.log_softmax(logits[position].double(), 0)[label].item()
                 tokens += 1
     assert report_of(folder)["eval_loss"] == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_the_time_left_counts_evaluations(project, monkeypatch):
+    monkeypatch.setattr(trainer, "mean_loss", lambda *args: time.sleep(0.5) or 1.0)
+    settings = ("data.val_path=rows.jsonl", "training.eval_steps=2", "training.max_steps=7")
+    done = project.train("run", *settings)
+    assert done.stdout.count("evaluating rows: 0 of 7") == 4  # at 2, 4, 6 and 7
+    log = project.run("run").read_log()
+    left = [sum(at > r.step or (at == r.step and r.eval_loss is None) for at in (2, 4, 6, 7)) for r in log]
+    timed = [(record, number) for record, number in zip(log, left, strict=True) if number < 4]
+    assert [number for _, number in timed] == [3, 3, 3, 2, 2, 2, 1, 1, 0]
+    assert all(record.eta_s >= number * 0.5 for record, number in timed)
+    assert log[-1].eta_s == 0.0
+
+
+def test_before_the_first_evaluation_a_row_of_it_counts_a_third_of_a_trained_one(project):
+    project.write_rows(project.rows * 40, "many.jsonl")
+    project.train("run", "data.val_path=many.jsonl", "training.max_steps=2")
+    first = project.run("run").read_log()[0]
+    assert first.eta_s == pytest.approx(first.elapsed_s * (1 + 280 / 2 / 3), rel=0.2)
 
 
 def test_evaluation_and_logging_intervals_need_not_agree(project):
@@ -228,8 +250,17 @@ def test_tensorboard(project):
 
 def test_dry_run_prints_the_plan_and_does_nothing(project, monkeypatch):
     monkeypatch.setattr("vlmtune.engine.train.train", None)
+    project.config = Path("run.yaml")
+    monkeypatch.setenv("COLUMNS", "120")
     shown = project.train("dry", flags=("--dry-run",))
-    assert shown.code == 0 and "lora_rank" in shown.stdout and "training runs on the CPU" in shown.stdout
+    assert shown.code == 0 and "training runs on the CPU" in shown.stdout
+    lines = shown.stdout.splitlines()
+    told = {line.split()[0]: line.split()[1:3] for line in lines if len(line.split()) > 2}
+    assert told["training.lora.rank"][0] == "4" and told["training.lora.rank"][1].startswith("run.yaml:")
+    assert told["hardware.mixed_precision"] == ["fp32", "training"]
+    assert "the run would go into runs/dry" in lines and "8 steps of 2 rows: 2 epochs over 7 rows" in lines
+    for ours in ("lora_rank", "lora_targets", "data_sha256", "loss_chunk_tokens", "training.max_grad_norm"):
+        assert ours not in shown.stdout, "names of the program, and defaults that say nothing"
     as_json = project.train("dry", flags=("--dry-run", "--json"))
     plan = json.loads(as_json.stdout)
     assert (plan["lora_rank"], plan["base_dtype"]) == (4, "fp32")

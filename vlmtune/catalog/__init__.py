@@ -1,7 +1,8 @@
 """Models whose configs are part of the package: they can be planned and estimated without the hub. No torch here."""
 
+import re
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from vlmtune.families.generic import NAME as GENERIC
 
 FOLDER = Path(__file__).parent
 NAMES_SHOWN = 3
+NEAR = 0.6
+FEWEST_CHARS = 4
+"""Of the beginning of a name."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,24 @@ def find_entry(model_id: str) -> Entry | None:
 
 
 def nearest_ids(model_id: str) -> list[str]:
-    """The ids of the catalogue most like this one, best first; may be empty."""
-    names = get_close_matches(model_id.lower(), _entries(), n=NAMES_SHOWN, cutoff=0.6)
-    return [_entries()[name].model_id for name in names]
+    """The ids of the catalogue most like this one, those of the same series first; may be empty."""
+    asked, series = model_id.lower(), _series(model_id.lower())
+
+    def likeness(name: str) -> tuple[bool, float]:
+        return _is_same_series(series, _series(name)), SequenceMatcher(None, asked, name).ratio()
+
+    found = sorted(((likeness(name), name) for name in _entries()), reverse=True)
+    near = [name for (is_same, ratio), name in found if is_same or ratio >= NEAR]
+    return [_entries()[name].model_id for name in near[:NAMES_SHOWN]]
+
+
+def _series(model_id: str) -> str:
+    """The name of a model without its owner, and without what follows the name of its series: `qwen2.5-vl`."""
+    return re.split(r"-e?\d+(?:\.\d+)?[bm]\b", model_id.rpartition("/")[2])[0]
+
+
+def _is_same_series(asked: str, name: str) -> bool:
+    return asked == name or (len(asked) >= FEWEST_CHARS and name.startswith(asked))
 
 
 @cache

@@ -1,11 +1,12 @@
-"""`vlmtune evaluate`: loss and exact match on held-out rows, and the rows that went worst."""
+"""`vlmtune evaluate`: evaluation loss and exact match on held-out rows, and the rows that went worst."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmtune.cli.options import JsonOption, RunArgument
+from vlmtune.cli.options import BaseModelOption, CheckpointOption, JsonOption, RunArgument
 from vlmtune.errors import VlmtuneError
 
 if TYPE_CHECKING:
@@ -24,12 +25,17 @@ def evaluate(
     data: Annotated[Path | None, typer.Option("--data", help="Rows to ask. Default: data.val_path of the run.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Evaluate the model as it was before the run.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    checkpoint: CheckpointOption = None,
+    base_model: BaseModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the tuned model every held-out row; print loss, exact match and the worst rows."""
+    """Ask the tuned model every held-out row; print evaluation loss, exact match and the worst rows."""
     from vlmtune.runs.folder import RunFolder
 
+    if base and checkpoint:
+        raise typer.BadParameter("--base asks the model before the run, which is no checkpoint", param_hint="--base")
     folder = RunFolder.open_existing(run)
+    learned = None if base else folder.learned(checkpoint)
     samples = _samples(folder, data, live=not as_json)
     from vlmtune.workflow.start import start_on_gpu
 
@@ -37,19 +43,24 @@ def evaluate(
     from vlmtune.data.features.prepare import Teller
     from vlmtune.engine.evaluate import evaluate_rows
     from vlmtune.engine.runtime import quiet_libraries
-    from vlmtune.engine.tuned import load_tuned_for, load_untuned
+    from vlmtune.engine.tuned import load_tuned_for, load_untuned, plan_here
     from vlmtune.workflow.progress import progress as told
     from vlmtune.workflow.progress import standard_error
 
     quiet_libraries()
     teller = Teller(told(not as_json), lambda note: typer.echo(note, err=True))
-    tuned = load_untuned(folder) if base else load_tuned_for(folder, samples, teller)
+    plan = plan_here(folder, base_model)
+    if learned and learned.note:
+        typer.echo(learned.note, err=True)
+    tuned = load_tuned_for(plan, learned, samples, teller) if learned else load_untuned(plan)
     from rich.progress import Progress
 
     console = standard_error(live=not as_json)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("asking", total=len(samples))
-        result = evaluate_rows(tuned, samples, max_new_tokens, on_answer=lambda: progress.advance(task))
+        losses, answers = (progress.add_task(name, total=len(samples)) for name in ("evaluation loss", "answers"))
+        result = evaluate_rows(
+            tuned, samples, max_new_tokens, partial(progress.advance, losses), partial(progress.advance, answers)
+        )
     _print(result, as_json)
 
 
@@ -63,6 +74,11 @@ def _samples(folder: "RunFolder", data: Path | None, live: bool) -> "Sequence[Sa
     if data is None and val_path is None:
         raise VlmtuneError(f"{folder.path} was trained without data.val_path", "say what to evaluate: --data FILE")
     path = data or loaded.resolve_path(val_path)
+    if data is None and not path.exists():
+        raise VlmtuneError(
+            f"the rows that {folder.path} was evaluated on are not there: {path}",
+            "the run folder or the rows were moved: say where they are now, --data FILE",
+        )
     return require_good(read_rows(loaded, path, live=live), loaded.config.data.on_bad_row)
 
 
@@ -74,9 +90,9 @@ def _print(result: "Evaluation", as_json: bool) -> None:
         return
     exact = sum(answer.exact for answer in result.answers)
     out = render.console()
-    out.print(f"rows         {len(result.answers)}")
-    out.print(f"loss         {result.loss:.4f}")
-    out.print(f"exact match  {result.exact_match:.1%} ({exact} of {len(result.answers)})")
+    out.print(f"rows             {len(result.answers)}")
+    out.print(f"evaluation loss  {result.loss:.4f}")
+    out.print(f"exact match      {result.exact_match:.1%} ({exact} of {len(result.answers)})")
     wrong = sorted((a for a in result.answers if not a.exact), key=lambda a: -a.loss)[:WORST_ROWS]
     if wrong:
         table = render.table("worst rows", "question", "expected", "answer", "loss", right=("loss",))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vlmtune.cli.options import JsonOption, RunArgument
+from vlmtune.cli.options import BaseModelOption, CheckpointOption, JsonOption, RunArgument
 
 EXAMPLE = "Example: [bold]vlmtune merge runs/my-run -o my-model[/bold]"
 
@@ -13,21 +13,29 @@ EXAMPLE = "Example: [bold]vlmtune merge runs/my-run -o my-model[/bold]"
 def merge(
     run: RunArgument,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must be new or empty.")],
+    checkpoint: CheckpointOption = None,
+    base_model: BaseModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge the adapter into the 16-bit base, load the result and compare its logits with base + adapter."""
     import dataclasses
+    import shlex
 
     from vlmtune.runs.folder import RunFolder
     from vlmtune.workflow.start import start_on_gpu
 
     folder = RunFolder.open_existing(run)
+    learned = folder.learned(checkpoint)
     start_on_gpu()
     from vlmtune.engine.merge import merge as run_merge
     from vlmtune.engine.runtime import quiet_libraries
+    from vlmtune.engine.tuned import plan_here
 
     quiet_libraries()
-    proof = run_merge(folder, out)
+    plan = plan_here(folder, base_model)
+    if learned.note:
+        typer.echo(learned.note, err=True)
+    proof = run_merge(plan, learned, out)
     if as_json:
         from vlmtune.cli.show import render
 
@@ -43,3 +51,4 @@ def merge(
         typer.echo(
             "the base's files are in 4 bits: they were unpacked to 16, and the merged model keeps their rounding"
         )
+    typer.echo(f'try it: vlmtune generate {shlex.quote(str(out))} --image IMAGE --prompt "QUESTION"')

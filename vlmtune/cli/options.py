@@ -11,4 +11,18 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as training.lora.rank=16. Repeatable."),
 ]
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STEP",
+        help="Take this checkpoint, or `newest`. Default: what the finished run has left; before that, the newest.",
+        show_default=False,
+    ),
+]
+BaseModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="DIR", help="Where the base model is now, if it or the run was moved.", show_default=False
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]

@@ -4,11 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
+from vlmtune.cli.options import BaseModelOption, ConfigArgument, JsonOption, SetOption
 from vlmtune.errors import ExitCode
 
 if TYPE_CHECKING:
-    from vlmtune.plan.types import RunPlan
     from vlmtune.runs.folder import RunFolder
     from vlmtune.runs.records import Outcome, TrainReport
     from vlmtune.workflow.job import Job
@@ -19,9 +18,10 @@ EXAMPLE = "Example: [bold]vlmtune train configs/8gb.yaml --set training.learning
 def train(
     config: ConfigArgument,
     overrides: SetOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and estimate and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would use and take, and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint of this run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train even if the estimate does not fit the GPU.")] = False,
+    base_model: BaseModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train as the config says; the run folder holds adapter, log and report afterwards."""
@@ -29,7 +29,9 @@ def train(
     from vlmtune.workflow.job import prepare
     from vlmtune.workflow.train import open_folder, train_in
 
-    job = prepare(config, tuple(overrides or ()), resume=resume, err=as_json)
+    if base_model and not resume:
+        raise typer.BadParameter("it is for --resume; a new run's model is named by model.name", param_hint="--model")
+    job = prepare(config, tuple(overrides or ()), resume=resume, err=as_json, base_model=base_model)
     if dry_run:
         _dry_run(job, as_json)
         return
@@ -37,7 +39,7 @@ def train(
     if resume and (outcome := folder.read_outcome()) and outcome.is_finished:
         _print_finished(folder, outcome, as_json)
         return
-    _print_length(job, err=as_json)
+    _print_told(job, err=as_json)
     report = train_in(folder, job, Flags(resume, force, as_json))
     _print_report(report, folder, as_json)
     if report.status == "interrupted":
@@ -49,8 +51,8 @@ def _dry_run(job: "Job", as_json: bool) -> None:
     from vlmtune.workflow.launch import expect, refuse_too_large
 
     if not as_json:
-        _print_plan(job.plan)
-    _print_length(job, err=as_json)
+        _print_plan(job)
+    _print_told(job, err=as_json)
     expected = expect(job, err=as_json)
     if as_json:
         from dataclasses import asdict
@@ -61,24 +63,29 @@ def _dry_run(job: "Job", as_json: bool) -> None:
     refuse_too_large(job, expected)
 
 
-def _print_length(job: "Job", err: bool) -> None:
-    for line in job.length:
+def _print_told(job: "Job", err: bool) -> None:
+    for line in job.told:
         typer.echo(line, err=err)
 
 
-def _print_plan(plan: "RunPlan") -> None:
-    import dataclasses
+def _print_plan(job: "Job") -> None:
+    """Print what the run will use: keys that somebody has set, and those that were decided here."""
+    from rich.text import Text
 
     from vlmtune.cli.show import render
+    from vlmtune.cli.validate import shown
 
-    table = render.table("plan", "value")
-    for name, value in dataclasses.asdict(plan).items():
-        if name != "choices":
-            table.add_row(name, "-" if value is None else str(value))
+    decided = {choice.key: (choice.value, choice.reason) for choice in job.plan.choices}
+    values, sources = job.loaded.values(), job.loaded.sources
+    written = {key: (shown(value), sources[key]) for key, value in values.items() if sources[key] != "default"}
+    table = render.table("key", "value", "from, or why")
+    table.columns[0].no_wrap = True
+    for key in [*(key for key in values if key in written or key in decided), *(decided.keys() - values.keys())]:
+        table.add_row(*map(Text, (key, *decided.get(key, written.get(key)))))
     out = render.console()
     out.print(table)
-    for choice in plan.choices:
-        out.print(f"{choice.key}: {choice.value} ({choice.reason})", soft_wrap=True)
+    out.print("every other key has its default: vlmtune validate CONFIG shows all of them", soft_wrap=True)
+    out.print(f"the run would go into {job.run_dir}", soft_wrap=True)
 
 
 def _print_finished(folder: "RunFolder", outcome: "Outcome", as_json: bool) -> None:
@@ -93,8 +100,8 @@ def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> 
     from vlmtune.data.types import count
 
     loss = "-" if report.train_loss_last is None else f"{report.train_loss_last:.4f}"
-    held_out = "" if report.eval_loss is None else f", held-out loss {report.eval_loss:.4f}"
-    typer.echo(f"{report.status}: {report.steps} steps in {report.seconds:.0f} s, loss {loss}{held_out}")
+    evaluated = "" if report.eval_loss is None else f", evaluation loss {report.eval_loss:.4f}"
+    typer.echo(f"{report.status}: {report.steps} steps in {report.seconds:.0f} s, loss {loss}{evaluated}")
     _print_memory(report)
     if report.num_cut_rows:
         cut_rows, cut_tokens = count(report.num_cut_rows, "row"), count(report.num_cut_tokens, "token")

@@ -68,12 +68,13 @@ def print_config(loaded: "LoadedConfig") -> None:
                 group = tuple(parents[: depth + 1])
         source = loaded.sources[name]
         style = "dim" if source == "default" else ""
-        cells = ("  " * len(parents) + leaf, _shown(value), source)
+        cells = ("  " * len(parents) + leaf, shown(value), source)
         table.add_row(*(Text(cell, style=style) for cell in cells))
     render.console().print(table)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value as people read it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -97,7 +98,20 @@ def _check_data(loaded: "LoadedConfig", live: bool) -> tuple[dict[str, "Rows"], 
             require_good(found[key], data.on_bad_row)
         except VlmtuneError as error:
             errors.append(VlmtuneError(f"data.{key}: {error.message}", error.hint, problems=error.problems))
+    if len(found) > 1:
+        found["val_path"] = _warned(found, loaded)
     return found, errors
+
+
+def _warned(data: dict[str, "Rows"], loaded: "LoadedConfig") -> "Rows":
+    """The rows to evaluate on, with a note where they are trained on too."""
+    from dataclasses import replace
+
+    from vlmtune.data.run_data import warning_of_shared_rows
+
+    paths = (loaded.resolve_path(getattr(loaded.config.data, key)) for key in ("train_path", "val_path"))
+    warning = warning_of_shared_rows(data["train_path"].samples, data["val_path"].samples, *paths)
+    return replace(data["val_path"], notes=(*data["val_path"].notes, *([warning] if warning else [])))
 
 
 def _print_data(loaded: "LoadedConfig", data: dict[str, "Rows"]) -> None:

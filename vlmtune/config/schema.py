@@ -212,4 +212,4 @@ class TrainingConfig(Section):
     @property
     def run_dir(self) -> Path:
         """The run folder: `output_dir/experiment_name`."""
-        return Path(self.output_dir) / self.experiment_name
+        return Path(self.output_dir).expanduser() / self.experiment_name

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlmtune.data.samples import refusal
-from vlmtune.data.types import BadRow, Sample
+from vlmtune.data.types import BadRow, Sample, SamplesOnDisk
+from vlmtune.files import file_sha256
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -108,3 +110,26 @@ class RunData:
     skipped: tuple[str, ...] = ()
     """`train.jsonl:12: problem` of each row that was skipped."""
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def warning_of_shared_rows(
+    train: Sequence[Sample], val: Sequence[Sample], train_path: Path, val_path: Path
+) -> str | None:
+    """Return a warning where rows to evaluate on are trained on too; None where none are.
+
+    Rows of large files, which are on disk, are compared as whole files only.
+    """
+    if file_sha256(train_path) == file_sha256(val_path):
+        shared = len(val)
+    elif isinstance(train, SamplesOnDisk) or isinstance(val, SamplesOnDisk):
+        return None
+    else:
+        trained = {sample.turns for sample in train}
+        shared = sum(sample.turns in trained for sample in val)
+    if not shared:
+        return None
+    return (
+        f"warning: {shared:,} of {len(val):,} rows in data.val_path are trained on too: "
+        "the evaluation loss will tell what was learned by heart; keep rows apart that no run trains on"
+    )

@@ -17,11 +17,14 @@ from vlmtune.families.base import Family
 from vlmtune.hardware.at_hand import reading_at_hand
 from vlmtune.models.build import base_of
 from vlmtune.models.streaming import read_parameter
+from vlmtune.plan.length import evaluations_from
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.records import StepRecord
 from vlmtune.signals import stopping_signals
 
 DIGEST_BYTES = 2**20
+EVALUATED_IN_TRAINED = 3
+"""Rows that are evaluated while one is trained on, about."""
 NAMES_IN_CHECKPOINTS = ("Recorder",)
 """What `Recorder` was called in checkpoints of earlier versions, from 0.1.0 on; who renames it adds the old name."""
 
@@ -57,6 +60,14 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
             self.totals, self.seconds_before = Work(**saved["totals"]), saved["seconds"]
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
+        if self._is_evaluation_due(state):
+            self.trainer.evaluate()
+
+    def _is_evaluation_due(self, state) -> bool:
+        """Return whether the run was stopped at a step at which it would have evaluated, the last one left aside."""
+        step, every = state.global_step, self.trainer.plan.eval_steps
+        done = any(record.step == step and record.eval_loss is not None for record in self.records)
+        return bool(every and 0 < step < state.max_steps) and step % every == 0 and not done
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         # An evaluation is written into the record of its own step, so that step needs one.
@@ -67,7 +78,8 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
         if "loss" in logs:
             self._add(self._record(state, logs))
         elif "eval_loss" in logs:
-            self._add(dataclasses.replace(self.records[-1], eval_loss=logs["eval_loss"]))
+            last, eta_s = self.records[-1], self._eta_s(state, is_evaluated=True)
+            self._add(dataclasses.replace(last, eval_loss=logs["eval_loss"], elapsed_s=self._elapsed(), eta_s=eta_s))
             self.last = time.perf_counter()
 
     def _kept_in(self, states: dict[str, dict]) -> dict:
@@ -92,7 +104,6 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
     def _record(self, state, logs: dict) -> StepRecord:
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
-        steps_done = state.global_step - self.first_step
         work = self._take_work()
         gpu = reading_at_hand() if self.on_gpu else None
         return StepRecord(
@@ -106,13 +117,30 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
             samples_per_s=work.rows / seconds,
             data_wait_share=min(1.0, work.waited_s / seconds),
             elapsed_s=self._elapsed(),
-            eta_s=(now - self.started) / steps_done * (state.max_steps - state.global_step),
+            eta_s=self._eta_s(state, is_evaluated=False),
             gpu_memory_bytes=torch.cuda.memory_reserved() if self.on_gpu else None,
             gpu_peak_bytes=torch.cuda.max_memory_reserved() if self.on_gpu else None,
             gpu_limit_bytes=_limit_bytes() if self.on_gpu else None,
             gpu_temperature_c=gpu.temperature_c if gpu else None,
             gpu_estimate_bytes=self.estimate_bytes,
         )
+
+    def _eta_s(self, state, *, is_evaluated: bool) -> float:
+        """Return the time that steps and evaluations will take by those that were.
+
+        Before the first evaluation a row of it counts a third of a trained one: forward without recomputing and
+        without a backward pass.
+        """
+        evaluations_s, plan, num_rows = self.trainer.evaluations_s, self.trainer.plan, len(self.trainer.eval_dataset)
+        steps = state.global_step - self.first_step
+        if not steps:
+            return self.records[-1].eta_s
+        step_s = (time.perf_counter() - self.started - sum(evaluations_s)) / steps
+        a_row_s = step_s / plan.rows_per_step / EVALUATED_IN_TRAINED
+        one_s = sum(evaluations_s) / len(evaluations_s) if evaluations_s else a_row_s * num_rows
+        first = state.global_step + is_evaluated
+        left = evaluations_from(first, state.max_steps, plan.eval_steps) if num_rows else 0
+        return step_s * (state.max_steps - state.global_step) + one_s * left
 
     def _take_work(self) -> Work:
         """Return the work since the last record and add it to the totals."""
@@ -215,10 +243,11 @@ def _digest(tensor: torch.Tensor) -> int:
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C, SIGTERM or SIGHUP: finish the step, write a checkpoint, stop. Ctrl-C after that: stop now."""
+    """Ctrl-C, SIGTERM or SIGHUP: finish the step or evaluation, write a checkpoint, stop. Ctrl-C again: stop now."""
 
-    def __init__(self, view: LiveView) -> None:
+    def __init__(self, view: LiveView, trainer: TuneTrainer) -> None:
         self.view = view
+        self.trainer = trainer
         self.stopped = False
         self._process = os.getpid()
         self._previous = {number: signal.getsignal(number) for number in stopping_signals()}
@@ -230,7 +259,11 @@ class StopOnInterrupt(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.stopped:
             control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
+            control.should_evaluate = False  # made up for when the run goes on
+
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
 
     def restore(self) -> None:
         """Give the signals back to whoever had them before."""
@@ -245,4 +278,5 @@ class StopOnInterrupt(TrainerCallback):
         self.stopped = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         why = "" if number == signal.SIGINT else f"{signal.Signals(number).name}: "
-        self.view.note(f"{why}stopping after this step with a checkpoint; Ctrl-C again stops now")
+        running = "evaluation" if self.trainer.is_evaluating else "step"
+        self.view.note(f"{why}stopping after this {running} with a checkpoint; Ctrl-C again stops now")

@@ -1,6 +1,7 @@
 """Checkpoints that a kill or a full disk cannot half-write: a marker is written last, old ones go after that."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,10 +9,14 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import PARTIAL, sync
+from vlmtune.files import PARTIAL, as_other_files, sync
+from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import COMPLETE, RunFolder
+from vlmtune.runs.manifest import damage, write_manifest
+from vlmtune.runs.whole import write_image_size
 
 TRAINED = "trained.safetensors"
 """Method full: the trained weights, by their names in the model."""
@@ -24,6 +29,14 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     # Left to "auto", PEFT asks the hub about the base model's vocabulary each time.
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
+    as_other_files(folder)
+
+
+def save_whole(model: PreTrainedModel, plan: RunPlan, folder: Path) -> None:
+    """Write a whole model, and what is needed to ask it as the run does."""
+    model.save_pretrained(folder)
+    as_other_files(folder)
+    write_image_size(folder, plan.image_size)
 
 
 def save_trained(model: nn.Module, checkpoint: Path) -> None:
@@ -31,6 +44,7 @@ def save_trained(model: nn.Module, checkpoint: Path) -> None:
     checkpoint.mkdir(parents=True, exist_ok=True)
     tensors = {name: parameter.detach().contiguous() for name, parameter in _trained(model)}
     save_file(tensors, checkpoint / TRAINED)
+    as_other_files(checkpoint)
 
 
 def load_trained(model: nn.Module, checkpoint: Path) -> None:
@@ -48,16 +62,26 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def finish_checkpoint(checkpoint: Path, keep: int) -> None:
     """Mark `checkpoint` complete once its files are on the disk, then delete all but the newest `keep`."""
-    for file in checkpoint.iterdir():
-        sync(file)
-    (checkpoint / COMPLETE).touch()
-    sync(checkpoint / COMPLETE)
-    sync(checkpoint)
+    write_manifest(checkpoint, COMPLETE)
     sync(checkpoint.parent)
-    done = sorted(checkpoint.parent.glob(f"checkpoint-*/{COMPLETE}"), key=lambda marker: _step(marker.parent))
+    markers = checkpoint.parent.glob(f"checkpoint-*/{COMPLETE}")
+    done = sorted((one for one in markers if not one.parent.is_symlink()), key=lambda marker: _step(marker.parent))
     for marker in done[:-keep]:
         marker.unlink()
         shutil.rmtree(marker.parent)
+
+
+def newest_whole(folder: RunFolder, note: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint that is as it was written; damaged ones are told of and set aside."""
+    while checkpoint := folder.latest_checkpoint():
+        found = damage(checkpoint, COMPLETE)
+        if found is None:
+            return checkpoint
+        aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        note(f"{checkpoint.name} is damaged ({found}): it is called {aside.name} now, and not used")
+    return None
 
 
 def drop_incomplete(folder: RunFolder) -> None:

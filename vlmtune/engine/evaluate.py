@@ -13,6 +13,7 @@ from transformers import ProcessorMixin
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.encode import IGNORED
+from vlmtune.data.progress import Advance, nobody
 from vlmtune.data.run_data import MeasuredRows
 from vlmtune.data.types import Sample
 from vlmtune.engine.step import forward_loss
@@ -38,14 +39,19 @@ class Answer:
         return self.answer.strip() == self.expected.strip()
 
 
-def mean_loss(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan) -> float:
-    """Return the mean cross-entropy a labelled token over all rows."""
-    losses = row_losses(model, rows, collator, plan)
+def mean_loss(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan, on_row: Advance = nobody) -> float:
+    """Return the evaluation loss: the mean cross-entropy a labelled token over all rows."""
+    losses = row_losses(model, rows, collator, plan, on_row)
     return sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses))
 
 
-def row_losses(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan) -> list[tuple[float, int]]:
-    """Return (summed loss, labelled tokens) of each row; one at a time needs less memory than any training step."""
+def row_losses(
+    model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan, on_row: Advance = nobody
+) -> list[tuple[float, int]]:
+    """Return (summed loss, labelled tokens) of each row; one at a time needs less memory than any training step.
+
+    `on_row` is called with 1 after each.
+    """
     was_training = model.training
     model.eval()
     losses = []
@@ -55,6 +61,7 @@ def row_losses(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPla
             batch = {key: value.to(plan.device) for key, value in batch.items() if key != WHERE}
             tokens = int((batch["labels"] != IGNORED).sum())
             losses.append((forward_loss(model, batch, plan, num_items=1).item(), tokens))
+            on_row(1)
     model.train(was_training)
     return losses
 
@@ -79,16 +86,20 @@ class Evaluation:
 
 
 def evaluate_rows(
-    tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Callable[[], None]
+    tuned: Tuned,
+    samples: Sequence[Sample],
+    max_new_tokens: int,
+    on_loss: Advance = nobody,
+    on_answer: Advance = nobody,
 ) -> Evaluation:
-    """Return loss and generated answer of every row; `on_answer` is called after each.
+    """Return loss and generated answer of every row; each is told of with 1.
 
     Raises:
         VlmtuneError: rows that the model cannot take, before the first is asked.
     """
     MeasuredRows(samples).fitting(tuned.processor, family_of(tuned.plan), tuned.plan)
     rows = TuneDataset(samples, tuned.processor, family_of(tuned.plan), tuned.plan, tuned.features)
-    losses = row_losses(tuned.model, rows, Collator(tuned.processor), tuned.plan)
+    losses = row_losses(tuned.model, rows, Collator(tuned.processor), tuned.plan, on_loss)
     answers = [
         Answer(sample.where, sample.turns[-2].text, sample.answer, answer, loss / max(1, tokens))
         for sample, answer, (loss, tokens) in zip(
@@ -98,9 +109,7 @@ def evaluate_rows(
     return Evaluation(sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses)), answers)
 
 
-def generate(
-    tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Callable[[], None] = lambda: None
-) -> list[str]:
+def generate(tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Advance = nobody) -> list[str]:
     """Return what the model writes (greedily) in place of each sample's last answer."""
     plan, processor, answers = tuned.plan, tuned.processor, []
     ends = end_token_ids(base_of(tuned.model), processor)
@@ -116,7 +125,7 @@ def generate(
         )
         new_ids = ids[0, prompt["input_ids"].shape[1] :]
         answers.append(processor.tokenizer.decode(new_ids, skip_special_tokens=True).strip())
-        on_answer()
+        on_answer(1)
     return answers
 
 

@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoProcessor
 
 from vlmtune.data.encode import encode
 from vlmtune.data.types import ImageRef, Sample, Turn
+from vlmtune.engine.checkpoints import save_whole
+from vlmtune.engine.tuned import load_tuned
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL
-from vlmtune.models.build import build_tuned, family_of, load_base
-from vlmtune.plan.file import load_plan
+from vlmtune.models.build import family_of, load_base
 from vlmtune.plan.types import RunPlan
-from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.folder import Learned
 
 BOUNDS = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
 """Largest allowed |difference of logits| / |largest logit|. Merging rounds base + adapter to the base's format once."""
@@ -49,27 +50,26 @@ class MergeProof:
         return self.relative <= self.bound
 
 
-def merge(folder: RunFolder, out_dir: Path) -> MergeProof:
+def merge(plan: RunPlan, learned: Learned, out_dir: Path) -> MergeProof:
     """Write the merged model and its processor to `out_dir` and return the proof; on the CPU, whatever the machine.
 
     Raises:
         VlmtuneError: nothing to merge, `out_dir` taken, or the difference above the bound (then nothing is left).
     """
-    plan = dataclasses.replace(load_plan(folder.plan), device="cpu", cache_features=False)
-    if plan.method == "full":
-        raise VlmtuneError(f"method full has no adapter to merge: {folder.model} is the whole model already")
-    if not folder.adapter.is_dir():
-        raise VlmtuneError(f"{folder.path} has no adapter: the run has not finished", "continue it with --resume")
+    plan = dataclasses.replace(plan, device="cpu", cache_features=False)
+    if plan.method == "full" and not learned.note:
+        raise VlmtuneError(f"method full has no adapter to merge: {learned.path} is the whole model already")
     if out_dir.exists() and any(out_dir.iterdir()):
         raise VlmtuneError(f"{out_dir} is not empty", "give a new folder")
-    processor = AutoProcessor.from_pretrained(folder.adapter)
-    inputs = _probe(plan, processor)
-    model = build_tuned(plan, str(folder.adapter), quantized=False)
-    expected = _logits(model, inputs)
+    tuned = load_tuned(plan, learned, quantized=False)
+    inputs = _probe(plan, tuned.processor)
+    expected = _logits(tuned.model, inputs)
     partial = out_dir.with_name(out_dir.name + PARTIAL)
-    model.merge_and_unload().save_pretrained(partial)
-    processor.save_pretrained(partial)
-    del model
+    shutil.rmtree(partial, ignore_errors=True)
+    whole = tuned.model.merge_and_unload() if isinstance(tuned.model, PeftModel) else tuned.model
+    tuned.processor.save_pretrained(partial)
+    save_whole(whole, plan, partial)
+    del tuned, whole
     saved = dataclasses.replace(plan, model=str(partial.resolve()), prequantised=False)
     merged = _logits(load_base(saved, quantized=False).eval(), inputs)
     proof = _compare(expected, merged, plan)

@@ -1,5 +1,6 @@
 """The live view of a training run: one panel on a terminal, one plain line per record elsewhere."""
 
+import math
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from vlmtune.engine.panel import FIRST_STEP, Course, panel_of, plain_line
 from vlmtune.runs.records import StepRecord
 
 REDRAWN_AFTER_S = 0.5
+LINE_AFTER_S = 30.0
 
 
 class RunConsole(Console):
@@ -67,18 +69,39 @@ class LiveView:
     @contextmanager
     def doing(self, what: str, total: int) -> Iterator[Advance]:
         """Show how far work before the first step is: a `Progress` for whom the terminal is taken by this view."""
-        done, drawn_s = 0, time.monotonic()
+        with self._working(what, total, REDRAWN_AFTER_S if self._live else math.inf) as advance:
+            yield advance
+
+    @contextmanager
+    def between_steps(self, what: str, total: int) -> Iterator[Advance]:
+        """Show work between steps from its start on, in lines too: a `Progress`."""
+        shown_after_s = REDRAWN_AFTER_S if self._live else LINE_AFTER_S
+        with self._working(what, total, shown_after_s, at_once=True) as advance:
+            yield advance
+
+    @contextmanager
+    def _working(self, what: str, total: int, shown_after_s: float, *, at_once: bool = False) -> Iterator[Advance]:
+        """Show work again whenever some time has passed."""
+        done, shown_s = 0, time.monotonic()
+
+        def show() -> None:
+            self._course.now = f"{what}: {done:,} of {total:,}"
+            if self._live:
+                self._draw(self._live)
+            else:
+                self._line(self._course.now)
 
         def advance(amount: int) -> None:
-            nonlocal done, drawn_s
+            nonlocal done, shown_s
             done += amount
-            if self._live and time.monotonic() - drawn_s > REDRAWN_AFTER_S:
-                self._course.before = f"{what}: {done:,} of {total:,}"
-                self._draw(self._live)
-                drawn_s = time.monotonic()
+            if time.monotonic() - shown_s > shown_after_s:
+                show()
+                shown_s = time.monotonic()
 
+        if at_once:
+            show()
         yield advance
-        self._course.before = FIRST_STEP
+        self._course.now = None if self._course.last else FIRST_STEP
 
     def note(self, text: str) -> None:
         """Print a line above the view."""

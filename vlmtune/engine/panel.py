@@ -33,12 +33,12 @@ class Course:
     last: StepRecord | None = None
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=SPARK_VALUES))
     eval_loss: float | None = None
-    before: str = FIRST_STEP
-    """What is done before there is a record."""
+    now: str | None = FIRST_STEP
+    """What is done while no step is."""
 
     def add(self, record: StepRecord) -> None:
         """Go on by one record."""
-        self.last = record
+        self.last, self.now = record, None
         self.losses.append(record.loss)
         self.eval_loss = self.eval_loss if record.eval_loss is None else record.eval_loss
 
@@ -55,7 +55,7 @@ def panel_of(course: Course, title: str, slowdown_c: int | None) -> RenderableTy
     """Return the panel of a run."""
     rows, last = _grid(), course.last
     if last:
-        rows.add_row("step", _step_row(last))
+        rows.add_row("step", _step_row(last, is_done=last.step >= last.total_steps and not course.now))
         rows.add_row("loss", _loss_row(last, course))
         rows.add_row("rate", _rate_row(last))
         rows.add_row("speed", _speed_row(last))
@@ -63,8 +63,8 @@ def panel_of(course: Course, title: str, slowdown_c: int | None) -> RenderableTy
         if last.gpu_temperature_c is not None:
             rows.add_row("heat", _heat_row(last.gpu_temperature_c, slowdown_c))
         rows.add_row("wait", _wait_row(last.data_wait_share))
-    else:
-        rows.add_row("step", Text(course.before))
+    if course.now:
+        rows.add_row("now" if last else "step", Text(course.now))
     heading = Text(f" {title} ", style="bold") if title else None
     panel = Panel(rows, title=heading, title_align="left", border_style="dim")
     return _Narrowed(panel)
@@ -84,7 +84,7 @@ class _Narrowed:
 
 def plain_line(record: StepRecord, *, slowdown_c: int | None = None) -> str:
     """Return one line of plain text about `record`."""
-    evaluated = [f"eval loss {record.eval_loss:.3f}"] if record.eval_loss is not None else []
+    evaluated = [f"evaluation loss {record.eval_loss:.3f}"] if record.eval_loss is not None else []
     return "  ".join(
         [
             f"step {record.step}/{record.total_steps}",
@@ -155,19 +155,19 @@ def _beside(stretching: RenderableType, text: Text, *, text_first: bool = False)
     return row
 
 
-def _step_row(record: StepRecord) -> RenderableType:
+def _step_row(record: StepRecord, *, is_done: bool) -> RenderableType:
     """Return progress bar, step count and time left."""
     total = max(1, record.total_steps)
     bar = ProgressBar(total=total, completed=record.step, complete_style="cyan", finished_style="green")
-    left = ("  done" if record.step >= total else f"  {clock(record.eta_s)} left", "dim")
+    left = ("  done" if is_done else f"  {clock(record.eta_s)} left", "dim")
     return _beside(bar, Text.assemble((f"{record.step}/{record.total_steps}", "bold"), left))
 
 
 def _loss_row(last: StepRecord, course: Course) -> RenderableType:
-    """Return the loss, the last evaluation and the course of the loss."""
+    """Return the loss, the last evaluation loss and the course of the loss."""
     text = Text(f"{last.loss:.4f}", style="bold")
     if course.eval_loss is not None:
-        text.append(f"  eval {course.eval_loss:.4f}", style="not bold")
+        text.append(f"  evaluation {course.eval_loss:.4f}", style="not bold")
     losses = tuple(course.losses)
     line = _Fitted(lambda width: Text(sparkline(losses, min(width, SPARK_VALUES)), style="cyan"))
     return _beside(line, text, text_first=True)

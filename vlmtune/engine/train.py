@@ -16,8 +16,7 @@ from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_withou
 from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.data.workers import workers_for_training
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
-from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, save_adapter
-from vlmtune.engine.evaluate import mean_loss
+from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
@@ -31,6 +30,7 @@ from vlmtune.models.inventory import InventoryRow, inventory
 from vlmtune.models.processor import load_processor
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.manifest import write_manifest
 from vlmtune.runs.page import write_report
 from vlmtune.runs.records import LongestRow, TrainReport
 from vlmtune.runs.versions import library_versions
@@ -92,7 +92,7 @@ def _train(
         interrupt.restore()
     if not interrupt.stopped:
         if val_rows and not _evaluated_last(recorder, trainer):
-            trainer.log({"eval_loss": mean_loss(model, val_rows, run_rows.collator, plan)})
+            trainer.evaluate()
         save_tuned(trainer.model, processor, plan, folder)
     report = TrainReport(
         status="interrupted" if interrupt.stopped else "finished",
@@ -146,8 +146,8 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     """Return the trainer as a run has it; the model is on its device and nothing else is."""
     watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
     data = {"train_dataset": rows.train, "eval_dataset": rows.val, "data_collator": rows.collator}
-    trainer = TuneTrainer(plan, model, folder, rows.lengths, **data)
-    interrupt, recorder = StopOnInterrupt(view), Recorder(folder, view, trainer)
+    trainer = TuneTrainer(plan, model, folder, rows.lengths, view.between_steps, **data)
+    interrupt, recorder = StopOnInterrupt(view, trainer), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
     check = FirstStepCheck(trainer, family_of(plan))
     for callback in (interrupt, recorder, check, MovedCheck(trainer), *watches, *_services(plan, folder)):
@@ -162,10 +162,11 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
     target = partial.with_suffix("")
     shutil.rmtree(partial, ignore_errors=True)
     if plan.method == "full":
-        model.save_pretrained(partial)
+        save_whole(model, plan, partial)
     else:
         save_adapter(model, partial)
     processor.save_pretrained(partial)
+    write_manifest(partial)
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)
@@ -180,7 +181,7 @@ def _partial(plan: RunPlan, folder: RunFolder) -> Path:
 def _checkpoint(folder: RunFolder, resume: bool, view: LiveView) -> str | None:
     """Return the checkpoint to go on from, with the log cut back to it."""
     drop_incomplete(folder)
-    checkpoint = folder.latest_checkpoint() if resume else None
+    checkpoint = newest_whole(folder, view.note) if resume else None
     if resume:
         start = f"continuing from {checkpoint.name}" if checkpoint else "no checkpoint yet: starting from the beginning"
         view.note(start)

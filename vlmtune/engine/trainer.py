@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 
 from vlmtune.compat.trainer import DEVICE_PLACEMENT, GET_LENGTH_GROUPED_INDICES, MODEL_ACCEPTS_LOSS_KWARGS
 from vlmtune.data.collate import WHERE
+from vlmtune.data.progress import Progress, silent
 from vlmtune.data.workers import leave_signals_to_parent
 from vlmtune.engine.checkpoints import (
     WRITE_ERRORS,
@@ -30,6 +31,8 @@ from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import is_disk_full
 from vlmtune.levers.optimizer import build_optimizer
+from vlmtune.models.build import base_of
+from vlmtune.models.verify import refuse_other_base
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 
@@ -100,9 +103,18 @@ class TuneTrainer(Trainer):
     """Trainer that runs a RunPlan."""
 
     def __init__(
-        self, plan: RunPlan, model: torch.nn.Module, folder: RunFolder, lengths: list[int], **kwargs: Any
+        self,
+        plan: RunPlan,
+        model: torch.nn.Module,
+        folder: RunFolder,
+        lengths: list[int],
+        progress: Progress = silent,
+        **kwargs: Any,
     ) -> None:
-        """`lengths` are the tokens of each row; `kwargs` are Trainer's data sets and collator."""
+        """`lengths` are the tokens of each row; `progress` is told of evaluations.
+
+        `kwargs` are Trainer's data sets and collator.
+        """
         super().__init__(model=model, args=training_arguments(plan, folder), **kwargs)
         # The loss is divided by the labelled tokens of the whole step, so Trainer must not average again.
         MODEL_ACCEPTS_LOSS_KWARGS.write(self, True)
@@ -113,6 +125,10 @@ class TuneTrainer(Trainer):
         self.work = Work()
         """Since the recorder last asked."""
         self.step_has_images = False
+        self.progress = progress
+        self.is_evaluating = False
+        self.evaluations_s: list[float] = []
+        """How long each evaluation took."""
         self.order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
@@ -174,11 +190,16 @@ class TuneTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the mean loss a labelled token on the held-out rows.
+        """Return the evaluation loss: a mean over labelled tokens.
 
         Trainer's own loop is a mean over batches, however many tokens they have, of a loss with all logits.
         """
-        metrics = {"eval_loss": mean_loss(self.model, self.eval_dataset, self.data_collator, self.plan)}
+        started, self.is_evaluating = time.perf_counter(), True
+        with self.progress("evaluating rows", len(self.eval_dataset)) as advance:
+            loss = mean_loss(self.model, self.eval_dataset, self.data_collator, self.plan, advance)
+        self.is_evaluating = False
+        self.evaluations_s.append(time.perf_counter() - started)
+        metrics = {"eval_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -206,6 +227,7 @@ class TuneTrainer(Trainer):
         if self.plan.method == "full":
             load_trained(self.model, Path(resume_from_checkpoint))
         else:
+            refuse_other_base(base_of(self.model), Path(resume_from_checkpoint))
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def floating_point_ops(self, inputs) -> int:

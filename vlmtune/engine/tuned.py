@@ -9,17 +9,25 @@ import torch
 from torch import nn
 from transformers import AutoProcessor, ProcessorMixin
 
+from vlmtune.config.schema import DataSection, ModelSection, TrainingConfig, TrainingSection
 from vlmtune.data.features.prepare import Teller, features_of
 from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.types import Sample
+from vlmtune.engine.checkpoints import load_trained
 from vlmtune.engine.runtime import probe_device
-from vlmtune.errors import VlmtuneError
 from vlmtune.hub.source import open_model
-from vlmtune.models.build import base_of, build_tuned, load_base
+from vlmtune.models.build import base_of, build_model, build_tuned, load_base
 from vlmtune.models.features import serve_features
+from vlmtune.models.processor import load_processor
+from vlmtune.plan.decide import make_plan
 from vlmtune.plan.file import load_plan
+from vlmtune.plan.moved import refuse_moved, with_base
 from vlmtune.plan.types import RunPlan
-from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.folder import Learned, RunFolder
+from vlmtune.runs.whole import read_image_size
+
+ROOM_FOR_WEIGHTS = 0.8
+"""Of what is free on the card; the rest is for what an answer takes."""
 
 
 @dataclass(frozen=True)
@@ -33,63 +41,79 @@ class Tuned:
     """Of the rows that it is asked; None where it has its vision tower."""
 
 
-def plan_here(folder: RunFolder) -> RunPlan:
-    """Return the run's plan for the device of this machine."""
-    plan = dataclasses.replace(load_plan(folder.plan), cache_features=False)
+def plan_here(folder: RunFolder, base: str | None = None) -> RunPlan:
+    """Return the run's plan for the device of this machine; `base` says where its base model is now.
+
+    Raises:
+        VlmtuneError: the base model is not there.
+    """
+    plan = load_plan(folder.plan)
+    if base:
+        plan = with_base(plan, base)
+    else:
+        refuse_moved(plan, folder.path)
     device = probe_device()
     if plan.base_dtype == "fp16" and device.kind == "cpu":
         return dataclasses.replace(plan, device="cpu", base_dtype="fp32")
     return dataclasses.replace(plan, device=device.kind)
 
 
-def load_tuned(folder: RunFolder) -> Tuned:
-    """Return the run's model with what it learned.
-
-    Raises:
-        VlmtuneError: the run has not finished.
-    """
-    plan = plan_here(folder)
-    saved = _saved(folder, plan)
-    if plan.method == "full":
-        model = load_base(dataclasses.replace(plan, model=str(saved.resolve()))).eval()
+def load_tuned(plan: RunPlan, learned: Learned, *, quantized: bool = True) -> Tuned:
+    """Return the model of a plan with what its run has learned; `quantized=False` loads the base in 16 bits."""
+    plan = dataclasses.replace(plan, cache_features=False)
+    if plan.method != "full":
+        model = build_tuned(plan, str(learned.path), quantized=quantized)
+    elif learned.note:
+        model = build_model(plan).eval()
+        load_trained(model, learned.path)
     else:
-        model = build_tuned(plan, str(saved))
-    return Tuned(plan, model.requires_grad_(False), AutoProcessor.from_pretrained(saved))
+        model = load_base(dataclasses.replace(plan, model=str(learned.path.resolve()))).eval()
+    return Tuned(plan, model.requires_grad_(False), processor_of(plan, learned))
 
 
-def _saved(folder: RunFolder, plan: RunPlan) -> Path:
-    """Return the folder with what the run has learned."""
-    saved = folder.model if plan.method == "full" else folder.adapter
-    if not saved.is_dir():
-        raise VlmtuneError(
-            f"{folder.path} has no {saved.name}: the run has not finished", "continue it: vlmtune train CONFIG --resume"
-        )
-    return saved
+def processor_of(plan: RunPlan, learned: Learned) -> ProcessorMixin:
+    """Return the processor as the run used it: checkpoints have none of their own."""
+    return load_processor(plan) if learned.note else AutoProcessor.from_pretrained(learned.path)
 
 
-def load_tuned_for(folder: RunFolder, samples: Sequence[Sample], teller: Teller) -> Tuned:
+def load_tuned_for(plan: RunPlan, learned: Learned, samples: Sequence[Sample], teller: Teller) -> Tuned:
     """Return the run's model for these rows alone: without its tower, where the run had none; it encodes them first.
 
     Raises:
-        VlmtuneError: as for `load_tuned`, and as for `features_of`.
+        VlmtuneError: as for `features_of`.
     """
-    if not load_plan(folder.plan).cache_features:
-        return load_tuned(folder)
-    saved = _saved(folder, plan := plan_here(folder))
-    processor = AutoProcessor.from_pretrained(saved)
-    plan = dataclasses.replace(plan, cache_features=True)
+    if not plan.cache_features:
+        return load_tuned(plan, learned)
+    processor = processor_of(plan, learned)
     source = open_model(plan.model, plan.revision, Path("/"))
     [features] = features_of(plan, source, [samples], processor, teller)
-    model = build_tuned(plan, str(saved))
+    model = build_tuned(plan, str(learned.path))
     if features.form:
         serve_features(base_of(model), features.form)
     return Tuned(plan, model.requires_grad_(False), processor, features)
 
 
-def load_untuned(folder: RunFolder) -> Tuned:
+def load_untuned(plan: RunPlan) -> Tuned:
     """Return the model as it was before the run, with the processor as the run sets it."""
-    from vlmtune.models.processor import load_processor
-
-    plan = plan_here(folder)
+    plan = dataclasses.replace(plan, cache_features=False)
     torch.manual_seed(plan.seed)
     return Tuned(plan, load_base(plan).eval().requires_grad_(False), load_processor(plan))
+
+
+def load_whole(folder: Path) -> tuple[Tuned, str | None]:
+    """Return a model folder such as `merge` writes, and what people are told of it.
+
+    In 16 bits, or in 4 where the card does not hold that.
+    """
+    num_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    is_large = torch.cuda.is_available() and num_bytes > ROOM_FOR_WEIGHTS * torch.cuda.mem_get_info()[0]
+    source, method = open_model(str(folder), None, Path.cwd()), "qlora" if is_large else "lora"
+    is_packed = source.prequantised is not None
+    config = TrainingConfig(
+        model=ModelSection(name=str(folder.resolve())),
+        data=DataSection(train_path="-", image_size=read_image_size(folder)),
+        training=TrainingSection(method="qlora" if is_packed else method, gradient_accumulation_steps=1),
+    )
+    plan = make_plan(config, source, probe_device())
+    tuned = Tuned(plan, load_base(plan).eval().requires_grad_(False), AutoProcessor.from_pretrained(folder))
+    return tuned, "in 4 bits: the card does not hold it in 16" if is_large and not is_packed else None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import ProcessorMixin
 
+    from vlmtune.data.encode import Encoded
     from vlmtune.data.measure.lengths import Lengths
 
 
@@ -59,12 +60,22 @@ class GivenRows:
 
     def processor(self, plan: RunPlan) -> "ProcessorMixin":
         """Return the model's processor as the plan sets it."""
-        from vlmtune.models.processor import load_processor
-
         setting = json.dumps(plan.image_overrides, sort_keys=True, default=str)
         if setting not in self._processors:
-            self._processors[setting] = load_processor(plan)
+            self._processors[setting] = self._load(plan)
         return self._processors[setting]
+
+    def _load(self, plan: RunPlan) -> "ProcessorMixin":
+        from vlmtune.models.processor import load_processor
+
+        return load_processor(plan)
+
+    def dataset(self, plan: RunPlan) -> "Sequence[Encoded]":
+        """Return the rows as a model gets them."""
+        from vlmtune.data.dataset import TuneDataset
+        from vlmtune.models.build import family_of
+
+        return TuneDataset(self._fitting(plan).samples, self.processor(plan), family_of(plan), plan)
 
     def lengths(self, plan: RunPlan, source: ModelSource) -> "Lengths":
         """Return the tokens under a plan of each row that the model takes.
@@ -74,6 +85,9 @@ class GivenRows:
         """
         from vlmtune.models.build import family_of
 
-        processor, family = self.processor(plan), family_of(plan)
-        fitting, _ = self._rows.fitting(processor, family, plan)
-        return fitting.lengths(processor, family, plan, source)
+        return self._fitting(plan).lengths(self.processor(plan), family_of(plan), plan, source)
+
+    def _fitting(self, plan: RunPlan) -> MeasuredRows:
+        from vlmtune.models.build import family_of
+
+        return self._rows.fitting(self.processor(plan), family_of(plan), plan)[0]

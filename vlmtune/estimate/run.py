@@ -83,16 +83,13 @@ class _Rows:
 
     def __init__(self, plan: RunPlan, source: ModelSource, rows: GivenRows) -> None:
         from vlmtune.data.collate import Collator
-        from vlmtune.data.dataset import TuneDataset
         from vlmtune.data.measure.lengths import refuse_too_long
-        from vlmtune.models.build import family_of
 
         self.plan, self.source = plan, source
         self.lengths = rows.lengths(plan, source)
         refuse_too_long(self.lengths, plan)
-        processor = rows.processor(plan)
-        self.rows: TuneDataset = TuneDataset(self.lengths.samples, processor, family_of(plan), plan)
-        self.collator = Collator(processor)
+        self.rows = rows.dataset(plan)
+        self.collator = Collator(rows.processor(plan))
         self.order: list[int] = (-self.lengths.total).argsort(kind="stable").tolist()
 
     def most_tokens(self, skipped: int) -> int:

@@ -8,6 +8,10 @@ from vlmtune.catalog import nearest_ids
 from vlmtune.errors import VlmtuneError
 
 
+class OutOfReach(VlmtuneError):
+    """The hub cannot be reached, and what is asked for is not in the cache."""
+
+
 def pinned_commit(name: str, revision: str | None) -> str:
     """Return the commit that a branch or tag of a hub model stands for; the last known one where there is no hub.
 
@@ -81,8 +85,8 @@ def _refused(name: str, status: int) -> VlmtuneError:
     return VlmtuneError(f"model.name: the hub refused {name} (HTTP {status})", waits)
 
 
-def _out_of_reach(name: str) -> VlmtuneError:
-    return VlmtuneError(
+def _out_of_reach(name: str) -> OutOfReach:
+    return OutOfReach(
         f"model.name: {name} is not in the local cache and the hub cannot be reached",
         f"check the connection, or give the path of a folder with the model{_nearest(name)}",
     )

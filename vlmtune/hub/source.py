@@ -12,6 +12,7 @@ from vlmtune.hub.commits import pinned_commit
 from vlmtune.hub.config_checks import refuse_absurd
 from vlmtune.hub.download import checkpoint_folder, tensor_names
 from vlmtune.hub.prequantised import prequantised_of
+from vlmtune.runs.adapter import base_in_words, is_adapter, run_of
 
 HEAD = "lm_head"
 """What files call the output layer, whatever lies around it."""
@@ -67,6 +68,8 @@ def open_model(name: str, revision: str | None, base_dir: Path, *, offline_catal
 
 
 def _source(location: str, folder: Path, revision: str | None) -> ModelSource:
+    if not (folder / "config.json").exists():
+        raise _no_model(folder)
     config = _read_json(folder / "config.json")
     refuse_absurd(config, folder / "config.json")
     prequantised = prequantised_of(config, location, revision)
@@ -97,13 +100,26 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def _no_model(folder: Path) -> VlmtuneError:
+    """Return what a folder without a config.json is, as far as that is known."""
+    run = folder if (folder / "plan.json").is_file() else run_of(folder)
+    if run:
+        return VlmtuneError(
+            f"model.name: {folder} is {'' if run == folder else 'in '}a run folder, not a model",
+            f"to go on with that run: vlmtune train {run / 'config.yaml'} --resume; to train on what it learned, make "
+            f"one model of it (vlmtune merge {run} -o MERGED) and name that: model.name: MERGED",
+        )
+    if is_adapter(folder):
+        return VlmtuneError(
+            f"model.name: {folder} is an adapter, not a model: it was trained on {base_in_words(folder)}",
+            "give the hub id or the folder of that model; to train on what it learned, merge it into that first",
+        )
+    return VlmtuneError(f"model.name: {folder} has no config.json", "give the folder of a transformers model")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise VlmtuneError(
-            f"model.name: {path.parent} has no {path.name}", "give the folder of a transformers model"
-        ) from None
     except (ValueError, RecursionError) as error:  # damaged bytes, JSON or numbers
         raise VlmtuneError(f"{path} is not JSON: {error}", "download the file again") from None
     if not isinstance(value, dict):

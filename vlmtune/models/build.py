@@ -43,7 +43,7 @@ from vlmtune.models.packed import (
     unpacked_layers,
 )
 from vlmtune.models.parts import SEES, only, parts_in_training, rest_frozen_parts
-from vlmtune.models.verify import refuse_other_numbers, refuse_other_tensors
+from vlmtune.models.verify import refuse_other_base, refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -98,11 +98,9 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
     """
     torch.manual_seed(plan.seed)
     model = load_base(plan, quantized=quantized, parts=_parts_in_training(plan))
-    expected = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and re.fullmatch(plan.lora_targets, name)
-    }
+    linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    expected = {name for name in linears if re.fullmatch(plan.lora_targets, name)}
+    refuse_other_base(model, Path(adapter_dir))
     tuned = PeftModel.from_pretrained(model, adapter_dir)
     adapted = {
         name.removeprefix("base_model.model.") for name, module in tuned.named_modules() if hasattr(module, "lora_A")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlmtune.compat import transformers as borrowed
@@ -22,6 +22,7 @@ from vlmtune.families.base import Family
 from vlmtune.hub.prequantised import refuse_silent
 from vlmtune.hub.shards import StoredTensor
 from vlmtune.models.streaming import read_parameter
+from vlmtune.runs.adapter import WEIGHTS
 
 SAMPLED_NUMBERS = 4096
 QUANTISATION_ERROR = 0.2
@@ -72,6 +73,23 @@ def refuse_other_numbers(model: PreTrainedModel, stored: dict[str, StoredTensor]
                 "training would start from wrong numbers; please report the model and the output of vlmtune doctor",
             )
     return Comparison(tuple(samples), tuple(converted))
+
+
+def refuse_other_base(base: nn.Module, adapter: Path) -> None:
+    """Raise when an adapter's tensors do not fit the modules of a base: it was trained on another model."""
+    modules = dict(base.named_modules())
+    with safe_open(adapter / WEIGHTS, "pt") as file:
+        for name in file.keys():  # noqa: SIM118  it is no mapping
+            path, _, half = name.removeprefix("base_model.model.").rpartition(".lora_")
+            module, shape = modules.get(path), file.get_slice(name).get_shape()
+            found = shape[1] if half.startswith("A") else shape[0]
+            wanted = module and (module.in_features if half.startswith("A") else module.out_features)
+            if found != wanted:
+                raise VlmtuneError(
+                    f"the adapter in {adapter} was trained on another model: its {path} has {found} numbers a token"
+                    + (f", that of this base {wanted}" if wanted else ", this base has no such layer"),
+                    "name the model that it was trained on, in the revision that versions.json is from",
+                )
 
 
 def sources_in(model: PreTrainedModel, stored: dict[str, StoredTensor], family: Family) -> list[str]:

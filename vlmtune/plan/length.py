@@ -55,6 +55,15 @@ def num_steps(run: RunPlan | TrainingSection, num_rows: int) -> int:
     return run.max_steps or ceil(run.num_epochs * per_epoch)
 
 
+def evaluations_from(step: int, total_steps: int, eval_steps: int | None) -> int:
+    """Return the evaluations at `step` and later: at each multiple of `eval_steps` and at the last step."""
+    if step > total_steps:
+        return 0
+    if eval_steps is None:
+        return 1
+    return total_steps // eval_steps - (step - 1) // eval_steps + (total_steps % eval_steps != 0)
+
+
 def told_of_length(run: RunPlan | TrainingSection, num_rows: int, chosen: Values) -> tuple[str, ...]:
     """Return what people are told of a run's length, a warning behind it where it is short."""
     warning = warning_of_few(run, num_rows)
@@ -66,7 +75,8 @@ def length_told(run: RunPlan | TrainingSection, num_rows: int, chosen: Values) -
     steps, rows = num_steps(run, num_rows), run.batch_size * run.gradient_accumulation_steps
     passes = f"{run.num_epochs:g} epoch{'s' * (run.num_epochs != 1)} over " if run.max_steps is None else ""
     told = f"{steps:,} step{'s' * (steps != 1)} of {rows} row{'s' * (rows != 1)}: {passes}{num_rows:,} rows"
-    return told + (f" (chosen: {', '.join(f'{key}={value:g}' for key, value in chosen.items())})" if chosen else "")
+    counts = [f"{key}={value:g}" for key, value in chosen.items() if run.max_steps is None or key != EPOCHS]
+    return told + (f" (chosen: {', '.join(counts)})" if counts else "")
 
 
 def warning_of_few(run: RunPlan | TrainingSection, num_rows: int) -> str | None:

@@ -7,12 +7,24 @@ from typing import Any, TypeVar
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, parse_json, strict_json, write_atomically, write_json
+from vlmtune.runs.adapter import base_in_words, is_adapter, missing_file, run_of
+from vlmtune.runs.manifest import damage, refuse_damaged
 from vlmtune.runs.memory import Memory
 from vlmtune.runs.records import Outcome, Retry, StepRecord
 
 COMPLETE = "COMPLETE"
 """File that a checkpoint gets last; a checkpoint without it was interrupted and does not count."""
+NEWEST = "newest"
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A folder with what a run has learned."""
+
+    path: Path
+    note: str | None = None
+    """What people are told of a checkpoint; None for what a finished run has left."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,10 @@ class RunFolder:
         """Which process that is; there while it runs, and after a kill."""
         return self.path / "running.json"
 
+    def is_config(self, path: Path) -> bool:
+        """Return whether a config file is that of a run that has begun here."""
+        return path.name == self.config.name and self.plan.is_file()
+
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
         """Return a new run folder, empty but for what a kill left before anything was written; raise for more."""
@@ -120,6 +136,8 @@ class RunFolder:
         if not path.is_dir():
             raise VlmtuneError(f"there is no run folder {path}", hint="give the folder that `vlmtune train` wrote")
         if not folder.plan.is_file():
+            if is_adapter(path):
+                raise _no_run(path)
             raise VlmtuneError(
                 f"{path} is not a run folder: it has no {folder.plan.name}",
                 hint="give the folder that `vlmtune train` wrote, not one inside or above it",
@@ -128,12 +146,39 @@ class RunFolder:
 
     def latest_checkpoint(self) -> Path | None:
         """Return the complete checkpoint with the highest step, or None."""
-        steps = {
+        return steps[max(steps)] if (steps := self._complete_checkpoints()) else None
+
+    def _complete_checkpoints(self) -> dict[int, Path]:
+        return {
             int(found.group(1)): marker.parent
             for marker in self.checkpoints.glob(f"checkpoint-*/{COMPLETE}")
-            if (found := re.fullmatch(r"checkpoint-(\d+)", marker.parent.name))
+            if not marker.parent.is_symlink() and (found := re.fullmatch(r"checkpoint-(\d+)", marker.parent.name))
         }
-        return steps[max(steps)] if steps else None
+
+    def learned(self, checkpoint: str | None = None) -> Learned:
+        """Return what the finished run has left; else, or where one is asked for, a checkpoint.
+
+        `checkpoint` is a step, `checkpoint-STEP` or `newest`.
+
+        Raises:
+            VlmtuneError: there is no such checkpoint, or none and no result.
+        """
+        result = next((folder for folder in (self.adapter, self.model) if folder.is_dir()), None)
+        steps = self._complete_checkpoints()
+        if result and checkpoint is None:
+            way_out = "--checkpoint newest takes a checkpoint" if steps else "train it again"
+            refuse_damaged(result, damage(result) or _missing(result), way_out)
+            return Learned(result)
+        if not steps:
+            raise VlmtuneError(
+                f"{self.path} has no checkpoint" + ("" if result else " and no adapter: nothing was learned yet"),
+                "leave --checkpoint out" if result else f"continue it: vlmtune train {self.config} --resume",
+            )
+        step = _step_of(checkpoint or NEWEST, steps)
+        total = next((f" of {record.total_steps:,} steps" for record in self.read_log()[-1:]), "")
+        refuse_damaged(steps[step], damage(steps[step], COMPLETE), "--checkpoint STEP takes another")
+        why = "" if checkpoint else f"{self.path} has not finished: "
+        return Learned(steps[step], f"{why}{steps[step].name}{total} is used")
 
     def write_estimate(self, estimate: dict[str, Any] | None) -> None:
         """Keep the estimate of this run, which has the keys of `Memory` at least; None removes an earlier one."""
@@ -185,6 +230,33 @@ class RunFolder:
         """Drop the records after `step`, and a cut last line, so that a resumed run can append."""
         kept = [strict_json(asdict(record)) + "\n" for record in self.read_log() if record.step <= step]
         write_atomically(self.log, "".join(kept))
+
+
+def _no_run(adapter: Path) -> VlmtuneError:
+    if run := run_of(adapter):
+        return VlmtuneError(f"{adapter} is inside of a run folder", f"give that: {run}")
+    return VlmtuneError(
+        f"{adapter} is an adapter without its run folder, trained on {base_in_words(adapter)}",
+        "give the whole run folder; PEFT loads an adapter alone where base_model_name_or_path in its "
+        "adapter_config.json is a hub id or the path of a folder with that model",
+    )
+
+
+def _step_of(checkpoint: str, steps: dict[int, Path]) -> int:
+    """Return the step of the checkpoint that is asked for, of those that are there."""
+    if checkpoint == NEWEST:
+        return max(steps)
+    named = checkpoint.rstrip("/").rpartition("checkpoint-")[2]
+    if not named.isdecimal() or int(named) not in steps:
+        there = ", ".join(str(step) for step in sorted(steps))
+        raise VlmtuneError(f"--checkpoint {checkpoint}: there is no such checkpoint", f"those are: {there}, {NEWEST}")
+    return int(named)
+
+
+def _missing(result: Path) -> str | None:
+    """Return what a result without a manifest, of version 0.1.0, lacks."""
+    absent = missing_file(result) if result.name == "adapter" else None
+    return absent and f"{absent} is missing"
 
 
 def _read(path: Path, shape: type[T]) -> T:

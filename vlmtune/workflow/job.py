@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vlmtune.estimate.given_rows import GivenRows
     from vlmtune.hub.source import ModelSource
     from vlmtune.plan.types import RunPlan
+    from vlmtune.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,11 @@ class Job:
     plan: "RunPlan"
     source: "ModelSource"
     data: "RunData"
-    length: tuple[str, ...] = ()
-    """What people are told of how many steps there will be."""
+    run_dir: Path
+    begun: "RunPlan | None" = None
+    """Of the run that is to be continued, with its base model where it is now."""
+    told: tuple[str, ...] = ()
+    """What people are told before the run: how many steps there will be, and warnings."""
 
     def with_values(self, values: "Values") -> "Job":
         """Return the same run with other values; nothing is read again, so no edit made meanwhile enters it."""
@@ -38,52 +42,72 @@ class Job:
 
         loaded = self.loaded.with_values(values)
         plan = make_plan(loaded.config, self.source, probe_device(), self.plan.data_sha256, given_rows(self.data))
-        return replace(self, loaded=loaded, plan=plan)
+        return replace(self, loaded=loaded, plan=replace(plan, model_name=self.plan.model_name))
 
 
-def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool) -> Job:
+def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool, base_model: str | None = None) -> Job:
     """Return the run of a config file and `--set` words, rows checked; with `resume` as the run has changed itself.
+
+    `base_model` says where the base of a run that is to be continued is now.
 
     Raises:
         VlmtuneError: whatever can be wrong with config, rows or the model's small files.
     """
-    from vlmtune.config.load import load_config
     from vlmtune.engine.single import refuse_several_processes
     from vlmtune.plan.length import begun_values, open_values, told_of_length
     from vlmtune.workflow.fitting import fitting_data
     from vlmtune.workflow.start import start_on_gpu
 
     refuse_several_processes()
-    loaded = load_config(path, words)
-    if resume and (changes := _changes_of(loaded, err)):
-        loaded = load_config(path, (*words, *changes))
+    loaded, run_dir, begun = _opened(path, words, resume, err, base_model)
     data = read_data(loaded, live=not err)
-    begun = _begun(loaded) if resume else None
     notes, commit = start_on_gpu(), _pinned_commit(loaded, begun)
     data = fitting_data(data, *make_run_plan(loaded, commit=commit))
     chosen = begun_values(loaded.config, begun) if begun else open_values(loaded.config, len(data.train.samples))
     loaded = loaded.with_values(chosen, "the number of rows") if chosen else loaded
     plan, source = make_run_plan(loaded, data, commit)
-    lines = told_of_length(loaded.config.training, len(data.train.samples), chosen)
-    return Job(loaded, plan, source, replace(data, notes=(*data.notes, *lines, *notes)), lines)
+    if begun and plan.model == begun.model:
+        plan = replace(plan, model_name=begun.model_name)  # written otherwise, as from the run folder
+    lines = (*told_of_length(loaded.config.training, len(data.train.samples), chosen), *data.warnings)
+    return Job(loaded, plan, source, replace(data, notes=(*data.notes, *lines, *notes)), run_dir, begun, lines)
 
 
-def _changes_of(loaded: "LoadedConfig", err: bool) -> tuple[str, ...]:
-    """Say and return the changes that the run to be continued has made of itself, as `--set` words."""
+def _opened(
+    path: Path, words: tuple[str, ...], resume: bool, err: bool, base_model: str | None
+) -> "tuple[LoadedConfig, Path, RunPlan | None]":
+    """Return the config, the run folder, and the plan of the run that is to be continued."""
+    from vlmtune.config.load import load_config
     from vlmtune.runs.folder import RunFolder
 
-    retries = RunFolder(loaded.config.run_dir).read_retries()
+    loaded = load_config(path, words)
+    if not resume:
+        return loaded, loaded.config.run_dir, None
+    run_dir = path.parent if RunFolder(path.parent).is_config(path) else loaded.config.run_dir
+    folder = RunFolder.open_existing(run_dir)
+    begun = _begun(folder, base_model)
+    if changes := _changes_of(folder, err):
+        loaded = load_config(path, (*words, *changes))
+    return loaded.with_values({"model.name": begun.model}) if base_model else loaded, run_dir, begun
+
+
+def _changes_of(folder: "RunFolder", err: bool) -> tuple[str, ...]:
+    """Say and return the changes that the run to be continued has made of itself, as `--set` words."""
+    retries = folder.read_retries()
     for retry in retries:
         typer.echo(retry.note, err=err)
     return tuple(word for retry in retries for word in retry.words)
 
 
-def _begun(loaded: "LoadedConfig") -> "RunPlan":
-    """Return the plan of the run that is to be continued."""
+def _begun(folder: "RunFolder", base_model: str | None) -> "RunPlan":
+    """Return the plan of the run that is to be continued, with its base model where it is."""
     from vlmtune.plan.file import load_plan
-    from vlmtune.runs.folder import RunFolder
+    from vlmtune.plan.moved import refuse_moved, with_base
 
-    return load_plan(RunFolder.open_existing(loaded.config.run_dir).plan)
+    begun = load_plan(folder.plan)
+    if base_model:
+        return replace(with_base(begun, base_model), model_revision=None)
+    refuse_moved(begun, folder.path)
+    return begun
 
 
 def _pinned_commit(loaded: "LoadedConfig", begun: "RunPlan | None") -> str | None:
@@ -124,7 +148,7 @@ def make_run_plan(
 
 def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     """Read and check the rows; raise one error that names every bad one. `live`: it may be shown on a terminal."""
-    from vlmtune.data.run_data import MeasuredRows, RunData
+    from vlmtune.data.run_data import MeasuredRows, RunData, warning_of_shared_rows
     from vlmtune.data.samples import require_good
     from vlmtune.workflow.rows import read_rows
 
@@ -134,6 +158,9 @@ def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     val_rows: Sequence[Sample] = []
     if data.val_path:
         val_rows = require_good(read_rows(loaded, loaded.resolve_path(data.val_path), live=live), data.on_bad_row)
+    warning = data.val_path and warning_of_shared_rows(
+        train_rows, val_rows, *(loaded.resolve_path(path) for path in (data.train_path, data.val_path))
+    )
     skipped = tuple(f"{bad.where}: {bad.problem}" for bad in rows.bad_rows)
     train, val = (MeasuredRows(samples, data.on_bad_row) for samples in (train_rows, val_rows))
-    return RunData(train, val, skipped, rows.notes)
+    return RunData(train, val, skipped, rows.notes, (warning,) if warning else ())

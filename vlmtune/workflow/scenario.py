@@ -11,6 +11,7 @@ from vlmtune.hardware.cards import Target
 
 if TYPE_CHECKING:
     from vlmtune.estimate.scenario import Scenario
+    from vlmtune.hub.source import ModelSource
 
 
 def open_scenario(
@@ -33,8 +34,8 @@ def open_scenario(
     from vlmtune.data.samples import require_good
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.estimate.given_rows import GivenRows
+    from vlmtune.estimate.guessed_rows import GuessedRows
     from vlmtune.estimate.scenario import Scenario
-    from vlmtune.hub.source import open_model
     from vlmtune.plan.prequantised import refuse_other_bits
     from vlmtune.workflow.rows import read_rows
 
@@ -46,6 +47,33 @@ def open_scenario(
         rows = GivenRows(MeasuredRows(require_good(read_rows(loaded, path, live=live), on_bad_row), on_bad_row))
     elif config.data.train_path != NO_DATA:
         typer.echo(f"there is no data file {path}: estimated for the largest row that the config allows", err=True)
-    source = open_model(config.model.name, config.model.revision, loaded.base_dir, offline_catalog=rows is None)
+    source = _source(loaded, needs_tokenizer=rows is not None)
+    if rows and source.catalogued:
+        rows = GuessedRows(rows.samples, source)
+        typer.echo(_told_of_guess(config.model.name), err=True)
     refuse_other_bits(loaded, source.facts(config.model.name))
     return Scenario(loaded, source, target, rows, **({"tell": tell} if tell else {}))
+
+
+def _source(loaded: LoadedConfig, *, needs_tokenizer: bool) -> "ModelSource":
+    """Return the model's source: that of the catalogue, where no tokenizer is needed or the hub is out of reach."""
+    from vlmtune.catalog import find_entry
+    from vlmtune.hub.commits import OutOfReach
+    from vlmtune.hub.source import open_model
+
+    model = loaded.config.model
+    try:
+        return open_model(model.name, model.revision, loaded.base_dir, offline_catalog=not needs_tokenizer)
+    except OutOfReach:
+        if find_entry(model.name) is None:
+            raise
+        return open_model(model.name, model.revision, loaded.base_dir, offline_catalog=True)
+
+
+def _told_of_guess(name: str) -> str:
+    from vlmtune.estimate.guessed_rows import BYTES_PER_TOKEN
+
+    return (
+        f"the hub cannot be reached and the tokenizer of {name} is not in the cache: text tokens are guessed, one for "
+        f"{BYTES_PER_TOKEN} bytes; image tokens are counted, with the catalogue's files"
+    )

@@ -21,21 +21,19 @@ def open_folder(job: Job, resume: bool) -> "RunFolder":
     """Return the run folder: a new one, or the one to go on with."""
     from vlmtune.runs.folder import RunFolder
 
-    path = job.loaded.config.run_dir
     if not resume:
-        return RunFolder.create(path)
-    folder = RunFolder.open_existing(path)
+        return RunFolder.create(job.run_dir)
+    folder = RunFolder.open_existing(job.run_dir)
     _refuse_changed(job, folder)
     return folder
 
 
 def _refuse_changed(job: Job, folder: "RunFolder") -> None:
     """Raise when the run in the folder was started in another way that decides its result."""
-    from vlmtune.plan.file import load_plan
     from vlmtune.plan.resume import differences
 
     has_checkpoint = folder.latest_checkpoint() is not None
-    changed = differences(job.plan, load_plan(folder.plan), has_checkpoint=has_checkpoint)
+    changed = differences(job.plan, job.begun, has_checkpoint=has_checkpoint)
     if changed:
         has_other_rows = any(one.startswith("data_sha256: ") for one in changed)
         raise VlmtuneError(

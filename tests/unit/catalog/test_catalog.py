@@ -128,3 +128,23 @@ def test_find_entry_and_nearest():
     assert find_entry("org/model") is None
     assert find_entry("LLAVA-HF/llava-1.5-7b-hf").model_id == "llava-hf/llava-1.5-7b-hf"
     assert nearest_ids("google/gemma-3-4b")[0] == "google/gemma-3-4b-it"
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [
+        ("qwen/qwen2.5-vl-4b", ["Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct"]),
+        ("Qwen3-VL-4B", ["Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen3-VL-2B-Instruct"]),
+        ("llava-1.5", ["llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-13b-hf"]),
+        ("liuhaotian/llava-1.5-7b", ["llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-13b-hf"]),
+        ("google/gemma-3n-E8B-it", ["google/gemma-3n-E4B-it", "google/gemma-3n-E2B-it"]),
+        ("OpenGVLab/InternVL3-38B", ["OpenGVLab/InternVL3-8B-hf"]),
+    ],
+)
+def test_ids_of_the_same_series_come_first(asked, near):
+    assert nearest_ids(asked)[: len(near)] == near
+
+
+@pytest.mark.parametrize("asked", ["bert-base-uncased", "q", "meta-llama"])
+def test_what_is_like_nothing_has_no_near_ids(asked):
+    assert nearest_ids(asked) == []

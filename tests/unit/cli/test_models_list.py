@@ -115,6 +115,18 @@ def test_a_wide_terminal_gets_a_line_a_model(run_cli, monkeypatch):
     assert row[1:] == ["qwen3_vl", "apache-2.0", "4.44B", "8.9", "77", "3.00", "yes", "2026-11-23"]
 
 
+def test_a_model_is_one_line_at_100_columns(run_cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = run_cli("models", "list").stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    table = lines[2 : lines.index("")]
+    names = [text.split()[0] for text in table if text.strip("─ ")]
+    assert sorted(names) == sorted(entry.model_id for entry in catalog())
+    assert next(text.split() for text in table if text.startswith(FIT))[1:] == (
+        ["qwen3_vl", "4.44B", "8.9", "77", "3.00", "yes"]
+    )
+
+
 @pytest.mark.parametrize(("option", "value"), [("--gpu", "rtx-9999"), ("--preset", "9gb")])
 def test_unknown_words_are_errors(run_cli, option, value):
     answer = run_cli("models", "list", option, value)

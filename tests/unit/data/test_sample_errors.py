@@ -200,3 +200,35 @@ def test_a_missing_image_folder(tmp_path):
     with pytest.raises(VlmtuneError) as raised:
         read_samples(path, image_dir=tmp_path / "photos")
     assert str(raised.value) == f"image folder {tmp_path}/photos does not exist\nhint: correct data.image_dir"
+
+
+MISSPELT = {
+    "imgae": "image", "iamge": "image", "Image": "image", "IMAGES": "images", "imge": "image",
+    "image_pth": "image_path", "imagepath": "image_path", "filename": "file_name", "Img": "img",
+    "systm": "system", "System": "system", "system_prompt": "system", "sys_prompt": "system",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "meant"), MISSPELT.items())
+def test_a_misspelt_column_is_no_quiet_line(tmp_path, name, meant):
+    row = {"question": "q", "answer": "a", name: "photos/1.jpg"}
+    with pytest.raises(RowProblem) as raised:
+        parse_row(row, "rows.jsonl:1", ImageRules(str(tmp_path), allow_urls=False))
+    assert str(raised.value) == f"the column '{name}' is not known"
+    assert raised.value.hint == f"did you mean {meant}? Rename the column, or remove it"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        *({name: 7} for name in ("image_id", "images_id", "id", "page", "mask", "imageid", "answer_id", "source")),
+        {"image": "photos/1.jpg", "imgae": "photos/1.jpg"},
+        {"system": "Be short.", "systm": "x"},
+        {"imgae": ""},
+    ],
+    ids=str,
+)
+def test_other_columns_are_a_quiet_line(tmp_path, columns):
+    row = {"question": "q", "answer": "a", **columns}
+    parsed = parse_row(row, "rows.jsonl:1", ImageRules(str(tmp_path), allow_urls=False))
+    assert parsed.unused_columns == set(columns) - {"image", "system"}

@@ -40,7 +40,7 @@ def test_plain_line_has_everything():
 def test_plain_line_on_a_cpu_with_an_evaluation():
     record = dataclasses.replace(ON_CPU, eval_loss=0.5, loss=math.nan)
     assert plain_line(record) == (
-        "step 12/90  loss nan  eval loss 0.500  lr 1.9e-04  1.2k tok/s  3.4 rows/s  cpu  wait 2%  eta 3:12"
+        "step 12/90  loss nan  evaluation loss 0.500  lr 1.9e-04  1.2k tok/s  3.4 rows/s  cpu  wait 2%  eta 3:12"
     )
 
 
@@ -114,7 +114,7 @@ def test_panel_on_a_cpu_says_cpu_and_has_no_memory():
 
 def test_panel_keeps_showing_the_last_evaluation():
     evaluated = dataclasses.replace(RECORD, eval_loss=0.75)
-    assert "0.4121  eval 0.7500" in panel(evaluated, RECORD)
+    assert "0.4121  evaluation 0.7500" in panel(evaluated, RECORD)
 
 
 def test_panel_before_the_first_step():
@@ -141,6 +141,42 @@ def test_work_before_the_first_step_is_no_line_elsewhere():
     assert console.file.getvalue() == "digits\n"
 
 
+def test_work_between_steps_is_shown_below_them_and_ends():
+    console = terminal()
+    with LiveView("digits", console) as view:
+        view.update(RECORD)
+        with view.between_steps("evaluating rows", 2000):
+            pass
+        view.update(dataclasses.replace(RECORD, step=13))
+    text = console.file.getvalue()
+    shown = text.rpartition("13/90")[0].rpartition("╰")[0]
+    assert "12/90" in shown and "now     evaluating rows: 0 of 2,000" in shown
+    assert "evaluating" not in text.rpartition("13/90")[2]
+
+
+def test_a_run_is_not_done_while_it_evaluates():
+    console = terminal()
+    last = dataclasses.replace(RECORD, step=90, eta_s=20.0)
+    with LiveView("digits", console) as view:
+        view.update(last)
+        with view.between_steps("evaluating rows", 2000):
+            pass
+        view.update(dataclasses.replace(last, eta_s=0.0))
+    evaluating = console.file.getvalue().rpartition("evaluating")[0].rpartition("╭")[2]
+    assert "90/90  0:20 left" in evaluating
+    assert "90/90  done" in console.file.getvalue().rpartition("╭")[2]
+
+
+@pytest.mark.parametrize(("after_s", "lines"), ((-1.0, [0, 400, 1000]), (1e9, [0])))
+def test_work_between_steps_is_a_line_at_its_start_and_now_and_then(monkeypatch, after_s, lines):
+    monkeypatch.setattr("vlmtune.engine.monitor.LINE_AFTER_S", after_s)
+    console = Console(file=io.StringIO(), width=80)
+    with LiveView("digits", console) as view, view.between_steps("evaluating rows", 1000) as advance:
+        advance(400)
+        advance(600)
+    assert console.file.getvalue().splitlines()[1:] == [f"evaluating rows: {done:,} of 1,000" for done in lines]
+
+
 def test_a_long_run_costs_the_view_no_more_than_a_short_one():
     first = dataclasses.replace(RECORD, step=1, eval_loss=0.5)
     gone = weakref.ref(first)
@@ -151,7 +187,7 @@ def test_a_long_run_costs_the_view_no_more_than_a_short_one():
         for step in range(2, 100):
             view.update(dataclasses.replace(RECORD, step=step))
     assert gone() is None, "the panel is drawn from what it shows, not from all records"
-    assert "eval 0.5000" in console.file.getvalue().rpartition("99/90")[2]
+    assert "evaluation 0.5000" in console.file.getvalue().rpartition("99/90")[2]
 
 
 def test_the_panel_holds_as_many_losses_as_it_shows():

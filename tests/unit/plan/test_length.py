@@ -9,9 +9,11 @@ from tiny.rows import tiny_plan
 
 from vlmtune.config.load import preset_config
 from vlmtune.config.presets import names
+from vlmtune.config.values import changed
 from vlmtune.plan.length import (
     ENOUGH_STEPS,
     begun_values,
+    evaluations_from,
     length_told,
     num_steps,
     open_values,
@@ -90,3 +92,17 @@ def test_few_steps_are_warned_of(plan):
     assert warning_of_few(plan, 9).startswith("warning: 6 steps teach little")
     assert warning_of_few(dataclasses.replace(plan, num_epochs=30.0), 9) is None
     assert "training.max_steps" in warning_of_few(dataclasses.replace(plan, max_steps=1), 9)
+
+
+@given(total=st.integers(1, 60), every=st.none() | st.integers(1, 70), step=st.integers(1, 61))
+def test_evaluations_left_are_those_at_multiples_and_at_the_last_step(total, every, step):
+    at = {total, *range(every, total + 1, every)} if every else {total}
+    assert evaluations_from(step, total, every) == len([one for one in at if one >= step])
+
+
+def test_epochs_that_a_number_of_steps_replaces_are_not_told_of():
+    config = config_with("training.max_steps=60")
+    chosen = open_values(config, 500)
+    assert EPOCHS in chosen
+    told = length_told(changed(config, chosen).training, 500, chosen)
+    assert told == f"60 steps of 8 rows: 500 rows (chosen: {ACCUMULATION}=8)"

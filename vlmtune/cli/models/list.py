@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from vlmtune.hardware.cards import Card
 
 EXAMPLE = "Example: [bold]vlmtune models list --gpu 12gb[/bold]"
-WIDE = 120
+LINE = 100
 """Columns of a terminal from which a model takes one line."""
+WIDE = 120
+"""From here on the line has all that is known."""
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
@@ -82,7 +84,7 @@ def list_models(
         render.print_json(head | {"models": [row.as_json() for row in rows]})
         return
     out = render.console()
-    out.print(_wide(rows) if out.width >= WIDE else _narrow(rows))
+    out.print(_in_lines(rows, wide=out.width >= WIDE) if out.width >= LINE else _narrow(rows))
     out.print()
     fitting = sum(row.fits is True for row in rows)
     out.print(f"{fitting} of {len(rows)} models fit {card.name}: {budget / GIB:.2f} GiB, preset {name}.")
@@ -137,14 +139,16 @@ def _narrow(rows: list[Row]) -> "Table":
     return table
 
 
-def _wide(rows: list[Row]) -> "Table":
+def _in_lines(rows: list[Row], *, wide: bool) -> "Table":
+    """One line a model; its licence has room on wide terminals only."""
     from vlmtune.cli.show import render
 
-    table = render.table("model", "family", "licence", *NUMBERS, "fits", "checked", right=NUMBERS)
+    columns = ("model", "family", *(("licence",) if wide else ()), *NUMBERS, "fits", *(("checked",) if wide else ()))
+    table = render.table(*columns, right=NUMBERS)
     for row, is_last in _with_groups(rows):
-        entry = row.entry
-        about = (entry.model_id, entry.family or entry.model_type, entry.licence)
-        table.add_row(*about, *_numbers(row), row.stored.checked, end_section=is_last)
+        entry, numbers = row.entry, _numbers(row)
+        cells = (entry.licence, *numbers, row.stored.checked) if wide else numbers
+        table.add_row(entry.model_id, entry.family or entry.model_type, *cells, end_section=is_last)
     return table
 
 

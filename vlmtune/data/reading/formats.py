@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from vlmtune.data.reading.image_refs import IMAGE_KEYS, ImageRules, image_ref, image_refs, is_utf8
+from vlmtune.data.reading.misspelt import refuse_misspelt
 from vlmtune.data.reading.turns import (
     HINT_MESSAGES,
     RawTurn,
@@ -76,9 +77,15 @@ def parse_row(row: object, where: str, rules: ImageRules, number: int = 0) -> Pa
                 refuse_mark(part, label, turn.role, bool(columns.get("objects")))
     unused = columns.keys() - used - {"system", "tools", image_column}
     if unused:
+        refuse_misspelt(columns, unused, _absent(bool(image_column), "system" in columns))
         refuse_unread(columns, unused, sample.images)
     unused.update(*(turn.unused for turn in raw_turns))
     return ParsedRow(sample, placed_first, frozenset(unused))
+
+
+def _absent(has_images: bool, has_system: bool) -> tuple[str, ...]:
+    """Return the columns that a row may have and does not."""
+    return (() if has_images else IMAGE_COLUMNS) + (() if has_system else ("system",))
 
 
 def _without_nulls(row: dict) -> dict:

@@ -59,7 +59,8 @@ def plan_yaml(fit: Fit, start: LoadedConfig, card: str, file: Path) -> str:
     head = [
         f"# Made by vlmtune plan: {Path(config.model.name).name} on {card}.",
         f"# Estimated, not measured: a peak of {peak:.2f} of {budget:.2f} GiB; at least {MARGIN:.0%} stay free.",
-        f"# Longest row: {tokens['text']} text + {tokens['image']} image = {tokens['total']} tokens.",
+        f"# Longest row: {tokens['text']} text + {tokens['image']} image = {tokens['total']} tokens"
+        f" ({report.worst_row}).",
         f"# What is not here comes from the preset: vlmtune presets show {config.preset}",
         "",
         f"preset: {config.preset}",

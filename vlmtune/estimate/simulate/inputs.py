@@ -30,9 +30,7 @@ QWEN_VL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img
 def largest_row(plan: RunPlan, source: ModelSource, family: Family) -> Encoded:
     """Return one row with one square image as large as allowed and as much text as allowed."""
     side = plan.image_size or DEFAULT_IMAGE_PX
-    processor = _processor(source, plan)
-    settings = family.processor_settings(source.config)
-    apply_settings(processor, settings)
+    processor = processor_without_files(source, plan, family)
     image = Image.new("RGB", (side, side), "grey")
     shortest = encode(_sample(1, 1), [image], processor, family)
     marks = shortest.num_text_tokens - 2
@@ -40,9 +38,7 @@ def largest_row(plan: RunPlan, source: ModelSource, family: Family) -> Encoded:
     most_question = _longest_question(processor) if family.qformer else plan.max_length
     question = min(most_question, max(1, plan.max_length - marks - max(1, plan.max_length // 2 - ends)))
     row = encode(_sample(question, max(1, plan.max_length - marks - question)), [image], processor, family)
-    ids = _own_ids(row.tensors["input_ids"], source.config, processor)
-    labels = where(row.labels == IGNORED, IGNORED, ids)
-    return dataclasses.replace(row, tensors={**row.tensors, "input_ids": ids}, labels=labels)
+    return with_own_ids(row, source.config, processor)
 
 
 def _sample(question: int, answer: int) -> Sample:
@@ -57,6 +53,13 @@ def _longest_question(processor: ProcessorMixin) -> int:
     return tokenizer.model_max_length - len(tokenizer("")["input_ids"])
 
 
+def processor_without_files(source: ModelSource, plan: RunPlan, family: Family) -> ProcessorMixin:
+    """Return the model's processor as the plan sets it, with a stand-in for its tokenizer."""
+    processor = _processor(source, plan)
+    apply_settings(processor, family.processor_settings(source.config))
+    return processor
+
+
 def _processor(source: ModelSource, plan: RunPlan) -> ProcessorMixin:
     if source.config["model_type"] == "qwen":
         side = source.config["visual"]["image_size"]
@@ -65,8 +68,14 @@ def _processor(source: ModelSource, plan: RunPlan) -> ProcessorMixin:
     return standin_processor(source.config, {**source.preprocessor, **plan.image_overrides})
 
 
+def with_own_ids(row: Encoded, config: Json, processor: ProcessorMixin) -> Encoded:
+    """Return a row with the model's own numbers for the tokens that its config names; all others are plain text."""
+    ids = _own_ids(row.tensors["input_ids"], config, processor)
+    labels = where(row.labels == IGNORED, IGNORED, ids)
+    return dataclasses.replace(row, tensors={**row.tensors, "input_ids": ids}, labels=labels)
+
+
 def _own_ids(ids: Tensor, config: Json, processor: ProcessorMixin) -> Tensor:
-    """Return the ids with the model's own numbers for the tokens that its config names; all others are plain text."""
     own = full_like(ids, TEXT_TOKEN)
     for name, token_id in _named_tokens(config).items():
         made = token_of(name, processor)

@@ -22,7 +22,7 @@ def problem_of(row: dict) -> tuple[str, str | None]:
     ("name", "value"),
     [
         ("image_0", "a.png"), ("image_1", {"bytes": PNG, "path": None}), ("photo", "a.png"), ("photos", ["a.png"]),
-        ("img_path", "x/1"), ("screenshot", b"raw"), ("Image", "a.png"),
+        ("photo_file", "x/1"), ("screenshot", b"raw"), ("Photo", "a.png"),
         ("pic1", "data:image/png;base64,AAAA"), ("view_left", "b.jpg"), ("thumb", PNG), ("pages", ["1.tif", "2.tif"]),
         ("blob", {"bytes": PNG}), ("imagefile", "a"),
     ],

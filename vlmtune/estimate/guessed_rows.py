@@ -1,0 +1,81 @@
+"""Rows for a model whose tokenizer is not at hand: images as they are, texts of as many tokens as is guessed."""
+
+import dataclasses
+from collections.abc import Sequence
+from math import ceil
+from typing import TYPE_CHECKING, overload
+
+from vlmtune.data.run_data import MeasuredRows
+from vlmtune.data.types import Sample, Turn
+from vlmtune.estimate.given_rows import GivenRows
+from vlmtune.hub.source import ModelSource
+from vlmtune.plan.types import RunPlan
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+    from vlmtune.data.encode import Encoded
+
+BYTES_PER_TOKEN = 3
+"""English has four or five a token, numbers and other alphabets fewer: memory is rather guessed too high."""
+
+
+class GuessedRows(GivenRows):
+    """Rows whose texts are as long as is guessed, for the stand-in tokenizer: a token a character."""
+
+    def __init__(self, samples: Sequence[Sample], source: ModelSource) -> None:
+        super().__init__(MeasuredRows(_Guessed(samples)))
+        self._source = source
+
+    def _load(self, plan: RunPlan) -> "ProcessorMixin":
+        from vlmtune.estimate.simulate.inputs import processor_without_files
+        from vlmtune.models.build import family_of
+
+        return processor_without_files(self._source, plan, family_of(plan))
+
+    def dataset(self, plan: RunPlan) -> "Sequence[Encoded]":
+        """Return the rows as a model gets them."""
+        return _OwnIds(super().dataset(plan), self._source, self.processor(plan))
+
+
+class _Guessed(Sequence[Sample]):
+    """Samples with made-up texts, each made when it is asked for."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        found = self._samples[index]
+        return [_guessed(sample) for sample in found] if isinstance(index, slice) else _guessed(found)
+
+
+class _OwnIds(Sequence["Encoded"]):
+    """Rows with the model's own numbers of special tokens in place of the stand-in's."""
+
+    def __init__(self, rows: "Sequence[Encoded]", source: ModelSource, processor: "ProcessorMixin") -> None:
+        self._rows, self._source, self._processor = rows, source, processor
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> "Encoded":
+        from vlmtune.estimate.simulate.inputs import with_own_ids
+
+        return with_own_ids(self._rows[index], self._source.config, self._processor)
+
+
+def _guessed(sample: Sample) -> Sample:
+    turns = tuple(map(_with_made_up_text, sample.turns))
+    return dataclasses.replace(sample, turns=turns, where=f"{sample.where}, text guessed")
+
+
+def _with_made_up_text(turn: Turn) -> Turn:
+    parts = ("a" * ceil(len(part.encode()) / BYTES_PER_TOKEN) if isinstance(part, str) else part for part in turn.parts)
+    return dataclasses.replace(turn, parts=tuple(parts))

@@ -1,0 +1,33 @@
+"""A folder that holds an adapter alone: which base it needs, and what can be done with it."""
+
+import json
+from pathlib import Path
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether PEFT would load a folder."""
+    return (folder / CONFIG).is_file()
+
+
+def missing_file(folder: Path) -> str | None:
+    """Return the file that an adapter lacks: PEFT would look for it on the hub, or take a pickle beside it."""
+    return next((name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()), None)
+
+
+def run_of(folder: Path) -> Path | None:
+    """Return the run folder that an adapter or a checkpoint lies in; None where it was taken out of it."""
+    return next((parent for parent in folder.absolute().parents[:2] if (parent / "plan.json").is_file()), None)
+
+
+def base_in_words(folder: Path) -> str:
+    """Return how the base of an adapter is called, and what that name is where no hub knows it."""
+    try:
+        base = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        return "an unknown model"
+    is_hub_id = base.count("/") == 1 and not base.startswith((".", "/", "~"))
+    return base if is_hub_id or Path(base).is_dir() else f"{base}, a folder where it was trained"
