@@ -49,7 +49,7 @@ def open_scenario(
         typer.echo(f"there is no data file {path}: estimated for the largest row that the config allows", err=True)
     source = _source(loaded, needs_tokenizer=rows is not None)
     if rows and source.catalogued:
-        rows = GuessedRows(rows.samples, source)
+        rows = GuessedRows(rows.samples, source, config.data.on_bad_row)
         typer.echo(_told_of_guess(config.model.name), err=True)
     refuse_other_bits(loaded, source.facts(config.model.name))
     return Scenario(loaded, source, target, rows, **({"tell": tell} if tell else {}))
