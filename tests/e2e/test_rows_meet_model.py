@@ -127,6 +127,11 @@ def test_held_out_rows_meet_the_model_too(bad_project):
     done = bad_project.train("run", "data.val_path=val.jsonl", "data.on_bad_row=skip")
     assert done.code == 0 and "5 held-out rows do not fit the model and are skipped" in done.stderr
     asked = bad_project.run_cli("evaluate", bad_project.run("run").path, "--data", bad_project.root / "val.jsonl")
+    assert asked.code == 0 and "5 rows do not fit the model and are skipped" in asked.stderr
+    assert asked.stdout.split()[:2] == ["rows", "5"]
+    config = bad_project.run("run").config
+    config.write_text(config.read_text().replace("on_bad_row: skip", "on_bad_row: error"))
+    asked = bad_project.run_cli("evaluate", bad_project.run("run").path, "--data", bad_project.root / "val.jsonl")
     assert asked.code == 1 and "5 of 10 rows do not fit the model" in asked.stderr
 
 

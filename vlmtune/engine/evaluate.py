@@ -14,7 +14,6 @@ from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.encode import IGNORED
 from vlmtune.data.progress import Advance, nobody
-from vlmtune.data.run_data import MeasuredRows
 from vlmtune.data.types import Sample
 from vlmtune.engine.step import forward_loss
 from vlmtune.engine.tuned import Tuned
@@ -92,12 +91,7 @@ def evaluate_rows(
     on_loss: Advance = nobody,
     on_answer: Advance = nobody,
 ) -> Evaluation:
-    """Return loss and generated answer of every row; each is told of with 1.
-
-    Raises:
-        VlmtuneError: rows that the model cannot take, before the first is asked.
-    """
-    MeasuredRows(samples).fitting(tuned.processor, family_of(tuned.plan), tuned.plan)
+    """Return loss and generated answer of every row; each is told of with 1."""
     rows = TuneDataset(samples, tuned.processor, family_of(tuned.plan), tuned.plan, tuned.features)
     losses = row_losses(tuned.model, rows, Collator(tuned.processor), tuned.plan, on_loss)
     answers = [

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import ProcessorMixin
+
     from vlmtune.data.run_data import MeasuredRows, RunData
-    from vlmtune.data.types import BadRow
+    from vlmtune.data.types import BadRow, Sample
     from vlmtune.hub.source import ModelSource
     from vlmtune.plan.types import RunPlan
 
@@ -33,6 +37,20 @@ def fitting_rows(rows: "MeasuredRows", plan: "RunPlan", source: "ModelSource") -
         return fitting, bad_rows
     fitting, too_long = fitting.within_length(processor, family, plan, source)
     return fitting, sorted([*bad_rows, *too_long], key=attrgetter("number"))
+
+
+def fitting_samples(rows: "MeasuredRows", plan: "RunPlan", processor: "ProcessorMixin") -> "Sequence[Sample]":
+    """Return the rows to ask a model that it takes, and say how many were left out; they may be of any length.
+
+    Raises:
+        VlmtuneError: rows are refused and shall not be skipped.
+    """
+    from vlmtune.models.build import family_of
+
+    fitting, bad_rows = rows.fitting(processor, family_of(plan), plan)
+    if bad_rows:
+        typer.echo(f"{len(bad_rows)} rows do not fit the model and are skipped (data.on_bad_row: skip)", err=True)
+    return fitting.samples
 
 
 def fitting_data(data: "RunData", plan: "RunPlan", source: "ModelSource") -> "RunData":
