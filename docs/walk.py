@@ -28,6 +28,7 @@ SLOW = {
 NEEDS_GPU = ("make gpu", "make gpu-cap", "make gpu-train")
 MENTIONED = ("vlmtune train", "vlmtune guide")
 """Names of commands in a sentence, not the commands."""
+ITSELF = "make readme"
 
 
 def commands(text: str) -> Iterator[str]:
@@ -50,6 +51,8 @@ def as_run(command: str) -> str:
 
 def why_not(command: str, *, slow: bool) -> str | None:
     """Return why a command is not run; None where it is."""
+    if command == ITSELF:
+        return "this walk"
     if command in MENTIONED:
         return "its name in a sentence"
     if command in NEEDS_GPU:

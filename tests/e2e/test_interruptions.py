@@ -68,7 +68,7 @@ def test_ctrl_c_once(project, monkeypatch, assert_same_weights, settings):
     folder = project.run("stopped")
     assert stopped.code == 130 and stopped.stderr == ""
     assert stopped.stdout.count("stopping after this step with a checkpoint") == 1
-    assert "evaluation loss" not in stopped.stdout, "nobody waits for an evaluation after Ctrl-C"
+    assert "evaluating rows" not in stopped.stdout, "nobody waits for an evaluation after Ctrl-C"
     assert stopped.stdout.endswith("runs/stopped/checkpoints/checkpoint-5 is written; continue with --resume\n")
     assert status(folder) == "interrupted" and not folder.adapter.exists()
     assert folder.latest_checkpoint().name == "checkpoint-5"

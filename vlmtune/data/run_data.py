@@ -49,7 +49,7 @@ class MeasuredRows:
         """
         from vlmtune.data.measure.lengths import check_image_tokens
 
-        measures = require_fitting(*self._measures(processor, family, progress), self.on_bad_row)
+        measures = require_fitting(*self._measures(processor, family, progress, plan), self.on_bad_row)
         if len(measures.size_of_image):
             check_image_tokens(processor, family, plan, source)
         return measures.lengths(plan, family, source)
@@ -64,7 +64,7 @@ class MeasuredRows:
         """
         from vlmtune.data.measure.lengths import refused_pictures
 
-        measures, bad_rows = self._measures(processor, family, None)
+        measures, bad_rows = self._measures(processor, family, None, plan)
         return self._without(measures, refused_pictures(measures, processor, family, plan), bad_rows)
 
     def within_length(
@@ -73,7 +73,7 @@ class MeasuredRows:
         """Return the rows within `max_length`, or with an answer within it where they are cut, and those left out."""
         from vlmtune.data.measure.lengths import refused_lengths
 
-        measures, _ = self._measures(processor, family, None)
+        measures, _ = self._measures(processor, family, None, plan)
         return self._without(measures, refused_lengths(measures.lengths(plan, family, source), processor, family, plan))
 
     def _without(
@@ -85,12 +85,12 @@ class MeasuredRows:
         return MeasuredRows(fitting.samples, self.on_bad_row, (fitting, [])), bad_rows
 
     def _measures(
-        self, processor: "ProcessorMixin", family: "Family", progress: "Progress | None"
+        self, processor: "ProcessorMixin", family: "Family", progress: "Progress | None", plan: "RunPlan"
     ) -> "tuple[Measures, list[BadRow]]":
         from vlmtune.data.measure.lengths import measure
 
         if self._measured is None:
-            self._measured = measure(self.samples, processor, family, progress)
+            self._measured = measure(self.samples, processor, family, progress, plan)
         return self._measured
 
 

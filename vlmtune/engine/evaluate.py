@@ -97,7 +97,7 @@ def evaluate_rows(
     answers = [
         Answer(sample.where, sample.turns[-2].text, sample.answer, answer, loss / max(1, tokens))
         for sample, answer, (loss, tokens) in zip(
-            samples, generate(tuned, samples, max_new_tokens, on_answer), losses, strict=True
+            rows.samples, generate(tuned, samples, max_new_tokens, on_answer), losses, strict=True
         )
     ]
     return Evaluation(sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses)), answers)

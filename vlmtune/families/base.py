@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmtune.families.boxes import THOUSANDTHS, BoxConvention
+
 Json = Mapping[str, Any]
 
 
@@ -69,6 +71,9 @@ class Family:
     projector_embeds: bool = False
     """The projector is also asked for embeddings of tokens, so the language model needs it beside it."""
 
+    boxes: Mapping[str, BoxConvention] = field(default_factory=dict)
+    """`model_type` -> how the model writes boxes; others write thousandths."""
+
     @property
     def one_answer(self) -> bool:
         """Whether a row is one question and one answer, without a chat template."""
@@ -79,6 +84,14 @@ class Family:
         return config.get("model_type") in self.model_types and all(
             (config.get(part) or {}).get("model_type") in types for part, types in self.part_types.items()
         )
+
+    def writes_boxes(self, config: Json) -> BoxConvention:
+        """How a model with this config.json writes boxes."""
+        return self.boxes.get(config.get("model_type", ""), THOUSANDTHS)
+
+    def box_convention(self, name: str) -> BoxConvention:
+        """The convention of this name, as a plan holds it."""
+        return next((one for one in self.boxes.values() if one.name == name), THOUSANDTHS)
 
     def part_of(self, module_path: str) -> str:
         """The part a module or parameter belongs to: `projector`, `vision`, `head`, `other` or `text`.

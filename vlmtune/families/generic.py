@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vlmtune.compat.transformers import MODEL_NAMES
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family, Json
+from vlmtune.families.boxes import OF_MODEL_TYPES
 from vlmtune.families.knobs import image_settings
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def _derived(config_json: str, model_name: str) -> Family:
         other=other,
         not_cacheable="" if hasattr(model.base_model, "get_image_features") else NOT_CACHEABLE,
         projector_embeds=config["model_type"] in PROJECTOR_EMBEDS,
+        boxes={kind: one for kind, one in OF_MODEL_TYPES.items() if kind == config["model_type"]},
     )
 
 

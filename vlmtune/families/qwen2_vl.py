@@ -3,6 +3,7 @@
 import math
 
 from vlmtune.families.base import LLAMA_LINEARS, Family, ImageSettings, Json
+from vlmtune.families.boxes import QWEN2_VL, BoxConvention
 
 DEFAULT_PATCH_PX = 14
 
@@ -39,6 +40,17 @@ def image_tokens(config: Json, preprocessor: Json, width_px: int, height_px: int
     return (width // grid_px) * (height // grid_px)
 
 
+def input_size_px(preprocessor: Json, width_px: int, height_px: int) -> tuple[int, int]:
+    """Width and height of an image as the tower is given it."""
+    grid_px = preprocessor.get("patch_size", DEFAULT_PATCH_PX) * preprocessor.get("merge_size", 2)
+    return resized(width_px, height_px, grid_px, *_pixel_limits(preprocessor))
+
+
+QWEN2_5_VL = BoxConvention(
+    "qwen2_5_vl", "[x1, y1, x2, y2] in pixels of the picture as the model sees it", input_size_px=input_size_px
+)
+
+
 def image_settings(config: Json, preprocessor: Json, image_size: int | None) -> ImageSettings:
     """Cap the area at image_size²: never less than what an image within the longest side may have."""
     if image_size is None:
@@ -61,4 +73,5 @@ FAMILY = Family(
     vision_linears=("qkv", "proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj"),
     image_tokens=image_tokens,
     image_settings=image_settings,
+    boxes={"qwen2_vl": QWEN2_VL, "qwen2_5_vl": QWEN2_5_VL},
 )

@@ -40,6 +40,7 @@ def make_plan(
         "revision": source.revision,
         "data_sha256": data_sha256,
         "family": _checked_family(model, config, choices),
+        "boxes": model.family.writes_boxes(model.config).name,
         "device": device.kind,
         "attention": _attention(model, choices),
         "has_own_head": model.has_own_head,

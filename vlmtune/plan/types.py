@@ -100,6 +100,8 @@ class RunPlan:
     """Images are encoded before the language model loads, and the vision tower is not part of the training model."""
     cache_features_gib: float = 20.0
     """What all cached features may take of the disk."""
+    boxes: str = ""
+    """Name of how the model writes boxes; empty in plans from before rows could hold any."""
     streamed_layers: int = 0
     """The language model's layers that lie in main memory."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from vlmtune.data.boxes.writing import BoxWriter
 from vlmtune.data.encode import render
 from vlmtune.data.fit.misfit import holds_mark, looks_at_rows, misfit
 from vlmtune.data.measure.rendering import Renderer
@@ -69,7 +70,7 @@ def _kept_tokens(
     from vlmtune.data.table.rows import TableRows
 
     assert isinstance(samples, TableRows)
-    path = samples.folder / f"tokens-{_identity(processor, family)}.npy"
+    path = samples.folder / f"tokens-{_identity(processor, family, samples.writer)}.npy"
     known = kept_array(path, np.full(len(samples.facts), UNKNOWN, np.int32))
     missing = samples.chosen(known[samples.rows] < 0)
     bad_rows: list[BadRow] = []
@@ -81,7 +82,7 @@ def _kept_tokens(
     return known[samples.rows], bad_rows
 
 
-def _identity(processor: ProcessorMixin, family: Family) -> str:
+def _identity(processor: ProcessorMixin, family: Family, writer: BoxWriter | None) -> str:
     """Return a digest of all that decides how rows are rendered, tokenised and refused.
 
     A rendered row is a part of it: some templates write the date.
@@ -90,6 +91,7 @@ def _identity(processor: ProcessorMixin, family: Family) -> str:
     decided_by = [
         *map(_state, tokenizers),
         [processor.chat_template, image_marks(processor), _shown(processor, family)],
+        [writer and writer.identity],
         [family.name, family.one_answer, family.prefix_lm, family.qformer, family.needs_image],
         [code_sha256(Path(__file__).parent), *map(version, LIBRARIES)],
     ]

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from transformers import ProcessorMixin
 
+from vlmtune.data.boxes.writing import written
 from vlmtune.data.encode import encode, render
 from vlmtune.data.images import image_size_px, shrunk_size_px
 from vlmtune.data.measure.counting import PROBE, question_text, text_tokens
@@ -106,14 +107,20 @@ def chosen_rows(samples: Sequence[Sample], mask: np.ndarray) -> Sequence[Sample]
 
 
 def measure(
-    samples: Sequence[Sample], processor: ProcessorMixin, family: Family, progress: Progress | None = None
+    samples: Sequence[Sample],
+    processor: ProcessorMixin,
+    family: Family,
+    progress: Progress | None = None,
+    plan: RunPlan | None = None,
 ) -> tuple[Measures, list[BadRow]]:
     """Return what rows have under every plan, text by the tokenizer, images from their headers; and refused rows.
 
     Rows that the model cannot take are not measured. `progress` is told how far long work is, in place of who was told
-    of reading.
+    of reading. Boxes are counted as they are written under `plan`; in pixels of a picture that another plan shrinks
+    more, a number may have a digit less.
     """
-    text, bad_rows = text_tokens(samples, processor, family, progress)
+    given = written(samples, plan, processor, family) if plan else samples
+    text, bad_rows = text_tokens(given, processor, family, progress)
     if bad_rows:
         samples, text = chosen_rows(samples, text >= 0), text[text >= 0]
     num_images, sizes_px = images_of(samples)
