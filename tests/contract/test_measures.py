@@ -7,7 +7,8 @@ from tiny import TINY
 from tiny.rows import TinyModel
 
 from vlmtune.data.encode import render
-from vlmtune.data.measure.counting import question_text, text_tokens
+from vlmtune.data.fit.misfit import misfit
+from vlmtune.data.measure.counting import REFUSED, question_text, text_tokens
 from vlmtune.data.table.layout import without_images
 from vlmtune.data.types import Sample
 
@@ -44,4 +45,7 @@ def test_tokens_are_those_of_each_row_alone(tiny, data):
     drawn = data.draw(st.lists(st.lists(TEXTS, min_size=num_texts, max_size=num_texts), min_size=1, max_size=8))
     plain = [[f"text {number}"] * num_texts for number in range(0 if one_answer else ENOUGH_TO_LEARN_A_SHAPE)]
     rows = [without_images(shape, one, f"rows.jsonl:{line}") for line, one in enumerate([*plain, *drawn], 1)]
-    assert text_tokens(rows, tiny.processor, tiny.family).tolist() == [tokens_alone(row, tiny) for row in rows]
+    tokens, bad_rows = text_tokens(rows, tiny.processor, tiny.family)
+    refused = {bad.where for bad in bad_rows}
+    assert tokens.tolist() == [REFUSED if row.where in refused else tokens_alone(row, tiny) for row in rows]
+    assert refused == {row.where for row in rows if misfit(row, tiny.processor, tiny.family)}

@@ -29,6 +29,6 @@ def test_lines_that_the_processor_refuses_are_named_before_the_model_loads(proje
     refused = project.train("run", f"model.name={models('qwen2_5_vl').folder}")
     assert refused.code == 1
     assert "2 of 3 rows do not fit the model" in refused.stderr
-    for named in ("rows.jsonl:2: this model takes no image with one side", "402×2 px", "rows.jsonl:3: ", "5×1200 px"):
+    for named in ("rows.jsonl:2: image 1 (402×2 px)", "rows.jsonl:3: image 1 (5×1200 px)", "absolute aspect ratio"):
         assert named in refused.stderr
     assert "download" not in refused.stderr

@@ -10,9 +10,7 @@ from vlmtune.cli.options import BaseModelOption, CheckpointOption, JsonOption, R
 from vlmtune.errors import VlmtuneError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vlmtune.data.types import Sample
+    from vlmtune.data.run_data import MeasuredRows
     from vlmtune.engine.evaluate import Evaluation
     from vlmtune.runs.folder import RunFolder
 
@@ -38,14 +36,16 @@ def evaluate(
         raise typer.BadParameter("--base asks the model before the run, which is no checkpoint", param_hint="--base")
     folder = RunFolder.open_existing(run)
     learned = None if base else folder.learned(checkpoint)
-    samples = _samples(folder, data, live=not as_json)
+    rows = _rows(folder, data, live=not as_json)
     from vlmtune.workflow.start import start_on_gpu
 
     start_on_gpu()
     from vlmtune.data.features.prepare import Teller
     from vlmtune.engine.evaluate import evaluate_rows
     from vlmtune.engine.runtime import quiet_libraries
-    from vlmtune.engine.tuned import load_tuned_for, load_untuned, plan_here
+    from vlmtune.engine.tuned import load_tuned_for, load_untuned, plan_here, processor_of
+    from vlmtune.models.processor import load_processor
+    from vlmtune.workflow.fitting import fitting_samples
     from vlmtune.workflow.progress import progress as told
     from vlmtune.workflow.progress import standard_error
 
@@ -54,6 +54,7 @@ def evaluate(
     plan = plan_here(folder, base_model)
     if learned and learned.note:
         typer.echo(learned.note, err=True)
+    samples = fitting_samples(rows, plan, processor_of(plan, learned) if learned else load_processor(plan))
     tuned = load_tuned_for(plan, learned, samples, teller) if learned else load_untuned(plan)
     from rich.progress import Progress
 
@@ -66,8 +67,9 @@ def evaluate(
     _print(result, as_json, is_longest=max_new_tokens is None)
 
 
-def _samples(folder: "RunFolder", data: Path | None, live: bool) -> "Sequence[Sample]":
+def _rows(folder: "RunFolder", data: Path | None, live: bool) -> "MeasuredRows":
     from vlmtune.config.load import load_config
+    from vlmtune.data.run_data import MeasuredRows
     from vlmtune.data.samples import require_good
     from vlmtune.workflow.rows import read_rows
 
@@ -81,7 +83,8 @@ def _samples(folder: "RunFolder", data: Path | None, live: bool) -> "Sequence[Sa
             f"the rows that {folder.path} was evaluated on are not there: {path}",
             "the run folder or the rows were moved: say where they are now, --data FILE",
         )
-    return require_good(read_rows(loaded, path, live=live), loaded.config.data.on_bad_row)
+    on_bad_row = loaded.config.data.on_bad_row
+    return MeasuredRows(require_good(read_rows(loaded, path, live=live), on_bad_row), on_bad_row)
 
 
 def _print(result: "Evaluation", as_json: bool, *, is_longest: bool) -> None:

@@ -49,7 +49,7 @@ def validate(
     if preview:
         from vlmtune.cli.show.rows import print_preview
 
-        print_preview(loaded, data["train_path"].samples[:preview])
+        print_preview(loaded, data, preview)
 
 
 def print_config(loaded: "LoadedConfig") -> None:

@@ -4,7 +4,6 @@ A tokenizer may join the end of a prompt with the beginning of its answer, such 
 row is put together from prompt and answer, each in tokens of its own: as when the model is asked, and writes.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,10 +11,8 @@ from itertools import pairwise
 from transformers import ProcessorMixin
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.models.processor import THINKING, ask_and_answer, plain_ids
+from vlmtune.models.processor import THINKING, plain_ids
 
-HEAD = re.compile(r"\s*[^\w\s]{0,4}\w?")
-"""The characters of an answer that a tokenizer may join with those before it."""
 Span = tuple[int, int]
 
 
@@ -40,20 +37,28 @@ def answer_apart(text: str, answers: Sequence[Span], processor: ProcessorMixin, 
     Raises:
         VlmtuneError: an earlier answer is joined with its prompt, which later turns are asked with.
     """
+    if not answers:
+        return None
     begins = [begin for begin, _ in answers]
     whole = plain_ids(processor, text)
     prompts = [plain_ids(processor, text[:begin]) for begin in begins]
     for number, (prompt, longer) in enumerate(pairwise(prompts), 1):
         if longer[: len(prompt)] != prompt:
-            raise VlmtuneError(
-                f"{where}: the tokenizer joins the beginning of answer {number} with the question before it, "
-                "which no model that is asked can write",
-                "remove blanks at the beginning of that answer, or split the row into rows with one answer each",
-            )
+            raise _joined(where, number)
     if whole[: len(prompts[-1])] == prompts[-1]:
         return None
+    if answers[-1][1] < len(text):  # turns that are not learned follow
+        raise _joined(where, len(answers))
     ids = plain_ids(processor, text[begins[-1] :])
     return Apart(ids, len(prompts[-1]) + len(ids) - len(whole))
+
+
+def _joined(where: str, number: int) -> VlmtuneError:
+    return VlmtuneError(
+        f"{where}: the tokenizer joins the beginning of answer {number} with the question before it, "
+        "which no model that is asked can write",
+        "remove blanks at the beginning of that answer, or split the row into rows with one answer each",
+    )
 
 
 def rewritten(where: str, turn_number: int, is_kept: bool) -> VlmtuneError:
@@ -71,21 +76,3 @@ def rewritten(where: str, turn_number: int, is_kept: bool) -> VlmtuneError:
         f"{where}: the chat template rewrites earlier turns, so turn {turn_number} cannot be trained",
         "split the conversation into rows with one answer each",
     )
-
-
-class Joins:
-    """Tells which answers a tokenizer may join with their prompts by their first characters, without rendering them."""
-
-    def __init__(self, processor: ProcessorMixin) -> None:
-        self._processor = processor
-        self._prompt, self._between = ask_and_answer(processor)
-        self._ids = plain_ids(processor, self._prompt)
-        self._known: dict[str, bool] = {}
-
-    def may_join(self, answer: str) -> bool:
-        """Return whether the row must be looked at as a whole."""
-        head = HEAD.match(answer)[0]
-        if head not in self._known:
-            ids = plain_ids(self._processor, f"{self._prompt}{self._between}{head}")
-            self._known[head] = ids[: len(self._ids)] != self._ids
-        return self._known[head]

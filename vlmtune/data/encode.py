@@ -6,6 +6,7 @@ tokens by the tokenizer's character offsets. Nothing is searched for in the text
 Shapes: T tokens of this row.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from vlmtune.data.boundary import answer_apart, rewritten
+from vlmtune.data.fit.given import left_out
+from vlmtune.data.fit.misfit import misfit
 from vlmtune.data.types import Sample
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
@@ -25,6 +28,8 @@ from vlmtune.models.processor import image_token_id, special_token_ids
 IGNORED = -100
 QFORMER_KEYS = ("qformer_input_ids", "qformer_attention_mask")
 """Tensors [1, Q] of the question in the Q-Former's own tokens."""
+REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
+"""What templates and processors raise on rows that they cannot take."""
 Span = tuple[int, int]
 
 
@@ -60,24 +65,24 @@ def encode(sample: Sample, images: list[Image], processor: ProcessorMixin, famil
     """
     if problem := misfit(sample, processor, family):
         raise problem
-    if family.prefix_lm:
-        return _encode_prefix_lm(sample, images, processor)
-    if family.qformer:
-        return _encode_with_qformer(sample, images, processor)
-    text, answers = render(sample, processor)
-    if apart := answer_apart(text, answers, processor, sample.where):
-        prompt = _encode_text(text[: answers[-1][0]], answers[:-1], sample, images, processor)
-        return _with_answer(prompt, apart.ids, processor)
-    return _encode_text(text, answers, sample, images, processor)
+    try:
+        if family.prefix_lm:
+            return _encode_prefix_lm(sample, images, processor)
+        if family.qformer:
+            return _encode_with_qformer(sample, images, processor)
+        text, answers = render(sample, processor)
+        if apart := answer_apart(text, answers, processor, sample.where):
+            prompt = _encode_text(text[: answers[-1][0]], answers[:-1], sample, images, processor)
+            return _with_answer(prompt, apart.ids, processor)
+        return _encode_text(text, answers, sample, images, processor)
+    except REFUSALS as error:
+        raise VlmtuneError(f"{sample.where}: the processor refuses this row: {error}") from None
 
 
 def _encode_text(
     text: str, answers: list[Span], sample: Sample, images: list[Image], processor: ProcessorMixin
 ) -> Encoded:
-    try:
-        output = _call_processor(processor, text, images, offsets=True)
-    except ValueError as error:
-        raise VlmtuneError(f"{sample.where}: the processor refuses this row: {error}") from None
+    output = _call_processor(processor, text, images, offsets=True)
     reported = output.pop("text_replacement_offsets", None)
     offsets = torch.as_tensor(output.pop("offset_mapping")[0]).tolist()
     replaced = reported[0] if reported else _replacements(text, processor, max(end for _, end in offsets))
@@ -108,43 +113,6 @@ def _with_answer(prompt: Encoded, ids: list[int], processor: ProcessorMixin) -> 
     return Encoded(tensors, torch.cat([prompt.labels, labels_A[None]], dim=1), is_image, prompt.where)
 
 
-def misfit(sample: Sample, processor: ProcessorMixin, family: Family) -> VlmtuneError | None:
-    """Return why a model of this family cannot take the row, known without opening its images; None where it can."""
-    marks = getattr(processor, "image_marks", ())
-    if written := next((mark for mark in marks if any(mark in turn.text for turn in sample.turns)), None):
-        return VlmtuneError(
-            f"{sample.where}: a text holds {written}, by which the model knows an image",
-            "remove it: images belong into the row's image column, and <image> where they go",
-        )
-    if family.one_answer and [turn.role for turn in sample.turns] != ["user", "assistant"]:
-        return VlmtuneError(
-            f"{sample.where}: this model takes one question and one answer a row, no system turn",
-            "split the conversation into rows with one question and one answer each",
-        )
-    if family.needs_image and not sample.images:
-        return VlmtuneError(f"{sample.where}: this model needs an image in every row", "remove the text-only rows")
-    if not family.qformer:
-        return None
-    if len(sample.images) > 1:
-        return VlmtuneError(
-            f"{sample.where}: this model takes one image a row, here are {len(sample.images)}",
-            "split the row, or join its images into one picture",
-        )
-    most_tokens = processor.qformer_tokenizer.model_max_length
-    num_tokens = len(processor.qformer_tokenizer(sample.turns[0].text.strip(), verbose=False)["input_ids"])
-    if num_tokens > most_tokens:
-        return VlmtuneError(
-            f"{sample.where}: the Q-Former reads questions of up to {most_tokens} tokens, this one has {num_tokens}",
-            "shorten the question",
-        )
-    return None
-
-
-def looks_at_rows(processor: ProcessorMixin, family: Family) -> bool:
-    """Return whether there are rows that `misfit` would find."""
-    return bool(getattr(processor, "image_marks", ())) or family.one_answer or family.needs_image or family.qformer
-
-
 def encode_prompt(sample: Sample, images: list[Image], processor: ProcessorMixin, family: Family) -> dict[str, Tensor]:
     """Return the tensors of everything before the last answer, as the model sees it when it is asked."""
     if problem := misfit(sample, processor, family):
@@ -153,7 +121,7 @@ def encode_prompt(sample: Sample, images: list[Image], processor: ProcessorMixin
         return dict(_call_processor(processor, _prefix(sample, processor), images))
     if family.qformer:
         return _qformer_prompt(sample, images, processor)
-    text = _by_template(processor, sample.prompt.messages(), sample.where, ask=True)
+    text = _by_template(processor, sample.prompt.messages(), sample, ask=True)
     return dict(_call_processor(processor, text, images))
 
 
@@ -162,11 +130,13 @@ def render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[Span]]:
     messages = sample.messages()
 
     def rendered(num_turns: int, *, ask: bool = False) -> str:
-        return _by_template(processor, messages[:num_turns], sample.where, ask)
+        return _by_template(processor, messages[:num_turns], sample, ask)
 
+    if sample.has_more and (problem := _left_out(sample, processor)):
+        raise problem
     full, spans = rendered(len(messages)), []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+    for index, turn in enumerate(sample.turns):
+        if not turn.is_answer:
             continue
         before, upto = rendered(index, ask=True), rendered(index + 1)
         if not (full.startswith(before) and full.startswith(upto)):
@@ -176,11 +146,19 @@ def render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[Span]]:
     return full, spans
 
 
-def _by_template(processor: ProcessorMixin, messages: list[dict], where: str, ask: bool) -> str:
+def _left_out(sample: Sample, processor: ProcessorMixin) -> VlmtuneError | None:
+    def rendered(part: Sample) -> str:
+        return _by_template(processor, part.messages(), part, ask=False)
+
+    return left_out(sample, rendered, str(processor.chat_template))
+
+
+def _by_template(processor: ProcessorMixin, messages: list[dict], sample: Sample, ask: bool) -> str:
+    given = {"tools": json.loads(sample.tools)} if sample.tools else {}
     try:
-        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-    except TemplateError as error:
-        raise VlmtuneError(f"{where}: the chat template refuses this row: {error}") from None
+        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **given)
+    except (TemplateError, *REFUSALS) as error:
+        raise VlmtuneError(f"{sample.where}: the chat template refuses this row: {error}") from None
 
 
 def cut(row: Encoded, max_text_tokens: int) -> Encoded:

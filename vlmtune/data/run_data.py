@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from vlmtune.data.types import Sample, SamplesOnDisk
+from vlmtune.data.samples import refusal
+from vlmtune.data.types import BadRow, Sample, SamplesOnDisk
 from vlmtune.files import file_sha256
 
 if TYPE_CHECKING:
@@ -21,9 +23,16 @@ if TYPE_CHECKING:
 class MeasuredRows:
     """Rows for one model, measured when that is first asked for: the estimate and every try of a run share it."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        on_bad_row: Literal["error", "skip"] = "error",
+        measured: "tuple[Measures, list[BadRow]] | None" = None,
+    ) -> None:
         self.samples = samples
-        self._measures: Measures | None = None
+        self.on_bad_row: Literal["error", "skip"] = on_bad_row
+        """What to do with rows that the model cannot take."""
+        self._measured = measured
 
     def lengths(
         self,
@@ -33,18 +42,63 @@ class MeasuredRows:
         source: "ModelSource",
         progress: "Progress | None" = None,
     ) -> "Lengths":
-        """Return every row's tokens under one plan; `progress` is as for `measure`.
+        """Return the tokens under one plan of every row that the model takes; `progress` is as for `measure`.
 
         Raises:
-            VlmtuneError: rows that the model cannot take, all of them named, or image tokens counted wrongly.
+            VlmtuneError: rows that the model cannot take, all of them counted, or image tokens counted wrongly.
         """
-        from vlmtune.data.measure.lengths import check_image_tokens, measure
+        from vlmtune.data.measure.lengths import check_image_tokens
 
-        if self._measures is None:
-            self._measures = measure(self.samples, processor, family, progress, plan)
-        if len(self._measures.size_of_image):
+        measures = require_fitting(*self._measures(processor, family, progress, plan), self.on_bad_row)
+        if len(measures.size_of_image):
             check_image_tokens(processor, family, plan, source)
-        return self._measures.lengths(plan, family, source)
+        return measures.lengths(plan, family, source)
+
+    def fitting(
+        self, processor: "ProcessorMixin", family: "Family", plan: "RunPlan"
+    ) -> "tuple[MeasuredRows, list[BadRow]]":
+        """Return the rows that the model and its processor take under this plan, and those left out.
+
+        Raises:
+            VlmtuneError: rows are refused and shall not be skipped, or none is left.
+        """
+        from vlmtune.data.measure.lengths import refused_pictures
+
+        measures, bad_rows = self._measures(processor, family, None, plan)
+        return self._without(measures, refused_pictures(measures, processor, family, plan), bad_rows)
+
+    def within_length(
+        self, processor: "ProcessorMixin", family: "Family", plan: "RunPlan", source: "ModelSource"
+    ) -> "tuple[MeasuredRows, list[BadRow]]":
+        """Return the rows within `max_length`, or with an answer within it where they are cut, and those left out."""
+        from vlmtune.data.measure.lengths import refused_lengths
+
+        measures, _ = self._measures(processor, family, None, plan)
+        return self._without(measures, refused_lengths(measures.lengths(plan, family, source), processor, family, plan))
+
+    def _without(
+        self, measures: "Measures", refused: dict[int, BadRow], known: Sequence[BadRow] = ()
+    ) -> "tuple[MeasuredRows, list[BadRow]]":
+        fitting = measures.without(refused)
+        bad_rows = sorted([*known, *refused.values()], key=attrgetter("number"))
+        require_fitting(fitting, bad_rows, self.on_bad_row)
+        return MeasuredRows(fitting.samples, self.on_bad_row, (fitting, [])), bad_rows
+
+    def _measures(
+        self, processor: "ProcessorMixin", family: "Family", progress: "Progress | None", plan: "RunPlan"
+    ) -> "tuple[Measures, list[BadRow]]":
+        from vlmtune.data.measure.lengths import measure
+
+        if self._measured is None:
+            self._measured = measure(self.samples, processor, family, progress, plan)
+        return self._measured
+
+
+def require_fitting(measures: "Measures", bad_rows: list[BadRow], on_bad_row: Literal["error", "skip"]) -> "Measures":
+    """Return the measures; raise one error that names rows that the model cannot take, unless they may be skipped."""
+    if bad_rows and (on_bad_row == "error" or not measures.samples):
+        raise refusal(bad_rows, len(measures.samples), "do not fit the model")
+    return measures
 
 
 @dataclass(frozen=True)

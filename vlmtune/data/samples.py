@@ -46,14 +46,20 @@ def _in_memory(path: Path, rules: ImageRules) -> Rows:
 
 def require_good(rows: Rows, on_bad_row: Literal["error", "skip"]) -> Sequence[Sample]:
     """The usable samples; raises one error that names every bad row, unless they are to be skipped."""
-    bad_places = {bad.where for bad in rows.bad_rows}
     if rows.bad_rows and (on_bad_row == "error" or not rows.samples):
-        num_rows = len(rows.samples) + len(bad_places)
-        hint = "repair these rows, or leave them out with data.on_bad_row: skip" if rows.samples else None
-        raise VlmtuneError(
-            f"{len(bad_places):,} of {count(num_rows, 'row')} cannot be used", hint, problems=_problems(rows.bad_rows)
-        )
+        raise refusal(rows.bad_rows, len(rows.samples), "cannot be used")
     return rows.samples
+
+
+REPAIR = "repair these rows, or leave them out with data.on_bad_row: skip"
+
+
+def refusal(bad_rows: list[BadRow], num_good: int, what: str, hint: str = REPAIR) -> VlmtuneError:
+    """Return one error that names the first of some bad rows and counts them all; `what` is wrong with them."""
+    num_bad = len({bad.where for bad in bad_rows})
+    what = what.replace("do not", "does not") if num_bad + num_good == 1 else what
+    message = f"{num_bad:,} of {count(num_bad + num_good, 'row')} {what}"
+    return VlmtuneError(message, hint if num_good else None, problems=_problems(bad_rows))
 
 
 def _problems(bad_rows: list[BadRow]) -> tuple[VlmtuneError, ...]:

@@ -1,10 +1,11 @@
 """What one row of a data set is, whatever file and shape it came from. Imports nothing heavy."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,15 @@ class Turn:
 
     role: Role
     parts: tuple[str | ImageRef, ...]
+    is_learned: bool = True
+    """Of an assistant turn: whether its tokens are learned."""
+    more: str = ""
+    """What the message holds besides, as JSON for its chat template: `{"tool_calls": [...]}`."""
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether tokens of this turn are learned."""
+        return self.role == "assistant" and self.is_learned
 
     @property
     def text(self) -> str:
@@ -48,6 +58,8 @@ class Sample:
     """`train.jsonl:12` (file and line), or `train.parquet row 12` (counted from 1) where lines mean nothing."""
     number: int = field(default=0, compare=False, repr=False)
     """The 12 of `where`: the order of rows, whatever their file is called."""
+    tools: str = ""
+    """Definitions of the tools that the model may call, as JSON for its chat template."""
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
@@ -57,14 +69,19 @@ class Sample:
     @property
     def prompt(self) -> "Sample":
         """This sample without its last assistant turn."""
-        return Sample(self.turns[:-1], self.where)
+        return replace(self, turns=self.turns[:-1])
 
     @property
     def answer(self) -> str:
         """Text of the last assistant turn."""
         return self.turns[-1].text
 
-    def messages(self) -> list[dict]:
+    @property
+    def has_more(self) -> bool:
+        """Whether there is more to render than texts and images of system, user and assistant."""
+        return bool(self.tools) or any(turn.more or turn.role == "tool" for turn in self.turns)
+
+    def messages(self) -> list[dict[str, Any]]:
         """The conversation in transformers' chat format; images are bare placeholders."""
         return [
             {
@@ -73,6 +90,7 @@ class Sample:
                     {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
                     for part in turn.parts
                 ],
+                **(json.loads(turn.more) if turn.more else {}),
             }
             for turn in self.turns
         ]

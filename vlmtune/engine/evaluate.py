@@ -151,7 +151,8 @@ def num_answer_tokens(sample: Sample, tuned: Tuned) -> int:
     processor = tuned.processor
     if family_of(tuned.plan).one_answer:
         return len(plain_ids(processor, sample.answer)) + 1
-    text, answers = render(sample, processor)
+    asked = dataclasses.replace(sample.turns[-1], is_learned=True)
+    text, answers = render(dataclasses.replace(sample, turns=(*sample.turns[:-1], asked)), processor)
     ids, special = plain_ids(processor, text[slice(*answers[-1])]), special_token_ids(processor)
     return max((place for place, token in enumerate(ids, 1) if token in special), default=len(ids))
 

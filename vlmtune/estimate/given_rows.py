@@ -75,14 +75,19 @@ class GivenRows:
         from vlmtune.data.dataset import TuneDataset
         from vlmtune.models.build import family_of
 
-        return TuneDataset(self.samples, self.processor(plan), family_of(plan), plan)
+        return TuneDataset(self._fitting(plan).samples, self.processor(plan), family_of(plan), plan)
 
     def lengths(self, plan: RunPlan, source: ModelSource) -> "Lengths":
-        """Return the tokens of each row under a plan.
+        """Return the tokens under a plan of each row that the model takes.
 
         Raises:
-            VlmtuneError: rows that the model cannot take, all of them named, or image tokens counted wrongly.
+            VlmtuneError: rows that the model cannot take and that are not skipped, or image tokens counted wrongly.
         """
         from vlmtune.models.build import family_of
 
-        return self._rows.lengths(self.processor(plan), family_of(plan), plan, source)
+        return self._fitting(plan).lengths(self.processor(plan), family_of(plan), plan, source)
+
+    def _fitting(self, plan: RunPlan) -> MeasuredRows:
+        from vlmtune.models.build import family_of
+
+        return self._rows.fitting(self.processor(plan), family_of(plan), plan)[0]

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from math import ceil
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from vlmtune.data.run_data import MeasuredRows
 from vlmtune.data.types import Sample, Turn
@@ -23,8 +23,10 @@ BYTES_PER_TOKEN = 3
 class GuessedRows(GivenRows):
     """Rows whose texts are as long as is guessed, for the stand-in tokenizer: a token a character."""
 
-    def __init__(self, samples: Sequence[Sample], source: ModelSource) -> None:
-        super().__init__(MeasuredRows(_Guessed(samples)))
+    def __init__(
+        self, samples: Sequence[Sample], source: ModelSource, on_bad_row: Literal["error", "skip"] = "error"
+    ) -> None:
+        super().__init__(MeasuredRows(_Guessed(samples), on_bad_row))
         self._source = source
 
     def _load(self, plan: RunPlan) -> "ProcessorMixin":
@@ -72,10 +74,17 @@ class _OwnIds(Sequence["Encoded"]):
 
 
 def _guessed(sample: Sample) -> Sample:
-    turns = tuple(map(_with_made_up_text, sample.turns))
-    return dataclasses.replace(sample, turns=turns, where=f"{sample.where}, text guessed")
+    first, *others = map(_with_made_up_text, sample.turns)
+    first = dataclasses.replace(first, parts=(*first.parts, *_made_up(sample.tools)))
+    return dataclasses.replace(sample, turns=(first, *others), where=f"{sample.where}, text guessed", tools="")
 
 
 def _with_made_up_text(turn: Turn) -> Turn:
-    parts = ("a" * ceil(len(part.encode()) / BYTES_PER_TOKEN) if isinstance(part, str) else part for part in turn.parts)
-    return dataclasses.replace(turn, parts=tuple(parts))
+    """Return the turn as a stand-in's template knows it: what others are given besides texts is text here."""
+    parts = [made for part in turn.parts for made in (_made_up(part) if isinstance(part, str) else [part])]
+    role = "user" if turn.role == "tool" else turn.role
+    return Turn(role, (*parts, *_made_up(turn.more)), turn.is_learned)
+
+
+def _made_up(text: str) -> list[str]:
+    return ["a" * ceil(len(text.encode()) / BYTES_PER_TOKEN)] if text else []

@@ -6,6 +6,7 @@ beside it, such as `….weight.quant_state.bitsandbytes__nf4`.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from vlmtune.catalog import nearest_ids
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import Prequantised
 from vlmtune.hub.download import tensor_names
+from vlmtune.hub.shards import StoredTensor
 
 STATE = re.compile(r"(?P<module>.+)\.weight\.quant_state\.bitsandbytes__(?P<type>\w+)$")
 """Of each packed weight, the tensor that holds its shape and format as JSON."""
 NESTED = "weight.nested_absmax"
 """Beside a weight whose constants are quantised too."""
+ENDINGS = {".qweight": "GPTQ or AWQ", ".weight_packed": "compressed-tensors", ".weight_scale_inv": "FP8"}
+"""Tensors of weights in other formats."""
 NAMED = {"awq": "AWQ", "gptq": "GPTQ", "fp8": "FP8", "fbgemm_fp8": "FP8", "mxfp4": "MXFP4", "hqq": "HQQ"}
 
 
@@ -45,10 +49,18 @@ def prequantised_of(config: dict[str, Any], location: str, revision: str | None)
     return Prequantised(types.pop(), double_quant, tuple(sorted(state["module"] for state in states)))
 
 
+def refuse_silent(stored: Mapping[str, StoredTensor], location: object) -> None:
+    """Raise where the files of a model are quantised in another way, of which its config.json says nothing."""
+    for name, tensor in stored.items():
+        how = next((how for ending, how in ENDINGS.items() if name.endswith(ending)), None)
+        if how or tensor.dtype.startswith("F8_"):
+            raise _refused(str(location), f"{how or 'FP8'}, by the name or format of {name}")
+
+
 def _said(config: dict[str, Any]) -> dict[str, Any] | None:
     """Return what config.json says of how the weights are quantised, the language model's own section included."""
     for section in (config, config.get("text_config") or {}):
-        for key in ("quantization_config", "compression_config"):
+        for key in ("quantization_config", "compression_config", "quantization"):
             if section.get(key) is not None:
                 return section[key] if isinstance(section[key], dict) else {}
     return None

@@ -124,7 +124,10 @@ def _damaged(path: Path, what: str) -> VlmtuneError:
 def _no_weights(folder: Path) -> VlmtuneError:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if not pickles:
-        return VlmtuneError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}", "download the model again")
+        gguf = next(folder.glob("*.gguf"), None)
+        made_of = f"{gguf.name} is already quantised: name the 16-bit model that it was made of" if gguf else None
+        hint = made_of or "download the model again"
+        return VlmtuneError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}", hint)
     convert = f"python -m vlmtune.models.to_safetensors {shlex.quote(str(folder))}"
     return VlmtuneError(
         f"{folder} has its weights in {pickles[0]}, a pickle: opening one can run any program, so vlmtune does not",

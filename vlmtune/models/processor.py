@@ -20,6 +20,7 @@ THINKING = "enable_thinking"
 THOUGHT_ENDS = ("</think>", "[/THINK]")
 """How thoughts end, in the templates of models that think before they answer."""
 TOLD = "{{% if {name} is not defined %}}{{% set {name} = {value} %}}{{% endif %}}"
+MEDIA_TOKENS = ("image_token", "boi_token", "video_token", "audio_token")
 PROBE = [
     {"role": "user", "content": [{"type": "text", "text": "question"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "answer"}]},
@@ -123,6 +124,17 @@ def image_token_id(processor: ProcessorMixin) -> int:
         if (own := getattr(owner, "image_token_id", None)) is not None:
             return own
     return processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+
+
+def image_marks(processor: ProcessorMixin) -> tuple[str, ...]:
+    """Return the strings by which the model knows images and other media: no text may hold them."""
+    if marks := getattr(processor, "image_marks", ()):
+        return tuple(marks)
+    named = processor.tokenizer.special_tokens_map
+    tokens = [named.get(name) for name in MEDIA_TOKENS]
+    tokens += [getattr(processor, name, None) for name in MEDIA_TOKENS]
+    tokens.append(processor.tokenizer.convert_ids_to_tokens(image_token_id(processor)))
+    return tuple(dict.fromkeys(str(token) for token in tokens if token))
 
 
 def _check_image_token(processor: ProcessorMixin, model: ModelFacts, plan: RunPlan) -> None:

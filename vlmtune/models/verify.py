@@ -19,6 +19,7 @@ from vlmtune.compat import transformers as borrowed
 from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
+from vlmtune.hub.prequantised import refuse_silent
 from vlmtune.hub.shards import StoredTensor
 from vlmtune.models.streaming import read_parameter
 from vlmtune.runs.adapter import WEIGHTS
@@ -39,6 +40,7 @@ class Comparison:
 
 def refuse_other_tensors(model: PreTrainedModel, stored: dict[str, StoredTensor], where: Path) -> None:
     """Raise unless `stored` has every tensor of the weightless, unquantised `model`, in the model's shapes."""
+    refuse_silent(stored, where)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     sources, converted = names_in_memory(model, stored)
     wrong = [

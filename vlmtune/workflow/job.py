@@ -57,15 +57,17 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool, base
     from vlmtune.data.boxes.writing import writer_for
     from vlmtune.engine.single import refuse_several_processes
     from vlmtune.plan.length import begun_values, open_values, told_of_length
+    from vlmtune.workflow.fitting import fitting_data
     from vlmtune.workflow.start import start_on_gpu
 
     refuse_several_processes()
     loaded, run_dir, begun = _opened(path, words, resume, err, base_model)
     data = read_data(loaded, live=not err)
+    notes, commit = start_on_gpu(), _pinned_commit(loaded, begun)
+    data = fitting_data(data, *make_run_plan(loaded, commit=commit))
     chosen = begun_values(loaded.config, begun) if begun else open_values(loaded.config, len(data.train.samples))
     loaded = loaded.with_values(chosen, "the number of rows") if chosen else loaded
-    notes = start_on_gpu()
-    plan, source = make_run_plan(loaded, data, _pinned_commit(loaded, begun))
+    plan, source = make_run_plan(loaded, data, commit)
     if begun and plan.model == begun.model:
         plan = replace(plan, model_name=begun.model_name)  # written otherwise, as from the run folder
     boxes = told_of_boxes(data.train.samples, writer_for(plan, source))
@@ -143,7 +145,7 @@ def make_run_plan(
     config = loaded.config
     source = open_model(config.model.name, commit or config.model.revision, loaded.base_dir)
     refuse_other_bits(loaded, source.facts(config.model.name))
-    digest = file_sha256(loaded.resolve_path(config.data.train_path))
+    digest = file_sha256(loaded.resolve_path(config.data.train_path)) if data else ""
     return make_plan(config, source, probe_device(), digest, data and given_rows(data)), source
 
 
@@ -163,7 +165,5 @@ def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
         train_rows, val_rows, *(loaded.resolve_path(path) for path in (data.train_path, data.val_path))
     )
     skipped = tuple(f"{bad.where}: {bad.problem}" for bad in rows.bad_rows)
-    if skipped:
-        typer.echo(f"{len(skipped)} rows are skipped (data.on_bad_row: skip); report.json names them", err=True)
-    warnings = (warning,) if warning else ()
-    return RunData(MeasuredRows(train_rows), MeasuredRows(val_rows), skipped, rows.notes, warnings)
+    train, val = (MeasuredRows(samples, data.on_bad_row) for samples in (train_rows, val_rows))
+    return RunData(train, val, skipped, rows.notes, (warning,) if warning else ())

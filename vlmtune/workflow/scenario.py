@@ -43,12 +43,13 @@ def open_scenario(
     config, rows = loaded.config, None
     path = loaded.resolve_path(config.data.train_path)
     if needs_rows or path.exists():
-        rows = GivenRows(MeasuredRows(require_good(read_rows(loaded, path, live=live), config.data.on_bad_row)))
+        on_bad_row = config.data.on_bad_row
+        rows = GivenRows(MeasuredRows(require_good(read_rows(loaded, path, live=live), on_bad_row), on_bad_row))
     elif config.data.train_path != NO_DATA:
         typer.echo(f"there is no data file {path}: estimated for the largest row that the config allows", err=True)
     source = _source(loaded, needs_tokenizer=rows is not None)
     if rows and source.catalogued:
-        rows = GuessedRows(rows.samples, source)
+        rows = GuessedRows(rows.samples, source, config.data.on_bad_row)
         typer.echo(_told_of_guess(config.model.name), err=True)
     refuse_other_bits(loaded, source.facts(config.model.name))
     return Scenario(loaded, source, target, rows, **({"tell": tell} if tell else {}))

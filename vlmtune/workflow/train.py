@@ -35,10 +35,20 @@ def _refuse_changed(job: Job, folder: "RunFolder") -> None:
     has_checkpoint = folder.latest_checkpoint() is not None
     changed = differences(job.plan, job.begun, has_checkpoint=has_checkpoint)
     if changed:
+        has_other_rows = any(one.startswith("data_sha256: ") for one in changed)
         raise VlmtuneError(
             f"{folder.path} was started differently and cannot be continued: {'; '.join(changed)}",
-            "undo the change, or start a new run under another experiment_name",
+            _way_on(folder) if has_other_rows else "undo the change, or start a new run under another experiment_name",
         )
+
+
+def _way_on(folder: "RunFolder") -> str:
+    """Return how to go on where the data file has changed: rows are met in an order that follows from all of them."""
+    return (
+        "put the data file back as it was: a row that cannot be used is left out with --set data.on_bad_row=skip, "
+        "without changing the file. Or start a new run under another experiment_name; it goes on from what "
+        f"this one has learned when `vlmtune merge {folder.path} -o DIR` made its model.name: DIR"
+    )
 
 
 def train_in(folder: "RunFolder", job: Job, flags: Flags) -> "TrainReport":

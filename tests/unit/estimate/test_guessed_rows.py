@@ -74,3 +74,13 @@ def test_a_row_that_is_too_long_by_the_guess_says_that_it_was_guessed(tmp_path):
     with pytest.raises(VlmtuneError) as raised:
         refuse_too_long(scenario.rows.lengths(scenario.plan, scenario.source), scenario.plan)
     assert "rows.jsonl:1, text guessed: " in str(raised.value)
+
+
+def test_what_templates_are_given_besides_is_guessed_as_text(tmp_path):
+    [plain, *_] = samples(tmp_path)
+    asked, answered = plain.turns
+    called = Turn("assistant", (), more='{"tool_calls": [1, 2]}')
+    given = Sample((asked, called, Turn("tool", ("it is",)), answered), "rows.jsonl:4", 4, tools="[1, 2, 3]")
+    scenario = scenario_of("Qwen/Qwen2.5-VL-3B-Instruct", [plain, given])
+    lengths = scenario.rows.lengths(scenario.plan, scenario.source)
+    assert lengths.image[0] == lengths.image[1] and lengths.text[1] - lengths.text[0] >= (22 + 5 + 9) // 3

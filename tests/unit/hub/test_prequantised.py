@@ -6,7 +6,8 @@ import pytest
 from tiny.packed import change_config, save_packed
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.hub.prequantised import prequantised_of
+from vlmtune.hub.prequantised import prequantised_of, refuse_silent
+from vlmtune.hub.shards import StoredTensor
 from vlmtune.hub.source import open_model
 
 LOCATION = "Qwen/Qwen2.5-VL-7B-Instruct-AWQ"
@@ -75,3 +76,26 @@ def test_weights_of_two_formats_are_refused(monkeypatch):
     monkeypatch.setattr("vlmtune.hub.prequantised.tensor_names", lambda location, revision: names)
     with pytest.raises(VlmtuneError, match="weights of several formats, fp4 and nf4"):
         prequantised_of({"quantization_config": {"load_in_4bit": True}}, LOCATION, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "how"),
+    [
+        ("layers.0.q_proj.qweight", "I32", "GPTQ or AWQ"),
+        ("layers.0.q_proj.weight_packed", "I32", "compressed-tensors"),
+        ("layers.0.q_proj.weight_scale_inv", "F32", "FP8"),
+        ("layers.0.q_proj.weight", "F8_E4M3", "FP8"),
+    ],
+)
+def test_files_of_other_formats_are_refused_where_config_json_is_silent(name, dtype, how, tmp_path):
+    usual = StoredTensor(tmp_path, (4,), "BF16")
+    refuse_silent({"layers.0.norm.weight": usual}, LOCATION)
+    with pytest.raises(VlmtuneError) as error:
+        refuse_silent({"layers.0.norm.weight": usual, name: StoredTensor(tmp_path, (4,), dtype)}, LOCATION)
+    assert f"is already quantised ({how}, by the name or format of {name})" in error.value.message
+    assert "name the 16-bit model" in error.value.hint
+
+
+def test_mlx_says_it_in_a_key_of_its_own():
+    with pytest.raises(VlmtuneError, match=r"is already quantised \(MLX\)"):
+        prequantised_of({"quantization": {"group_size": 64, "bits": 4}}, LOCATION, None)

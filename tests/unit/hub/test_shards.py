@@ -96,3 +96,10 @@ def test_no_weights_and_pickles(tmp_path):
     assert "has no weights" in error(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
     assert "its weights in pytorch_model.bin, a pickle" in error(tmp_path)
+
+
+def test_a_folder_of_gguf_says_so(tmp_path):
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    with pytest.raises(VlmtuneError, match="has no weights") as error:
+        stored_tensors(tmp_path)
+    assert error.value.hint.startswith("model-Q4_K_M.gguf is already quantised: name the 16-bit model")

@@ -6,29 +6,30 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from vlmtune.data.boundary import Joins, answer_apart
 from vlmtune.data.boxes.writing import BoxWriter
-from vlmtune.data.encode import looks_at_rows, misfit, render
+from vlmtune.data.encode import render
+from vlmtune.data.fit.misfit import holds_mark, looks_at_rows, misfit
+from vlmtune.data.measure.joined import joined_tokens
 from vlmtune.data.measure.rendering import Renderer
 from vlmtune.data.progress import Advance, Progress
 from vlmtune.data.table.layout import TEXT, laid_out, num_images, without_images
-from vlmtune.data.types import Sample, SamplesOnDisk
+from vlmtune.data.types import BadRow, Sample, SamplesOnDisk
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.files import code_sha256
+from vlmtune.models.processor import image_marks, special_token_ids, turn_end_id
 
 ROWS_AT_ONCE = 1000
 TEXTS_AT_ONCE = 256
 """An encoded text takes some 100 bytes a token until it is counted."""
-MAX_PROBLEMS = 50
-UNKNOWN = -1
+UNKNOWN, REFUSED = -1, -2
+"""In place of a number of tokens."""
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 PROBE = without_images("UptAt", ("What is this?", "Grey."), "probe")
 Batch = tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]
@@ -37,11 +38,10 @@ Batch = tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]
 
 def text_tokens(
     samples: Sequence[Sample], processor: ProcessorMixin, family: Family, progress: Progress | None = None
-) -> np.ndarray:
-    """Return the text tokens of each row, [N]; `progress` is told of long work in place of who was told of reading.
+) -> tuple[np.ndarray, list[BadRow]]:
+    """Return the text tokens of each row, [N], and the rows that the model cannot take, whose tokens are `REFUSED`.
 
-    Raises:
-        VlmtuneError: rows that the model cannot take, all of them named.
+    `progress` is told of long work in place of who was told of reading.
     """
     if isinstance(samples, SamplesOnDisk):
         return _kept_tokens(samples, processor, family, progress)
@@ -62,21 +62,25 @@ def _batches(samples: Sequence[Sample]) -> Iterator[Batch]:
 
 def _kept_tokens(
     samples: SamplesOnDisk, processor: ProcessorMixin, family: Family, progress: Progress | None
-) -> np.ndarray:
-    """Return the text tokens of a table's rows; those that were not counted before are counted and kept."""
+) -> tuple[np.ndarray, list[BadRow]]:
+    """Return the text tokens of a table's rows; those that were not counted before are counted and kept.
+
+    Why a row is refused is not kept: it is asked for again.
+    """
     from vlmtune.data.table.kept import keep_array, kept_array
     from vlmtune.data.table.rows import TableRows
 
     assert isinstance(samples, TableRows)
     path = samples.folder / f"tokens-{_identity(processor, family, samples.writer)}.npy"
     known = kept_array(path, np.full(len(samples.facts), UNKNOWN, np.int32))
-    missing = samples.chosen(known[samples.rows] == UNKNOWN)
+    missing = samples.chosen(known[samples.rows] < 0)
+    bad_rows: list[BadRow] = []
     if len(missing):
         known = known.copy()
         with (progress or samples.progress)("measuring rows", len(missing)) as advance, _tokenizer_threads():
-            known[missing.rows] = _counted(missing.batches(), processor, family, advance)
+            known[missing.rows], bad_rows = _counted(missing.batches(), processor, family, advance)
         keep_array(path, known)
-    return known[samples.rows]
+    return known[samples.rows], bad_rows
 
 
 def _identity(processor: ProcessorMixin, family: Family, writer: BoxWriter | None) -> str:
@@ -87,7 +91,7 @@ def _identity(processor: ProcessorMixin, family: Family, writer: BoxWriter | Non
     tokenizers = [processor.tokenizer, getattr(processor, "qformer_tokenizer", processor.tokenizer)]
     decided_by = [
         *map(_state, tokenizers),
-        [processor.chat_template, getattr(processor, "image_marks", ()), _shown(processor, family)],
+        [processor.chat_template, image_marks(processor), _shown(processor, family)],
         [writer and writer.identity],
         [family.name, family.one_answer, family.prefix_lm, family.qformer, family.needs_image],
         [code_sha256(Path(__file__).parent), *map(version, LIBRARIES)],
@@ -125,38 +129,57 @@ def _tokenizer_threads() -> Iterator[None]:
         os.environ["TOKENIZERS_PARALLELISM"] = before or "false"
 
 
-def _counted(batches: Iterator[Batch], processor: ProcessorMixin, family: Family, advance: Advance) -> np.ndarray:
+def _counted(
+    batches: Iterator[Batch], processor: ProcessorMixin, family: Family, advance: Advance
+) -> tuple[np.ndarray, list[BadRow]]:
     text_of, count = _writer(processor, family), _counter(processor.tokenizer)
-    more_of = _joined(processor, family)
-    counts, problems, num_rows, num_problems = [np.empty(0, np.int32)], [], 0, 0
+    more_of = joined_tokens(processor, family)
+    counts, bad_rows = [np.empty(0, np.int32)], []
     for shapes, texts, names in batches:
-        written, more = [], []
-        for row in zip(shapes, texts, names, strict=True):
+        written, fitting, more = [], [], []
+        for place, row in enumerate(zip(shapes, texts, names, strict=True)):
             try:
-                written.append(text_of(*row))
-                more.append(more_of(*row))
+                text, joined = text_of(*row), more_of(*row)
+                written.append(text)
+                more.append(joined)
+                fitting.append(place)
             except VlmtuneError as problem:
-                num_problems += 1
-                problems += [problem] * (num_problems <= MAX_PROBLEMS)
-        if not problems:
-            marks = [0 if family.one_answer else num_images(shape) for shape in shapes]  # one that the template writes
-            counts.append(np.subtract(count(written), marks, dtype=np.int32) + np.array(more, np.int32))
-        num_rows += len(names)
+                bad_rows.append(as_bad_row(problem, row[-1]))
+        marks = [0 if family.one_answer else num_images(shapes[place]) for place in fitting]  # the template writes them
+        tokens = np.full(len(names), REFUSED, np.int32)
+        tokens[fitting] = np.array(count(written), np.int32) - np.array(marks, np.int32) + np.array(more, np.int32)
+        counts.append(tokens)
         advance(len(names))
-    if problems:
-        raise misfits(problems, num_problems, num_rows)
-    return np.concatenate(counts)
+    return np.concatenate(counts), bad_rows
+
+
+def as_bad_row(problem: VlmtuneError, where: str) -> BadRow:
+    """Return the problem of the row of this name."""
+    number = re.search("[0-9]*$", where)
+    return BadRow(where, problem.message.removeprefix(f"{where}: "), problem.hint, int(number[0] or 0))
 
 
 def _writer(processor: ProcessorMixin, family: Family) -> Callable[[str, Sequence[str], str], str]:
     """Return what gives the text of a row by its shape, texts and name, or raises why the model cannot take it."""
-    renderer, looks = None if family.one_answer else Renderer(processor), looks_at_rows(processor, family)
+    renderer, looks = None if family.one_answer else Renderer(processor), looks_at_rows(family)
+    marks, token = image_marks(processor), _token_of_image(processor, family)
+    ends, ended = [] if family.one_answer else _end_tokens(processor), dict[str, bool]()
 
     def text_of(shape: str, texts: Sequence[str], where: str) -> str:
-        if looks and (problem := misfit(without_images(shape, texts, where), processor, family)):
+        if (looks or holds_mark("".join(texts), marks)) and (
+            problem := misfit(without_images(shape, texts, where), processor, family)
+        ):
             raise problem
         if renderer:
-            return renderer(shape, texts, where)
+            text = renderer(shape, texts, where)
+            if token and text.count(token) != num_images(shape):
+                wrong = f"{text.count(token)} images where the row has {num_images(shape)}"
+                raise VlmtuneError(f"{where}: the chat template writes {wrong}", "train a model whose template has all")
+            if shape not in ended:
+                ended[shape] = _ends_answers(without_images(shape, texts, where), processor, ends)
+            if not ended[shape]:
+                raise VlmtuneError(f"{where}: the chat template ends an answer without an end token")
+            return text
         num_asking = shape[: shape.index("A")].count(TEXT)
         question, answer = "".join(texts[:num_asking]), "".join(texts[num_asking:])
         return f"{question_text(question, family)}{answer}{processor.tokenizer.eos_token}"
@@ -164,26 +187,27 @@ def _writer(processor: ProcessorMixin, family: Family) -> Callable[[str, Sequenc
     return text_of
 
 
-def _joined(processor: ProcessorMixin, family: Family) -> Callable[[str, Sequence[str], str], int]:
-    """Return what gives the tokens that a row has more than in one piece, or raises why it cannot be learned."""
-    if family.one_answer:
-        return lambda shape, texts, where: 0
-    joins, places = Joins(processor), cache(_answer_places)
-
-    def more_of(shape: str, texts: Sequence[str], where: str) -> int:
-        if not any(joins.may_join(texts[place]) for place in places(shape)):
-            return 0
-        text, answers = render(without_images(shape, texts, where), processor)
-        apart = answer_apart(text, answers, processor, where)
-        return apart.num_more_tokens if apart else 0
-
-    return more_of
+def _token_of_image(processor: ProcessorMixin, family: Family) -> str | None:
+    """Return what the chat template writes once for each image; None where nobody can tell."""
+    token = str(getattr(processor, "image_token", None) or "")
+    if not token or family.one_answer:
+        return None
+    try:
+        return token if render(PROBE, processor)[0].count(token) == 1 else None
+    except VlmtuneError:
+        return None
 
 
-def _answer_places(shape: str) -> list[int]:
-    """Return which texts of a row begin an answer."""
-    turns = [found.start() for found in re.finditer("A", shape)]
-    return [shape[:start].count(TEXT) for start in turns if TEXT in shape[start:]]
+def _end_tokens(processor: ProcessorMixin) -> list[str]:
+    """Return all tokens that may end an answer, the usual one first."""
+    usual = turn_end_id(processor)
+    special = sorted(special_token_ids(processor), key=lambda token: token != usual)
+    return processor.tokenizer.convert_ids_to_tokens(special)
+
+
+def _ends_answers(sample: Sample, processor: ProcessorMixin, ends: list[str]) -> bool:
+    text, answers = render(sample, processor)
+    return all(any(end in text[start:stop] for end in ends) for start, stop in answers)
 
 
 def _counter(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[int]]:
@@ -206,15 +230,3 @@ def _counter(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[i
         return [number for batch in some for number in chosen[0](batch)]
 
     return count
-
-
-def misfits(problems: list[VlmtuneError], num_problems: int, num_rows: int) -> VlmtuneError:
-    """Return the one error that names rows, all or the first of `num_problems`; each hint is given once."""
-    if num_rows == 1:
-        return problems[0]
-    hints: set[str | None] = set()
-    shown = []
-    for problem in problems[:MAX_PROBLEMS]:
-        shown.append(VlmtuneError(problem.message, None if problem.hint in hints else problem.hint))
-        hints.add(problem.hint)
-    return VlmtuneError(f"{num_problems} of {num_rows} rows do not fit the model", problems=tuple(shown))

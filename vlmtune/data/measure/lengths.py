@@ -1,7 +1,7 @@
 """How long rows are before any image is decoded: measured once, counted for as many plans as are looked at."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,9 +11,11 @@ from transformers import ProcessorMixin
 from vlmtune.data.boxes.writing import written
 from vlmtune.data.encode import encode, render
 from vlmtune.data.images import image_size_px, shrunk_size_px
-from vlmtune.data.measure.counting import MAX_PROBLEMS, PROBE, misfits, question_text, text_tokens
+from vlmtune.data.measure.counting import PROBE, question_text, text_tokens
+from vlmtune.data.measure.pictures import refused_sizes
 from vlmtune.data.progress import Progress
-from vlmtune.data.types import Sample, SamplesOnDisk
+from vlmtune.data.samples import refusal
+from vlmtune.data.types import BadRow, Sample, SamplesOnDisk
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family, RefusedImage
 from vlmtune.families.facts import ModelFacts
@@ -21,6 +23,7 @@ from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import RunPlan
 
 PROBE_SIZE_PX = (320, 240)
+MAX_PROBLEMS = 50
 SIDE_BITS = 32
 
 
@@ -67,6 +70,20 @@ class Measures:
     sizes_px: tuple[tuple[int, int], ...]
     """Every size that an image has, once: width and height as shown, not yet shrunk."""
 
+    def without(self, rows: Collection[int]) -> "Measures":
+        """Return the measures of the other rows."""
+        if not rows:
+            return self
+        mask = np.ones(len(self.samples), bool)
+        mask[list(rows)] = False
+        return Measures(
+            chosen_rows(self.samples, mask),
+            self.text[mask],
+            self.num_images[mask],
+            self.size_of_image[np.repeat(mask, self.num_images)],
+            self.sizes_px,
+        )
+
     def lengths(self, plan: RunPlan, family: Family, source: ModelSource) -> Lengths:
         """Return the tokens of each row under `plan`; nothing is read or rendered.
 
@@ -74,29 +91,23 @@ class Measures:
             VlmtuneError: images of sizes that the model's processor refuses, their rows named.
         """
         tokens_of_size, refused = _counted(self.sizes_px, plan, family, source)
-        if problems := self._rows_with(refused, plan):
-            raise misfits(list(problems.values()), len(problems), len(self.samples))
+        if bad_rows := self._rows_with(refused, plan):
+            raise refusal(bad_rows, len(self.samples) - len(bad_rows), "do not fit the model")
         tokens_until = np.concatenate([[0], np.cumsum(np.array(tokens_of_size, np.int64)[self.size_of_image])])
         ends = np.cumsum(self.num_images, dtype=np.int64)
         image = tokens_until[ends] - tokens_until[ends - self.num_images]
         return Lengths(self.samples, self.text, image.astype(np.int32))
 
-    def refused_rows(self, plan: RunPlan, family: Family, source: ModelSource) -> dict[int, VlmtuneError]:
-        """Return the number of each row with an image that the model's processor refuses under `plan`, and why."""
-        return self._rows_with(_counted(self.sizes_px, plan, family, source)[1], plan)
-
-    def _rows_with(self, refused: dict[int, RefusedImage], plan: RunPlan) -> dict[int, VlmtuneError]:
-        """Return the number of each row with an image of a refused size, by its place in `sizes_px`, and the error."""
-        if not refused:
-            return {}
+    def _rows_with(self, refused: dict[int, RefusedImage], plan: RunPlan) -> list[BadRow]:
+        """Return the rows with an image of a refused size, which is named by its place in `sizes_px`."""
         images = np.flatnonzero(np.isin(self.size_of_image, list(refused)))
         rows = np.searchsorted(np.cumsum(self.num_images), images, side="right")
-        problems: dict[int, VlmtuneError] = {}
+        bad_rows: dict[int, BadRow] = {}
         for row, place in zip(rows.tolist(), self.size_of_image[images].tolist(), strict=True):
-            where, why = self.samples[row].where, refused[place]
-            size = _size_in_words(self.sizes_px[place], plan.image_size)
-            problems.setdefault(row, VlmtuneError(f"{where}: {why.message}: {size}", why.hint))
-        return problems
+            sample, why = self.samples[row], refused[place]
+            problem = f"{why.message}: {_size_in_words(self.sizes_px[place], plan.image_size)}"
+            bad_rows.setdefault(row, BadRow(sample.where, problem, why.hint, sample.number))
+        return list(bad_rows.values())
 
 
 def _counted(
@@ -120,25 +131,55 @@ def _size_in_words(size_px: tuple[int, int], image_size: int | None) -> str:
     return f"{'×'.join(map(str, size_px))} px{shrunk}"
 
 
+def chosen_rows(samples: Sequence[Sample], mask: np.ndarray) -> Sequence[Sample]:
+    """Return the rows for which the mask is true, where they are."""
+    if isinstance(samples, SamplesOnDisk):
+        from vlmtune.data.table.rows import TableRows
+
+        assert isinstance(samples, TableRows)
+        return samples.chosen(mask)
+    return [samples[index] for index in np.flatnonzero(mask)]
+
+
 def measure(
     samples: Sequence[Sample],
     processor: ProcessorMixin,
     family: Family,
     progress: Progress | None = None,
     plan: RunPlan | None = None,
-) -> Measures:
-    """Return what rows have under every plan: text by the tokenizer, images from their headers.
+) -> tuple[Measures, list[BadRow]]:
+    """Return what rows have under every plan, text by the tokenizer, images from their headers; and refused rows.
 
-    `progress` is told how far long work is, in place of who was told of reading. Boxes are counted as they are written
-    under `plan`; in pixels of a picture that another plan shrinks more, a number may have a digit less.
-
-    Raises:
-        VlmtuneError: rows that the model cannot take, all of them named.
+    Rows that the model cannot take are not measured. `progress` is told how far long work is, in place of who was told
+    of reading. Boxes are counted as they are written under `plan`; in pixels of a picture that another plan shrinks
+    more, a number may have a digit less.
     """
-    text = text_tokens(written(samples, plan, processor, family) if plan else samples, processor, family, progress)
+    given = written(samples, plan, processor, family) if plan else samples
+    text, bad_rows = text_tokens(given, processor, family, progress)
+    if bad_rows:
+        samples, text = chosen_rows(samples, text >= 0), text[text >= 0]
     num_images, sizes_px = images_of(samples)
     size_of_image, sizes = _sizes_once(sizes_px)
-    return Measures(samples, text, num_images, size_of_image.astype(np.int32), sizes)
+    return Measures(samples, text, num_images, size_of_image.astype(np.int32), sizes), bad_rows
+
+
+def refused_pictures(measures: Measures, processor: ProcessorMixin, family: Family, plan: RunPlan) -> dict[int, BadRow]:
+    """Return the rows with a picture of a size that the processor refuses under this plan, by their places."""
+    refused = refused_sizes(measures.sizes_px, processor, family, plan.image_size)
+    if not refused:
+        return {}
+    images = np.flatnonzero(np.isin(measures.size_of_image, list(refused)))
+    row_of_image = np.repeat(np.arange(len(measures.samples)), measures.num_images)
+    first_of_row = np.cumsum(measures.num_images) - measures.num_images
+    bad_rows: dict[int, BadRow] = {}
+    for image, row in zip(images.tolist(), row_of_image[images].tolist(), strict=True):
+        size = int(measures.size_of_image[image])
+        width_px, height_px = measures.sizes_px[size]
+        name = f"image {image - int(first_of_row[row]) + 1} ({width_px}×{height_px} px)"
+        sample = measures.samples[row]
+        hint = "crop or scale it, or leave the row out"
+        bad_rows.setdefault(row, BadRow(sample.where, f"{name}: {refused[size]}", hint, sample.number))
+    return bad_rows
 
 
 def _sizes_once(sizes_px: np.ndarray) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
@@ -197,26 +238,40 @@ def refuse_too_long(lengths: Lengths, plan: RunPlan) -> None:
 
 def refuse_without_answer(lengths: Lengths, processor: ProcessorMixin, family: Family, plan: RunPlan) -> None:
     """Raise one error that names every row of which cutting to `max_length` would leave nothing to learn."""
-    if plan.truncation != "cut":
-        return
-    problems = []
-    for index in np.flatnonzero(lengths.text > plan.max_length).tolist():
-        sample = lengths.samples[index]
-        num_tokens = _tokens_before_answer(sample, processor, family)
-        if num_tokens >= plan.max_length:
-            problems.append(VlmtuneError(f"{sample.where}: the answer begins after {num_tokens} text tokens"))
-    if problems:
+    if plan.truncation == "cut" and (bad_rows := refused_lengths(lengths, processor, family, plan)):
         raise VlmtuneError(
-            f"cutting to data.max_length: {plan.max_length} text tokens leaves no answer in {len(problems)} rows",
+            f"cutting to data.max_length: {plan.max_length} text tokens leaves no answer in {len(bad_rows)} rows",
             "raise data.max_length or shorten the questions",
-            problems=tuple(problems[:MAX_PROBLEMS]),
+            problems=tuple(VlmtuneError(f"{bad.where}: {bad.problem}") for bad in [*bad_rows.values()][:MAX_PROBLEMS]),
         )
 
 
-def _tokens_before_answer(sample: Sample, processor: ProcessorMixin, family: Family) -> int:
+def refused_lengths(lengths: Lengths, processor: ProcessorMixin, family: Family, plan: RunPlan) -> dict[int, BadRow]:
+    """Return the rows over `max_length` by their places; where they are cut, those with nothing to learn left."""
+    bad_rows = {}
+    for index in np.flatnonzero(lengths.text > plan.max_length).tolist():
+        sample = lengths.samples[index]
+        why, hint = f"{lengths.text[index]} text tokens", f"data.max_length is {plan.max_length}"
+        if plan.truncation == "cut":
+            asked, until_image = _tokens_that_stay(sample, processor, family)
+            if max(asked + 1, until_image) <= plan.max_length:
+                continue
+            late_image = f"its last image ends after {until_image} text tokens"
+            why = late_image if until_image > asked else f"the answer begins after {asked} text tokens"
+        bad_rows[index] = BadRow(sample.where, why, hint, sample.number)
+    return bad_rows
+
+
+def _tokens_that_stay(sample: Sample, processor: ProcessorMixin, family: Family) -> tuple[int, int]:
+    """Return the text tokens before the first answer, and before the end of the last image where that comes later."""
     if family.one_answer:
-        return len(processor.tokenizer(question_text(sample.turns[0].text, family))["input_ids"])
+        return len(processor.tokenizer(question_text(sample.turns[0].text, family))["input_ids"]), 0
     text, answers = render(sample, processor)
-    first_answer = next(index for index, turn in enumerate(sample.turns) if turn.role == "assistant")
-    num_images = len(Sample(sample.turns[:first_answer], sample.where).images)
-    return len(processor.tokenizer(text[: answers[0][0]])["input_ids"]) - num_images
+    first_answer = next(index for index, turn in enumerate(sample.turns) if turn.is_answer)
+    num_asked, num_all = len(replace(sample, turns=sample.turns[:first_answer]).images), len(sample.images)
+
+    def tokens(part: str, num_images: int) -> int:
+        return len(processor.tokenizer(part)["input_ids"]) - num_images
+
+    before, mark, _ = text.rpartition(str(getattr(processor, "image_token", ""))) if num_asked < num_all else ("",) * 3
+    return tokens(text[: answers[0][0]], num_asked), tokens(before + mark, num_all) if mark else 0

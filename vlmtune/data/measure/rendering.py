@@ -16,7 +16,7 @@ import jinja2
 from transformers import ProcessorMixin
 
 from vlmtune.data.encode import render
-from vlmtune.data.table.layout import TEXT, without_images
+from vlmtune.data.table.layout import MORE, TEXT, without_images
 from vlmtune.errors import VlmtuneError
 
 COMPARED = 32
@@ -85,6 +85,8 @@ class Renderer:
 
     def __call__(self, shape: str, texts: Sequence[str], where: str) -> str:
         """Return the text of a row of this shape, as `render` does; raises as it does."""
+        if MORE in shape:  # what templates are given besides is no text that they write as it is
+            return render(without_images(shape, texts, where), self.processor)[0]
         form = self._forms.get(shape)
         text = form.filled(texts) if form else None
         if text is None:

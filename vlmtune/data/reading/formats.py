@@ -14,6 +14,16 @@ from vlmtune.data.boxes.objects import COLUMN as OBJECTS
 from vlmtune.data.boxes.rows import with_marks
 from vlmtune.data.reading.image_refs import IMAGE_KEYS, ImageRules, image_ref, image_refs, is_utf8
 from vlmtune.data.reading.misspelt import refuse_misspelt
+from vlmtune.data.reading.turns import (
+    HINT_MESSAGES,
+    RawTurn,
+    check_order,
+    listed_turns,
+    pairs_of_texts,
+    tools_of,
+    without_empty_system,
+)
+from vlmtune.data.reading.unread import EMPTY, refuse_mark, refuse_unread
 from vlmtune.data.types import ImageRef, Role, RowProblem, Sample, Turn, count, kind_of, shortened
 
 TURN_COLUMNS = ("messages", "conversations")
@@ -24,25 +34,12 @@ ANSWER_COLUMNS = (
 )  # fmt: skip
 CAPTION_COLUMN = "text"
 """The answer where a row has no other: captions of Hugging Face's image folders."""
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
 _PLACEHOLDER = re.compile(r"((?:\r?\n)?<image>(?:\r?\n)?)")  # LLaVA: the line break beside <image> is not text
 
 EXAMPLE_SIMPLE = '{"image": "photos/1.jpg", "question": "What is this?", "answer": "A cat."}'
-EXAMPLE_MESSAGES = (
-    '{"images": ["photos/1.jpg"], "messages": [{"role": "user", "content": "<image>What is this?"}, '
-    '{"role": "assistant", "content": "A cat."}]}'
-)
 _HINT_SIMPLE = f"a right row: {EXAMPLE_SIMPLE}"
-_HINT_MESSAGES = f"a right row: {EXAMPLE_MESSAGES}"
 _HINT_CAPTION = (
     "a caption or label is the answer to a question: write one into every row, such as "
     '"question": "Describe the picture."'
@@ -70,23 +67,33 @@ def parse_row(row: object, where: str, rules: ImageRules, number: int = 0) -> Pa
         raise RowProblem(f"the row is {kind_of(row)} where an object is expected", _HINT_SIMPLE)
     columns = _without_nulls(row)
     raw_turns, used = _raw_turns(columns)
-    image_column = next((name for name in IMAGE_COLUMNS if name in columns), None)
+    image_column = _image_column(columns)
     images = image_refs(columns[image_column], rules) if image_column else []
     if "system" in columns:
-        raw_turns = [("system", columns["system"]), *raw_turns]
-    _check_order([role for role, _ in raw_turns])
-    turns = [
-        (role, _parts(content, f"turn {number} ({role})", rules)) for number, (role, content) in enumerate(raw_turns, 1)
-    ]
-    placed_first = _place_images(turns, images)
-    sample = Sample(tuple(Turn(role, tuple(parts)) for role, parts in turns), where, number)
-    _check_turns(sample.turns)
+        raw_turns = [RawTurn("system", columns["system"]), *raw_turns]
+    raw_turns = without_empty_system(raw_turns)
+    check_order(raw_turns)
+    labels = [f"turn {number} ({turn.role})" for number, turn in enumerate(raw_turns, 1)]
+    parts = [_parts(turn.content, label, rules) for turn, label in zip(raw_turns, labels, strict=True)]
+    _check_indices(raw_turns)
+    placed_first = _place_images([(turn.role, some) for turn, some in zip(raw_turns, parts, strict=True)], images)
+    turns = tuple(
+        Turn(turn.role, tuple(some), turn.is_learned, turn.more) for turn, some in zip(raw_turns, parts, strict=True)
+    )
+    sample = Sample(turns, where, number, tools_of(columns["tools"]) if "tools" in columns else "")
+    _check_turns(turns)
+    for turn, label in zip(turns, labels, strict=True):
+        for part in turn.parts:
+            if isinstance(part, str) and ("<" in part or "[" in part):
+                refuse_mark(part, label, turn.role, bool(columns.get("objects")))
     sample, has_objects = with_marks(sample, columns.get(OBJECTS))
     used |= {OBJECTS} if has_objects else set()
     is_number = type(columns.get("label")) is int and "label" in used
-    unused = columns.keys() - used - {"system", image_column}
+    unused = columns.keys() - used - {"system", "tools", image_column}
     if unused:
         refuse_misspelt(columns, unused, _absent(bool(image_column), "system" in columns))
+        refuse_unread(columns, unused, sample.images)
+    unused.update(*(turn.unused for turn in raw_turns))
     return ParsedRow(sample, placed_first, frozenset(unused), is_number)
 
 
@@ -100,40 +107,36 @@ def _without_nulls(row: dict) -> dict:
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _raw_turns(columns: dict) -> tuple[list[tuple[Role, object]], set[str]]:
-    """The (role, content) pairs of a row as written, and the columns they came from."""
-    for name in TURN_COLUMNS:
+def _image_column(columns: dict) -> str | None:
+    """The one column with images that this row fills; others may name the same pictures again."""
+    found = None
+    for name in IMAGE_COLUMNS:
         if name in columns:
-            return _listed_turns(columns[name], name, 1), {name}
+            if columns[name] not in EMPTY:
+                return name
+            found = found or name
+    return found
+
+
+def _raw_turns(columns: dict) -> tuple[list[RawTurn], set[str]]:
+    """The turns of a row as written, and the columns they came from."""
+    found = [name for name in TURN_COLUMNS if name in columns]
+    if len(found) > 1:
+        found = [name for name in found if columns[name]] or found[:1]
+    if len(found) > 1:
+        raise RowProblem(f"{' and '.join(found)} could both be the conversation", "keep one of them")
+    if found:
+        return listed_turns(columns[found[0]], found[0], 1), {*found}
+    if columns.get("texts") and not columns.keys() & {*QUESTION_COLUMNS, *ANSWER_COLUMNS}:
+        return pairs_of_texts(columns["texts"], "texts"), {"texts"}
     prompt, completion = columns.get("prompt"), columns.get("completion")
     if isinstance(prompt, list) or isinstance(completion, list):
-        first = _listed_turns(prompt, "prompt", 1)
-        return first + _listed_turns(completion, "completion", len(first) + 1), {"prompt", "completion"}
+        first = listed_turns(prompt, "prompt", 1)
+        return first + listed_turns(completion, "completion", len(first) + 1), {"prompt", "completion"}
     return _simple_turns(columns)
 
 
-def _listed_turns(value: object, name: str, first_number: int) -> list[tuple[Role, object]]:
-    if not isinstance(value, list):
-        raise RowProblem(f"{name} is {kind_of(value)} where a list of turns is expected", _HINT_MESSAGES)
-    if not value:
-        raise RowProblem(f"{name} is an empty list", _HINT_MESSAGES)
-    return [_role_and_content(turn, number) for number, turn in enumerate(value, first_number)]
-
-
-def _role_and_content(turn: object, number: int) -> tuple[Role, object]:
-    if not isinstance(turn, dict):
-        raise RowProblem(f"turn {number} is {kind_of(turn)} where an object is expected", _HINT_MESSAGES)
-    keys = _without_nulls(turn)
-    role = keys.get("role", keys.get("from"))
-    if role is None:
-        raise RowProblem(f"turn {number} has no role", _HINT_MESSAGES)
-    if not isinstance(role, str) or role not in ROLES:
-        found = shortened(role) if isinstance(role, str) else kind_of(role)
-        raise RowProblem(f"turn {number} has the role {found}", f"known roles: {', '.join(ROLES)}")
-    return ROLES[role], keys.get("content", keys.get("value"))
-
-
-def _simple_turns(columns: dict) -> tuple[list[tuple[Role, object]], set[str]]:
+def _simple_turns(columns: dict) -> tuple[list[RawTurn], set[str]]:
     question, answer = _only(columns, QUESTION_COLUMNS, "question"), _only(columns, ANSWER_COLUMNS, "answer")
     if answer is None and CAPTION_COLUMN in columns and _did_you_mean(columns) is None:
         answer = CAPTION_COLUMN
@@ -149,8 +152,9 @@ def _simple_turns(columns: dict) -> tuple[list[tuple[Role, object]], set[str]]:
     for name, value in ((question, columns[question]), (answer, text)):
         if not isinstance(value, str):
             found = str(value) if isinstance(value, float) else kind_of(value)
-            raise RowProblem(f"{name} is {found} where a string is expected", _HINT_SIMPLE)
-    return [("user", columns[question]), ("assistant", text)], {question, answer}
+            hint = "keep one of them, or write one row for each" if isinstance(value, list) else _HINT_SIMPLE
+            raise RowProblem(f"{name} is {found} where a string is expected", hint)
+    return [RawTurn("user", columns[question]), RawTurn("assistant", text)], {question, answer}
 
 
 def _only(columns: dict, names: tuple[str, ...], what: str) -> str | None:
@@ -169,6 +173,8 @@ def _unknown_columns(columns: dict) -> str:
 
 
 def _did_you_mean(columns: dict) -> str | None:
+    if "chosen" in columns:
+        return "preferences are not learned: rename chosen to answer, to learn these answers alone"
     return _near_miss(tuple(columns))
 
 
@@ -182,30 +188,13 @@ def _near_miss(columns: tuple[str, ...]) -> str | None:
     return None
 
 
-def _check_order(roles: list[Role]) -> None:
-    expected: Role = "user"
-    for number, role in enumerate(roles, 1):
-        if role == "system" and number == 1:
-            continue
-        if role != expected:
-            raise RowProblem(
-                f"turn {number} is {role} where {expected} is expected",
-                "turns alternate: system (optional), user, assistant, user, assistant, ...",
-            )
-        expected = "assistant" if role == "user" else "user"
-    if roles[-1] != "assistant":
-        raise RowProblem(
-            f"the last turn is {roles[-1]}: there is no answer to learn", "end every row with an assistant turn"
-        )
-
-
 def _parts(content: object, label: str, rules: ImageRules) -> Parts:
     if content is None:
         return []
     if isinstance(content, str):
         return _split_text(content, label)
     if not isinstance(content, list):
-        raise RowProblem(f"{label} is {kind_of(content)} where a string or a list of parts is expected", _HINT_MESSAGES)
+        raise RowProblem(f"{label} is {kind_of(content)} where a string or a list of parts is expected", HINT_MESSAGES)
     parts: Parts = []
     for number, part in enumerate(content, 1):
         parts += _content_part(part, f"{label}, part {number}", rules)
@@ -221,11 +210,32 @@ def _content_part(part: object, label: str, rules: ImageRules) -> Parts:
     if kind in _TEXT_TYPES:
         if not isinstance(keys.get("text"), str):
             raise RowProblem(f"{label}: text is {kind_of(keys.get('text'))} where a string is expected", _HINT_PARTS)
+        _refuse_unread_keys(keys, ("type", "text"), label)
         return _split_text(keys["text"], label)
     if kind in _IMAGE_TYPES:
+        _refuse_unread_keys(keys, ("type", *IMAGE_KEYS, "detail", "index"), label)
         return [image_ref(sources, label, rules)] if sources else [None]
     found = f"has the type {shortened(kind)}" if isinstance(kind, str) else "has no type"
     raise RowProblem(f"{label} {found}", _HINT_PARTS)
+
+
+def _check_indices(turns: list[RawTurn]) -> None:
+    """Raise where parts say by their index that they stand for another image than the next of the image column."""
+    contents = (turn.content for turn in turns if isinstance(turn.content, list))
+    parts = (part for content in contents for part in content if isinstance(part, dict) and part.get("type") == "image")
+    for number, part in enumerate(part for part in parts if not any(part.get(key) for key in IMAGE_KEYS)):
+        if part.get("index") not in (None, number):
+            raise RowProblem(
+                f"the image with index {part['index']} stands where the one with index {number} goes",
+                "write images in the order in which the messages name them",
+            )
+
+
+def _refuse_unread_keys(keys: dict, known: tuple[str, ...], label: str) -> None:
+    for key, value in keys.items():
+        if key not in known and value not in ("", [], {}):
+            hint = "sizes of images: data.image_size" if "pixels" in key or "resized" in key else _HINT_PARTS
+            raise RowProblem(f"{label} has the key {shortened(key)}, which is not known", hint)
 
 
 def _split_text(text: str, label: str) -> Parts:
@@ -264,7 +274,7 @@ def _check_turns(turns: tuple[Turn, ...]) -> None:
     for number, turn in enumerate(turns, 1):
         if turn.role != "user" and not all(isinstance(part, str) for part in turn.parts):
             raise RowProblem(f"turn {number} ({turn.role}) holds an image", "move it to a user turn")
-        if turn.role == "assistant" and not turn.text.strip():
+        if turn.role == "assistant" and not turn.text.strip() and "tool_calls" not in turn.more:
             raise RowProblem(f"turn {number} (assistant) is an empty answer", "write the answer, or remove the row")
-        if not turn.parts:
+        if not turn.parts and not turn.more:
             raise RowProblem(f"turn {number} ({turn.role}) is empty", "write its text, or remove the turn")

@@ -4,22 +4,26 @@ Rows of one shape differ in their texts and images alone: that is what a table o
 asked by.
 """
 
+import re
 from collections.abc import Iterable
 from itertools import repeat
 from typing import NamedTuple
 
 from vlmtune.data.types import ImageRef, Role, Sample, Turn
 
-ROLES: dict[str, Role] = {"S": "system", "U": "user", "A": "assistant"}
-LETTERS = {role: letter for letter, role in ROLES.items()}
-TEXT, PATH, URL, DATA = "tpud"
+ROLES: dict[str, Role] = {"S": "system", "U": "user", "A": "assistant", "T": "tool", "N": "assistant"}
+NOT_LEARNED = "N"
+LETTERS: dict[Role, str] = {"system": "S", "user": "U", "assistant": "A", "tool": "T"}
+TEXT, PATH, URL, DATA, MORE = "tpudx"
+_LETTERS_OF_TURN = re.compile("[A-Z][a-z]*")
 
 
 class Layout(NamedTuple):
     """One row: `UptAt` is a user's image file and text, then an assistant's text."""
 
     shape: str
-    """A capital letter for each turn, a small one for each of its parts."""
+    """A capital letter for each turn, a small one for each of its parts; an `x` is JSON for the template: behind the
+    letter of a turn what its message holds besides, before all turns the tools."""
     texts: Iterable[str]
     refs: Iterable[str]
     """Paths and addresses."""
@@ -33,8 +37,14 @@ def laid_out(sample: Sample) -> Layout:
     texts: list[str] = []
     refs: list[str] = []
     blobs: list[bytes] = []
+    if sample.tools:
+        letters.append(MORE)
+        texts.append(sample.tools)
     for turn in sample.turns:
-        letters.append(LETTERS[turn.role])
+        letters.append(LETTERS[turn.role] if turn.is_learned else NOT_LEARNED)
+        if turn.more:
+            letters.append(MORE)
+            texts.append(turn.more)
         for part in turn.parts:
             if isinstance(part, str):
                 letters.append(TEXT)
@@ -57,13 +67,13 @@ def assembled(layout: Layout, where: str, number: int = 0) -> Sample:
         URL: lambda: ImageRef(url=next(refs)),
         DATA: lambda: ImageRef(data=next(blobs)),
     }
-    turns: list[tuple[Role, list[str | ImageRef]]] = []
-    for letter in layout.shape:
-        if letter in ROLES:
-            turns.append((ROLES[letter], []))
-        else:
-            turns[-1][1].append(made[letter]())
-    return Sample(tuple(Turn(role, tuple(parts)) for role, parts in turns), where, number)
+    turns: list[Turn] = []
+    tools = next(texts) if layout.shape[:1] == MORE else ""
+    for letters in _LETTERS_OF_TURN.findall(layout.shape):
+        more = next(texts) if letters[1:2] == MORE else ""
+        parts = tuple(made[letter]() for letter in letters[1:] if letter != MORE)
+        turns.append(Turn(ROLES[letters[0]], parts, letters[0] != NOT_LEARNED, more))
+    return Sample(tuple(turns), where, number, tools)
 
 
 def without_images(shape: str, texts: Iterable[str], where: str) -> Sample:

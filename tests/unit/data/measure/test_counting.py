@@ -13,11 +13,10 @@ from vlmtune.data import samples
 from vlmtune.data.checked import with_images_checked
 from vlmtune.data.encode import render
 from vlmtune.data.measure import counting
-from vlmtune.data.measure.counting import text_tokens
+from vlmtune.data.measure.counting import REFUSED, text_tokens
 from vlmtune.data.samples import read_samples
 from vlmtune.data.table import looks, make
-from vlmtune.data.types import Sample, Turn
-from vlmtune.errors import VlmtuneError
+from vlmtune.data.types import BadRow, Sample, Turn
 
 
 @pytest.fixture
@@ -41,9 +40,9 @@ def counted(monkeypatch) -> list[int]:
     real = counting._counted
 
     def count(batches, *rest):
-        tokens = real(batches, *rest)
+        tokens, bad_rows = real(batches, *rest)
         numbers.append(len(tokens))
-        return tokens
+        return tokens, bad_rows
 
     monkeypatch.setattr(counting, "_counted", count)
     return numbers
@@ -64,14 +63,14 @@ def alone(row: Sample, tiny) -> int:
 def test_tokens_of_a_table_are_those_of_its_rows(rows, models):
     tiny = models("llava")
     table = rows()
-    assert text_tokens(table, tiny.processor, tiny.family).tolist() == [alone(row, tiny) for row in table]
+    assert text_tokens(table, tiny.processor, tiny.family)[0].tolist() == [alone(row, tiny) for row in table]
 
 
 def test_they_are_counted_once(rows, models, counted):
     tiny = models("llava")
-    first = text_tokens(rows(), tiny.processor, tiny.family).tolist()
+    first = text_tokens(rows(), tiny.processor, tiny.family)[0].tolist()
     tiny.processor.tokenizer(["short", "a longer text"], padding=True, truncation=True, max_length=5)
-    assert text_tokens(rows(), tiny.processor, tiny.family).tolist() == first and counted == [299]
+    assert text_tokens(rows(), tiny.processor, tiny.family)[0].tolist() == first and counted == [299]
 
 
 @pytest.mark.parametrize("change", ["template", "tokenizer", "family", "library", "code", "date"])
@@ -94,7 +93,7 @@ def test_what_decides_them_decides_whether_they_are_counted_anew(change, rows, m
         monkeypatch.setattr(counting, "code_sha256", lambda folder: "changed")
     else:
         monkeypatch.setattr(chat_template_utils, "datetime", LongAgo)
-    tokens = text_tokens(rows(), processor, family)
+    tokens, _ = text_tokens(rows(), processor, family)
     assert counted == [299, 299]
     changed = copy.copy(tiny)
     changed.processor = processor
@@ -105,7 +104,7 @@ def test_a_repaired_row_is_counted_without_the_others(rows, models, counted, tmp
     tiny = models("llava")
     text_tokens(rows(), tiny.processor, tiny.family)
     Image.new("RGB", (8, 8)).save(tmp_path / "gone.png")
-    tokens = text_tokens(rows(), tiny.processor, tiny.family)
+    tokens, _ = text_tokens(rows(), tiny.processor, tiny.family)
     assert counted == [299, 1] and len(tokens) == 300
     assert tokens[5] == alone(rows()[5], tiny)
 
@@ -136,28 +135,36 @@ def test_a_tokenizer_whose_backend_counts_otherwise_is_asked_itself(models):
     assert count(["four", "fifth"] * 200) == [9, 10] * 200
 
 
-def test_every_row_that_the_template_refuses_is_named_before_anything_is_counted(models):
-    tiny = models("llava")
+def refusing(tiny):
+    """A processor whose template takes no system turn."""
     processor = copy.copy(tiny.processor)
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     processor.chat_template = refusal + processor.chat_template
+    return processor
+
+
+def test_every_row_that_the_template_refuses_is_named_and_the_others_are_counted(models):
+    tiny = models("llava")
     good = sample("what?", "this", where="rows.jsonl:1")
     bad = [Sample((Turn("system", ("be brief",)), *good.turns), f"rows.jsonl:{line}") for line in (2, 3)]
-    with pytest.raises(VlmtuneError) as error:
-        text_tokens([good, *bad], processor, tiny.family)
-    assert error.value.message == "2 of 3 rows do not fit the model"
-    assert [problem.message for problem in error.value.problems] == [
-        f"rows.jsonl:{line}: the chat template refuses this row: no system turn" for line in (2, 3)
+    tokens, bad_rows = text_tokens([bad[0], good, bad[1]], refusing(tiny), tiny.family)
+    assert tokens.tolist() == [REFUSED, alone(good, tiny), REFUSED]
+    assert bad_rows == [
+        BadRow(f"rows.jsonl:{line}", "the chat template refuses this row: no system turn", None) for line in (2, 3)
     ]
+    assert [bad.number for bad in bad_rows] == [2, 3]
 
 
-def test_a_million_bad_rows_are_counted_and_fifty_named(models):
-    tiny = models("paligemma")
-    rows = [sample("what?", "this", where=f"rows.jsonl:{line}") for line in range(1, 201)]
-    with pytest.raises(VlmtuneError, match="^200 of 200 rows do not fit the model") as error:
-        text_tokens(rows, tiny.processor, tiny.family)
-    assert len(error.value.problems) == 50
-    assert str(error.value.problems[-1]).startswith("rows.jsonl:50: this model needs an image in every row")
+def test_refused_rows_of_a_table_are_asked_again_at_each_start(rows, models, counted):
+    tiny = models("llava")
+    processor = copy.copy(tiny.processor)
+    word = "{% if '7' in messages[0]['content'][0]['text'] %}{{ raise_exception('no sevens') }}{% endif %}"
+    processor.chat_template = word + processor.chat_template
+    first, bad_rows = text_tokens(rows(), processor, tiny.family)
+    again, bad_rows_again = text_tokens(rows(), processor, tiny.family)
+    assert bad_rows == bad_rows_again and 0 < len(bad_rows) < 299 == len(first)
+    assert (first == again).all() and (first == REFUSED).sum() == len(bad_rows)
+    assert counted == [299, len(bad_rows)]
 
 
 def test_progress_is_told_in_rows(rows, models):

@@ -16,6 +16,12 @@ def text_row(question: str, where: str = "rows.jsonl:9") -> Sample:
     return Sample((Turn("user", (question,)), Turn("assistant", ("yes",))), where)
 
 
+def measured(*given):
+    measures, bad_rows = measure(*given)
+    assert not bad_rows
+    return measures
+
+
 @pytest.fixture
 def rows(tmp_path) -> list[Sample]:
     two = [picture(tmp_path, name, size_px, "red") for name, size_px in (("wide", (300, 20)), ("tall", (20, 300)))]
@@ -24,9 +30,9 @@ def rows(tmp_path) -> list[Sample]:
 
 def test_lengths_are_those_of_each_row_alone(models, rows):
     tiny = models("qwen2_vl")
-    lengths = measure(rows, tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source)
+    lengths = measured(rows, tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source)
     alone = [
-        measure([row], tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source).total.tolist()
+        measured([row], tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source).total.tolist()
         for row in rows
     ]
     assert len(lengths) == len(rows) and [[total] for total in lengths.total.tolist()] == alone
@@ -37,7 +43,7 @@ def test_lengths_are_those_of_each_row_alone(models, rows):
 
 def test_a_smaller_picture_size_is_counted_without_looking_at_rows_again(models, rows, monkeypatch):
     tiny = models("qwen2_vl")
-    measures = measure(rows, tiny.processor, tiny.family)
+    measures = measured(rows, tiny.processor, tiny.family)
     monkeypatch.setattr(module, "image_size_px", None)
     monkeypatch.setattr(module, "render", None)
     smaller = dataclasses.replace(tiny.plan, image_size=56)
@@ -54,7 +60,7 @@ def test_each_size_of_image_is_counted_once(models, rows):
         counted.append((width_px, height_px))
         return width_px
 
-    measures = measure([*rows, *rows], tiny.processor, tiny.family)
+    measures = measured([*rows, *rows], tiny.processor, tiny.family)
     lengths = measures.lengths(tiny.plan, dataclasses.replace(tiny.family, image_tokens=image_tokens), tiny.source)
     assert sorted(counted) == sorted({Image.open(ref.path).size for row in rows for ref in row.images})
     assert lengths.image.tolist() == 2 * [0, 40, 70, 100, 130, 320, 0]
@@ -62,12 +68,12 @@ def test_each_size_of_image_is_counted_once(models, rows):
 
 def test_no_rows_have_no_lengths(models):
     tiny = models("llava")
-    assert len(measure([], tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source)) == 0
+    assert len(measured([], tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source)) == 0
 
 
 def test_all_rows_over_the_limit_are_named(models, rows):
     tiny = models("llava")
-    lengths = measure(rows, tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source)
+    lengths = measured(rows, tiny.processor, tiny.family).lengths(tiny.plan, tiny.family, tiny.source)
     plan = dataclasses.replace(tiny.plan, max_length=int(lengths.text.min()))
     with pytest.raises(VlmtuneError, match=f"rows have more than data.max_length: {plan.max_length} text") as error:
         refuse_too_long(lengths, plan)
@@ -83,7 +89,7 @@ def test_rows_with_images_that_the_processor_refuses_are_named(models, tmp_path,
     tiny = models("qwen2_vl")
     thin = [picture(tmp_path, f"thin{width}", (width, 2), "red") for width in (401, 900)]
     bad = [sample("thin?", "yes", rows[1].images[0], thin[1], where=f"rows.jsonl:{line}") for line in (7, 9)]
-    measures = measure([*rows, bad[0], sample("fits?", "yes", thin[0]), bad[1]], tiny.processor, tiny.family)
+    measures = measured([*rows, bad[0], sample("fits?", "yes", thin[0]), bad[1]], tiny.processor, tiny.family)
     with pytest.raises(VlmtuneError, match=f"3 of {len(rows) + 3} rows do not fit the model") as error:
         measures.lengths(tiny.plan, tiny.family, tiny.source)
     said = "this model takes no image with one side over 200 times the other"
@@ -97,10 +103,9 @@ def test_rows_with_images_that_the_processor_refuses_are_named(models, tmp_path,
         None,
         None,
     ]
-    shrunk = dataclasses.replace(tiny.plan, image_size=300)
-    refused = measures.refused_rows(shrunk, tiny.family, tiny.source)
-    assert list(refused) == [len(rows), len(rows) + 1, len(rows) + 2]
-    assert refused[len(rows)].message == f"rows.jsonl:7: {said}: 900×2 px, 300×1 px by data.image_size: 300"
+    with pytest.raises(VlmtuneError) as error:
+        measures.lengths(dataclasses.replace(tiny.plan, image_size=300), tiny.family, tiny.source)
+    first = error.value.problems[0].message
+    assert first == f"rows.jsonl:7: {said}: 900×2 px, 300×1 px by data.image_size: 300"
     small = dataclasses.replace(tiny.plan, image_size=150)
-    assert not measures.refused_rows(small, tiny.family, tiny.source)
     assert measures.lengths(small, tiny.family, tiny.source).image.sum() > 0

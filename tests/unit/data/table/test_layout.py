@@ -10,11 +10,17 @@ IMAGES = st.sampled_from(
     [ImageRef(path="/a.png"), ImageRef(path="/b.png"), ImageRef(url="https://c.org/d.png"), ImageRef(data=b"bytes")]
 )
 TURNS = st.builds(
-    lambda role, parts: Turn(role, tuple(parts)),
-    st.sampled_from(["system", "user", "assistant"]),
-    st.lists(st.text(min_size=1) | IMAGES, min_size=1, max_size=5),
+    lambda role, parts, is_learned, more: Turn(role, tuple(parts), is_learned or role != "assistant", more),
+    st.sampled_from(["system", "user", "assistant", "tool"]),
+    st.lists(st.text(min_size=1) | IMAGES, max_size=5),
+    st.booleans(),
+    st.sampled_from(["", '{"tool_calls": []}']),
 )
-SAMPLES = st.builds(lambda turns: Sample(tuple(turns), "rows.jsonl:7", 7), st.lists(TURNS, min_size=1, max_size=6))
+SAMPLES = st.builds(
+    lambda turns, tools: Sample(tuple(turns), "rows.jsonl:7", 7, tools),
+    st.lists(TURNS, min_size=1, max_size=6),
+    st.sampled_from(["", "[{}]"]),
+)
 
 
 def test_a_shape_says_who_speaks_and_where_images_stand():
@@ -22,6 +28,17 @@ def test_a_shape_says_who_speaks_and_where_images_stand():
     turns = (Turn("system", ("be brief",)), Turn("user", parts), Turn("assistant", ("this", " and that")))
     layout = laid_out(Sample(turns, "rows.jsonl:1"))
     assert layout == ("StUptudAtt", ["be brief", "what?", "this", " and that"], ["/a.png", "https://b.org"], [b"c"])
+
+
+def test_a_shape_says_what_is_learned_and_what_templates_are_given():
+    turns = (
+        Turn("user", ("q",)),
+        Turn("assistant", (), False, "{1}"),
+        Turn("tool", ("ok",)),
+        Turn("assistant", ("a",)),
+    )
+    layout = laid_out(Sample(turns, "rows.jsonl:1", tools="[2]"))
+    assert layout == ("xUtNxTtAt", ["[2]", "q", "{1}", "ok", "a"], [], [])
 
 
 @given(SAMPLES)
@@ -37,4 +54,5 @@ def test_without_its_images_a_row_is_written_the_same(sample):
     layout = laid_out(sample)
     bare = without_images(layout.shape, layout.texts, sample.where)
     assert bare.messages() == sample.messages() and bare.where == sample.where
+    assert bare.tools == sample.tools
     assert [turn.text for turn in bare.turns] == [turn.text for turn in sample.turns]

@@ -76,6 +76,30 @@ def test_a_table_holds_what_a_list_holds(ending, data, monkeypatch):
     assert [note.replace(", held in memory", "") for note in expected.notes] == list(found.notes)
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+@pytest.mark.usefixtures("in_this_process")
+def test_keys_of_turns_and_columns_are_told_the_same(ending, tmp_path, monkeypatch):
+    rows: list[dict] = []
+    for keys in ({"loss": False}, {"weight": 0.5}, {"reasoning_content": "so", "id": 3}, {"mask": 1}):
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        rows.append({"messages": [turns[0], turns[1] | keys, *turns]})
+    rows += [{"question": "<video>what?", "answer": "a"}, {"videos": ["v.mp4"], "question": "q", "answer": "a"}]
+    rows += [{"tools": [{"name": "crop"}], "question": "q", "answer": "a"}, {"question": "q", "answer": "a", "id": 1}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    if ending == "parquet":
+        path = path.with_suffix(".parquet")
+        columns = dict.fromkeys(key for row in rows for key in row)
+        table = pyarrow.Table.from_pylist([columns | row for row in rows])
+        pyarrow.parquet.write_table(table, path, row_group_size=2)
+    expected, found = as_read_in_memory(path, monkeypatch), read(path)
+    assert isinstance(found.samples, TableRows) and list(found.samples) == expected.samples
+    assert (found.bad_rows, found.notes) == (expected.bad_rows, expected.notes)
+    assert [bad.number for bad in found.bad_rows] == [2, 4, 5, 6]
+    assert found.notes == ("columns not used: id (1 row), messages.id (1 row)",)
+    masked, thinking, called, _ = found.samples
+    assert not masked.turns[1].is_answer and "so" in thinking.turns[1].more and "crop" in called.tools
+
+
 def test_processes_read_pieces_and_the_rows_stay_in_order(data, monkeypatch):
     assert list(read(data).samples) == as_read_in_memory(data, monkeypatch).samples
     (table,) = tables()
