@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlmtune.catalog import catalog, find_entry
+from vlmtune.data.boxes.marks import boxes_in
 from vlmtune.data.reading.formats import ANSWER_COLUMNS, IMAGE_COLUMNS, QUESTION_COLUMNS, parse_row
 from vlmtune.data.reading.image_refs import ImageRules
 from vlmtune.data.types import ImageRef, Sample, Turn
@@ -185,7 +186,9 @@ def test_the_rows_of_the_page_on_data_are_rows():
     samples = [parse_row(json.loads(block), "here", ImageRules("/data", allow_urls=False)).sample for block in blocks]
     image = ImageRef(path="/data/photos/1.jpg")
     same = Sample((Turn("user", (image, "What is this?")), Turn("assistant", ("A cat.",))), "here")
-    assert samples == [same] * 4
+    *plain, boxed = samples
+    assert plain == [same] * 4
+    assert [box.numbers for box in boxes_in(boxed.answer)] == [(64, 240, 320, 480)]
     rows = {line.split("|")[1].strip(): re.findall(r"`(\w+)`", line) for line in text.splitlines() if "` `" in line}
     columns = {"image": IMAGE_COLUMNS, "question": QUESTION_COLUMNS, "answer": ANSWER_COLUMNS}
     assert {name: tuple(rows[name]) for name in columns} == columns

@@ -16,7 +16,9 @@ ONE_ANSWER_SHAPES = ("UptAt", "UtpAt", "UpttAtt")
 ENOUGH_TO_LEARN_A_SHAPE = 130
 ANYTHING = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 SPECIAL = st.sampled_from(["<image>", "</s>", "<|im_end|>", "</think>", " trimmed\n", "\u2003", "assistant", "USER: "])
-TEXTS = st.builds("".join, st.lists(ANYTHING | SPECIAL, min_size=1, max_size=3)).filter(str.strip)
+TEXTS = st.builds("".join, st.lists(ANYTHING | SPECIAL, min_size=1, max_size=3)).filter(
+    lambda text: text.strip() and not text.startswith("\n")  # joined with the prompt: test_prompts.py
+)
 
 
 @pytest.fixture(scope="module", params=sorted(TINY))

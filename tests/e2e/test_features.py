@@ -34,9 +34,9 @@ def encoded(monkeypatch) -> list[str]:
     """The images that were encoded."""
     seen, real = [], prepare.encode_into
 
-    def watched(store, plan, missing, processor, advance) -> None:
+    def watched(store, plan, missing, *rest) -> None:
         seen.extend(image.digest for image in missing)
-        real(store, plan, missing, processor, advance)
+        real(store, plan, missing, *rest)
 
     monkeypatch.setattr(prepare, "encode_into", watched)
     return seen

@@ -88,4 +88,5 @@ def test_evaluate(project, shown):
     assert project.train("run", "training.max_steps=1").code == 0
     words = ["evaluate", "runs/run", "--data", "rows.jsonl", "--max-new-tokens", "1"]
     assert shown(*words, "--json") == ""
-    assert "asking" in shown(*words)
+    on_terminal = shown(*words)
+    assert "evaluation loss" in on_terminal and "answers" in on_terminal

@@ -24,7 +24,9 @@ def evaluate(
     run: RunArgument,
     data: Annotated[Path | None, typer.Option("--data", help="Rows to ask. Default: data.val_path of the run.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Evaluate the model as it was before the run.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens. Default: that of the longest expected one.")
+    ] = None,
     checkpoint: CheckpointOption = None,
     base_model: BaseModelOption = None,
     as_json: JsonOption = False,
@@ -61,7 +63,7 @@ def evaluate(
         result = evaluate_rows(
             tuned, samples, max_new_tokens, partial(progress.advance, losses), partial(progress.advance, answers)
         )
-    _print(result, as_json)
+    _print(result, as_json, is_longest=max_new_tokens is None)
 
 
 def _samples(folder: "RunFolder", data: Path | None, live: bool) -> "Sequence[Sample]":
@@ -82,7 +84,7 @@ def _samples(folder: "RunFolder", data: Path | None, live: bool) -> "Sequence[Sa
     return require_good(read_rows(loaded, path, live=live), loaded.config.data.on_bad_row)
 
 
-def _print(result: "Evaluation", as_json: bool) -> None:
+def _print(result: "Evaluation", as_json: bool, *, is_longest: bool) -> None:
     from vlmtune.cli.show import render
 
     if as_json:
@@ -93,6 +95,14 @@ def _print(result: "Evaluation", as_json: bool) -> None:
     out.print(f"rows             {len(result.answers)}")
     out.print(f"evaluation loss  {result.loss:.4f}")
     out.print(f"exact match      {result.exact_match:.1%} ({exact} of {len(result.answers)})")
+    if result.num_cut:
+        longest = "the longest expected answer has no more; " if is_longest else ""
+        out.print(
+            f"cut              {result.num_cut} of {len(result.answers)} answers at {result.max_new_tokens} tokens: "
+            f"{longest}--max-new-tokens sets it",
+            soft_wrap=True,
+            highlight=False,
+        )
     wrong = sorted((a for a in result.answers if not a.exact), key=lambda a: -a.loss)[:WORST_ROWS]
     if wrong:
         table = render.table("worst rows", "question", "expected", "answer", "loss", right=("loss",))

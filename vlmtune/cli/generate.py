@@ -49,13 +49,16 @@ def generate(
         tuned, note = load_whole(run)
     if note:
         typer.echo(note, err=True)
-    answer = ask(tuned, [sample], max_new_tokens)[0]
+    [written] = ask(tuned, [sample], max_new_tokens)
+    if written.is_cut:
+        typer.echo(f"cut at {max_new_tokens} tokens: --max-new-tokens N lets the answer be longer", err=True)
     if as_json:
         from vlmtune.cli.show import render
 
-        render.print_json({"prompt": prompt, "images": [str(path) for path in image or ()], "answer": answer})
+        asked = {"prompt": prompt, "images": [str(path) for path in image or ()]}
+        render.print_json({**asked, "answer": written.answer, "thought": written.thought, "cut": written.is_cut})
         return
-    typer.echo(answer)
+    typer.echo(written.answer)
 
 
 def _is_whole(folder: Path) -> bool:

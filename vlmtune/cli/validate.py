@@ -125,7 +125,7 @@ def _print_data(loaded: "LoadedConfig", data: dict[str, "Rows"]) -> None:
         out.print()
         out.print(table)
     for key, rows in data.items():
-        for note in rows.notes:
+        for note in _notes(loaded, rows):
             out.print(f"data.{key}: {note}", soft_wrap=True)
     if num_rows := _num_rows(data):
         for line in _length(loaded, num_rows)[1]:
@@ -139,6 +139,13 @@ def _length(loaded: "LoadedConfig", num_rows: int) -> tuple[int, tuple[str, ...]
     chosen = open_values(loaded.config, num_rows)
     training = loaded.with_values(chosen).config.training
     return num_steps(training, num_rows), told_of_length(training, num_rows, chosen)
+
+
+def _notes(loaded: "LoadedConfig", rows: "Rows") -> tuple[str, ...]:
+    """What people are told of a data file; more where the model is known, in training."""
+    from vlmtune.data.boxes.check import told_without_model
+
+    return (*rows.notes, *told_without_model(rows.samples, loaded.config.data.image_size))
 
 
 def _num_rows(data: dict[str, "Rows"]) -> int:
@@ -158,7 +165,7 @@ def _print_json(loaded: "LoadedConfig", data: dict[str, "Rows"]) -> None:
     for key, rows in data.items():
         num_rows, num_images, _ = _counts(rows)
         bad = [{"where": bad.where, "problem": bad.problem, "hint": bad.hint} for bad in rows.bad_rows]
-        report[key] = {"rows": num_rows, "images": num_images, "bad_rows": bad, "notes": list(rows.notes)}
+        report[key] = {"rows": num_rows, "images": num_images, "bad_rows": bad, "notes": list(_notes(loaded, rows))}
     steps = _length(loaded, num_rows)[0] if (num_rows := _num_rows(data)) else None
     config = loaded.config.model_dump(mode="json")
     render.print_json({"config": config, "sources": loaded.sources, "data": report, "steps": steps})

@@ -35,6 +35,13 @@ class ModelSection(Section):
     """Keep the quantised base in the user's cache: the next start reads a quarter of the bytes, and the same model."""
 
 
+class ChatTemplateSection(Section):
+    """What the model's chat template is told besides the conversation, in training and whenever the model is asked."""
+
+    enable_thinking: bool | None = None
+    """Whether the model is to think before it answers. Default: as its template does; off where rows would not fit."""
+
+
 class DataSection(Section):
     """What the model learns from."""
 
@@ -58,6 +65,8 @@ class DataSection(Section):
     """Encode images once, before the language model loads, and keep that on disk. `auto`: where it saves time."""
     cache_features_gib: Annotated[float, Field(gt=0.0, le=100_000.0)] = 20.0
     """Disk that all cached features may take, in GiB; those of other models, unused for longest, make room."""
+    chat_template_kwargs: ChatTemplateSection = ChatTemplateSection()
+    """What the chat template is told besides the conversation."""
 
 
 class LoraSection(Section):

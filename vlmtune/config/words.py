@@ -40,6 +40,8 @@ RENAMED = {
     "resize": "data.image_size",
     "truncation_strategy": "data.truncation",
     "on_bad_sample": "data.on_bad_row",
+    "thinking": "data.chat_template_kwargs.enable_thinking",
+    "thinking_mode": "data.chat_template_kwargs.enable_thinking",
     # adapters
     "lora_r": "training.lora.rank",
     "lora_rank": "training.lora.rank",

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from transformers import ProcessorMixin
 
+from vlmtune.data.boxes.writing import written
 from vlmtune.data.encode import Encoded, cut, encode, encode_prompt
 from vlmtune.data.features.rows import RowFeatures, features_for_pixels, with_features
 from vlmtune.data.images import open_image
@@ -29,7 +30,7 @@ class TuneDataset(Dataset):
         features: RowFeatures | None = None,
     ) -> None:
         """With `features` no image is opened: rows carry what the tower made of them."""
-        self.samples = samples
+        self.samples = written(samples, plan, processor, family)
         self.processor = processor
         self.family = family
         self.plan = plan

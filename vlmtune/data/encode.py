@@ -16,6 +16,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from vlmtune.data.boundary import answer_apart, rewritten
 from vlmtune.data.types import Sample
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
@@ -64,13 +65,21 @@ def encode(sample: Sample, images: list[Image], processor: ProcessorMixin, famil
     if family.qformer:
         return _encode_with_qformer(sample, images, processor)
     text, answers = render(sample, processor)
+    if apart := answer_apart(text, answers, processor, sample.where):
+        prompt = _encode_text(text[: answers[-1][0]], answers[:-1], sample, images, processor)
+        return _with_answer(prompt, apart.ids, processor)
+    return _encode_text(text, answers, sample, images, processor)
+
+
+def _encode_text(
+    text: str, answers: list[Span], sample: Sample, images: list[Image], processor: ProcessorMixin
+) -> Encoded:
     try:
         output = _call_processor(processor, text, images, offsets=True)
     except ValueError as error:
         raise VlmtuneError(f"{sample.where}: the processor refuses this row: {error}") from None
     reported = output.pop("text_replacement_offsets", None)
-    offsets = output.pop("offset_mapping")[0]
-    offsets = offsets.tolist() if isinstance(offsets, Tensor) else offsets
+    offsets = torch.as_tensor(output.pop("offset_mapping")[0]).tolist()
     replaced = reported[0] if reported else _replacements(text, processor, max(end for _, end in offsets))
     if len(replaced) != len(images):
         raise VlmtuneError(
@@ -81,6 +90,22 @@ def encode(sample: Sample, images: list[Image], processor: ProcessorMixin, famil
     spans = [_expanded(answer, replaced) for answer in answers]
     labels = _labels(output["input_ids"][0], offsets, spans, processor, sample.where)
     return Encoded(dict(output), labels.unsqueeze(0), is_image, sample.where)
+
+
+def _with_answer(prompt: Encoded, ids: list[int], processor: ProcessorMixin) -> Encoded:
+    """Return the row of a prompt and the tokens after it, of which those up to the last end token are learned."""
+    total, answer_1A = prompt.labels.shape[1], torch.tensor([ids])
+    added = {"input_ids": answer_1A, "attention_mask": torch.ones_like(answer_1A)}
+    tensors = {
+        key: torch.cat([value, added.get(key, torch.zeros_like(answer_1A))], dim=1)
+        if is_token_tensor(key, value, total)
+        else value
+        for key, value in prompt.tensors.items()
+    }
+    each_token = [(place, place + 1) for place in range(len(ids))]
+    labels_A = _labels(answer_1A[0], each_token, [(0, len(ids))], processor, prompt.where)
+    is_image = torch.cat([prompt.is_image, torch.zeros_like(labels_A, dtype=torch.bool)])
+    return Encoded(tensors, torch.cat([prompt.labels, labels_A[None]], dim=1), is_image, prompt.where)
 
 
 def misfit(sample: Sample, processor: ProcessorMixin, family: Family) -> VlmtuneError | None:
@@ -145,10 +170,8 @@ def render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[Span]]:
             continue
         before, upto = rendered(index, ask=True), rendered(index + 1)
         if not (full.startswith(before) and full.startswith(upto)):
-            raise VlmtuneError(
-                f"{sample.where}: the chat template rewrites earlier turns, so turn {index + 1} cannot be trained",
-                "split the conversation into rows with one answer each",
-            )
+            is_kept = full.startswith(rendered(index)) and full.startswith(upto)
+            raise rewritten(sample.where, index + 1, is_kept)
         spans.append((len(before), len(upto)))
     return full, spans
 
@@ -235,9 +258,8 @@ def _labels(ids_T: Tensor, offsets: list[Span], answers: list[Span], processor: 
 
 def _encode_prefix_lm(sample: Sample, images: list[Image], processor: ProcessorMixin) -> Encoded:
     """Prompt as prefix, answer as suffix: the processor marks the suffix, and the attention follows the marks."""
-    output = dict(
-        processor(text=[_prefix(sample, processor)], suffix=[sample.answer], images=images, return_tensors="pt")
-    )
+    prefix, answer = _prefix(sample, processor), sample.answer
+    output = dict(processor(text=[prefix], suffix=[answer], images=images, return_tensors="pt"))
     labels = output.pop("labels")
     return Encoded(output, labels, output["input_ids"][0] == processor.image_token_id, sample.where)
 

@@ -8,18 +8,31 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from vlmtune.data.types import BadRow, ImageRef, RowProblem, Sample
+from vlmtune.data.pictures.finding import other_spelling, reason_missing
+from vlmtune.data.pictures.other_files import HEAD_BYTES, is_heic, what_it_is
+from vlmtune.data.pictures.pixels import is_deep, is_deep_colour, read_lower_bytes, to_rgb, upright
+from vlmtune.data.types import BadRow, ImageRef, RowProblem, Sample, count
 from vlmtune.errors import VlmtuneError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF", "JPEG2000", "HEIF")
+KNOWN = "JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, ICO, AVIF, JPEG 2000; HEIC with the package pillow-heif"
+DEEP, SEVERAL, RESPELT = 1, 2, 4
+"""What is remarkable in a picture that can be used, as bits of `Look.traits`."""
+TRAITS = {
+    DEEP: "more than 8 bits a colour: of each the darkest level used becomes black, the brightest white",
+    SEVERAL: "several frames or pages: the first is used",
+    RESPELT: "a name written in another way than on the disk (Unicode form, %20, backslashes, capitals): found",
+}
 
 _CHUNK_IMAGES = 64  # one future per image would cost more than many of the checks
 _ORIENTATION_TAG = 0x0112
@@ -35,6 +48,15 @@ _DAMAGE = (
     struct.error,
 )
 """What Pillow's readers raise on damaged files."""
+
+
+class Look(NamedTuple):
+    """What is seen of a picture that can be used."""
+
+    width_px: int
+    height_px: int
+    traits: int
+    """Bits of `TRAITS`."""
 
 
 def image_size_px(ref: ImageRef) -> tuple[int, int]:
@@ -73,50 +95,69 @@ def open_image(ref: ImageRef, max_side_px: int | None) -> "Image":
         if (width_px, height_px) != image.size:
             # JPEGs decode at a half, quarter or eighth for a fraction of the time; twice the target keeps the quality.
             image.draft(None, (2 * width_px, 2 * height_px))
-        rgb = _to_rgb(image)
+        with _usable(ref) if is_deep_colour(image) else nullcontext() as lower_bytes:
+            if lower_bytes is not None:
+                read_lower_bytes(lower_bytes)
+            rgb = to_rgb(image, lower_bytes)
         if rgb.size != (width_px, height_px):
             rgb = rgb.resize((width_px, height_px), Resampling.BICUBIC)
-        return _upright(rgb, orientation)
+        return upright(rgb, orientation)
 
 
-def check_images(samples: Sequence[Sample], *, num_threads: int | None = None) -> list[BadRow]:
-    """One `BadRow` for every row and picture in it that cannot be used; each picture is looked at once."""
+def check_images(samples: Sequence[Sample], *, num_threads: int | None = None) -> tuple[list[BadRow], list[Look]]:
+    """One `BadRow` for every row and picture in it that cannot be used, and what is seen of each that can.
+
+    Each picture is looked at once.
+    """
     refs = list(dict.fromkeys(ref for sample in samples for ref in sample.images))
     chunks = [refs[start : start + _CHUNK_IMAGES] for start in range(0, len(refs), _CHUNK_IMAGES)]
     problems: dict[ImageRef, RowProblem] = {}
+    looks: list[Look] = []
     # Warnings' filters belong to the process, not to a thread: set once, around all of them.
     with without_warnings(), ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
-        for chunk_problems in pool.map(_problems_of, chunks):
+        for chunk_problems, chunk_looks in pool.map(_looks_of, chunks):
             problems |= chunk_problems
-    if not problems:
-        return []
-    return [
+            looks += chunk_looks
+    bad_rows = [
         BadRow(sample.where, problems[ref].problem, problems[ref].hint, sample.number)
         for sample in samples
         for ref in dict.fromkeys(sample.images)
         if ref in problems
     ]
+    return bad_rows, looks
 
 
-def _problems_of(refs: list[ImageRef]) -> dict[ImageRef, RowProblem]:
-    problems = {}
+def notes_of(traits: Iterable[int]) -> tuple[str, ...]:
+    """What people are told of pictures with such traits."""
+    numbers = Counter(trait for one in traits if one for trait in TRAITS if one & trait)
+    return tuple(f"{count(numbers[trait], 'image')} with {words}" for trait, words in TRAITS.items() if numbers[trait])
+
+
+def _looks_of(refs: list[ImageRef]) -> tuple[dict[ImageRef, RowProblem], list[Look]]:
+    problems, looks = {}, []
     for ref in refs:
         try:
-            checked_size_px(ref)
+            looks.append(checked_look(ref))
         except RowProblem as problem:
             problems[ref] = problem
-    return problems
+    return problems, looks
 
 
-def checked_size_px(ref: ImageRef) -> tuple[int, int]:
-    """Width and height as shown of a picture that can be used; raises `RowProblem`.
+def checked_look(ref: ImageRef) -> Look:
+    """What is seen of a picture that can be used; raises `RowProblem`.
 
     Pillow's warnings are not held back here: the filters belong to the process, `without_warnings` sets them once.
     """
     with _opened(ref) as (image, stream):
-        size_px = _shown_size_px(image)
+        look = Look(*_shown_size_px(image), _traits(image, stream, ref))
         _check(image, stream)
-        return size_px
+        return look
+
+
+def _traits(image: "Image", stream: BinaryIO, ref: ImageRef) -> int:
+    has_several = image.format != "MPO" and getattr(image, "is_animated", False)  # phones put a depth map behind photos
+    is_respelt = ref.path is not None and stream.name != ref.path
+    return DEEP * is_deep(image) | SEVERAL * has_several | RESPELT * is_respelt
 
 
 def _shown_size_px(image: "Image") -> tuple[int, int]:
@@ -154,22 +195,53 @@ def _usable(ref: ImageRef) -> "Iterator[Image]":
 @contextmanager
 def _opened(ref: ImageRef) -> "Iterator[tuple[Image, BinaryIO]]":
     """The picture with its header read, and its stream; Pillow's errors become a `RowProblem`, in the body too."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with _stream(ref) as stream, Image.open(stream, formats=FORMATS) as image:
-            if image.mode in ("I", "F"):
-                raise RowProblem(
-                    f"{_label(ref)} holds 32-bit grey levels without a fixed white", "convert it to 8 bits"
-                )
-            yield image, stream
+        with _stream(ref) as stream:
+            head = stream.read(HEAD_BYTES)
+            stream.seek(0)
+            if is_heic(head):
+                _register_heic()
+            with _identified(stream, head, ref) as image:
+                yield image, stream
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise RowProblem(f"{_label(ref)} has more than {limit:,} pixels: a decompression bomb", "shrink it") from None
-    except UnidentifiedImageError:
-        raise RowProblem(f"{_label(ref)} is not an image", f"known formats: {', '.join(FORMATS)}") from None
     except _DAMAGE as error:
         raise RowProblem(f"{_label(ref)} is damaged: {error}", "replace the file") from None
+
+
+def _identified(stream: BinaryIO, head: bytes, ref: ImageRef) -> "Image":
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(stream, formats=_formats())
+    except UnidentifiedImageError:
+        if is_heic(head) and "HEIF" in _formats():
+            raise RowProblem(f"{_label(ref)} is damaged: no HEIC picture is in it", "replace the file") from None
+        what, way_out = what_it_is(head) or ("not an image", f"known formats: {KNOWN}")
+        raise RowProblem(f"{_label(ref)} is {what}", way_out) from None
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of `FORMATS` that Pillow reads here."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+@cache
+def _register_heic() -> None:
+    """Let Pillow read HEIC, where the library for it is."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return
+    register_heif_opener()
+    _formats.cache_clear()
 
 
 def _stream(ref: ImageRef) -> BinaryIO:
@@ -181,17 +253,22 @@ def _stream(ref: ImageRef) -> BinaryIO:
         return io.BytesIO(fetch(ref.url))
     assert ref.path is not None
     try:
-        status = os.stat(ref.path)
-        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
-            raise RowProblem(f"{_label(ref)} is not a regular file")
-        if status.st_size == 0:
-            raise RowProblem(f"{_label(ref)} is an empty file", "replace the file")
-        return open(ref.path, "rb")
+        return _file(ref.path, ref)
     except FileNotFoundError:
-        hint = "relative paths start from data.image_dir, or from the folder of the data file"
-        raise RowProblem(f"{_label(ref)} does not exist", hint) from None
+        if found := other_spelling(ref.path):
+            return _file(found, ref)
+        raise RowProblem(f"{_label(ref)} does not exist", reason_missing(ref.path)) from None
     except OSError as error:
         raise RowProblem(f"{_label(ref)} cannot be read: {error.strerror}") from None
+
+
+def _file(path: str, ref: ImageRef) -> BinaryIO:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
+        raise RowProblem(f"{_label(ref)} is not a regular file")
+    if status.st_size == 0:
+        raise RowProblem(f"{_label(ref)} is an empty file", "replace the file")
+    return open(path, "rb")
 
 
 def _label(ref: ImageRef) -> str:
@@ -209,35 +286,6 @@ def _orientation(image: "Image") -> int:
     except _DAMAGE:
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
-
-
-def _upright(image: "Image", orientation: int) -> "Image":
-    from PIL.Image import Transpose
-
-    steps = (
-        None,
-        Transpose.FLIP_LEFT_RIGHT,
-        Transpose.ROTATE_180,
-        Transpose.FLIP_TOP_BOTTOM,
-        Transpose.TRANSPOSE,
-        Transpose.ROTATE_270,
-        Transpose.TRANSVERSE,
-        Transpose.ROTATE_90,
-    )
-    step = steps[orientation - 1]
-    return image if step is None else image.transpose(step)
-
-
-def _to_rgb(image: "Image") -> "Image":
-    """A decoded copy in RGB; transparent pixels become white."""
-    from PIL import Image
-
-    if image.mode.startswith("I;16"):
-        return image.point(lambda value: value / 256, "L").convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 @contextmanager

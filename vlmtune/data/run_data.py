@@ -41,7 +41,7 @@ class MeasuredRows:
         from vlmtune.data.measure.lengths import check_image_tokens, measure
 
         if self._measures is None:
-            self._measures = measure(self.samples, processor, family, progress)
+            self._measures = measure(self.samples, processor, family, progress, plan)
         if len(self._measures.size_of_image):
             check_image_tokens(processor, family, plan, source)
         return self._measures.lengths(plan, family, source)

@@ -1,6 +1,6 @@
 """What one row of a data set is, whatever file and shape it came from. Imports nothing heavy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -83,6 +83,16 @@ class SamplesOnDisk(Sequence[Sample]):
 
     num_images: int
     """Images of all of them."""
+    num_with_boxes: int
+    """Those whose texts hold boxes that are still to be written."""
+
+    def with_lists(self) -> "SamplesOnDisk":
+        """Those with lists of four numbers in their texts, which may be boxes."""
+        raise NotImplementedError
+
+    def written(self, writer: "Callable[[Sample], Sample]") -> "SamplesOnDisk":
+        """These rows as `writer` gives them."""
+        raise NotImplementedError
 
 
 def num_images(samples: Sequence[Sample]) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +13,26 @@ from transformers import ProcessorMixin
 
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.dataset import TuneDataset
-from vlmtune.data.encode import IGNORED
+from vlmtune.data.encode import IGNORED, render
 from vlmtune.data.progress import Advance, nobody
 from vlmtune.data.types import Sample
 from vlmtune.engine.step import forward_loss
 from vlmtune.engine.tuned import Tuned
 from vlmtune.models.build import base_of, family_of
-from vlmtune.models.processor import turn_end_id
+from vlmtune.models.processor import THOUGHT_ENDS, plain_ids, special_token_ids, turn_end_id
 from vlmtune.plan.types import RunPlan
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote in place of an answer."""
+
+    answer: str
+    """Special tokens that it has learned, such as those of boxes, included; without the one that ends it."""
+    thought: str
+    """What it wrote before, where its chat template knows thoughts."""
+    is_cut: bool
+    """It had not ended when the limit was reached."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +44,16 @@ class Answer:
     expected: str
     answer: str
     loss: float
+    cut: bool
+    """The model would have written more."""
 
     @property
     def exact(self) -> bool:
-        """Whether the answers agree, but for blanks at their ends."""
-        return self.answer.strip() == self.expected.strip()
+        """Whether the answers agree, but for blanks at their ends and for how accents are encoded.
+
+        Many tokenizers compose accents, so that no model could write them otherwise.
+        """
+        return normalize("NFC", self.answer.strip()) == normalize("NFC", self.expected.strip())
 
 
 def mean_loss(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan, on_row: Advance = nobody) -> float:
@@ -72,6 +90,13 @@ class Evaluation:
     loss: float
     """Mean cross-entropy a labelled token."""
     answers: list[Answer]
+    max_new_tokens: int
+    """Tokens that an answer may have had."""
+
+    @property
+    def num_cut(self) -> int:
+        """Answers that would have been longer."""
+        return sum(answer.cut for answer in self.answers)
 
     @property
     def exact_match(self) -> float:
@@ -81,29 +106,59 @@ class Evaluation:
     def as_dict(self) -> dict:
         """Return everything as JSON values."""
         rows = [{**dataclasses.asdict(answer), "exact": answer.exact} for answer in self.answers]
-        return {"rows": len(self.answers), "loss": self.loss, "exact_match": self.exact_match, "answers": rows}
+        return {
+            "rows": len(self.answers),
+            "loss": self.loss,
+            "exact_match": self.exact_match,
+            "max_new_tokens": self.max_new_tokens,
+            "num_cut": self.num_cut,
+            "answers": rows,
+        }
 
 
 def evaluate_rows(
     tuned: Tuned,
     samples: Sequence[Sample],
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     on_loss: Advance = nobody,
     on_answer: Advance = nobody,
 ) -> Evaluation:
-    """Return loss and generated answer of every row; each is told of with 1."""
+    """Return loss and generated answer of every row; each is told of with 1.
+
+    Without `max_new_tokens` an answer may have as many tokens as the longest expected one.
+    """
     rows = TuneDataset(samples, tuned.processor, family_of(tuned.plan), tuned.plan, tuned.features)
+    limit = max_new_tokens or max(num_answer_tokens(sample, tuned) for sample in rows.samples)
     losses = row_losses(tuned.model, rows, Collator(tuned.processor), tuned.plan, on_loss)
     answers = [
-        Answer(sample.where, sample.turns[-2].text, sample.answer, answer, loss / max(1, tokens))
-        for sample, answer, (loss, tokens) in zip(
-            samples, generate(tuned, samples, max_new_tokens, on_answer), losses, strict=True
+        Answer(
+            sample.where,
+            sample.turns[-2].text,
+            without_thought(sample.answer, tuned.processor)[1],
+            written.answer,
+            loss / max(1, tokens),
+            written.is_cut,
+        )
+        for sample, written, (loss, tokens) in zip(
+            rows.samples, generate(tuned, samples, limit, on_answer), losses, strict=True
         )
     ]
-    return Evaluation(sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses)), answers)
+    return Evaluation(sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses)), answers, limit)
 
 
-def generate(tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Advance = nobody) -> list[str]:
+def num_answer_tokens(sample: Sample, tuned: Tuned) -> int:
+    """Return the tokens of the row's last answer, the one that ends it included."""
+    processor = tuned.processor
+    if family_of(tuned.plan).one_answer:
+        return len(plain_ids(processor, sample.answer)) + 1
+    text, answers = render(sample, processor)
+    ids, special = plain_ids(processor, text[slice(*answers[-1])]), special_token_ids(processor)
+    return max((place for place, token in enumerate(ids, 1) if token in special), default=len(ids))
+
+
+def generate(
+    tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Advance = nobody
+) -> list[Written]:
     """Return what the model writes (greedily) in place of each sample's last answer."""
     plan, processor, answers = tuned.plan, tuned.processor, []
     ends = end_token_ids(base_of(tuned.model), processor)
@@ -117,10 +172,27 @@ def generate(tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_an
             eos_token_id=ends,
             pad_token_id=processor.tokenizer.pad_token_id,
         )
-        new_ids = ids[0, prompt["input_ids"].shape[1] :]
-        answers.append(processor.tokenizer.decode(new_ids, skip_special_tokens=True).strip())
+        new_ids = ids[0, prompt["input_ids"].shape[1] :].tolist()
+        answers.append(_written(new_ids, ends, processor))
         on_answer(1)
     return answers
+
+
+def _written(ids: list[int], ends: list[int], processor: ProcessorMixin) -> Written:
+    end = next((place for place, token in enumerate(ids) if token in ends), None)
+    text = processor.tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
+    thought, answer = without_thought(text, processor)
+    return Written(answer.strip(), thought.strip(), is_cut=end is None)
+
+
+def without_thought(text: str, processor: ProcessorMixin) -> tuple[str, str]:
+    """Return the thought that a text begins with, where the chat template knows thoughts, and what follows."""
+    known = [end for end in THOUGHT_ENDS if end in str(processor.chat_template)]
+    end = next((end for end in known if end in text), None)
+    if end is None:
+        return "", text
+    thought, _, answer = text.rpartition(end)
+    return thought, answer
 
 
 def greedy(model: nn.Module, prompt: dict[str, Tensor], **settings: Any) -> Tensor:
@@ -139,3 +211,11 @@ def end_token_ids(base: nn.Module, processor: ProcessorMixin) -> list[int]:
     if processor.chat_template:
         ids.add(turn_end_id(processor))
     return sorted(token_id for token_id in ids if token_id is not None)
+
+
+def serve_ends(model: nn.Module, processor: ProcessorMixin) -> None:
+    """Let a model that is saved end its answers elsewhere as it does here: servers go by its generation config."""
+    config, ends = model.generation_config, end_token_ids(model, processor)
+    own = config.eos_token_id
+    if set(ends) != set(own if isinstance(own, list) else [own]):
+        config.eos_token_id = ends

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vlmtune.data.encode import encode
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.engine.checkpoints import save_whole
+from vlmtune.engine.evaluate import serve_ends
 from vlmtune.engine.tuned import load_tuned
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL
@@ -67,6 +68,7 @@ def merge(plan: RunPlan, learned: Learned, out_dir: Path) -> MergeProof:
     partial = out_dir.with_name(out_dir.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     whole = tuned.model.merge_and_unload() if isinstance(tuned.model, PeftModel) else tuned.model
+    serve_ends(whole, tuned.processor)
     tuned.processor.save_pretrained(partial)
     save_whole(whole, plan, partial)
     del tuned, whole

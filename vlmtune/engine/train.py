@@ -17,6 +17,7 @@ from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.data.workers import workers_for_training
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
+from vlmtune.engine.evaluate import serve_ends
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
@@ -27,7 +28,7 @@ from vlmtune.hub.source import ModelSource
 from vlmtune.models.build import base_of, build_model, check_checkpoint, family_of
 from vlmtune.models.features import serve_features
 from vlmtune.models.inventory import InventoryRow, inventory
-from vlmtune.models.processor import load_processor
+from vlmtune.models.processor import load_processor, template_notes
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.manifest import write_manifest
@@ -61,6 +62,8 @@ def _train(
     family = family_of(plan)
     check_checkpoint(plan)
     processor = load_processor(plan)
+    for note in template_notes(processor, plan):
+        view.note(note)
 
     def measured(rows: MeasuredRows) -> Lengths:
         return rows.lengths(processor, family, plan, source, view.doing)
@@ -162,6 +165,7 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
     target = partial.with_suffix("")
     shutil.rmtree(partial, ignore_errors=True)
     if plan.method == "full":
+        serve_ends(model, processor)
         save_whole(model, plan, partial)
     else:
         save_adapter(model, partial)
@@ -203,8 +207,9 @@ def _check_longest(rows: TuneDataset, lengths: Lengths, plan: RunPlan) -> None:
     if row.num_image_tokens != lengths.image[index]:
         raise VlmtuneError(
             f"{row.where}: the processor of {plan.model_name} makes {row.num_image_tokens} image tokens, "
-            f"{lengths.image[index]} were expected",
-            "preprocessor_config.json and config.json of the model do not fit together: download both again",
+            f"{lengths.image[index]} were counted",
+            "this is a mistake of vlmtune: please report the model and the size of that row's images; without them "
+            "the other rows can be trained",
         )
 
 

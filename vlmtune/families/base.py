@@ -7,7 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmtune.errors import VlmtuneError
+from vlmtune.families.boxes import THOUSANDTHS, BoxConvention
+
 Json = Mapping[str, Any]
+PIXEL_LIMITS = ("min_pixels", "max_pixels")
+"""Older names of `size` in files of image processors: where a file has both, the library goes by these."""
+
+
+class RefusedImage(VlmtuneError):
+    """A model's processor takes no image of some size."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,10 @@ class Family:
     vision_linears: tuple[str, ...]
     """Leaf names of the vision tower's linear layers."""
     image_tokens: Callable[[Json, Json, int, int], int]
-    """(config, preprocessor config, width_px, height_px) -> tokens that one image takes, its markers included."""
+    """(config, preprocessor config, width_px, height_px) -> tokens that one image takes, its markers included.
+
+    Raises `RefusedImage` where the processor would refuse that size.
+    """
     image_settings: Callable[[Json, Json, int | None], ImageSettings]
     """(config, preprocessor config, data.image_size) -> how to set the image processor."""
     head: str = "lm_head"
@@ -69,6 +81,9 @@ class Family:
     projector_embeds: bool = False
     """The projector is also asked for embeddings of tokens, so the language model needs it beside it."""
 
+    boxes: Mapping[str, BoxConvention] = field(default_factory=dict)
+    """`model_type` -> how the model writes boxes; others write thousandths."""
+
     @property
     def one_answer(self) -> bool:
         """Whether a row is one question and one answer, without a chat template."""
@@ -79,6 +94,14 @@ class Family:
         return config.get("model_type") in self.model_types and all(
             (config.get(part) or {}).get("model_type") in types for part, types in self.part_types.items()
         )
+
+    def writes_boxes(self, config: Json) -> BoxConvention:
+        """How a model with this config.json writes boxes."""
+        return self.boxes.get(config.get("model_type", ""), THOUSANDTHS)
+
+    def box_convention(self, name: str) -> BoxConvention:
+        """The convention of this name, as a plan holds it."""
+        return next((one for one in self.boxes.values() if one.name == name), THOUSANDTHS)
 
     def part_of(self, module_path: str) -> str:
         """The part a module or parameter belongs to: `projector`, `vision`, `head`, `other` or `text`.

@@ -7,16 +7,18 @@ imported when such a model is asked for.
 import json
 import re
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from vlmtune.compat.transformers import MODEL_NAMES
 from vlmtune.errors import VlmtuneError
-from vlmtune.families.base import Family, Json
+from vlmtune.families.base import Family, Json, RefusedImage
+from vlmtune.families.boxes import OF_MODEL_TYPES
 from vlmtune.families.knobs import image_settings
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import ProcessorMixin
 
 NAME = "generic"
 OTHER = re.compile(r"audio|video|speech|sound|vq|codec|talker|mtp|nextn|generation|action|motion|protein")
@@ -30,6 +32,8 @@ PROJECTOR_EMBEDS = ("gemma3n",)
 DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What building a model from a damaged config.json raises: anything, wherever a number is used first."""
 ROUTERS = ("gate", "router")
+REFUSALS = (ArithmeticError, RuntimeError, ValueError)
+"""What image processors raise on sizes that they cannot take: some check them, others divide by a side of 0 px."""
 NOT_CACHEABLE = "the library has no get_image_features for them"
 
 
@@ -77,14 +81,45 @@ def _derived(config_json: str, model_name: str) -> Family:
         other=other,
         not_cacheable="" if hasattr(model.base_model, "get_image_features") else NOT_CACHEABLE,
         projector_embeds=config["model_type"] in PROJECTOR_EMBEDS,
+        boxes={kind: one for kind, one in OF_MODEL_TYPES.items() if kind == config["model_type"]},
     )
 
 
 def image_tokens(config: Json, preprocessor: Json, width_px: int, height_px: int) -> int:
     """Count what the model's own processor makes of a blank image of this size, its markers included."""
-    from vlmtune.families.standin import count_image_tokens
+    return _count_image_tokens(json.dumps([config, preprocessor], sort_keys=True), width_px, height_px)
 
-    return count_image_tokens(json.dumps([config, preprocessor], sort_keys=True), width_px, height_px)
+
+@lru_cache(maxsize=100_000)
+def _count_image_tokens(configs_json: str, width_px: int, height_px: int) -> int:
+    """Return the tokens of one image of this size; `configs_json` is [config, preprocessor config].
+
+    Raises:
+        RefusedImage: the processor takes no image of this size.
+    """
+    from PIL import Image
+
+    from vlmtune.families.standin import placeholder
+
+    processor = _cached_processor(configs_json)
+    start = processor.tokenizer.bos_token
+    empty = len(processor.tokenizer(f"{start}q", add_special_tokens=False)["input_ids"])
+    image = Image.new("RGB", (width_px, height_px))
+    try:
+        output = processor(text=[f"{start}{placeholder(processor)}q"], images=[image], add_special_tokens=False)
+    except REFUSALS as error:
+        raise RefusedImage(
+            f"this model's processor refuses an image: {' '.join(str(error).split())}", "replace it, or remove the row"
+        ) from None
+    return len(output["input_ids"][0]) - empty
+
+
+@cache
+def _cached_processor(configs_json: str) -> "ProcessorMixin":
+    from vlmtune.families.standin import standin_processor
+
+    config, preprocessor = json.loads(configs_json)
+    return standin_processor(config, preprocessor)
 
 
 def _weightless(config: Json, model_name: str) -> tuple["nn.Module", str]:

@@ -1,6 +1,7 @@
 """PaliGemma 1 and 2: SigLIP tower with a fixed input, and a prefix language model: one prompt, one answer, no chat."""
 
 from vlmtune.families.base import CLIP_LINEARS, LLAMA_LINEARS, Family, ImageSettings, Json, fixed_input
+from vlmtune.families.boxes import PALIGEMMA
 
 
 def _side_px(config: Json) -> int:
@@ -29,4 +30,5 @@ FAMILY = Family(
     image_settings=image_settings,
     prefix_lm=True,
     needs_image=True,
+    boxes={"paligemma": PALIGEMMA},
 )

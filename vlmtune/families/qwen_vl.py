@@ -2,6 +2,7 @@
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import LLAMA_LINEARS, Family, ImageSettings, Json, fixed_input
+from vlmtune.families.boxes import QWEN_VL
 
 TOKENS_PER_IMAGE = 256  # the start and end markers count as text
 DEFAULT_SIDE_PX = 448
@@ -32,4 +33,5 @@ FAMILY = Family(
     vision_linears=("in_proj", "out_proj", "c_fc", "c_proj"),
     image_tokens=image_tokens,
     image_settings=image_settings,
+    boxes={"qwen": QWEN_VL},
 )

@@ -4,10 +4,8 @@ The tokenizer works on bytes and has every special token that the processor's co
 """
 
 import inspect
-import json
 import re
 from copy import deepcopy
-from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vlmtune.compat import transformers as borrowed
@@ -275,22 +273,3 @@ def tokens_per_view(config: Json) -> int | None:
 
 def _first(value: Any) -> int | None:
     return value[0] if isinstance(value, (list, tuple)) else value
-
-
-@lru_cache(maxsize=100_000)
-def count_image_tokens(configs_json: str, width_px: int, height_px: int) -> int:
-    """Return the tokens of one image of this size; `configs_json` is [config, preprocessor config]."""
-    from PIL import Image
-
-    processor = _cached_processor(configs_json)
-    start = processor.tokenizer.bos_token
-    empty = len(processor.tokenizer(f"{start}q", add_special_tokens=False)["input_ids"])
-    image = Image.new("RGB", (width_px, height_px))
-    output = processor(text=[f"{start}{placeholder(processor)}q"], images=[image], add_special_tokens=False)
-    return len(output["input_ids"][0]) - empty
-
-
-@cache
-def _cached_processor(configs_json: str) -> "ProcessorMixin":
-    config, preprocessor = json.loads(configs_json)
-    return standin_processor(config, preprocessor)

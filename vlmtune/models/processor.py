@@ -1,5 +1,6 @@
 """The checkpoint's processor, set as the plan says, with a chat template that ends the assistant's turn."""
 
+import re
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from vlmtune.hub.source import open_model
 from vlmtune.models.build import family_of
 from vlmtune.plan.types import RunPlan
 
+THINKING = "enable_thinking"
+THOUGHT_ENDS = ("</think>", "[/THINK]")
+"""How thoughts end, in the templates of models that think before they answer."""
+TOLD = "{{% if {name} is not defined %}}{{% set {name} = {value} %}}{{% endif %}}"
 PROBE = [
     {"role": "user", "content": [{"type": "text", "text": "question"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "answer"}]},
@@ -51,7 +56,58 @@ def load_processor(plan: RunPlan) -> ProcessorMixin:
                 f"the chat template of {plan.model} puts no end token after an answer: a tuned model would never stop",
                 "use the instruction-tuned version of the model, or add the end token to its chat_template.jinja",
             )
+        _tell_template(processor, plan)
     return processor
+
+
+def _tell_template(processor: ProcessorMixin, plan: RunPlan) -> None:
+    """Let the template be told what the plan says, by whoever asks it: it is saved with what the run makes.
+
+    Where the plan says nothing and the template asks within a thought that rows do not have, it is told not to.
+    """
+    published = processor.chat_template
+    for name, value in plan.chat_template_kwargs.items():
+        if not _knows(published, name):
+            raise VlmtuneError(
+                f"data.chat_template_kwargs.{name}: the chat template of {plan.model_name} knows no {name}",
+                "remove the line",
+            )
+        processor.chat_template = _told(processor.chat_template, name, value)
+    if plan.chat_template_kwargs or not _knows(published, THINKING) or asks_as_written(processor):
+        return
+    processor.chat_template = _told(published, THINKING, False)
+    if not asks_as_written(processor):
+        processor.chat_template = published
+
+
+def _knows(template: str | dict[str, str], name: str) -> bool:
+    return re.search(rf"\b{name}\b", str(template)) is not None
+
+
+def _told(template: str | dict[str, str], name: str, value: bool) -> str | dict[str, str]:
+    """Return the template with another default."""
+    if isinstance(template, dict):
+        return {key: _told(one, name, value) for key, one in template.items()}
+    return TOLD.format(name=name, value=str(value).lower()) + template
+
+
+def template_notes(processor: ProcessorMixin, plan: RunPlan) -> list[str]:
+    """Return what people must know of how the model is asked."""
+    if not processor.chat_template:
+        return []
+    notes = []
+    is_chosen = str(processor.chat_template).startswith(TOLD.format(name=THINKING, value="false"))
+    if is_chosen and not plan.chat_template_kwargs:
+        notes.append(
+            f"data.chat_template_kwargs.{THINKING} = false: the chat template would ask for a thought, and rows have "
+            "none; the template saved with the run has the same default"
+        )
+    if any(end in ask_and_answer(processor)[1] for end in THOUGHT_ENDS):
+        notes.append(
+            "this model is asked for a thought first: rows without one teach it an empty one, as its chat template "
+            "writes them; `evaluate` and `generate` show what follows"
+        )
+    return notes
 
 
 def apply_settings(processor: ProcessorMixin, settings: dict[str, Any]) -> None:
@@ -100,6 +156,27 @@ def special_token_ids(processor: ProcessorMixin) -> set[int]:
     tokenizer = processor.tokenizer
     added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
+
+
+def plain_ids(processor: ProcessorMixin, text: str) -> list[int]:
+    """Return the tokens of a text as it stands, without any that the tokenizer puts before or behind."""
+    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def ask_and_answer(processor: ProcessorMixin) -> tuple[str, str]:
+    """Return what the chat template makes of a question, and what it writes between that and its answer."""
+    prompt = processor.apply_chat_template(PROBE[:1], tokenize=False, add_generation_prompt=True)
+    row = processor.apply_chat_template(PROBE, tokenize=False)
+    if not row.startswith(prompt):
+        return prompt, ""
+    return prompt, row[len(prompt) :].partition(PROBE[1]["content"][0]["text"])[0]
+
+
+def asks_as_written(processor: ProcessorMixin) -> bool:
+    """Return whether the tokens of a question are the first tokens of the row with its answer."""
+    prompt, row = ask_and_answer(processor)[0], processor.apply_chat_template(PROBE, tokenize=False)
+    ids = plain_ids(processor, prompt)
+    return row.startswith(prompt) and plain_ids(processor, row)[: len(ids)] == ids
 
 
 def turn_end_id(processor: ProcessorMixin) -> int | None:

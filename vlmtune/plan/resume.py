@@ -30,7 +30,7 @@ def differences(plan: RunPlan, begun: RunPlan, *, has_checkpoint: bool = True) -
 
     def may_change(name: str) -> bool:
         if name not in owners:
-            return name in FREE_FIELDS
+            return name in FREE_FIELDS or (name == "boxes" and not begun.boxes)
         return owners[name].on_resume in free and owners[name].same_result(begun, plan)
 
     return [

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmtune.families.base import PIXEL_LIMITS, Json
 from vlmtune.levers.base import Choice
 
 
@@ -100,8 +101,18 @@ class RunPlan:
     """Images are encoded before the language model loads, and the vision tower is not part of the training model."""
     cache_features_gib: float = 20.0
     """What all cached features may take of the disk."""
+    chat_template_kwargs: dict[str, bool] = field(default_factory=dict)
+    """What the user wants the chat template to be told."""
+    boxes: str = ""
+    """Name of how the model writes boxes; empty in plans from before rows could hold any."""
     streamed_layers: int = 0
     """The language model's layers that lie in main memory."""
+
+    def preprocessor(self, published: Json) -> dict[str, Any]:
+        """The settings of the image processor: those of the model's files, and what the plan sets in their place."""
+        older_names = PIXEL_LIMITS if "size" in self.image_overrides else ()
+        kept = {key: value for key, value in published.items() if key not in older_names}
+        return {**kept, **self.image_overrides}
 
     @property
     def rows_per_step(self) -> int:

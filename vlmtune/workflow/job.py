@@ -33,7 +33,7 @@ class Job:
     begun: "RunPlan | None" = None
     """Of the run that is to be continued, with its base model where it is now."""
     told: tuple[str, ...] = ()
-    """What people are told before the run: how many steps there will be, and warnings."""
+    """What people are told before the run: how many steps there will be, how boxes are written, and warnings."""
 
     def with_values(self, values: "Values") -> "Job":
         """Return the same run with other values; nothing is read again, so no edit made meanwhile enters it."""
@@ -53,6 +53,8 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool, base
     Raises:
         VlmtuneError: whatever can be wrong with config, rows or the model's small files.
     """
+    from vlmtune.data.boxes.check import told_of_boxes
+    from vlmtune.data.boxes.writing import writer_for
     from vlmtune.engine.single import refuse_several_processes
     from vlmtune.plan.length import begun_values, open_values, told_of_length
     from vlmtune.workflow.start import start_on_gpu
@@ -66,7 +68,8 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool, base
     plan, source = make_run_plan(loaded, data, _pinned_commit(loaded, begun))
     if begun and plan.model == begun.model:
         plan = replace(plan, model_name=begun.model_name)  # written otherwise, as from the run folder
-    lines = (*told_of_length(loaded.config.training, len(data.train.samples), chosen), *data.warnings)
+    boxes = told_of_boxes(data.train.samples, writer_for(plan, source))
+    lines = (*told_of_length(loaded.config.training, len(data.train.samples), chosen), *boxes, *data.warnings)
     return Job(loaded, plan, source, replace(data, notes=(*data.notes, *lines, *notes)), run_dir, begun, lines)
 
 

@@ -11,6 +11,10 @@ from vlmtune.data.types import RowProblem
 from vlmtune.errors import VlmtuneError
 
 SIMPLE = 'a right row: {"image": "photos/1.jpg", "question": "What is this?", "answer": "A cat."}'
+CAPTION = (
+    "a caption or label is the answer to a question: write one into every row, such as "
+    '"question": "Describe the picture."'
+)
 MESSAGES = (
     'a right row: {"images": ["photos/1.jpg"], "messages": [{"role": "user", "content": "<image>What is this?"}, '
     '{"role": "assistant", "content": "A cat."}]}'
@@ -46,7 +50,10 @@ def with_image(value: object) -> dict:
          "did you mean question instead of 'Question'?"),
         ({"image": "a.jpg", "question": "q", "anwser": "a"}, "question has no answer beside it",
          "did you mean answer instead of 'anwser'?"),
-        ({"image": "a.jpg", "caption": "A cat."}, "caption has no question beside it", SIMPLE),
+        ({"image": "a.jpg", "caption": "A cat."}, "caption has no question beside it", CAPTION),
+        ({"file_name": "a.jpg", "text": "A cat."}, "text has no question beside it", CAPTION),
+        ({"question": "q", "anwser": "a", "text": "A cat."}, "question has no answer beside it",
+         "did you mean answer instead of 'anwser'?"),
         ({"question": "q", "prompt": "p", "answer": "a"}, "question and prompt could both be the question",
          "keep one of them, or write messages"),
         ({"question": "q", "answer": "a", "label": 1}, "answer and label could both be the answer",
@@ -99,7 +106,9 @@ def with_image(value: object) -> dict:
         (with_image({"file": "a.jpg"}),
          "image 1 is an object without bytes, base64, image, image_url, path or url", PATH),
         (with_image("a\0.jpg"), "image 1 holds a broken character: 'a\\x00.jpg'", PATH),
-        (with_image("file:///a.jpg"), "image 1 is a file:// address: 'file:///a.jpg'", PATH),
+        (with_image("file://photos/a.jpg"), "image 1 is a file: address of another machine: 'file://photos/a.jpg'",
+         "write the path alone, or file:/// and the absolute path"),
+        (with_image("ftp://photos/a.jpg"), "image 1 is a ftp:// address: 'ftp://photos/a.jpg'", PATH),
         (with_image("data:image/png,abc"), "image 1 is a data: address without base64",
          "write data:image/png;base64,..."),
         (with_image("data:image/png;base64,AAAA*"), "image 1 is not valid base64",

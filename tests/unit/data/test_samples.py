@@ -65,6 +65,7 @@ def write_jsonl(path: Path, rows: list) -> Path:
         {"image": "cat.jpg", "question": "What is it?", "answer": "A cat."},
         {"image_path": "cat.jpg", "instruction": "What is it?", "input": "", "output": "A cat."},
         {"file_name": "cat.jpg", "prefix": "What is it?", "suffix": "A cat."},
+        {"file_name": "cat.jpg", "question": "What is it?", "text": "A cat."},
         {"images": [{"bytes": None, "path": "cat.jpg"}], "query": "What is it?", "label": "A cat.", "caption": None},
     ],
 )
@@ -206,6 +207,13 @@ def test_many_rows(tmp_path):
     assert rows.samples[-1].where == "rows.jsonl:10000"
     assert rows.bad_rows[0].where == "rows.jsonl:10001"
     assert "in 10,000 rows without <image>" in rows.notes[0]
+
+
+@pytest.mark.parametrize(("label", "said"), [(3, True), ("3", False), (0.5, False)])
+def test_class_numbers_as_answers_are_said(tmp_path, label, said):
+    rows = read_samples(write_jsonl(tmp_path / "rows.jsonl", [{"question": "q", "label": label}] * 2))
+    note = "label is a number in 2 rows, and is learned as one: write names where it stands for a class"
+    assert (note in rows.notes) == said
 
 
 def test_reading_and_checking_import_nothing_heavy():

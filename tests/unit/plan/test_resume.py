@@ -46,3 +46,9 @@ def test_before_the_first_checkpoint_a_run_begins_anew_and_more_may_change():
     begun, now = plan(), plan(data={"train_path": "rows.jsonl", "image_size": 224}, training={"weight_decay": 0.1})
     assert differences(now, begun) == ["image_size: None -> 224", "weight_decay: 0.0 -> 0.1"]
     assert differences(now, begun, has_checkpoint=False) == ["weight_decay: 0.0 -> 0.1"]
+
+
+def test_a_run_from_before_rows_could_hold_boxes_goes_on():
+    now = dataclasses.replace(plan(), boxes="qwen2_5_vl")
+    assert differences(now, dataclasses.replace(now, boxes="")) == []
+    assert differences(now, dataclasses.replace(now, boxes="qwen2_vl")) == ["boxes: qwen2_vl -> qwen2_5_vl"]

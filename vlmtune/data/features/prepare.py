@@ -5,9 +5,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 from transformers import ProcessorMixin
 
+from vlmtune.data import images, pictures
 from vlmtune.data.features.encode import Missing, encode_into, free_card
 from vlmtune.data.features.images import RowImages, row_images
 from vlmtune.data.features.rows import RowFeatures
@@ -16,6 +18,7 @@ from vlmtune.data.progress import Progress
 from vlmtune.data.types import Sample, count
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts
+from vlmtune.files import code_sha256, file_sha256
 from vlmtune.hub.source import ModelSource
 from vlmtune.levers.features import BUDGET, KEY, budget_bytes_of, bytes_per_token
 from vlmtune.models.build import build_tower, check_checkpoint, family_of
@@ -83,6 +86,7 @@ def made_of(plan: RunPlan, source: ModelSource, processor: ProcessorMixin) -> st
         type(processor).__name__,
         processor.image_processor.to_dict(),
         {name: version(name) for name in libraries},
+        [file_sha256(Path(images.__file__)), code_sha256(Path(pictures.__file__).parent)],
     ]
     return hashlib.sha256(json.dumps(decided_by, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -100,7 +104,7 @@ def _prepare_disk(
     Raises:
         VlmtuneError: the budget or the disk has none, or the folder cannot be written.
     """
-    preprocessor = {**model.preprocessor, **plan.image_overrides}
+    preprocessor = plan.preprocessor(model.preprocessor)
     per_token = bytes_per_token(plan, model)
 
     def size(sizes_px: Sequence[tuple[int, int]]) -> int:

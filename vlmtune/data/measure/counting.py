@@ -3,14 +3,18 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from vlmtune.data.boundary import Joins, answer_apart
+from vlmtune.data.boxes.writing import BoxWriter
 from vlmtune.data.encode import looks_at_rows, misfit, render
 from vlmtune.data.measure.rendering import Renderer
 from vlmtune.data.progress import Advance, Progress
@@ -64,7 +68,7 @@ def _kept_tokens(
     from vlmtune.data.table.rows import TableRows
 
     assert isinstance(samples, TableRows)
-    path = samples.folder / f"tokens-{_identity(processor, family)}.npy"
+    path = samples.folder / f"tokens-{_identity(processor, family, samples.writer)}.npy"
     known = kept_array(path, np.full(len(samples.facts), UNKNOWN, np.int32))
     missing = samples.chosen(known[samples.rows] == UNKNOWN)
     if len(missing):
@@ -75,7 +79,7 @@ def _kept_tokens(
     return known[samples.rows]
 
 
-def _identity(processor: ProcessorMixin, family: Family) -> str:
+def _identity(processor: ProcessorMixin, family: Family, writer: BoxWriter | None) -> str:
     """Return a digest of all that decides how rows are rendered, tokenised and refused.
 
     A rendered row is a part of it: some templates write the date.
@@ -84,6 +88,7 @@ def _identity(processor: ProcessorMixin, family: Family) -> str:
     decided_by = [
         *map(_state, tokenizers),
         [processor.chat_template, getattr(processor, "image_marks", ()), _shown(processor, family)],
+        [writer and writer.identity],
         [family.name, family.one_answer, family.prefix_lm, family.qformer, family.needs_image],
         [code_sha256(Path(__file__).parent), *map(version, LIBRARIES)],
     ]
@@ -122,22 +127,24 @@ def _tokenizer_threads() -> Iterator[None]:
 
 def _counted(batches: Iterator[Batch], processor: ProcessorMixin, family: Family, advance: Advance) -> np.ndarray:
     text_of, count = _writer(processor, family), _counter(processor.tokenizer)
+    more_of = _joined(processor, family)
     counts, problems, num_rows, num_problems = [np.empty(0, np.int32)], [], 0, 0
     for shapes, texts, names in batches:
-        written = []
+        written, more = [], []
         for row in zip(shapes, texts, names, strict=True):
             try:
                 written.append(text_of(*row))
+                more.append(more_of(*row))
             except VlmtuneError as problem:
                 num_problems += 1
                 problems += [problem] * (num_problems <= MAX_PROBLEMS)
         if not problems:
             marks = [0 if family.one_answer else num_images(shape) for shape in shapes]  # one that the template writes
-            counts.append(np.subtract(count(written), marks, dtype=np.int32))
+            counts.append(np.subtract(count(written), marks, dtype=np.int32) + np.array(more, np.int32))
         num_rows += len(names)
         advance(len(names))
     if problems:
-        raise _misfits(problems, num_problems, num_rows)
+        raise misfits(problems, num_problems, num_rows)
     return np.concatenate(counts)
 
 
@@ -155,6 +162,28 @@ def _writer(processor: ProcessorMixin, family: Family) -> Callable[[str, Sequenc
         return f"{question_text(question, family)}{answer}{processor.tokenizer.eos_token}"
 
     return text_of
+
+
+def _joined(processor: ProcessorMixin, family: Family) -> Callable[[str, Sequence[str], str], int]:
+    """Return what gives the tokens that a row has more than in one piece, or raises why it cannot be learned."""
+    if family.one_answer:
+        return lambda shape, texts, where: 0
+    joins, places = Joins(processor), cache(_answer_places)
+
+    def more_of(shape: str, texts: Sequence[str], where: str) -> int:
+        if not any(joins.may_join(texts[place]) for place in places(shape)):
+            return 0
+        text, answers = render(without_images(shape, texts, where), processor)
+        apart = answer_apart(text, answers, processor, where)
+        return apart.num_more_tokens if apart else 0
+
+    return more_of
+
+
+def _answer_places(shape: str) -> list[int]:
+    """Return which texts of a row begin an answer."""
+    turns = [found.start() for found in re.finditer("A", shape)]
+    return [shape[:start].count(TEXT) for start in turns if TEXT in shape[start:]]
 
 
 def _counter(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[int]]:
@@ -179,12 +208,13 @@ def _counter(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[i
     return count
 
 
-def _misfits(problems: list[VlmtuneError], num_problems: int, num_rows: int) -> VlmtuneError:
+def misfits(problems: list[VlmtuneError], num_problems: int, num_rows: int) -> VlmtuneError:
+    """Return the one error that names rows, all or the first of `num_problems`; each hint is given once."""
     if num_rows == 1:
         return problems[0]
     hints: set[str | None] = set()
     shown = []
-    for problem in problems:
+    for problem in problems[:MAX_PROBLEMS]:
         shown.append(VlmtuneError(problem.message, None if problem.hint in hints else problem.hint))
         hints.add(problem.hint)
     return VlmtuneError(f"{num_problems} of {num_rows} rows do not fit the model", problems=tuple(shown))

@@ -8,13 +8,14 @@ import numpy as np
 from PIL import Image
 from transformers import ProcessorMixin
 
+from vlmtune.data.boxes.writing import written
 from vlmtune.data.encode import encode, render
 from vlmtune.data.images import image_size_px, shrunk_size_px
-from vlmtune.data.measure.counting import MAX_PROBLEMS, PROBE, question_text, text_tokens
+from vlmtune.data.measure.counting import MAX_PROBLEMS, PROBE, misfits, question_text, text_tokens
 from vlmtune.data.progress import Progress
 from vlmtune.data.types import Sample, SamplesOnDisk
 from vlmtune.errors import VlmtuneError
-from vlmtune.families.base import Family
+from vlmtune.families.base import Family, RefusedImage
 from vlmtune.families.facts import ModelFacts
 from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import RunPlan
@@ -67,29 +68,74 @@ class Measures:
     """Every size that an image has, once: width and height as shown, not yet shrunk."""
 
     def lengths(self, plan: RunPlan, family: Family, source: ModelSource) -> Lengths:
-        """Return the tokens of each row under `plan`; nothing is read or rendered."""
-        preprocessor = {**source.preprocessor, **plan.image_overrides}
-        tokens_of_size = [
-            family.image_tokens(source.config, preprocessor, *shrunk_size_px(size_px, plan.image_size))
-            for size_px in self.sizes_px
-        ]
+        """Return the tokens of each row under `plan`; nothing is read or rendered.
+
+        Raises:
+            VlmtuneError: images of sizes that the model's processor refuses, their rows named.
+        """
+        tokens_of_size, refused = _counted(self.sizes_px, plan, family, source)
+        if problems := self._rows_with(refused, plan):
+            raise misfits(list(problems.values()), len(problems), len(self.samples))
         tokens_until = np.concatenate([[0], np.cumsum(np.array(tokens_of_size, np.int64)[self.size_of_image])])
         ends = np.cumsum(self.num_images, dtype=np.int64)
         image = tokens_until[ends] - tokens_until[ends - self.num_images]
         return Lengths(self.samples, self.text, image.astype(np.int32))
 
+    def refused_rows(self, plan: RunPlan, family: Family, source: ModelSource) -> dict[int, VlmtuneError]:
+        """Return the number of each row with an image that the model's processor refuses under `plan`, and why."""
+        return self._rows_with(_counted(self.sizes_px, plan, family, source)[1], plan)
+
+    def _rows_with(self, refused: dict[int, RefusedImage], plan: RunPlan) -> dict[int, VlmtuneError]:
+        """Return the number of each row with an image of a refused size, by its place in `sizes_px`, and the error."""
+        if not refused:
+            return {}
+        images = np.flatnonzero(np.isin(self.size_of_image, list(refused)))
+        rows = np.searchsorted(np.cumsum(self.num_images), images, side="right")
+        problems: dict[int, VlmtuneError] = {}
+        for row, place in zip(rows.tolist(), self.size_of_image[images].tolist(), strict=True):
+            where, why = self.samples[row].where, refused[place]
+            size = _size_in_words(self.sizes_px[place], plan.image_size)
+            problems.setdefault(row, VlmtuneError(f"{where}: {why.message}: {size}", why.hint))
+        return problems
+
+
+def _counted(
+    sizes_px: Sequence[tuple[int, int]], plan: RunPlan, family: Family, model: ModelSource | ModelFacts
+) -> tuple[list[int], dict[int, RefusedImage]]:
+    """Return the tokens of an image of each size, and the places of those that the processor refuses (of 0 tokens)."""
+    preprocessor = plan.preprocessor(model.preprocessor)
+    tokens, refused = [], {}
+    for place, size_px in enumerate(sizes_px):
+        try:
+            tokens.append(family.image_tokens(model.config, preprocessor, *shrunk_size_px(size_px, plan.image_size)))
+        except RefusedImage as why:
+            tokens.append(0)
+            refused[place] = why
+    return tokens, refused
+
+
+def _size_in_words(size_px: tuple[int, int], image_size: int | None) -> str:
+    shrunk_px = shrunk_size_px(size_px, image_size)
+    shrunk = "" if shrunk_px == size_px else f", {'×'.join(map(str, shrunk_px))} px by data.image_size: {image_size}"
+    return f"{'×'.join(map(str, size_px))} px{shrunk}"
+
 
 def measure(
-    samples: Sequence[Sample], processor: ProcessorMixin, family: Family, progress: Progress | None = None
+    samples: Sequence[Sample],
+    processor: ProcessorMixin,
+    family: Family,
+    progress: Progress | None = None,
+    plan: RunPlan | None = None,
 ) -> Measures:
     """Return what rows have under every plan: text by the tokenizer, images from their headers.
 
-    `progress` is told how far long work is, in place of who was told of reading.
+    `progress` is told how far long work is, in place of who was told of reading. Boxes are counted as they are written
+    under `plan`; in pixels of a picture that another plan shrinks more, a number may have a digit less.
 
     Raises:
         VlmtuneError: rows that the model cannot take, all of them named.
     """
-    text = text_tokens(samples, processor, family, progress)
+    text = text_tokens(written(samples, plan, processor, family) if plan else samples, processor, family, progress)
     num_images, sizes_px = images_of(samples)
     size_of_image, sizes = _sizes_once(sizes_px)
     return Measures(samples, text, num_images, size_of_image.astype(np.int32), sizes)
@@ -103,14 +149,10 @@ def _sizes_once(sizes_px: np.ndarray) -> tuple[np.ndarray, tuple[tuple[int, int]
 
 
 def tokens_of_images(sizes_px: np.ndarray, plan: RunPlan, model: ModelFacts) -> int:
-    """Return the tokens of all images of these sizes, [M, 2], their markers included."""
+    """Return the tokens of all images of these sizes, [M, 2], their markers included; refused ones have none."""
     size_of_image, sizes = _sizes_once(sizes_px)
-    counts = np.bincount(size_of_image, minlength=len(sizes)).tolist()
-    preprocessor = {**model.preprocessor, **plan.image_overrides}
-    return sum(
-        count * model.family.image_tokens(model.config, preprocessor, *shrunk_size_px(size_px, plan.image_size))
-        for count, size_px in zip(counts, sizes, strict=True)
-    )
+    tokens, _ = _counted(sizes, plan, model.family, model)
+    return int(np.bincount(size_of_image, minlength=len(sizes)) @ np.array(tokens, np.int64))
 
 
 def images_of(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +171,7 @@ def check_image_tokens(processor: ProcessorMixin, family: Family, plan: RunPlan,
     """Encode a picture: the plan's processor must make as many image tokens as are counted for it."""
     picture = Image.new("RGB", PROBE_SIZE_PX, "grey")
     row = encode(PROBE, [picture], processor, family)
-    counted = family.image_tokens(source.config, {**source.preprocessor, **plan.image_overrides}, *PROBE_SIZE_PX)
+    counted = family.image_tokens(source.config, plan.preprocessor(source.preprocessor), *PROBE_SIZE_PX)
     if row.num_image_tokens != counted:
         raise VlmtuneError(
             f"the processor of {plan.model_name} makes {row.num_image_tokens} image tokens of a picture for which the "

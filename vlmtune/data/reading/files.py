@@ -12,6 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from vlmtune.data.reading.class_labels import Named, named_columns
 from vlmtune.data.types import RowProblem
 from vlmtune.errors import VlmtuneError
 
@@ -157,10 +158,18 @@ def _parquet_rows(piece: Piece) -> Iterator[tuple[int, object]]:
     number = piece.first_number - 1
     with _parquet_file(piece.path, lambda: number) as file:
         groups = range(piece.start, file.num_row_groups if piece.end is None else piece.end)
+        named = named_columns(file.schema_arrow.metadata)
         for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS, row_groups=groups):
             for row in batch.to_pylist():
                 number += 1
-                yield number, row
+                yield number, _with_names(row, named) if named else row
+
+
+def _with_names(row: dict, named: dict[str, Named]) -> dict | RowProblem:
+    try:
+        return row | {column: name(row[column]) for column, name in named.items() if column in row}
+    except RowProblem as problem:
+        return problem
 
 
 def _row_groups(path: Path, size_bytes: int) -> list[Piece]:

@@ -8,7 +8,10 @@ import difflib
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
+from vlmtune.data.boxes.objects import COLUMN as OBJECTS
+from vlmtune.data.boxes.rows import with_marks
 from vlmtune.data.reading.image_refs import IMAGE_KEYS, ImageRules, image_ref, image_refs, is_utf8
 from vlmtune.data.reading.misspelt import refuse_misspelt
 from vlmtune.data.types import ImageRef, Role, RowProblem, Sample, Turn, count, kind_of, shortened
@@ -19,6 +22,8 @@ QUESTION_COLUMNS = ("question", "prompt", "query", "instruction", "input", "pref
 ANSWER_COLUMNS = (
     "answer", "response", "completion", "output", "suffix", "target", "label", "caption", "solution",
 )  # fmt: skip
+CAPTION_COLUMN = "text"
+"""The answer where a row has no other: captions of Hugging Face's image folders."""
 ROLES: dict[str, Role] = {
     "system": "system",
     "user": "user",
@@ -38,6 +43,10 @@ EXAMPLE_MESSAGES = (
 )
 _HINT_SIMPLE = f"a right row: {EXAMPLE_SIMPLE}"
 _HINT_MESSAGES = f"a right row: {EXAMPLE_MESSAGES}"
+_HINT_CAPTION = (
+    "a caption or label is the answer to a question: write one into every row, such as "
+    '"question": "Describe the picture."'
+)
 _HINT_PARTS = 'a right part: {"type": "text", "text": "What is this?"} or {"type": "image", "image": "photos/1.jpg"}'
 
 Parts = list[str | ImageRef | None]
@@ -51,6 +60,8 @@ class ParsedRow:
     sample: Sample
     images_placed_first: bool
     unused_columns: frozenset[str]
+    has_class_number: bool = False
+    """Whether the answer is a whole number in the column `label`, which often stands for a class."""
 
 
 def parse_row(row: object, where: str, rules: ImageRules, number: int = 0) -> ParsedRow:
@@ -70,10 +81,13 @@ def parse_row(row: object, where: str, rules: ImageRules, number: int = 0) -> Pa
     placed_first = _place_images(turns, images)
     sample = Sample(tuple(Turn(role, tuple(parts)) for role, parts in turns), where, number)
     _check_turns(sample.turns)
+    sample, has_objects = with_marks(sample, columns.get(OBJECTS))
+    used |= {OBJECTS} if has_objects else set()
+    is_number = type(columns.get("label")) is int and "label" in used
     unused = columns.keys() - used - {"system", image_column}
     if unused:
         refuse_misspelt(columns, unused, _absent(bool(image_column), "system" in columns))
-    return ParsedRow(sample, placed_first, frozenset(unused))
+    return ParsedRow(sample, placed_first, frozenset(unused), is_number)
 
 
 def _absent(has_images: bool, has_system: bool) -> tuple[str, ...]:
@@ -121,12 +135,14 @@ def _role_and_content(turn: object, number: int) -> tuple[Role, object]:
 
 def _simple_turns(columns: dict) -> tuple[list[tuple[Role, object]], set[str]]:
     question, answer = _only(columns, QUESTION_COLUMNS, "question"), _only(columns, ANSWER_COLUMNS, "answer")
+    if answer is None and CAPTION_COLUMN in columns and _did_you_mean(columns) is None:
+        answer = CAPTION_COLUMN
     if question is None and answer is None:
         raise RowProblem(_unknown_columns(columns), _did_you_mean(columns) or _HINT_SIMPLE)
     if answer is None:
         raise RowProblem(f"{question} has no answer beside it", _did_you_mean(columns) or _HINT_SIMPLE)
     if question is None:
-        raise RowProblem(f"{answer} has no question beside it", _did_you_mean(columns) or _HINT_SIMPLE)
+        raise RowProblem(f"{answer} has no question beside it", _did_you_mean(columns) or _HINT_CAPTION)
     text = columns[answer]
     if isinstance(text, int | float) and not isinstance(text, bool) and math.isfinite(text):
         text = str(text)
@@ -153,6 +169,11 @@ def _unknown_columns(columns: dict) -> str:
 
 
 def _did_you_mean(columns: dict) -> str | None:
+    return _near_miss(tuple(columns))
+
+
+@lru_cache(maxsize=1024)
+def _near_miss(columns: tuple[str, ...]) -> str | None:
     known = (*TURN_COLUMNS, *IMAGE_COLUMNS, *QUESTION_COLUMNS, *ANSWER_COLUMNS)
     for name in columns:
         near = difflib.get_close_matches(name.lower()[:40], known, n=1, cutoff=0.75)

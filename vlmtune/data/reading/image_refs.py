@@ -5,6 +5,7 @@ import binascii
 import os
 import re
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from vlmtune.data.types import ImageRef, RowProblem, kind_of, shortened
 
@@ -65,11 +66,24 @@ def _from_text(value: str, label: str, rules: ImageRules) -> ImageRef:
         return ImageRef(data=_decoded(payload, label))
     if value.startswith(_BASE64_STARTS) and len(value) >= _MIN_BASE64_CHARS:
         return ImageRef(data=_decoded(value, label))
-    if scheme := _SCHEME.match(value):
+    if value.startswith("file:"):
+        value = _path_of(value, label)
+    elif scheme := _SCHEME.match(value):
         return _from_address(value, scheme[1].lower(), label, rules)
     if "\0" in value or not is_utf8(value):
         raise RowProblem(f"{label} holds a broken character: {shortened(value)}", _HINT)
     return ImageRef(path=os.path.join(rules.base_dir, value))
+
+
+def _path_of(address: str, label: str) -> str:
+    """The absolute path in a file:/// address."""
+    path = address.removeprefix("file:").removeprefix("//").removeprefix("localhost")
+    if not path.startswith("/") or path.startswith("//"):
+        raise RowProblem(
+            f"{label} is a file: address of another machine: {shortened(address)}",
+            "write the path alone, or file:/// and the absolute path",
+        )
+    return unquote(path)
 
 
 def is_address(ref: str) -> bool:

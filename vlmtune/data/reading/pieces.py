@@ -21,6 +21,7 @@ class Found:
     """Embedded images that cannot be used; looked at only where rows are written into a table."""
     num_placed_first: int = 0
     unused_columns: Counter[str] = field(default_factory=Counter)
+    num_class_numbers: int = 0
     num_embedded: int = 0
     embedded_bytes: int = 0
 
@@ -30,6 +31,7 @@ class Found:
         self.bad_blobs += other.bad_blobs
         self.num_placed_first += other.num_placed_first
         self.unused_columns += other.unused_columns
+        self.num_class_numbers += other.num_class_numbers
         self.num_embedded += other.num_embedded
         self.embedded_bytes += other.embedded_bytes
 
@@ -65,6 +67,9 @@ class Found:
             columns = sorted(self.unused_columns.items())[:20]
             names = ", ".join(f"{name} ({count(number, 'row')})" for name, number in columns)
             notes.append(f"columns not used: {names}")
+        if self.num_class_numbers:
+            rows = count(self.num_class_numbers, "row")
+            notes.append(f"label is a number in {rows}, and is learned as one: write names where it stands for a class")
         if self.num_embedded:
             images, held = count(self.num_embedded, "image"), ", held in memory" if in_memory else ""
             notes.append(f"{images} embedded in the rows{held}: {self.embedded_bytes / 2**20:,.1f} MiB")
@@ -84,6 +89,7 @@ def samples_of(piece: Piece, rules: ImageRules, found: Found) -> Iterator[Sample
             found.bad_rows.append(BadRow(where, problem.problem, problem.hint, number))
             continue
         found.num_placed_first += parsed.images_placed_first
+        found.num_class_numbers += parsed.has_class_number
         found.unused_columns.update(parsed.unused_columns)
         embedded = [len(ref.data) for ref in parsed.sample.images if ref.data is not None]
         found.num_embedded += len(embedded)

@@ -1,26 +1,29 @@
 """The pictures that a table names, looked at once: what was seen holds as long as the file stays as it was."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from vlmtune.data.images import checked_size_px, without_warnings
+from vlmtune.data.boxes.check import outside
+from vlmtune.data.images import Look, checked_look, notes_of, without_warnings
 from vlmtune.data.progress import Progress
 from vlmtune.data.reading.files import place
 from vlmtune.data.reading.image_refs import is_address
 from vlmtune.data.table.kept import keep_array, kept_array
 from vlmtune.data.table.make import whole_table
 from vlmtune.data.table.pool import each
-from vlmtune.data.table.rows import BLOBS_PX, REF_OF_IMAGE, REFS, MappedBatches, TableRows
+from vlmtune.data.table.rows import REF_OF_IMAGE, REFS, MappedBatches, TableRows
 from vlmtune.data.types import BadRow, ImageRef, RowProblem, Rows
 from vlmtune.errors import VlmtuneError
 
 LOOKS = "looks.npy"
-LOOK = np.dtype([("changed_ns", np.int64), ("size_bytes", np.int64), ("width_px", np.int32), ("height_px", np.int32)])
-"""Of a picture that can be used: when its file changed last, and its sizes; 0 where that is not known."""
+LOOK = np.dtype([("changed_ns", np.int64), ("size_bytes", np.int64), *((name, np.int32) for name in Look._fields)])
+"""Of a picture that can be used: when its file changed last, its sizes and its traits; 0 where that is not known."""
+NOTHING = (0,) * len(LOOK.names)
 REFS_AT_ONCE = 2**14
 Problem = tuple[str, str | None]
 """What is wrong with a picture, and a hint."""
@@ -35,7 +38,11 @@ def with_table_checked(rows: Rows, progress: Progress) -> Rows:
     numbers = table.facts["number"][table.rows]
     checked = table.chosen(~np.isin(numbers, [bad.number for bad in bad_rows]))
     checked.refs_px = np.stack([looks["width_px"], looks["height_px"]], axis=1)
-    return Rows(checked, sorted(rows.bad_rows + bad_rows, key=lambda bad: bad.number), rows.notes)
+    if bad_boxes := [*_with_box_outside(checked)]:
+        bad_rows += bad_boxes
+        checked = checked.chosen(~np.isin(checked.facts["number"][checked.rows], [bad.number for bad in bad_boxes]))
+    notes = (*rows.notes, *notes_of([*looks["traits"].tolist(), *table.blobs["traits"].tolist()]))
+    return Rows(checked, sorted(rows.bad_rows + bad_rows, key=lambda bad: bad.number), notes)
 
 
 def image_sizes_px(table: TableRows) -> tuple[np.ndarray, np.ndarray]:
@@ -44,16 +51,7 @@ def image_sizes_px(table: TableRows) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         VlmtuneError: the pictures were not checked before, and one cannot be used.
     """
-    index = table.facts
-    refs_px = _checked_refs_px(table) if table.refs_px is None else table.refs_px
-    places = np.arange(len(index), dtype=np.int32)
-    row_of_image = np.concatenate([np.repeat(places, index[images]) for images in ("num_refs", "num_blobs")])
-    is_chosen = np.zeros(len(index), bool)
-    is_chosen[table.rows] = True
-    images = np.flatnonzero(is_chosen[row_of_image])
-    images = images[np.argsort(row_of_image[images], kind="stable")]
-    sizes_px = np.concatenate([refs_px[np.load(table.folder / REF_OF_IMAGE)], np.load(table.folder / BLOBS_PX)])
-    return (index["num_refs"] + index["num_blobs"])[table.rows], sizes_px[images]
+    return table.image_sizes_px(_checked_refs_px(table) if table.refs_px is None else table.refs_px)
 
 
 def _checked_refs_px(table: TableRows) -> np.ndarray:
@@ -61,6 +59,22 @@ def _checked_refs_px(table: TableRows) -> np.ndarray:
     for bad in checked.bad_rows:
         raise VlmtuneError(f"{bad.where}: {bad.problem}", bad.hint)
     return checked.samples.refs_px
+
+
+def _with_box_outside(table: TableRows) -> Iterator[BadRow]:
+    """Yield a `BadRow` for every row with a box outside its picture."""
+    if not table.num_with_boxes:
+        return
+    num_images, sizes_px = image_sizes_px(table)
+    starts = (np.cumsum(num_images) - num_images).tolist()
+    facts = table.facts[table.rows]
+    numbers, has_boxes = facts["number"].tolist(), facts["has_boxes"].tolist()
+    for row, texts in enumerate(texts for _, some, _ in table.batches() for texts in some):
+        if has_boxes[row]:
+            start = starts[row]
+            problem = outside(texts, lambda image, start=start: tuple(sizes_px[start + image].tolist()))
+            if problem:
+                yield BadRow(place(table.path, numbers[row]), problem.problem, problem.hint, numbers[row])
 
 
 def _found_blobs(table: TableRows) -> list[BadRow]:
@@ -123,17 +137,17 @@ def _look(task: _Task) -> _Seen:
                 looks.append(_look_at(name, look))
             except RowProblem as problem:
                 problems[number] = problem.problem, problem.hint
-                looks.append((0, 0, 0, 0))
+                looks.append(NOTHING)
     return _Seen(np.array(looks, LOOK), problems)
 
 
-def _look_at(name: str, known: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+def _look_at(name: str, known: tuple[int, ...]) -> tuple[int, ...]:
     """Return a `LOOK`; what was seen holds for a file that has not changed since."""
     if is_address(name):
-        return 0, 0, *checked_size_px(ImageRef(url=name))
+        return 0, 0, *checked_look(ImageRef(url=name))
     try:
         status = os.stat(name)
     except OSError:
-        return 0, 0, *checked_size_px(ImageRef(path=name))  # which says what is wrong with it
+        return 0, 0, *checked_look(ImageRef(path=name))  # which says what is wrong with it
     state = status.st_mtime_ns, status.st_size
-    return known if known[:2] == state and known[2] else (*state, *checked_size_px(ImageRef(path=name)))
+    return known if known[:2] == state and known[2] else (*state, *checked_look(ImageRef(path=name)))

@@ -19,14 +19,16 @@ import numpy as np
 import pyarrow as pa
 
 import vlmtune.data
-from vlmtune.data.images import checked_size_px, without_warnings
+from vlmtune.data.boxes.marks import has_marks
+from vlmtune.data.boxes.texts import lists_of_four
+from vlmtune.data.images import Look, checked_look, without_warnings
 from vlmtune.data.progress import Progress
 from vlmtune.data.reading.files import Piece, pieces
 from vlmtune.data.reading.image_refs import ImageRules
 from vlmtune.data.reading.pieces import Found, samples_of
 from vlmtune.data.table.layout import laid_out
 from vlmtune.data.table.pool import each
-from vlmtune.data.table.rows import BLOBS_PX, INDEX, REF_OF_IMAGE, REFS, ROW, PartWriter, TableRows, mapped_parts
+from vlmtune.data.table.rows import BLOB, BLOBS, INDEX, REF_OF_IMAGE, REFS, ROW, PartWriter, TableRows, mapped_parts
 from vlmtune.data.types import BadRow, ImageRef, RowProblem, Rows, Sample
 from vlmtune.files import cache_folder, code_sha256, file_sha256
 
@@ -115,15 +117,15 @@ def _write(folder: Path, path: Path, rules: ImageRules, progress: Progress) -> N
         _Task(piece, rules, folder / f"part-{number:06}.arrow")
         for number, piece in enumerate(pieces(path, PIECE_BYTES))
     ]
-    found, indexes, blobs_px = Found(), [np.empty(0, ROW)], [np.empty((0, 2), np.int32)]
+    found, indexes, blobs = Found(), [np.empty(0, ROW)], [np.empty(0, BLOB)]
     with progress(f"reading {path.name}", path.stat().st_size) as advance:
         for task, part in zip(tasks, each(_write_part, tasks), strict=True):
             found.add(part.found)
             indexes.append(part.index)
-            blobs_px.append(part.blobs_px)
+            blobs.append(part.blobs)
             advance(task.piece.share_bytes)
     np.save(folder / INDEX, np.concatenate(indexes))
-    np.save(folder / BLOBS_PX, np.concatenate(blobs_px))
+    np.save(folder / BLOBS, np.concatenate(blobs))
     _write_refs(folder)
     pa.default_memory_pool().release_unused()  # Arrow would keep what all the names took, for a next time
     sizes_bytes = {file.name: file.stat().st_size for file in folder.iterdir()}
@@ -154,25 +156,26 @@ class _Part:
 
     found: Found
     index: np.ndarray
-    blobs_px: np.ndarray
+    blobs: np.ndarray
 
 
 def _write_part(task: _Task) -> _Part:
     """Read a piece of the data file and write it as a part of the table."""
-    found, index, blobs_px = Found(), [], []
+    found, index, blobs = Found(), [], []
     with PartWriter(task.target) as part, without_warnings():
         for sample in samples_of(task.piece, task.rules, found):
             layout = laid_out(sample)
             part.add(sample.number, layout)
-            index.append((sample.number, len(layout.refs), len(layout.blobs)))
-            blobs_px += [_size_px(blob, sample, found) for blob in layout.blobs]
-    return _Part(found, np.array(index, ROW), np.array(blobs_px, np.int32).reshape(-1, 2))
+            flags = any(map(has_marks, layout.texts)), any(map(lists_of_four, layout.texts))
+            index.append((sample.number, len(layout.refs), len(layout.blobs), *flags))
+            blobs += [_look(blob, sample, found) for blob in layout.blobs]
+    return _Part(found, np.array(index, ROW), np.array(blobs, BLOB))
 
 
-def _size_px(blob: bytes, sample: Sample, found: Found) -> tuple[int, int]:
-    """Return the size of an embedded image; (0, 0) where it cannot be used, and `found` says why."""
+def _look(blob: bytes, sample: Sample, found: Found) -> Look:
+    """Return what is seen of an embedded image; zeros where it cannot be used, and `found` says why."""
     try:
-        return checked_size_px(ImageRef(data=blob))
+        return checked_look(ImageRef(data=blob))
     except RowProblem as problem:
         found.bad_blobs.append(BadRow(sample.where, problem.problem, problem.hint, sample.number))
-        return 0, 0
+        return Look(0, 0, 0)

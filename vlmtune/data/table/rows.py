@@ -6,6 +6,7 @@ Nothing of a row is kept as a Python object: processes that read batches share t
 import mmap
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self, overload
@@ -13,9 +14,11 @@ from typing import Self, overload
 import numpy as np
 import pyarrow as pa
 
+from vlmtune.data.boxes.writing import BoxWriter
+from vlmtune.data.images import Look
 from vlmtune.data.progress import Progress, silent
 from vlmtune.data.reading.files import place, places
-from vlmtune.data.table.layout import Layout, assembled
+from vlmtune.data.table.layout import Layout, assembled, laid_out
 from vlmtune.data.types import Sample, SamplesOnDisk
 
 SCHEMA = pa.schema(
@@ -27,16 +30,21 @@ SCHEMA = pa.schema(
         "blobs": pa.list_(pa.binary()),
     }
 )
-ROW = np.dtype([("number", np.int32), ("num_refs", np.int32), ("num_blobs", np.int32)])
-"""What is kept of each row beside the table: number in the data file, images by name, embedded images."""
+ROW = np.dtype(
+    [("number", np.int32), ("num_refs", np.int32), ("num_blobs", np.int32), ("has_boxes", bool), ("has_lists", bool)]
+)
+"""What is kept of each row beside the table: number in the data file, images by name, embedded images, and whether its
+texts hold boxes, or lists of four numbers.
+"""
 INDEX = "index.npy"
 """[rows] of `ROW`."""
 REFS = "refs.arrow"
 """Every path and address once, [refs]."""
 REF_OF_IMAGE = "ref_of_image.npy"
 """Place in `REFS` of each image by name, row after row."""
-BLOBS_PX = "blobs_px.npy"
-"""Width and height of each embedded image, row after row, [images, 2]; 0 where it cannot be used."""
+BLOBS = "blobs.npy"
+"""What is seen of each embedded image, row after row, [images] of `BLOB`; 0 where it cannot be used."""
+BLOB = np.dtype([(name, np.int32) for name in Look._fields])
 BATCH_ROWS = 4096
 BATCH_BYTES = 8 * 2**20
 """A batch ends with the row that reaches either."""
@@ -110,9 +118,11 @@ class TableRows(SamplesOnDisk):
         """Who is told of long work on these rows."""
         self.refs_px: np.ndarray | None = None
         """Width and height of each of the table's `REFS`, once they were looked at."""
+        self.writer: BoxWriter | None = None
+        """What writes the boxes of a row, once the model is known."""
 
     def __reduce__(self) -> tuple:
-        return TableRows, (self.folder, self.path, self.rows)
+        return TableRows, (self.folder, self.path, self.rows), {"writer": self.writer}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -130,6 +140,10 @@ class TableRows(SamplesOnDisk):
         return (self._sample(int(row)) for row in self.rows)
 
     def _sample(self, row: int) -> Sample:
+        sample = self._read(row)
+        return self.writer(sample) if self.writer and self.facts["has_boxes"][row] else sample
+
+    def _read(self, row: int) -> Sample:
         place_of_batch = int(np.searchsorted(self._starts, row, side="right")) - 1
         batch, inside = self._batches[place_of_batch], row - int(self._starts[place_of_batch])
         number, *layout = (column[inside].as_py() for column in batch.columns)
@@ -138,8 +152,23 @@ class TableRows(SamplesOnDisk):
     def chosen(self, mask: np.ndarray) -> "TableRows":
         """Return those of these rows for which the mask is true."""
         chosen = TableRows(self.folder, self.path, self.rows[mask], self.progress)
-        chosen.refs_px = self.refs_px
+        chosen.refs_px, chosen.writer = self.refs_px, self.writer
         return chosen
+
+    @property
+    def num_with_boxes(self) -> int:
+        """Those of these rows whose texts hold boxes that are still to be written."""
+        return 0 if self.writer else int(np.count_nonzero(self.facts["has_boxes"][self.rows]))
+
+    def with_lists(self) -> "TableRows":
+        """Return those of these rows with lists of four numbers in their texts."""
+        return self.chosen(self.facts["has_lists"][self.rows])
+
+    def written(self, writer: BoxWriter) -> "TableRows":
+        """Return these rows as `writer` gives them."""
+        written = self.chosen(np.ones(len(self.rows), bool))
+        written.writer = writer
+        return written
 
     @cached_property
     def facts(self) -> np.ndarray:
@@ -151,18 +180,57 @@ class TableRows(SamplesOnDisk):
         """Images of all these rows."""
         return int((self.facts["num_refs"] + self.facts["num_blobs"])[self.rows].sum())
 
+    @property
+    def blobs(self) -> np.ndarray:
+        """What is seen of each embedded image of the whole table, [images] of `BLOB`."""
+        return np.load(self.folder / BLOBS, mmap_mode="r")
+
+    def image_sizes_px(self, refs_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many images each row has, [rows], and each image's width and height, row after row, [images, 2].
+
+        `refs_px` are those of each of the table's `REFS`.
+        """
+        places = np.arange(len(self.facts), dtype=np.int32)
+        row_of_image = np.concatenate([np.repeat(places, self.facts[images]) for images in ("num_refs", "num_blobs")])
+        is_chosen = np.zeros(len(self.facts), bool)
+        is_chosen[self.rows] = True
+        images = np.flatnonzero(is_chosen[row_of_image])
+        images = images[np.argsort(row_of_image[images], kind="stable")]
+        blobs_px = np.stack([self.blobs["width_px"], self.blobs["height_px"]], axis=1)
+        sizes_px = np.concatenate([refs_px[np.load(self.folder / REF_OF_IMAGE)], blobs_px])
+        return (self.facts["num_refs"] + self.facts["num_blobs"])[self.rows], sizes_px[images]
+
     def batches(self) -> Iterator[tuple[list[str], list[list[str]], list[str]]]:
         """Yield shapes, texts and names of the rows, some thousand at once; memory of finished files is given back."""
-        first, beginning = 0, places(self.path)
+        first, num_yielded, beginning = 0, 0, places(self.path)
         for part in self._parts:
             for batch in part.batches:
                 inside = self.rows[slice(*np.searchsorted(self.rows, (first, first + batch.num_rows)))] - first
-                first += batch.num_rows
+                before, first = first, first + batch.num_rows
                 if len(inside):
                     some = batch if len(inside) == batch.num_rows else batch.take(pa.array(inside))
                     names = [f"{beginning}{number}" for number in some["number"].to_pylist()]
-                    yield some["shape"].to_pylist(), some["texts"].to_pylist(), names
+                    texts = some["texts"].to_pylist()
+                    self._write_boxes(texts, inside + before, num_yielded)
+                    num_yielded += len(inside)
+                    yield some["shape"].to_pylist(), texts, names
             part.release()
+
+    def _write_boxes(self, texts: list[list[str]], rows: np.ndarray, start: int) -> None:
+        """Replace the texts of those of these rows that hold boxes; `start` is the first one's place among all."""
+        if self.writer is None:
+            return
+        for index in np.flatnonzero(self.facts["has_boxes"][rows]).tolist():
+            sample = self._read(int(rows[index]))
+            sizes_px = self._sizes_px[start + index] if self.refs_px is not None else None
+            texts[index] = list(laid_out(self.writer(sample, sizes_px)).texts)
+
+    @cached_property
+    def _sizes_px(self) -> list[list[tuple[int, int]]]:
+        """Width and height of the pictures of each of these rows, which were looked at."""
+        num_images, sizes_px = self.image_sizes_px(self.refs_px)
+        sizes = iter(map(tuple, sizes_px.tolist()))
+        return [list(islice(sizes, number)) for number in num_images.tolist()]
 
     @cached_property
     def _parts(self) -> list[MappedBatches]:

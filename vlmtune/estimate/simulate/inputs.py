@@ -65,7 +65,7 @@ def _processor(source: ModelSource, plan: RunPlan) -> ProcessorMixin:
         side = source.config["visual"]["image_size"]
         tokenizer = byte_tokenizer(QWEN_VL_TOKENS, eos="<|im_end|>", pad="<|endoftext|>")
         return QwenVLProcessor(QwenVLImageProcessor(size={"height": side, "width": side}), tokenizer)
-    return standin_processor(source.config, {**source.preprocessor, **plan.image_overrides})
+    return standin_processor(source.config, plan.preprocessor(source.preprocessor))
 
 
 def with_own_ids(row: Encoded, config: Json, processor: ProcessorMixin) -> Encoded:

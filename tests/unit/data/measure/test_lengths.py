@@ -77,3 +77,30 @@ def test_all_rows_over_the_limit_are_named(models, rows):
     ]
     assert error.value.hint == f"set data.max_length: {lengths.text.max()}, or data.truncation: cut"
     refuse_too_long(lengths, dataclasses.replace(plan, truncation="cut"))
+
+
+def test_rows_with_images_that_the_processor_refuses_are_named(models, tmp_path, rows):
+    tiny = models("qwen2_vl")
+    thin = [picture(tmp_path, f"thin{width}", (width, 2), "red") for width in (401, 900)]
+    bad = [sample("thin?", "yes", rows[1].images[0], thin[1], where=f"rows.jsonl:{line}") for line in (7, 9)]
+    measures = measure([*rows, bad[0], sample("fits?", "yes", thin[0]), bad[1]], tiny.processor, tiny.family)
+    with pytest.raises(VlmtuneError, match=f"3 of {len(rows) + 3} rows do not fit the model") as error:
+        measures.lengths(tiny.plan, tiny.family, tiny.source)
+    said = "this model takes no image with one side over 200 times the other"
+    assert [problem.message for problem in error.value.problems] == [
+        f"rows.jsonl:7: {said}: 900×2 px",
+        f"rows.jsonl:1: {said}: 401×2 px",
+        f"rows.jsonl:9: {said}: 900×2 px",
+    ]
+    assert [problem.hint for problem in error.value.problems] == [
+        "cut the image into pieces, or put it on a larger background",
+        None,
+        None,
+    ]
+    shrunk = dataclasses.replace(tiny.plan, image_size=300)
+    refused = measures.refused_rows(shrunk, tiny.family, tiny.source)
+    assert list(refused) == [len(rows), len(rows) + 1, len(rows) + 2]
+    assert refused[len(rows)].message == f"rows.jsonl:7: {said}: 900×2 px, 300×1 px by data.image_size: 300"
+    small = dataclasses.replace(tiny.plan, image_size=150)
+    assert not measures.refused_rows(small, tiny.family, tiny.source)
+    assert measures.lengths(small, tiny.family, tiny.source).image.sum() > 0

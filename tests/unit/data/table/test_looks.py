@@ -22,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("every_file_is_large", "in_this_process")
 def opened(monkeypatch) -> list[str]:
     """The pictures that were opened, each time."""
     names = []
-    real = looks.checked_size_px
-    monkeypatch.setattr(looks, "checked_size_px", lambda ref: names.append((ref.path or ref.url)[-5:]) or real(ref))
+    real = looks.checked_look
+    monkeypatch.setattr(looks, "checked_look", lambda ref: names.append((ref.path or ref.url)[-5:]) or real(ref))
     return names
 
 
@@ -92,8 +92,8 @@ def test_two_bad_pictures_of_a_row_are_both_named_each_once(tmp_path):
 
 
 def test_what_is_behind_an_address_may_change_and_is_always_looked_at(tmp_path, monkeypatch):
-    sizes_px = {"https://example.org/a.png": iter([(10, 20), (30, 40)])}
-    monkeypatch.setattr(looks, "checked_size_px", lambda ref: next(sizes_px[ref.url]))
+    sizes_px = {"https://example.org/a.png": iter([(10, 20, 0), (30, 40, 0)])}
+    monkeypatch.setattr(looks, "checked_look", lambda ref: next(sizes_px[ref.url]))
     path = write(tmp_path / "rows.jsonl", [{"image": "https://example.org/a.png", "question": "q", "answer": "a"}])
     for expected in ([[10, 20]], [[30, 40]]):
         assert image_sizes_px(read(path, allow_urls=True).samples)[1].tolist() == expected
@@ -121,7 +121,7 @@ def test_a_missing_address_names_its_row(tmp_path, monkeypatch):
     def refused(ref):
         raise RowProblem("image cannot be fetched", "download it")
 
-    monkeypatch.setattr(looks, "checked_size_px", refused)
+    monkeypatch.setattr(looks, "checked_look", refused)
     path = write(tmp_path / "rows.jsonl", [{"image": "https://example.org/a.png", "question": "q", "answer": "a"}])
     (bad,) = read(path, allow_urls=True).bad_rows
     assert (bad.where, bad.problem, bad.hint) == ("rows.jsonl:1", "image cannot be fetched", "download it")

@@ -1,0 +1,1 @@
+"""What pictures are on their way to the processor: found, told apart, turned into 8-bit RGB."""
