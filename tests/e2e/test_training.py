@@ -126,7 +126,7 @@ def test_bad_rows_are_refused_or_skipped(project):
     assert refused.code == 1 and "rows.jsonl:4" in refused.stderr and "rows.jsonl:5" in refused.stderr
     assert not project.run("bad").path.exists()
     skipped = project.train("skip", "data.on_bad_row=skip", "training.max_steps=1")
-    assert skipped.code == 0 and "2 rows are skipped" in skipped.stderr
+    assert skipped.code == 0 and "skipping 2 rows" in skipped.stderr
     report = report_of(project.run("skip"))
     assert (report["num_rows"], report["num_skipped_rows"]) == (7, 2)
     assert [line.split(": ")[0] for line in report["skipped"]] == ["rows.jsonl:4", "rows.jsonl:5"]
