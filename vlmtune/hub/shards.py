@@ -110,7 +110,7 @@ def _checked(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], int]:
         numbers = (*shape, start, stop)
     except (TypeError, KeyError, ValueError):
         raise _damaged(path, f"its header does not say where {name} is") from None
-    if not all(type(number) is int and number >= 0 for number in numbers):
+    if not isinstance(entry["dtype"], str) or not all(type(number) is int and number >= 0 for number in numbers):
         raise _damaged(path, f"its header does not say where {name} is")
     if dtype_bytes is not None and math.prod(shape) * dtype_bytes != stop - start:
         raise _damaged(path, f"{name} has another size than its shape {list(shape)}")

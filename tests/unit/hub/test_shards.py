@@ -71,6 +71,7 @@ def test_a_file_with_more_than_its_header_says(single):
         ({"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 48]}, "a.weight has another size than its shape [4, 4]"),
         ({"dtype": "F32", "shape": [-4, -3], "data_offsets": [0, 48]}, "does not say where a.weight is"),
         ({"dtype": "F32", "shape": [4, 3]}, "does not say where a.weight is"),
+        ({"dtype": True, "shape": [4, 3], "data_offsets": [0, 48]}, "does not say where a.weight is"),
         ({"dtype": "F32", "shape": "43", "data_offsets": [0, 48]}, "does not say where a.weight is"),
         (3, "does not say where a.weight is"),
     ],
