@@ -74,7 +74,8 @@ def length_told(run: RunPlan | TrainingSection, num_rows: int, chosen: Values) -
     """Return how many steps there will be and of what, and what of it was chosen, for people."""
     steps, rows = num_steps(run, num_rows), run.batch_size * run.gradient_accumulation_steps
     passes = f"{run.num_epochs:g} epoch{'s' * (run.num_epochs != 1)} over " if run.max_steps is None else ""
-    told = f"{steps:,} step{'s' * (steps != 1)} of {rows} row{'s' * (rows != 1)}: {passes}{num_rows:,} rows"
+    told = f"{steps:,} step{'s' * (steps != 1)} of {rows} row{'s' * (rows != 1)}: "
+    told += f"{passes}{num_rows:,} row{'s' * (num_rows != 1)}"
     counts = [f"{key}={value:g}" for key, value in chosen.items() if run.max_steps is None or key != EPOCHS]
     return told + (f" (chosen: {', '.join(counts)})" if counts else "")
 
