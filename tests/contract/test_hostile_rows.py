@@ -8,6 +8,7 @@ from tiny.rows import picture, sample
 
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
+from vlmtune.data.measure import pictures
 from vlmtune.data.measure.pictures import refused_sizes
 from vlmtune.data.run_data import MeasuredRows
 from vlmtune.data.types import Sample, Turn
@@ -133,8 +134,6 @@ def test_it_refuses_what_a_thinking_template_rewrites(models, tmp_path):
 
 
 def test_of_many_sizes_few_are_asked(models, monkeypatch):
-    from vlmtune.data.measure import pictures
-
     tiny, asked = models("qwen2_vl"), []
     real = pictures._refusal
     monkeypatch.setattr(pictures, "_refusal", lambda size_px, *rest: asked.append(size_px) or real(size_px, *rest))
@@ -150,3 +149,17 @@ def test_sizes_are_those_after_shrinking(models):
     tiny = models("qwen2_vl")
     assert refused_sizes([(4000, 20), (4020, 20)], tiny.processor, tiny.family, None).keys() == {1}
     assert refused_sizes([(4000, 20), (4020, 20)], tiny.processor, tiny.family, 512) == {}
+
+
+def test_a_picture_that_a_processor_would_enlarge_without_end_is_refused_before_it_is_tried(models, monkeypatch):
+    """20,000×5 px become 1.3 million by 336 in LLaVA 1.5: 5 GB of main memory for one row."""
+    tiny = models("llava")
+    side = tiny.processor.image_processor.size["shortest_edge"]
+    limit = pictures.MOST_PX // side**2
+    sizes = [(limit * 5, 5), ((limit + 1) * 5, 5), (60, 60), (1, limit + 1)]
+    tried = []
+    monkeypatch.setattr(pictures, "encode", lambda probe, images, *rest: tried.append(images[0].size))
+    refused = refused_sizes(sizes, tiny.processor, tiny.family, None)
+    assert set(refused) == {1, 3}
+    assert refused[1].startswith("the processor brings its shorter side to a fixed length, which makes ")
+    assert sizes[1] not in tried
