@@ -112,8 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
         if file.suffix in LARGE and self.hub.cuts:
             content = content[: self.hub.cuts.pop(0)]
             self.close_connection = True
-        self.wfile.write(content)
+        # Before it is written: whoever has read it all may look before this thread goes on.
         self.hub.sent[file.name] = self.hub.sent.get(file.name, 0) + len(content)
+        self.wfile.write(content)
 
     def _json(self, value: object) -> None:
         content = json.dumps(value).encode()
