@@ -23,10 +23,10 @@ MEASURED = ROOT / "tests" / "gpu" / "measured"
 BY_OTHER_COMMANDS = (
     "| A run that was killed and goes on with `--resume` | the weights of an uninterrupted run, bit for bit "
     "| `make test` (`tests/e2e/test_resume.py`) | CPU, tiny models |",
-    "| Exact answers of the demo on 360 held-out digits | 358 (99.4 %); 22 (6.1 %) before training "
+    "| Exact answers of the demo on 360 held-out digits | 357 (99.2 %); 22 (6.1 %) before training "
     "| `make demo` | CPU, torch 2.15, transformers 5.23 |",
     "| CPU time of `--help`, `presets list`, `models list`, `validate` | at most 0.3 s each | `make bench` | CPU |",
-    "| Time of an estimate, LLaVA 1.5 7B, imports included | 9 s; with `--fast` 5.5 s "
+    "| Time of an estimate, LLaVA 1.5 7B, imports included | 15 s; with `--fast` 8 s "
     "| `make bench` | CPU, two cores |",
 )
 """Rows of the README's table whose numbers are in no file: what the command of the third column shows."""
