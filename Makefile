@@ -74,7 +74,7 @@ gpu-streaming: install  ## time layers in main memory on the GPU at hand: how mu
 evening: install  ## train the demo's model on 30 to 5,000 rows with every preset and renew docs/evening.md; half an hour
 	$(BIN)/python tests/bench/evening.py
 
-readme: install  ## run every command in the README, in order, as written, without a GPU; ten minutes (WALK=--all: the slow ones)
+readme: install  ## run every command in the README, in order, as written, without a GPU; three minutes (WALK=--all: the slow ones)
 	$(BIN)/python docs/walk.py $(WALK)
 
 docs: install  ## renew what is generated: tables in README and docs/, configs/schema.json, configs/all-keys.yaml, the picture
