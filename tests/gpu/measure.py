@@ -187,6 +187,7 @@ def beside_ballast(left_bytes: int) -> Iterator[int]:
         if process.stdout.readline() != READY:
             raise RuntimeError("the ballast process took nothing")
         yield torch.cuda.mem_get_info()[0]
+        process.kill()  # workers of the data loader hold its standard input open too
 
 
 def take_all_but(free_bytes: int) -> None:
