@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -69,6 +70,14 @@ def as_other_files(folder: Path) -> None:
     for file in folder.iterdir():
         if file.is_file():
             file.chmod(0o666 & ~mask)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all in it, if there is one; of a link only itself, never what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_disk_full(error: Exception) -> bool:

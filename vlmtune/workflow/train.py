@@ -74,6 +74,7 @@ def _interruptible(folder: "RunFolder") -> Iterator[None]:
         typer.echo(f"stopped: {left}", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except OSError as error:
+        folder.refuse_removed()
         from vlmtune.engine.checkpoints import disk_full
         from vlmtune.files import is_disk_full
 
