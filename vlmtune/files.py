@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from vlmtune.printing import printable_json
+
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
@@ -105,8 +107,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:
-    """Return `value` as JSON text; NaN and infinities, which JSON does not have, become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    """Return `value` as JSON text that a terminal can show; NaN and infinities, which JSON lacks, become null."""
+    return printable_json(json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False))
 
 
 def parse_json(shape: type[T], text: str | bytes, *, unknown_keys: Literal["ignore", "forbid"] = "ignore") -> T:

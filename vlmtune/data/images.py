@@ -2,13 +2,13 @@
 
 import io
 import os
-import stat
 import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from vlmtune.data.pictures.bounds import Header, refuse_large
@@ -18,6 +18,7 @@ from vlmtune.data.pictures.other_files import HEAD_BYTES, is_heic, what_it_is
 from vlmtune.data.pictures.pixels import is_deep, is_deep_colour, read_lower_bytes, to_rgb, upright
 from vlmtune.data.types import BadRow, ImageRef, RowProblem, Sample, count
 from vlmtune.errors import VlmtuneError
+from vlmtune.reading import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -238,17 +239,17 @@ def _stream(ref: ImageRef) -> BinaryIO:
         if found := other_spelling(ref.path):
             return _file(found, ref)
         raise RowProblem(f"{_label(ref)} does not exist", reason_missing(ref.path)) from None
-    except OSError as error:
-        raise RowProblem(f"{_label(ref)} cannot be read: {error.strerror}") from None
 
 
 def _file(path: str, ref: ImageRef) -> BinaryIO:
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
-        raise RowProblem(f"{_label(ref)} is not a regular file")
-    if status.st_size == 0:
+    try:
+        file = open_regular(Path(path))
+    except VlmtuneError as error:
+        raise RowProblem(f"image {error.message}") from None
+    if os.fstat(file.fileno()).st_size == 0:
+        file.close()
         raise RowProblem(f"{_label(ref)} is an empty file", "replace the file")
-    return open(path, "rb")
+    return file
 
 
 def _label(ref: ImageRef) -> str:

@@ -214,8 +214,8 @@ def test_files_that_cannot_be_opened_are_named_with_the_reason(tmp_path):
         "missing.jpg": ("does not exist", where),
         "empty.jpg": ("is an empty file", REPLACE),
         "text.jpg": ("is not an image", formats),
-        "folder.jpg": ("is not a regular file", None),
-        "pipe.jpg": ("is not a regular file", None),
+        "folder.jpg": ("is a folder, not a regular file", None),
+        "pipe.jpg": ("is a pipe, not a regular file", None),
         "drawing.jpg": ("is not an image", formats),
         "x" * 300: ("cannot be read: File name too long", None),
     }
