@@ -10,12 +10,13 @@ import zlib
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from vlmtune.data import fetch
+from vlmtune.data import fetch, images
 from vlmtune.data.checked import with_images_checked
 from vlmtune.data.images import KNOWN, check_images, image_size_px, open_image, shrunk_size_px
 from vlmtune.data.pictures import bounds
 from vlmtune.data.types import BadRow, ImageRef, RowProblem, Rows, Sample, Turn
 from vlmtune.errors import VlmtuneError
+from vlmtune.reading import open_regular
 
 ORIENTATION_TAG = 0x0112
 REPLACE = "replace the file"
@@ -233,8 +234,7 @@ def test_every_row_of_a_bad_picture_is_named_and_each_file_is_opened_once(tmp_pa
     (tmp_path / "bad.png").write_text("hello")
     good, bad = ImageRef(path=str(tmp_path / "good.png")), ImageRef(path=str(tmp_path / "bad.png"))
     opened = []
-    real_stat = os.stat
-    monkeypatch.setattr("vlmtune.data.images.os.stat", lambda path: opened.append(path) or real_stat(path))
+    monkeypatch.setattr(images, "open_regular", lambda path: opened.append(str(path)) or open_regular(path))
     samples = [sample(good, bad, bad, line=1), sample(good, line=2), sample(bad, line=3)]
     assert [row.where for row in check_images(samples, num_threads=2)[0]] == ["rows.jsonl:1", "rows.jsonl:3"]
     assert sorted(opened) == [bad.path, good.path]

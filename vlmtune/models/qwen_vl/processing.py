@@ -9,9 +9,9 @@ from transformers import ProcessorMixin
 from vlmtune.compat import modeling as borrowed
 from vlmtune.compat.transformers import optional_file
 from vlmtune.errors import VlmtuneError
-from vlmtune.reading import JSON_BYTES, read_regular
 from vlmtune.models.qwen_vl.configuration import NUM_QUERIES, VISUAL_DEFAULTS
 from vlmtune.models.qwen_vl.tokenizer import FILE_NAME, IMAGE, build_tokenizer
+from vlmtune.reading import JSON_BYTES, read_regular
 
 SYSTEM = "You are a helpful assistant."
 CHAT_TEMPLATE = (
