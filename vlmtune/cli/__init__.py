@@ -84,7 +84,7 @@ def _run(args: Sequence[str] | None) -> int:
     # pydantic would read the metadata of every installed package to look for plugins: 10 ms of each command.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        app(args, prog_name="vlmtune")
+        app(train.with_what_to_resume(sys.argv[1:] if args is None else args), prog_name="vlmtune")
     except SystemExit as done:
         return done.code or ExitCode.OK
     except KeyboardInterrupt:
