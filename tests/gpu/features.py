@@ -24,7 +24,7 @@ from gpu.cases import QWEN25_3B, Case, prepare  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-ROWS, ROWS_PER_STEP, EPOCHS = 48, 8, 3
+ROWS, ROWS_PER_STEP, EPOCHS = 24, 8, 3
 PAGE_PX, CHARS = (1120, 840), (100, 400)
 
 

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -25,9 +27,13 @@ from gpu.history import Marks, archive, packed, record  # noqa: E402
 
 from vlmtune.plan.types import RunPlan  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
+from vlmtune.units import GIB  # noqa: E402
 
 AT_A_TIME = 8
 HISTORY = ".history.xz"
+READY = "ready\n"
+KERNEL_CODE_BYTES = GIB // 2
+"""CUDA loads the code of kernels when they run first: it is not the allocator's, and not counted against the cap."""
 
 
 def made_on_the_card(plan: RunPlan) -> nn.Module:
@@ -89,7 +95,11 @@ def _in_main_memory(old: torch.Tensor) -> torch.Tensor:
 
 
 def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, history: bool = False) -> None:
-    """Train the case and write `out`; with a cap the process may not reserve more than that once the model is there."""
+    """Train the case and write `out`.
+
+    With a cap the process may not reserve more than that once the model is there, and a ballast process takes what the
+    card has beyond it: what fits the cap by its own count only would fail.
+    """
     from vlmtune.data.features import prepare as features
     from vlmtune.data.run_data import MeasuredRows, RunData
     from vlmtune.engine import train as engine
@@ -111,6 +121,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         if cap_bytes is not None:
             torch.cuda.empty_cache()
             torch.cuda.set_per_process_memory_fraction(cap_bytes / total)
+            loaded["free_beside_ballast_bytes"] = ballast.enter_context(beside_ballast(cap_bytes))
         return model
 
     engine.build_model = build_model
@@ -125,7 +136,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
     if history:
         services = engine._services
         engine._services = lambda plan, folder: [*services(plan, folder), marks]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as ballast:
         os.environ["XDG_CACHE_HOME"] = folder
         config, source, samples = prepare(case, catalogue, Path(folder))
         if case.from_checkpoint:
@@ -165,6 +176,27 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         "gpu_total_bytes": total,
     }
     out.write_text(json.dumps(result), encoding="utf-8")
+
+
+@contextmanager
+def beside_ballast(left_bytes: int) -> Iterator[int]:
+    """Let another process take what the card has beyond `left_bytes` of this one; yield what is free then, in bytes."""
+    free_bytes = left_bytes - torch.cuda.memory_reserved() + KERNEL_CODE_BYTES
+    words = [sys.executable, __file__, "--ballast", str(free_bytes)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        if process.stdout.readline() != READY:
+            raise RuntimeError("the ballast process took nothing")
+        yield torch.cuda.mem_get_info()[0]
+        process.kill()  # workers of the data loader hold its standard input open too
+
+
+def take_all_but(free_bytes: int) -> None:
+    """Hold all of the card but this much, until standard input ends."""
+    torch.zeros(1, device="cuda")
+    held = torch.empty(torch.cuda.mem_get_info()[0] - free_bytes, dtype=torch.uint8, device="cuda")
+    print(READY, end="", flush=True)
+    sys.stdin.read()
+    del held
 
 
 def write_weights(folder: str) -> None:
@@ -258,6 +290,8 @@ if __name__ == "__main__":
         write_weights(sys.argv[2])
     elif sys.argv[1] == "--packed":
         write_packed(sys.argv[2])
+    elif sys.argv[1] == "--ballast":
+        take_all_but(int(sys.argv[2]))
     elif sys.argv[1] == "--one":
         name, catalogue, out, *options = sys.argv[2:]
         cap = next((int(option) for option in options if option.isdigit()), None)
