@@ -130,6 +130,8 @@ class TrainingSection(Section):
     """Optimizer steps between two evaluations of the loss on `data.val_path`. Default: at the end only."""
     save_steps: Count = 100
     """Optimizer steps between two checkpoints."""
+    save_minutes: Annotated[float, Field(ge=0.0, le=10_000.0)] = 30.0
+    """Minutes after which a checkpoint is written all the same; 0 leaves it to `save_steps`."""
     save_total_limit: Count = 2
     """Checkpoints kept."""
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
