@@ -10,23 +10,22 @@ Shapes: N rows, I and O features in and out, R rank.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import Linear4bit as LoraLinear4bit
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from vlmtune.compat import torch as borrowed
 from vlmtune.compat.bitsandbytes import state_of
+from vlmtune.compat.peft import LORA_LINEAR, LORA_LINEAR_4BIT
 from vlmtune.compat.transformers import GRADIENT_CHECKPOINTING_LAYER
 from vlmtune.models.streaming import stream_of
 
 foreach_copy_ = borrowed.FOREACH_COPY.get()
 foreach_add_ = borrowed.FOREACH_ADD.get()
-BASES = {LoraLinear: nn.Linear, LoraLinear4bit: Linear4bit}
+BASES = {LORA_LINEAR.get(): nn.Linear, LORA_LINEAR_4BIT.get(): Linear4bit}
 """PEFT's classes whose forward is known here, by the linear layers that they are put on."""
 
 
@@ -53,7 +52,7 @@ class Copies:
 class LayerAdapters:
     """The adapters of one layer of a model, which have one scale."""
 
-    def __init__(self, modules: list[LoraLinear], copies: Copies) -> None:
+    def __init__(self, modules: list[nn.Module], copies: Copies) -> None:
         self.copies = copies
         self.weights = [part[name_of(module)].weight for module in modules for part in (module.lora_A, module.lora_B)]
         self.scale = scale_of(modules[0])
@@ -87,7 +86,6 @@ class _InFormat(torch.autograd.Function):
         return tuple(_copied(list(weights), dtype))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         there = [gradient for gradient in gradients if gradient is not None]
         if not there:
@@ -114,7 +112,7 @@ class _Call:
 
     linear: nn.Module
     scale: float
-    kept: FunctionCtx | None = None
+    kept: Any = None
 
 
 class _Down(torch.autograd.Function):
@@ -133,7 +131,6 @@ class _Down(torch.autograd.Function):
         return h_NR
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, nothing: None) -> tuple[None, ...]:
         return (None,) * 4
 
@@ -148,7 +145,6 @@ class _Product(torch.autograd.Function):
         return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of A and B lack the scale, which they get in fp32 (`_InFormat`)."""
         x, h_NR, a_RI, b_OR = ctx.call.kept.saved_tensors
@@ -181,7 +177,7 @@ def make_lean(model: nn.Module) -> None:
                 stream.follow(module.get_base_layer(), module)
 
 
-def _forward(module: LoraLinear, layer: LayerAdapters, number: int, x: Tensor, *args, **kwargs) -> Tensor:
+def _forward(module: nn.Module, layer: LayerAdapters, number: int, x: Tensor, *args, **kwargs) -> Tensor:
     """Run in place of PEFT's forward, which still does what only it can."""
     if args or kwargs or module.disable_adapters or module.merged or len(module.active_adapters) != 1:
         return type(module).forward(module, x, *args, **kwargs)
@@ -190,13 +186,13 @@ def _forward(module: LoraLinear, layer: LayerAdapters, number: int, x: Tensor, *
     return _Product.apply(call, _Down.apply(call, x, a, b), x, a, b)
 
 
-def _by_layer(model: nn.Module) -> list[list[LoraLinear]]:
+def _by_layer(model: nn.Module) -> list[list[nn.Module]]:
     """Return the modules that can be lean, those of one layer and of one scale together."""
     owners: dict[nn.Module, nn.Module] = {}
     for layer in model.modules():
         if isinstance(layer, GRADIENT_CHECKPOINTING_LAYER.get()):
             owners |= dict.fromkeys(layer.modules(), layer)
-    groups: dict[tuple, list[LoraLinear]] = {}
+    groups: dict[tuple, list[nn.Module]] = {}
     for module in model.modules():
         if _can_be_lean(module):
             groups.setdefault((owners.get(module, module), scale_of(module)), []).append(module)
@@ -212,11 +208,11 @@ def _can_be_lean(module: nn.Module) -> bool:
     return plain and isinstance(module.lora_dropout[name], nn.Identity)
 
 
-def name_of(module: LoraLinear) -> str:
+def name_of(module: nn.Module) -> str:
     """Return the name of a module's adapter."""
     return module.active_adapters[0]
 
 
-def scale_of(module: LoraLinear) -> float:
+def scale_of(module: nn.Module) -> float:
     """Return what a module's adapter acts with."""
     return module.scaling[name_of(module)]

@@ -19,7 +19,7 @@ from vlmtune.models.lora.lean import make_lean
 
 IN, OUT, RANK, ROWS = 128, 192, 8, 24
 ROUNDING = {torch.float32: 2**-21, torch.float16: 2**-11, torch.bfloat16: 2**-8}
-"""How far outputs and gradients may lie from exact ones, by the norm: as one number may that is rounded (fp32: some)."""
+"""How far outputs and gradients may lie from exact ones, by the norm: as one rounded number may (fp32: some)."""
 
 
 def adapted(dtype: torch.dtype, packed: bool = False, **lora) -> nn.Module:
