@@ -35,7 +35,7 @@ from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 from vlmtune.units import GIB  # noqa: E402
 
-LEFT_BYTES = 7 * GIB
+CARD, LEFT_BYTES = "cuda", 7 * GIB
 STEPS, ROWS = 20, 8
 PROFILED, WATCHED = 6, 8
 """Steps of which kernels, and waits, are counted; they are not timed."""
@@ -61,9 +61,12 @@ class Clock(TrainerCallback):
         self.waits: Counter = Counter()
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
+        """End the last step here: logging, and fetching the rows of the next one, belong to it."""
         torch.cuda.synchronize()
-        self.profiler = profile(activities=[ProfilerActivity.CUDA]) if state.global_step == PROFILED else None
-        if self.profiler:
+        if state.global_step:
+            self._end(state.global_step - 1)
+        if state.global_step == PROFILED:
+            self.profiler = profile(activities=[ProfilerActivity.CUDA])
             self.profiler.__enter__()
         if state.global_step == WATCHED:
             self.catching = warnings.catch_warnings(record=True)
@@ -72,16 +75,15 @@ class Clock(TrainerCallback):
             torch.cuda.set_sync_debug_mode("warn")
         self.started = time.perf_counter()
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        if state.global_step == WATCHED + 1:
+    def _end(self, step: int) -> None:
+        self.seconds.append(time.perf_counter() - self.started)
+        if step == PROFILED:
+            self.profiler.__exit__(None, None, None)
+            self.kernels = kernels_of(self.profiler)
+        if step == WATCHED:
             torch.cuda.set_sync_debug_mode("default")
             self.catching.__exit__(None, None, None)
             self.waits.update(f"{Path(one.filename).name}:{one.lineno}" for one in self.caught)
-        torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self.started)
-        if self.profiler:
-            self.profiler.__exit__(None, None, None)
-            self.kernels = kernels_of(self.profiler)
 
 
 def kernels_of(profiler: profile) -> dict:
@@ -174,8 +176,8 @@ def products(rows: int = 1450, features: tuple[int, int] = (2048, 11008), rank: 
     torch.manual_seed(0)
     model = adapted(*features, rank)
     module = model.get_submodule("base_model.model.0")
-    x = torch.randn(1, rows, features[0], device="cuda", dtype=torch.bfloat16)
-    g = torch.randn(1, rows, features[1], device="cuda", dtype=torch.bfloat16) / features[1] ** 0.5
+    x = torch.randn(1, rows, features[0], device=CARD, dtype=torch.bfloat16)
+    g = torch.randn(1, rows, features[1], device=CARD, dtype=torch.bfloat16) / features[1] ** 0.5
     weight = dequantize_4bit(module.base_layer.weight, module.base_layer.weight.quant_state).double()
     a, b = (part["default"].weight.detach().double() for part in (module.lora_A, module.lora_B))
     x64, g64, scale = x[0].double(), g[0].double(), module.scaling["default"]
@@ -210,9 +212,9 @@ def adapted(inside: int, outside: int, rank: int) -> nn.Module:
     linear.weight = bitsandbytes.nn.Params4bit(
         (torch.randn(outside, inside) * 0.02).bfloat16(), requires_grad=False, quant_type="nf4"
     )
-    base = nn.Sequential(linear).cuda()
+    base = nn.Sequential(linear).to(CARD)
     base.is_loaded_in_4bit = True
-    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["0"])).cuda()
+    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["0"])).to(CARD)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.02)
