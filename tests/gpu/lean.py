@@ -100,7 +100,7 @@ def kernels_of(profiler: profile) -> dict:
     }
 
 
-def trained(case: Case, folder: Path) -> dict:
+def trained(prepared_run: tuple, lean: bool) -> dict:
     """Train in this process, held to 7 GiB once the model is there, and return what it took."""
     from rich.console import Console
 
@@ -125,12 +125,14 @@ def trained(case: Case, folder: Path) -> dict:
     clock, services, real = Clock(), engine._services, engine.build_model
     engine._services = lambda plan, run_folder: [*services(plan, run_folder), clock]
     engine.build_model = build_model
-    config, source, samples = prepare(case, CATALOGUE, folder)
+    config, source, samples = prepared_run
+    hardware = config.hardware.model_copy(update={"lean_lora": lean})
+    config = config.model_copy(update={"experiment_name": f"lean-{lean}", "hardware": hardware})
     plan = make_plan(config, source, probe_device())
     runs = RunFolder.create(config.run_dir)
     save_plan(plan, runs.plan)
     torch.cuda.reset_peak_memory_stats()
-    with LiveView(case.name, Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
+    with LiveView("lean", Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
         report = engine.train(plan, source, RunData(MeasuredRows(samples), MeasuredRows([])), runs, view)
     engine._services, engine.build_model = services, real
     rows = plan.rows_per_step
@@ -138,7 +140,6 @@ def trained(case: Case, folder: Path) -> dict:
         seconds for step, seconds in enumerate(clock.seconds) if step >= WARM_UP and step not in (PROFILED, WATCHED)
     ]
     return {
-        "case": case.name,
         "lean_lora": plan.lean_lora,
         "seconds_a_row": statistics.median(timed) / rows,
         "spread": [min(timed) / rows, max(timed) / rows],
@@ -160,8 +161,9 @@ def free_card() -> None:
     torch.cuda.empty_cache()
 
 
-def estimated(case: Case, folder: Path) -> dict:
+def estimated(case: Case, lean: bool, folder: Path) -> dict:
     """Return what the run is estimated to take."""
+    case = replace(case, settings={**case.settings, "hardware.lean_lora": lean})
     shown = replay_of(case, prepared(case, folder).log())
     return {
         "estimated_reserved_bytes": shown.peak_reserved_bytes,
@@ -264,25 +266,22 @@ def main() -> None:
     print(json.dumps(found["product"]), flush=True)
     load_base, check = build.load_base, engine.check_checkpoint
     build.load_base, engine.check_checkpoint = lambda plan, **how: made_on_the_card(plan), lambda plan: {}
-    cases = [
-        replace(case, name=f"{case.name}-{lean}", settings={**case.settings, "hardware.lean_lora": lean})
-        for case in SETS
-        if re.search(asked.names, case.name)
-        for lean in (False, True)
-    ]
+    cases = [case for case in SETS if re.search(asked.names, case.name)]
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
-            found["runs"].append(trained(case, Path(folder) / case.name))
-            free_card()
-            write()
-            print(*(found["runs"][-1][key] for key in SHOWN), flush=True)
+            run = prepare(case, CATALOGUE, Path(folder) / case.name)  # the same pictures for both
+            for lean in (False, True):
+                found["runs"].append({"case": case.name, **trained(run, lean)})
+                free_card()
+                write()
+                print(*(found["runs"][-1][key] for key in SHOWN), flush=True)
         build.load_base, engine.check_checkpoint = load_base, check
-        for case, run in zip(cases, found["runs"] if not asked.no_estimates else (), strict=False):
-            run |= estimated(case, Path(folder) / f"{case.name}-estimate")
+        for number, run in enumerate(found["runs"] if not asked.no_estimates else ()):
+            run |= estimated(cases[number // 2], run["lean_lora"], Path(folder) / f"estimate-{number}")
             write()
 
 
-SHOWN = ("case", "seconds_a_row", "kernel_ms_a_row", "launches_a_row", "reserved_bytes", "allocated_bytes")
+SHOWN = ("case", "lean_lora", "seconds_a_row", "kernel_ms_a_row", "launches_a_row", "reserved_bytes", "allocated_bytes")
 
 if __name__ == "__main__":
     main()
