@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-lean gpu-small-card kills docs architectures catalogue guide plans clean
+.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-lean gpu-small-card kills docs architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ demo: install  ## teach a tiny model to read handwritten digits, on the CPU, in 
 	$(BIN)/vlmtune train configs/smoke.yaml
 	$(BIN)/vlmtune evaluate runs/smoke --base
 	$(BIN)/vlmtune evaluate runs/smoke
+
+demo-levers: install  ## the demo with every exact memory lever and without, three seeds: the same weights; ten minutes
+	$(BIN)/python tests/bench/exact_levers.py
 
 test: install  ## run every test
 	$(BIN)/ruff check vlmtune tests

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from rich.console import Console
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from gpu.ballast import beside_ballast  # noqa: E402
 from gpu.cases import CASES, OPEN, SMALL, Case, prepare  # noqa: E402
 from gpu.history import Marks, archive, packed, record  # noqa: E402
 
@@ -89,7 +91,11 @@ def _in_main_memory(old: torch.Tensor) -> torch.Tensor:
 
 
 def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, history: bool = False) -> None:
-    """Train the case and write `out`; with a cap the process may not reserve more than that once the model is there."""
+    """Train the case and write `out`.
+
+    With a cap the process may not reserve more than that once the model is there, and a ballast process takes what the
+    card has beyond it: what fits the cap by its own count only would fail.
+    """
     from vlmtune.data.features import prepare as features
     from vlmtune.data.run_data import MeasuredRows, RunData
     from vlmtune.engine import train as engine
@@ -111,6 +117,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         if cap_bytes is not None:
             torch.cuda.empty_cache()
             torch.cuda.set_per_process_memory_fraction(cap_bytes / total)
+            loaded["free_beside_ballast_bytes"] = ballast.enter_context(beside_ballast(cap_bytes))
         return model
 
     engine.build_model = build_model
@@ -125,7 +132,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
     if history:
         services = engine._services
         engine._services = lambda plan, folder: [*services(plan, folder), marks]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as ballast:
         os.environ["XDG_CACHE_HOME"] = folder
         config, source, samples = prepare(case, catalogue, Path(folder))
         if case.from_checkpoint:

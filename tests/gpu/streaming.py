@@ -55,6 +55,8 @@ class Passes:
     """Sum over all kernels."""
     copies_s: float
     """Sum over all copies to the card."""
+    copies_beside_kernels_s: float
+    """Time of copies during which a kernel ran."""
     kinds_of_copies: tuple[str, ...]
     copied_bytes: int
     """Of streamed layers."""
@@ -93,13 +95,14 @@ def passes_of(plan: RunPlan, batch: dict[str, Tensor]) -> Passes:
         torch.cuda.synchronize()
         walls.append(time.perf_counter() - started)
     copied_bytes = (stream.copied_bytes - before) // PASSES if stream else 0
-    kernels_s, copies_s, kinds = device_times(lambda: one_pass(model, plan, batch))
+    kernels_s, copies_s, beside_s, kinds = device_times(lambda: one_pass(model, plan, batch))
     return Passes(
         streamed_layers=plan.streamed_layers,
         tokens=batch["labels"].shape[1],
         wall_s=statistics.median(walls),
         kernels_s=kernels_s,
         copies_s=copies_s,
+        copies_beside_kernels_s=beside_s,
         kinds_of_copies=kinds,
         copied_bytes=copied_bytes,
         bandwidth=bandwidth_of(stream) if stream else None,
@@ -109,8 +112,8 @@ def passes_of(plan: RunPlan, batch: dict[str, Tensor]) -> Passes:
     )
 
 
-def device_times(run) -> tuple[float, float, tuple[str, ...]]:
-    """Return the times of kernels and of copies to the card, and what the profiler calls those."""
+def device_times(run) -> tuple[float, float, float, tuple[str, ...]]:
+    """Return the times of kernels, of copies to the card, and of both at once, and the names of those copies."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         run()
         torch.cuda.synchronize()
@@ -118,7 +121,31 @@ def device_times(run) -> tuple[float, float, tuple[str, ...]]:
     copies = [event for event in events if event.name.startswith(FROM_MAIN_MEMORY)]
     kernels = [event for event in events if not event.name.startswith(("Memcpy", "Memset"))]
     seconds = [sum(event.time_range.elapsed_us() for event in some) / 1e6 for some in (kernels, copies)]
-    return *seconds, tuple(sorted({event.name for event in copies}))
+    return *seconds, shared_us(spans_of(copies), spans_of(kernels)) / 1e6, tuple(sorted({one.name for one in copies}))
+
+
+def spans_of(events: list) -> list[tuple[float, float]]:
+    """Return when something ran, in µs: spans in order that do not overlap."""
+    spans: list[tuple[float, float]] = []
+    for start, end in sorted((event.time_range.start, event.time_range.end) for event in events):
+        if spans and start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def shared_us(some: list[tuple[float, float]], others: list[tuple[float, float]]) -> float:
+    """Return how long two lists of spans run at once."""
+    shared, place = 0.0, 0
+    for start, end in some:
+        while place < len(others) and others[place][1] <= start:
+            place += 1
+        for other_start, other_end in others[place:]:
+            if other_start >= end:
+                break
+            shared += min(end, other_end) - max(start, other_start)
+    return shared
 
 
 def bandwidth_of(stream: LayerStream) -> float:
@@ -186,7 +213,7 @@ def main() -> None:
     parser.add_argument("--text-chars", type=int, nargs="+", default=[300, 3000])
     asked = parser.parse_args()
     quiet_libraries()
-    build.load_base = lambda plan, quantized=True, parts=None: made_on_the_card(plan)
+    build.load_base = lambda plan, **how: made_on_the_card(plan)
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         for chars in asked.text_chars:

@@ -43,7 +43,7 @@ from vlmtune.models.packed import (
     unpack,
     unpacked_layers,
 )
-from vlmtune.models.parts import SEES, only, parts_in_training, rest_frozen_parts
+from vlmtune.models.parts import SEES, cast_features, only, parts_in_training, rest_frozen_parts
 from vlmtune.models.verify import refuse_other_base, refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -80,6 +80,8 @@ def build_model(
     rest_frozen_parts(base_of(model), family)
     if plan.lean_lora:
         make_lean(base_of(model))
+    if plan.autocast_dtype:
+        cast_features(base_of(model), family)
     for lever in levers.LEVERS:
         lever.apply(base_of(model), plan, family)
     return model
