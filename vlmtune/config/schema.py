@@ -159,6 +159,8 @@ class HardwareSection(Section):
     """Keep what layers recompute from in main memory: less on the card, and two copies over the bus for each layer."""
     offload_embeddings: bool | None = None
     """Keep embedding tables in main memory and look rows up there. Default: on a GPU wherever the model allows it."""
+    lean_lora: Literal["auto", True, False] = "auto"
+    """Compute adapters in the run's number format with few operations, not as PEFT does in fp32. `auto`: as PEFT."""
     streamed_layers: Annotated[int, Field(ge=0, le=1000)] = 0
     """Method `qlora`: so many of the language model's layers lie in main memory, and two of them on the card."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None

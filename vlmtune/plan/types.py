@@ -105,6 +105,8 @@ class RunPlan:
     """What the user wants the chat template to be told."""
     boxes: str = ""
     """Name of how the model writes boxes; empty in plans from before rows could hold any."""
+    lean_lora: bool = False
+    """Adapters are computed in the run's number format with few operations, in place of PEFT's fp32."""
     streamed_layers: int = 0
     """The language model's layers that lie in main memory."""
     save_minutes: float = 0.0
