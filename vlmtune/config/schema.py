@@ -108,6 +108,10 @@ class TrainingSection(Section):
     """Rows per forward pass."""
     gradient_accumulation_steps: Count | None = None
     """Forward passes per optimizer step; rows per step = batch_size × this. Default: 4 to 32 rows, by their number."""
+    packing: Literal["auto", True, False] = "auto"
+    """Put rows behind each other in packs, with as many rows a step: less padding, fewer passes. `auto`: not yet."""
+    pack_tokens: Annotated[int, Field(ge=64, le=1_000_000)] | None = None
+    """Tokens of a pack, images included; a longer row is a pack of its own. Default: 2048."""
     num_epochs: Annotated[float, Field(gt=0.0, le=10_000.0)] | None = None
     """Passes over the training rows. Default: as many as make 100 steps, at least one."""
     max_steps: Count | None = None

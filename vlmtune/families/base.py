@@ -78,6 +78,12 @@ class Family:
     not_cacheable: str = ""
     """Why its images cannot be encoded before training; empty where they can."""
 
+    not_packable: str = ""
+    """Why its rows cannot stand behind each other in packs; empty where they can."""
+
+    most_pack_tokens: int | None = None
+    """Tokens of the longest pack in which its rows count on from nothing but their own start; None: of any."""
+
     projector_embeds: bool = False
     """The projector is also asked for embeddings of tokens, so the language model needs it beside it."""
 

@@ -14,6 +14,7 @@ from vlmtune.levers.method import METHOD
 from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.rank import LORA_RANK
 from vlmtune.levers.recompute import RECOMPUTE
+from vlmtune.levers.speed.packing import PACKING
 from vlmtune.levers.streaming import STREAMING
 from vlmtune.levers.text_length import TEXT_LENGTH
 from vlmtune.levers.tower import TOWER
@@ -22,6 +23,7 @@ LEVERS: tuple[Lever, ...] = (
     EMBEDDINGS,
     RECOMPUTE,
     BATCH,
+    PACKING,
     FEATURES_LEVER,
     STREAMING,
     HEAD,

@@ -114,6 +114,9 @@ class RunPlan:
         kept = {key: value for key, value in published.items() if key not in older_names}
         return {**kept, **self.image_overrides}
 
+    pack_tokens: int = 0
+    """Tokens of the packs that rows are put into; 0: rows stand under each other."""
+
     @property
     def rows_per_step(self) -> int:
         """Rows that one optimizer step learns from."""
