@@ -2,9 +2,10 @@
 
 Qwen2.5-VL-3B at its real size with random weights, the same in every run; short rows (448×336 px, 40 to 120 characters,
 about 300 tokens), as in the side-by-side runs of 2026-11-26. Each run is the real trainer in a process of its own,
-8 rows an optimizer step: in batches of several sizes, and in packs. Of each: seconds and rows a second (median of the
+16 rows an optimizer step: in batches of several sizes, and in packs. Of each: seconds and rows a second (median of the
 steps after the first three), kernel time and launches of one profiled step, losses, and the measured peaks beside the
-estimate. What is there is written after each run.
+estimate. The largest batch and the largest pack take 50 steps, the others 12. Estimates are made before, side by side;
+what is there is written after each run.
 """
 
 import argparse
@@ -31,23 +32,24 @@ from gpu.measure import made_on_the_card  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-ROWS, ROWS_PER_STEP, STEPS, WARM_UP = 48, 8, 50, 3
+ROWS, ROWS_PER_STEP, WARM_UP = 48, 16, 3
+MANY_STEPS, FEW_STEPS = 50, 12
 PICTURE_PX, CHARS = (448, 336), (40, 120)
-BATCHES, PACKS = (1, 2, 4, 8), (1024, 2048, 4096)
-PROFILED = STEPS - 1
+BATCHES, PACKS = (4, 8, 16), (2048, 4096)
 NOT_KERNELS = ("Memcpy", "Memset")
 
 
 class Clock(TrainerCallback):
     """The time of each step, and of the last but one what the kernels take."""
 
-    def __init__(self) -> None:
+    def __init__(self, profiled: int) -> None:
+        self.profiled = profiled
         self.seconds: list[float] = []
         self.kernels_s = self.launches = None
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         torch.cuda.synchronize()
-        self.profiler = profile(activities=[ProfilerActivity.CUDA]) if state.global_step == PROFILED - 1 else None
+        self.profiler = profile(activities=[ProfilerActivity.CUDA]) if state.global_step == self.profiled - 1 else None
         if self.profiler:
             self.profiler.__enter__()
         self.started = time.perf_counter()
@@ -64,7 +66,9 @@ class Clock(TrainerCallback):
 
     def figures(self) -> dict:
         """Return what a row takes."""
-        timed = [seconds for number, seconds in enumerate(self.seconds, 1) if number > WARM_UP and number != PROFILED]
+        timed = [
+            seconds for number, seconds in enumerate(self.seconds, 1) if number > WARM_UP and number != self.profiled
+        ]
         step_s = statistics.median(timed)
         quartiles = statistics.quantiles(timed, n=4)
         return {
@@ -87,24 +91,13 @@ def write_rows(folder: Path) -> None:
     (folder / "short.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def run(folder: Path, training: dict) -> dict:
-    """Train in this process with these values and return what it took."""
-    from rich.console import Console
-
+def prepared(folder: Path, training: dict):
+    """Return config, plan, model source and rows of a run with these values."""
     from vlmtune.config.schema import TrainingConfig
-    from vlmtune.data.run_data import MeasuredRows, RunData
     from vlmtune.data.samples import read_samples
-    from vlmtune.engine import train as engine
-    from vlmtune.engine.monitor import LiveView
     from vlmtune.engine.runtime import probe_device, quiet_libraries
-    from vlmtune.estimate.given_rows import GivenRows
-    from vlmtune.estimate.run import estimate_plan
-    from vlmtune.hardware.at_hand import target_at_hand
     from vlmtune.hub.source import open_model
-    from vlmtune.models import build
     from vlmtune.plan.decide import make_plan
-    from vlmtune.plan.file import save_plan
-    from vlmtune.runs.folder import RunFolder
 
     quiet_libraries()
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
@@ -113,13 +106,46 @@ def run(folder: Path, training: dict) -> dict:
         "output_dir": str(folder / "runs"),
         "model": {"name": str(folder / "model")},
         "data": {"train_path": str(folder / "short.jsonl"), "cache_features": False},
-        "training": {"max_steps": STEPS, "save_steps": 1000, "learning_rate": 1e-4, **training},
+        "training": {"save_steps": 1000, "learning_rate": 1e-4, **training},
         "hardware": {"offload_embeddings": False},
     }
     config = TrainingConfig.model_validate(values)
     source, samples = open_model(config.model.name, None, folder), read_samples(folder / "short.jsonl").samples
-    plan = make_plan(config, source, probe_device())
-    estimated = estimate_plan(plan, source, GivenRows(MeasuredRows(samples)), target_at_hand())
+    return config, make_plan(config, source, probe_device()), source, samples
+
+
+def estimate(folder: Path, training: dict) -> dict:
+    """Return what a run is estimated to take, its weights made on the card as `run` makes them."""
+    from gpu.compare import weights_made_on_the_card
+
+    from vlmtune.data.run_data import MeasuredRows
+    from vlmtune.estimate import run as module
+    from vlmtune.estimate.given_rows import GivenRows
+    from vlmtune.estimate.simulate import simulation
+    from vlmtune.hardware.at_hand import target_at_hand
+
+    _, plan, source, samples = prepared(folder, training)
+    simulation.loading_of = lambda plan: weights_made_on_the_card
+    report = module.estimate_plan(plan, source, GivenRows(MeasuredRows(samples)), target_at_hand())
+    return {
+        "estimated_reserved_bytes": report.peak_reserved_bytes,
+        "estimated_allocated_bytes": report.peak_allocated_bytes,
+        "estimate_s": report.seconds,
+    }
+
+
+def run(folder: Path, training: dict) -> dict:
+    """Train in this process with these values and return what it took."""
+    from rich.console import Console
+
+    from vlmtune.data.run_data import MeasuredRows, RunData
+    from vlmtune.engine import train as engine
+    from vlmtune.engine.monitor import LiveView
+    from vlmtune.models import build
+    from vlmtune.plan.file import save_plan
+    from vlmtune.runs.folder import RunFolder
+
+    config, plan, source, samples = prepared(folder, training)
 
     def made(plan, **how) -> torch.nn.Module:
         torch.manual_seed(0)
@@ -127,7 +153,7 @@ def run(folder: Path, training: dict) -> dict:
 
     build.load_base = made
     engine.check_checkpoint = lambda plan: {}  # there are no files to check
-    clock, services = Clock(), engine._services
+    clock, services = Clock(plan.max_steps - 1), engine._services
     engine._services = lambda plan, run_folder: [*services(plan, run_folder), clock]
     runs = RunFolder.create(config.run_dir)
     save_plan(plan, runs.plan)
@@ -138,8 +164,6 @@ def run(folder: Path, training: dict) -> dict:
         **clock.figures(),
         "reserved_bytes": report.peak_reserved_bytes,
         "allocated_bytes": report.peak_allocated_bytes,
-        "estimated_reserved_bytes": estimated.peak_reserved_bytes,
-        "estimated_allocated_bytes": estimated.peak_allocated_bytes,
         "data_wait_share": report.data_wait_share,
         "tokens_per_row": (report.text_tokens + report.image_tokens) / report.num_rows,
         "losses": [record.loss for record in runs.read_log()],
@@ -149,9 +173,16 @@ def run(folder: Path, training: dict) -> dict:
 
 def arrangements(batches: list[int], packs: list[int]) -> list[dict]:
     """Return the training sections of all runs."""
-    under = [{"batch_size": size, "gradient_accumulation_steps": ROWS_PER_STEP // size} for size in batches]
+
+    def steps(size: int, sizes: list[int]) -> dict:
+        return {"max_steps": MANY_STEPS if size == max(sizes) else FEW_STEPS}
+
+    under = [
+        {"batch_size": size, "gradient_accumulation_steps": ROWS_PER_STEP // size, **steps(size, batches)}
+        for size in batches
+    ]
     one_by_one = {"batch_size": 1, "gradient_accumulation_steps": ROWS_PER_STEP}
-    return [*under, *({**one_by_one, "packing": True, "pack_tokens": tokens} for tokens in packs)]
+    return [*under, *({**one_by_one, "packing": True, "pack_tokens": size, **steps(size, packs)} for size in packs)]
 
 
 def main(out: Path, catalogue: Path, model: str, every: list[dict]) -> None:
@@ -161,30 +192,42 @@ def main(out: Path, catalogue: Path, model: str, every: list[dict]) -> None:
         folder = Path(name)
         prepare(Case("packing", model), catalogue, folder)
         write_rows(folder)
-        for training in every:
-            result = folder / "result.json"
-            result.unlink(missing_ok=True)
-            command = [sys.executable, __file__, "--run", str(folder), json.dumps(training), str(result)]
-            done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-            if result.exists():
-                found.append(json.loads(result.read_text(encoding="utf-8")))
-            else:
-                found.append({"training": training, "error": done.stderr[-2000:]})
+        estimates = [started("estimate", folder, number, training) for number, training in enumerate(every)]
+        expected = [ended(*one) for one in estimates]
+        for number, training in enumerate(every):
+            took = ended(*started("run", folder, number, training))
+            found.append({"training": training, **expected[number], **took})
             known = {"model": model, "rows_per_step": ROWS_PER_STEP, "versions": library_versions(), "runs": found}
             out.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
             print(json.dumps({key: value for key, value in found[-1].items() if key != "losses"}), flush=True)
 
 
+def started(what: str, folder: Path, number: int, training: dict) -> tuple[subprocess.Popen, Path]:
+    """Return the process that does it, and where its result will be."""
+    result = folder / f"{what}-{number}.json"
+    command = [sys.executable, __file__, f"--{what}", str(folder), json.dumps(training), str(result)]
+    with (folder / f"{what}-{number}.txt").open("w") as said:
+        return subprocess.Popen(command, stderr=said), result
+
+
+def ended(process: subprocess.Popen, result: Path) -> dict:
+    """Return the result of a process, or the end of what it said."""
+    if process.wait() == 0:
+        return json.loads(result.read_text(encoding="utf-8"))
+    return {f"{result.stem}_error": result.with_suffix(".txt").read_text()[-2000:]}
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "--run":
-        _, _, where, values, target = sys.argv
-        Path(target).write_text(json.dumps(run(Path(where), json.loads(values))), encoding="utf-8")
+    if sys.argv[1] in ("--run", "--estimate"):
+        kind, where, values, target = sys.argv[1:]
+        done = (run if kind == "--run" else estimate)(Path(where), json.loads(values))
+        Path(target).write_text(json.dumps(done), encoding="utf-8")
     else:
         parser = argparse.ArgumentParser()
         parser.add_argument("out", type=Path)
         parser.add_argument("catalogue", type=Path, nargs="?", default=ROOT / "vlmtune/catalog")
         parser.add_argument("--model", default=QWEN25_3B, help="folder in the catalogue")
-        parser.add_argument("--batches", type=int, nargs="*", default=BATCHES)
-        parser.add_argument("--packs", type=int, nargs="*", default=PACKS)
+        parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+        parser.add_argument("--packs", type=int, nargs="+", default=PACKS)
         asked = parser.parse_args()
         main(asked.out, asked.catalogue, asked.model, arrangements(asked.batches, asked.packs))
