@@ -91,7 +91,7 @@ def write_rows(folder: Path) -> None:
     (folder / "short.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def prepared(folder: Path, training: dict):
+def prepared(folder: Path, changes: dict):
     """Return config, plan, model source and rows of a run with these values."""
     from vlmtune.config.schema import TrainingConfig
     from vlmtune.data.samples import read_samples
@@ -102,19 +102,19 @@ def prepared(folder: Path, training: dict):
     quiet_libraries()
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     values = {
-        "experiment_name": "-".join(map(str, training.values())),
+        "experiment_name": "-".join(str(value) for section in changes.values() for value in section.values()),
         "output_dir": str(folder / "runs"),
         "model": {"name": str(folder / "model")},
         "data": {"train_path": str(folder / "short.jsonl"), "cache_features": False},
-        "training": {"save_steps": 1000, "learning_rate": 1e-4, **training},
-        "hardware": {"offload_embeddings": False},
+        "training": {"save_steps": 1000, "learning_rate": 1e-4, **changes["training"]},
+        "hardware": {"offload_embeddings": False, **changes["hardware"]},
     }
     config = TrainingConfig.model_validate(values)
     source, samples = open_model(config.model.name, None, folder), read_samples(folder / "short.jsonl").samples
     return config, make_plan(config, source, probe_device()), source, samples
 
 
-def estimate(folder: Path, training: dict) -> dict:
+def estimate(folder: Path, changes: dict) -> dict:
     """Return what a run is estimated to take, its weights made on the card as `run` makes them."""
     from gpu.compare import weights_made_on_the_card
 
@@ -124,7 +124,7 @@ def estimate(folder: Path, training: dict) -> dict:
     from vlmtune.estimate.simulate import simulation
     from vlmtune.hardware.at_hand import target_at_hand
 
-    _, plan, source, samples = prepared(folder, training)
+    _, plan, source, samples = prepared(folder, changes)
     simulation.loading_of = lambda plan: weights_made_on_the_card
     report = module.estimate_plan(plan, source, GivenRows(MeasuredRows(samples)), target_at_hand())
     return {
@@ -134,7 +134,7 @@ def estimate(folder: Path, training: dict) -> dict:
     }
 
 
-def run(folder: Path, training: dict) -> dict:
+def run(folder: Path, changes: dict) -> dict:
     """Train in this process with these values and return what it took."""
     from rich.console import Console
 
@@ -145,7 +145,7 @@ def run(folder: Path, training: dict) -> dict:
     from vlmtune.plan.file import save_plan
     from vlmtune.runs.folder import RunFolder
 
-    config, plan, source, samples = prepared(folder, training)
+    config, plan, source, samples = prepared(folder, changes)
 
     def made(plan, **how) -> torch.nn.Module:
         torch.manual_seed(0)
@@ -160,7 +160,6 @@ def run(folder: Path, training: dict) -> dict:
     with LiveView("packing", Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
         report = engine.train(plan, source, RunData(MeasuredRows(samples), MeasuredRows([])), runs, view)
     return {
-        "training": training,
         **clock.figures(),
         "reserved_bytes": report.peak_reserved_bytes,
         "allocated_bytes": report.peak_allocated_bytes,
@@ -172,17 +171,23 @@ def run(folder: Path, training: dict) -> dict:
 
 
 def arrangements(batches: list[int], packs: list[int]) -> list[dict]:
-    """Return the training sections of all runs."""
+    """Return what each run changes: batches, and packs; the largest batch and all packs with attention both ways."""
 
     def steps(size: int, sizes: list[int]) -> dict:
         return {"max_steps": MANY_STEPS if size == max(sizes) else FEW_STEPS}
 
-    under = [
-        {"batch_size": size, "gradient_accumulation_steps": ROWS_PER_STEP // size, **steps(size, batches)}
-        for size in batches
-    ]
-    one_by_one = {"batch_size": 1, "gradient_accumulation_steps": ROWS_PER_STEP}
-    return [*under, *({**one_by_one, "packing": True, "pack_tokens": size, **steps(size, packs)} for size in packs)]
+    runs = []
+    for size in batches:
+        training = {"batch_size": size, "gradient_accumulation_steps": ROWS_PER_STEP // size, **steps(size, batches)}
+        runs += [
+            {"training": training, "hardware": {"varlen_attention": varlen}}
+            for varlen in (False, True)[: 1 + (size == max(batches))]
+        ]
+    for size in packs:
+        training = {"batch_size": 1, "gradient_accumulation_steps": ROWS_PER_STEP, **steps(size, packs)}
+        training |= {"packing": True, "pack_tokens": size}
+        runs += [{"training": training, "hardware": {"varlen_attention": varlen}} for varlen in (False, True)]
+    return runs
 
 
 def main(out: Path, catalogue: Path, model: str, every: list[dict]) -> None:
@@ -192,20 +197,20 @@ def main(out: Path, catalogue: Path, model: str, every: list[dict]) -> None:
         folder = Path(name)
         prepare(Case("packing", model), catalogue, folder)
         write_rows(folder)
-        estimates = [started("estimate", folder, number, training) for number, training in enumerate(every)]
+        estimates = [started("estimate", folder, number, changes) for number, changes in enumerate(every)]
         expected = [ended(*one) for one in estimates]
-        for number, training in enumerate(every):
-            took = ended(*started("run", folder, number, training))
-            found.append({"training": training, **expected[number], **took})
+        for number, changes in enumerate(every):
+            took = ended(*started("run", folder, number, changes))
+            found.append({**changes, **expected[number], **took})
             known = {"model": model, "rows_per_step": ROWS_PER_STEP, "versions": library_versions(), "runs": found}
             out.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
             print(json.dumps({key: value for key, value in found[-1].items() if key != "losses"}), flush=True)
 
 
-def started(what: str, folder: Path, number: int, training: dict) -> tuple[subprocess.Popen, Path]:
+def started(what: str, folder: Path, number: int, changes: dict) -> tuple[subprocess.Popen, Path]:
     """Return the process that does it, and where its result will be."""
     result = folder / f"{what}-{number}.json"
-    command = [sys.executable, __file__, f"--{what}", str(folder), json.dumps(training), str(result)]
+    command = [sys.executable, __file__, f"--{what}", str(folder), json.dumps(changes), str(result)]
     with (folder / f"{what}-{number}.txt").open("w") as said:
         return subprocess.Popen(command, stderr=said), result
 

@@ -78,6 +78,9 @@ class Family:
     not_cacheable: str = ""
     """Why its images cannot be encoded before training; empty where they can."""
 
+    tower_loops: bool = False
+    """The tower calls attention once for each window or image unless its attention is told where they begin."""
+
     not_packable: str = ""
     """Why its rows cannot stand behind each other in packs; empty where they can."""
 

@@ -15,6 +15,7 @@ from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.rank import LORA_RANK
 from vlmtune.levers.recompute import RECOMPUTE
 from vlmtune.levers.speed.packing import PACKING
+from vlmtune.levers.speed.varlen import VARLEN
 from vlmtune.levers.streaming import STREAMING
 from vlmtune.levers.text_length import TEXT_LENGTH
 from vlmtune.levers.tower import TOWER
@@ -24,6 +25,7 @@ LEVERS: tuple[Lever, ...] = (
     RECOMPUTE,
     BATCH,
     PACKING,
+    VARLEN,
     FEATURES_LEVER,
     STREAMING,
     HEAD,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmtune.compat.transformers import MASKS
+from vlmtune.models.attention.varlen import PACKS, is_causal, starts_of
 
 PACKED = "row_ids"
 """Key under which a pack carries the number of each token's row, [1, T]; never given to a model."""
@@ -54,7 +55,7 @@ def rows_apart(row_ids_1T: Tensor | None) -> Iterator[None]:
     masks = MASKS.get()
     names = [] if row_ids_1T is None else list(masks)
     for name in names:
-        masks[name] = _apart(masks[name], row_ids_1T)
+        masks[name] = _apart(masks[name], row_ids_1T, starts_of(row_ids_1T) if name == PACKS else None)
     try:
         yield
     finally:
@@ -62,11 +63,15 @@ def rows_apart(row_ids_1T: Tensor | None) -> Iterator[None]:
             del masks[name]
 
 
-def _apart(make: Callable, row_ids_1T: Tensor) -> Callable:
+def _apart(make: Callable, row_ids_1T: Tensor, starts: Tensor | None) -> Callable:
+    """Return what makes masks of one kind; with `starts` those stand for a causal one."""
+
     def made(*args: Any, **kwargs: Any) -> Tensor | None:
-        is_causal = "allow_is_bidirectional_skip" not in kwargs  # the others are of towers
-        if not is_causal or kwargs["q_length"] != row_ids_1T.shape[1]:
+        of_tower = "allow_is_bidirectional_skip" in kwargs
+        if of_tower or kwargs["q_length"] != row_ids_1T.shape[1]:
             return make(*args, **kwargs)
+        if starts is not None and is_causal(kwargs):
+            return starts
         library = kwargs["mask_function"]
 
         def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
