@@ -216,6 +216,7 @@ class Recorder(TorchDispatchMode):
         """Run the operation, its tensors moved to one place, and record what it made."""
         if operation is TO_COPY and only_moves(args[0], kwargs):
             return args[0].view_as(args[0])
+        given = args  # with the values of whole numbers
         args, kwargs = placed(operation, args, kwargs)
         if operation is LOCAL_SCALAR_DENSE and args[0].device.type == "meta":
             # There is no value. `generate` is who asks, whether all answers have ended: zero is its no.
@@ -233,7 +234,7 @@ class Recorder(TorchDispatchMode):
             operation = aten.index_put_.default
         out = self._outputs.of(operation, args, kwargs)
         if formula := FLOPS_OF.get(overload_packet(operation)):
-            self.log.flops += formula(*args, **kwargs, out_val=out)
+            self.log.flops += formula(*given, **kwargs, out_val=out)
         made = list(tensors_in(out))
         # Dropout.cu makes the mask before the result.
         for tensor in reversed(made) if operation is aten.native_dropout.default else made:
