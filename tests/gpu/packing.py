@@ -4,7 +4,7 @@ Qwen2.5-VL-3B at its real size with random weights, the same in every run; short
 about 300 tokens), as in the side-by-side runs of 2026-11-26. Each run is the real trainer in a process of its own,
 16 rows an optimizer step: in batches of several sizes, and in packs. Of each: seconds and rows a second (median of the
 steps after the first three), kernel time and launches of one profiled step, losses, and the measured peaks beside the
-estimate. The largest batch and the largest pack take 50 steps, the others 12. Estimates are made before, side by side;
+estimate. The largest batch and the largest packs take 50 steps, the others 10. Estimates are made before, side by side;
 what is there is written after each run.
 """
 
@@ -33,7 +33,7 @@ from vlmtune.runs.versions import library_versions  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 ROWS, ROWS_PER_STEP, WARM_UP = 48, 16, 3
-MANY_STEPS, FEW_STEPS = 50, 12
+MANY_STEPS, FEW_STEPS = 50, 10
 PICTURE_PX, CHARS = (448, 336), (40, 120)
 BATCHES, PACKS = (4, 8, 16), (2048, 4096)
 NOT_KERNELS = ("Memcpy", "Memset")
@@ -173,20 +173,18 @@ def run(folder: Path, changes: dict) -> dict:
 def arrangements(batches: list[int], packs: list[int]) -> list[dict]:
     """Return what each run changes: batches, and packs; the largest batch and all packs with attention both ways."""
 
-    def steps(size: int, sizes: list[int]) -> dict:
-        return {"max_steps": MANY_STEPS if size == max(sizes) else FEW_STEPS}
+    def run(training: dict, varlen: bool, is_long: bool) -> dict:
+        steps = {"max_steps": MANY_STEPS if is_long else FEW_STEPS}
+        return {"training": training | steps, "hardware": {"varlen_attention": varlen}}
 
     runs = []
-    for size in batches:
-        training = {"batch_size": size, "gradient_accumulation_steps": ROWS_PER_STEP // size, **steps(size, batches)}
-        runs += [
-            {"training": training, "hardware": {"varlen_attention": varlen}}
-            for varlen in (False, True)[: 1 + (size == max(batches))]
-        ]
-    for size in packs:
-        training = {"batch_size": 1, "gradient_accumulation_steps": ROWS_PER_STEP, **steps(size, packs)}
-        training |= {"packing": True, "pack_tokens": size}
-        runs += [{"training": training, "hardware": {"varlen_attention": varlen}} for varlen in (False, True)]
+    for size in sorted(packs, reverse=True):
+        training = {"batch_size": 1, "gradient_accumulation_steps": ROWS_PER_STEP, "packing": True, "pack_tokens": size}
+        runs += [run(training, varlen, size == max(packs)) for varlen in (True, False)]
+    for size in sorted(batches, reverse=True):
+        training = {"batch_size": size, "gradient_accumulation_steps": ROWS_PER_STEP // size}
+        runs.append(run(training, False, size == max(batches)))
+        runs += [run(training, True, False)] if size == max(batches) else []
     return runs
 
 
