@@ -87,6 +87,9 @@ class Family:
     most_pack_tokens: int | None = None
     """Tokens of the longest pack in which its rows count on from nothing but their own start; None: of any."""
 
+    casts_features: bool = True
+    """Its code converts what the projector returns to the embeddings' dtype in every version of transformers."""
+
     projector_embeds: bool = False
     """The projector is also asked for embeddings of tokens, so the language model needs it beside it."""
 
