@@ -118,6 +118,12 @@ class RunPlan:
         kept = {key: value for key, value in published.items() if key not in older_names}
         return {**kept, **self.image_overrides}
 
+    pack_tokens: int = 0
+    """Tokens of the packs that rows are put into; 0: rows stand under each other."""
+
+    varlen_attention: bool = False
+    """Whether rows of a pack, and windows or images of a tower, attend in one call."""
+
     @property
     def rows_per_step(self) -> int:
         """Rows that one optimizer step learns from."""
