@@ -11,6 +11,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.files import parse_json, relative_path, write_json
 from vlmtune.plan.migrations import VERSION, Values, migrate
 from vlmtune.plan.types import RunPlan
+from vlmtune.reading import JSON_BYTES, read_regular
 
 OTHER_KEYS = ("missing", "unexpected_keyword_argument")
 """Pydantic's types of errors about keys, not about values."""
@@ -38,7 +39,7 @@ def load_plan(path: Path) -> RunPlan:
 def _todays_values(path: Path) -> Values:
     """Return what the file holds, as today's format has it."""
     try:
-        values = dict(json.loads(path.read_text(encoding="utf-8")))
+        values = dict(json.loads(read_regular(path, JSON_BYTES, own=True)))
     except (ValueError, TypeError):
         raise _damaged(path) from None
     version = values.pop("version", 0)
