@@ -98,6 +98,7 @@ def interrupt_at(monkeypatch, owner, name, calls):
         pytest.param(
             ("training.batch_size=3", "training.num_epochs=2.5", "training.save_minutes=0.000001"), 5, id="batches"
         ),
+        pytest.param(("training.packing=true", "training.pack_tokens=160", *DROPOUT), 7, id="packs"),
         pytest.param(("data.val_path=rows.jsonl", "training.eval_steps=2", *DROPOUT), 9, id="with evaluation"),
     ],
 )

@@ -40,8 +40,9 @@ FETCHED_STEPS = 2
 def workers_for_training(plan: RunPlan, row: "dict[str, Tensor]", note: Callable[[str], None]) -> int:
     """Return how many data workers a run gets, `row` being the tensors of its largest one."""
     # On their way to a card, batches are copied into pinned memory as soon as they are there.
-    held = 0 if plan.device == "cuda" else FETCHED_STEPS * plan.gradient_accumulation_steps
-    return fitting_workers(plan.num_workers, plan.batch_size * num_bytes(row), note, held)
+    rows, batches = (plan.rows_per_step, 1) if plan.pack_tokens else (plan.batch_size, plan.gradient_accumulation_steps)
+    held = 0 if plan.device == "cuda" else FETCHED_STEPS * batches
+    return fitting_workers(plan.num_workers, rows * num_bytes(row), note, held)
 
 
 def fitting_workers(wanted: int, batch_bytes: int, note: Callable[[str], None], num_held: int = 0) -> int:

@@ -23,7 +23,7 @@ from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import PARTIAL, is_disk_full
+from vlmtune.files import PARTIAL, is_disk_full, remove
 from vlmtune.hub.source import ModelSource
 from vlmtune.models.build import base_of, build_model, check_checkpoint, family_of
 from vlmtune.models.features import serve_features
@@ -149,8 +149,8 @@ class Running:
 def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view: LiveView, rows: RunRows) -> Running:
     """Return the trainer as a run has it; the model is on its device and nothing else is."""
     watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
-    data = {"train_dataset": rows.train, "eval_dataset": rows.val, "data_collator": rows.collator}
-    trainer = TuneTrainer(plan, model, folder, rows.lengths, view.between_steps, **data)
+    data = {"train_dataset": rows.train, "eval_dataset": rows.val}
+    trainer = TuneTrainer(plan, model, folder, rows.lengths, rows.collator, view.between_steps, **data)
     interrupt, recorder = StopOnInterrupt(view, trainer), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
     checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
@@ -165,7 +165,8 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
     """Write the adapter (or the whole model) with the processor as it was used; all of it or nothing."""
     partial = _partial(plan, folder)
     target = partial.with_suffix("")
-    shutil.rmtree(partial, ignore_errors=True)
+    folder.refuse_removed()
+    remove(partial)
     if plan.method == "full":
         serve_ends(model, processor)
         save_whole(model, plan, partial)
@@ -173,8 +174,7 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
         save_adapter(model, partial)
     processor.save_pretrained(partial)
     write_manifest(partial)
-    if target.exists():
-        shutil.rmtree(target)
+    remove(target)
     partial.rename(target)
 
 

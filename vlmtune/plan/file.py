@@ -12,6 +12,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.files import parse_json, relative_path, strict_json, write_json
 from vlmtune.plan.migrations import VERSION, Values, migrate
 from vlmtune.plan.types import RunPlan
+from vlmtune.reading import JSON_BYTES, read_regular
 
 SHA256 = "sha256"
 """Key of the digest of all others: a changed digit would be a plan too, and answers would be other ones."""
@@ -41,7 +42,7 @@ def load_plan(path: Path) -> RunPlan:
 def _todays_values(path: Path) -> Values:
     """Return what the file holds, as today's format has it."""
     try:
-        values = dict(json.loads(path.read_text(encoding="utf-8")))
+        values = dict(json.loads(read_regular(path, JSON_BYTES, own=True)))
     except (ValueError, TypeError):
         raise _damaged(path) from None
     written = values.pop(SHA256, None)
