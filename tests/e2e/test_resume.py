@@ -3,6 +3,7 @@
 import json
 import signal
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from kills import Killed, killed_after_step
 
 from vlmtune.engine import callbacks, checkpoints, trainer
 from vlmtune.engine import train as engine_run
+from vlmtune.plan.file import load_plan
 from vlmtune.runs import manifest
 from vlmtune.runs.folder import COMPLETE
 from vlmtune.workflow import train as command
@@ -132,9 +134,10 @@ def test_killed_while_the_run_folder_is_begun(project, monkeypatch, assert_same_
     assert_same_weights(project.run("straight"), folder)
     straight = {path.name for path in project.run("straight").path.iterdir()}
     assert {path.name for path in folder.path.iterdir()} == straight
-    for name in ("plan.json", "config.yaml", "versions.json"):
+    for name in ("config.yaml", "versions.json"):
         expected = (project.run("straight").path / name).read_text().replace("straight", "killed")
         assert (folder.path / name).read_text() == expected
+    assert load_plan(folder.plan) == replace(load_plan(project.run("straight").plan), experiment_name="killed")
 
 
 @pytest.mark.parametrize("call", ["sync", "shutil.rmtree"])
