@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kills import Killed, killed_after_step
 
 from vlmtune.engine import callbacks, checkpoints, trainer
 from vlmtune.engine import train as engine_run
@@ -18,16 +19,6 @@ from vlmtune.workflow import train as command
 STEPS = 8  # of the project's config: two epochs of four steps, a checkpoint every third
 DROPOUT = ("training.lora.dropout=0.3",)
 
-KILL_AFTER_STEP_5 = """
-import os, signal
-from vlmtune.engine.callbacks import Recorder
-on_log = Recorder.on_log
-def log_and_die(self, args, state, control, **kwargs):
-    on_log(self, args, state, control, **kwargs)
-    if state.global_step == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-Recorder.on_log = log_and_die
-"""
 KILL_WHILE_WRITING = """
 import os, signal, torch
 save = torch.save
@@ -39,10 +30,6 @@ def die_half_way(value, path, *args, **kwargs):
     save(value, path, *args, **kwargs)
 torch.save = die_half_way
 """
-
-
-class Killed(BaseException):
-    """Stands for a kill where no code may run afterwards: nothing catches it."""
 
 
 def log_of(folder):
@@ -61,8 +48,8 @@ def test_killed_between_and_during_checkpoints(project, assert_same_weights):
     assert [step for step, *_ in log_of(project.run("straight"))] == list(range(1, STEPS + 1))
 
     folder = project.run("killed")
-    died = project.train_elsewhere(KILL_AFTER_STEP_5, "killed", *DROPOUT)
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    with killed_after_step(5):
+        project.train("killed", *DROPOUT)
     assert folder.latest_checkpoint().name == "checkpoint-3" and log_of(folder)[-1][0] == 5
 
     died = project.train_elsewhere(KILL_WHILE_WRITING, "killed", *DROPOUT, resume=True)

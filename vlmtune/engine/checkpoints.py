@@ -26,9 +26,9 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write the adapter in PEFT's format, without the model card that PEFT makes up."""
+    model.create_or_update_model_card = lambda folder: None
     # Left to "auto", PEFT asks the hub about the base model's vocabulary each time.
     model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
     as_other_files(folder)
 
 
