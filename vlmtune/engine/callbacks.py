@@ -204,6 +204,16 @@ class FirstStepCheck(TrainerCallback):
                 yield name, read_parameter(base, parameter)
 
 
+class LossCheck(TrainerCallback):
+    """After each step, before anything of it is written: every loss is a number."""
+
+    def __init__(self, trainer: TuneTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.trainer.refuse_no_number()
+
+
 class MovedCheck(TrainerCallback):
     """At the end: something of what learns has changed; a run that taught nothing does not end as one that did."""
 

@@ -15,7 +15,7 @@ from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.data.workers import workers_for_training
-from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
+from vlmtune.engine.callbacks import FirstStepCheck, LossCheck, MovedCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
 from vlmtune.engine.evaluate import serve_ends
 from vlmtune.engine.memory import MemoryWatch
@@ -152,8 +152,8 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     trainer = TuneTrainer(plan, model, folder, rows.lengths, view.between_steps, **data)
     interrupt, recorder = StopOnInterrupt(view, trainer), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
-    check = FirstStepCheck(trainer, family_of(plan))
-    for callback in (interrupt, recorder, check, MovedCheck(trainer), *watches, *_services(plan, folder)):
+    checks = (LossCheck(trainer), FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
+    for callback in (interrupt, recorder, *checks, *watches, *_services(plan, folder)):
         trainer.add_callback(callback)
     _silence_printer(trainer)
     return Running(trainer, recorder, interrupt, watch)

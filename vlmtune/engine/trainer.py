@@ -1,5 +1,6 @@
 """transformers' Trainer with vlmtune's step, optimizer, row order, checks and checkpoints put in their places."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -124,6 +125,8 @@ class TuneTrainer(Trainer):
         self.folder = folder
         self.work = Work()
         """Since the recorder last asked."""
+        self.losses: list[tuple[Tensor, list[str]]] = []
+        """Of the step's batches, not read yet, and the rows of each."""
         self.step_has_images = False
         self.progress = progress
         self.is_evaluating = False
@@ -163,7 +166,8 @@ class TuneTrainer(Trainer):
             self.control.should_training_stop = True
             return [], None
         started = time.perf_counter()
-        batches, num_items = super().get_batch_samples(_raising(epoch_iterator), num_batches, device)
+        # Counted where the batches are: to read the number back from the card would be to wait for it.
+        batches, num_items = super().get_batch_samples(_raising(epoch_iterator), num_batches, torch.device("cpu"))
         self.work += Work(
             tokens=sum(int(batch["attention_mask"].sum()) for batch in batches),
             rows=sum(len(batch[WHERE]) for batch in batches),
@@ -171,10 +175,13 @@ class TuneTrainer(Trainer):
             trained_tokens=int(num_items or 0),
         )
         self.step_has_images = any("pixel_values" in batch for batch in batches)
-        return batches, num_items
+        return batches, num_items if num_items is None else num_items.to(device, non_blocking=True)
+
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}
 
     def training_step(self, model, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
-        """Run forward and backward; a loss that is no number, or no memory, stops the run and names the rows."""
+        """Run forward and backward, and note the loss; no memory stops the run and names the rows."""
         where = inputs.pop(WHERE)  # names of rows, which no model takes
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
@@ -182,12 +189,18 @@ class TuneTrainer(Trainer):
             tokens = "×".join(str(size) for size in inputs["labels"].shape)
             rows = where[0] + (f" and {len(where) - 1} more" if len(where) > 1 else "")
             raise out_of_memory(error, f"at {rows} ({tokens} tokens)") from None
-        if not torch.isfinite(loss):
-            raise VlmtuneError(
-                f"the loss became {loss.item()} at step {self.state.global_step + 1}, rows {', '.join(where)}",
-                "lower training.learning_rate" + " or set hardware.mixed_precision: no" * self.plan.loss_scaling,
-            )
+        self.losses.append((loss, where))
         return loss
+
+    def refuse_no_number(self) -> None:
+        """Stop the run, and name the rows, if a loss of the last step is no number; all are read at once."""
+        losses, self.losses = self.losses, []
+        for loss, (_, where) in zip(torch.stack([loss for loss, _ in losses]).tolist(), losses, strict=True):
+            if not math.isfinite(loss):
+                raise VlmtuneError(
+                    f"the loss became {loss} at step {self.state.global_step}, rows {', '.join(where)}",
+                    "lower training.learning_rate" + " or set hardware.mixed_precision: no" * self.plan.loss_scaling,
+                )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the evaluation loss: a mean over labelled tokens.
