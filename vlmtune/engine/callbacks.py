@@ -1,4 +1,4 @@
-"""What watches a run: the recorder (log, live view), the check after the first step, and Ctrl-C."""
+"""What watches a run: the recorder (log, live view), checks of what it learns, the clock of checkpoints, Ctrl-C."""
 
 import dataclasses
 import os
@@ -70,6 +70,7 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
         return bool(every and 0 < step < state.max_steps) and step % every == 0 and not done
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.trainer.refuse_no_number()  # before anything of the step is written
         # An evaluation is written into the record of its own step, so that step needs one.
         if control.should_evaluate or control.should_training_stop:
             control.should_log = True
@@ -204,16 +205,6 @@ class FirstStepCheck(TrainerCallback):
                 yield name, read_parameter(base, parameter)
 
 
-class LossCheck(TrainerCallback):
-    """After each step, before anything of it is written: every loss is a number."""
-
-    def __init__(self, trainer: TuneTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.trainer.refuse_no_number()
-
-
 class MovedCheck(TrainerCallback):
     """At the end: something of what learns has changed; a run that taught nothing does not end as one that did."""
 
@@ -250,6 +241,23 @@ def _digest(tensor: torch.Tensor) -> int:
     for piece in places.split(DIGEST_BYTES):
         total += int(piece[::2].sum(dtype=torch.int64)) * 1_000_003 + int(piece[1::2].sum(dtype=torch.int64))
     return total
+
+
+class SaveByMinutes(TrainerCallback):
+    """Asks for a checkpoint after the step in which so many minutes have gone by since the last one."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = minutes * 60
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.saved = time.monotonic()  # which nobody sets, as clocks are
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if time.monotonic() - self.saved >= self.seconds:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        self.saved = time.monotonic()
 
 
 class StopOnInterrupt(TrainerCallback):

@@ -14,16 +14,17 @@ from vlmtune.data.features.prepare import Teller, features_of
 from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
-from vlmtune.data.workers import workers_for_training
-from vlmtune.engine.callbacks import FirstStepCheck, LossCheck, MovedCheck, Recorder, StopOnInterrupt
+from vlmtune.data.workers import READERS, workers_for_training
+from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, SaveByMinutes, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
 from vlmtune.engine.evaluate import serve_ends
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
+from vlmtune.engine.runtime import freeze_libraries
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import PARTIAL, is_disk_full
+from vlmtune.files import PARTIAL, is_disk_full, remove
 from vlmtune.hub.source import ModelSource
 from vlmtune.models.build import base_of, build_model, check_checkpoint, family_of
 from vlmtune.models.features import serve_features
@@ -46,7 +47,8 @@ def train(
         VlmtuneError: what the user can change: rows too long, a file of the model missing, memory or disk full.
     """
     try:
-        return _train(plan, source, data, folder, view, resume)
+        with READERS.ended():
+            return _train(plan, source, data, folder, view, resume)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, "outside of forward and backward") from None
     except WRITE_ERRORS as error:
@@ -80,6 +82,7 @@ def _train(
     plan = replace(plan, num_workers=workers_for_training(plan, rows[lengths.most_pixels()].tensors, view.note))
 
     checkpoint = _checkpoint(folder, resume, view)
+    freeze_libraries()
     model = build_model(plan, tell=view.note)
     if features and features.form:
         serve_features(base_of(model), features.form)
@@ -148,12 +151,13 @@ class Running:
 def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view: LiveView, rows: RunRows) -> Running:
     """Return the trainer as a run has it; the model is on its device and nothing else is."""
     watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
-    data = {"train_dataset": rows.train, "eval_dataset": rows.val, "data_collator": rows.collator}
-    trainer = TuneTrainer(plan, model, folder, rows.lengths, view.between_steps, **data)
+    data = {"train_dataset": rows.train, "eval_dataset": rows.val}
+    trainer = TuneTrainer(plan, model, folder, rows.lengths, rows.collator, view.between_steps, **data)
     interrupt, recorder = StopOnInterrupt(view, trainer), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
-    checks = (LossCheck(trainer), FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
-    for callback in (interrupt, recorder, *checks, *watches, *_services(plan, folder)):
+    checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
+    by_minutes = [SaveByMinutes(plan.save_minutes)] if plan.save_minutes else []
+    for callback in (interrupt, recorder, *checks, *by_minutes, *watches, *_services(plan, folder)):
         trainer.add_callback(callback)
     _silence_printer(trainer)
     return Running(trainer, recorder, interrupt, watch)
@@ -163,7 +167,8 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
     """Write the adapter (or the whole model) with the processor as it was used; all of it or nothing."""
     partial = _partial(plan, folder)
     target = partial.with_suffix("")
-    shutil.rmtree(partial, ignore_errors=True)
+    folder.refuse_removed()
+    remove(partial)
     if plan.method == "full":
         serve_ends(model, processor)
         save_whole(model, plan, partial)
@@ -171,8 +176,7 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
         save_adapter(model, partial)
     processor.save_pretrained(partial)
     write_manifest(partial)
-    if target.exists():
-        shutil.rmtree(target)
+    remove(target)
     partial.rename(target)
 
 

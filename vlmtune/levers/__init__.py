@@ -15,6 +15,8 @@ from vlmtune.levers.lora.rank import LORA_RANK
 from vlmtune.levers.method import METHOD
 from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.recompute import RECOMPUTE
+from vlmtune.levers.speed.packing import PACKING
+from vlmtune.levers.speed.varlen import VARLEN
 from vlmtune.levers.streaming import STREAMING
 from vlmtune.levers.text_length import TEXT_LENGTH
 from vlmtune.levers.tower import TOWER
@@ -23,6 +25,8 @@ LEVERS: tuple[Lever, ...] = (
     EMBEDDINGS,
     RECOMPUTE,
     BATCH,
+    PACKING,
+    VARLEN,
     FEATURES_LEVER,
     STREAMING,
     HEAD,
