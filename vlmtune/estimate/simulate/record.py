@@ -129,7 +129,7 @@ def _flops_of_4bit_product(rows: Tensor, packed: Tensor, weight_shape, *args, **
 FLOPS_OF = {
     **borrowed.FLOP_REGISTRY.get(),
     **dict.fromkeys((aten.mm, aten.bmm), _flops_of_product),
-    **dict.fromkeys((aten.addmm, aten.baddbmm), _flops_of_sum_with_product),
+    **dict.fromkeys((aten.addmm, aten.addmm_, aten.baddbmm), _flops_of_sum_with_product),
     **{name.get(): _flops_of_attention for name in borrowed.ATTENTION},
     **{name.get(): _flops_of_attention_backward for name in borrowed.ATTENTION_BACKWARD},
     overload_packet(custom_operation(borrowed.VARLEN_ATTENTION.get())): _flops_of_rows,
