@@ -27,6 +27,7 @@ from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt
 from vlmtune.models import embeddings, streaming
+from vlmtune.models.attention.varlen import attend_by_rows
 from vlmtune.models.config import read_config
 from vlmtune.models.head import device_map, is_split, pack_head
 from vlmtune.models.kept import Tell, is_kept, load_kept, say
@@ -84,6 +85,7 @@ def build_model(
         cast_features(base_of(model), family)
     for lever in levers.LEVERS:
         lever.apply(base_of(model), plan, family)
+    attend_by_rows(base_of(model), plan, family)
     return model
 
 

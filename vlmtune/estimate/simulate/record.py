@@ -124,7 +124,7 @@ def _flops_of_4bit_product(rows: Tensor, packed: Tensor, weight_shape, *args, **
 # torch's FlopCounterMode would count the same, but it keeps every module's tensors alive for its own bookkeeping.
 FLOPS_OF = {
     **borrowed.FLOP_REGISTRY.get(),
-    **dict.fromkeys((aten.mm, aten.bmm, aten.addmm, aten.baddbmm), _flops_of_product),
+    **dict.fromkeys((aten.mm, aten.bmm, aten.addmm, aten.addmm_, aten.baddbmm), _flops_of_product),
     **{name.get(): _flops_of_attention for name in borrowed.ATTENTION},
     **{name.get(): _flops_of_attention_backward for name in borrowed.ATTENTION_BACKWARD},
     overload_packet(custom_operation(borrowed.VARLEN_ATTENTION.get())): _flops_of_rows,
