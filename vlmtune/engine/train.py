@@ -1,12 +1,11 @@
 """A plan and its rows → a trained adapter, a log and a report."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import ProcessorMixin
+from transformers import PrinterCallback, ProcessorMixin
 
 from vlmtune.data.batches.packs import notes_of
 from vlmtune.data.collate import Collator
@@ -55,7 +54,7 @@ def train(
     except WRITE_ERRORS as error:
         if not is_disk_full(error):
             raise
-        shutil.rmtree(_partial(plan, folder), ignore_errors=True)
+        remove(_partial(plan, folder))
         raise disk_full(folder, f"a file of {folder.path}") from None
 
 
@@ -162,7 +161,7 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     by_minutes = [SaveByMinutes(plan.save_minutes)] if plan.save_minutes else []
     for callback in (interrupt, recorder, *checks, *by_minutes, *watches, *_services(plan, folder)):
         trainer.add_callback(callback)
-    _silence_printer(trainer)
+    trainer.remove_callback(PrinterCallback)
     return Running(trainer, recorder, interrupt, watch)
 
 
@@ -231,12 +230,6 @@ def _services(plan: RunPlan, folder: RunFolder) -> list:
     from transformers.integrations import TensorBoardCallback
 
     return [TensorBoardCallback(SummaryWriter(str(folder.tensorboard)))]
-
-
-def _silence_printer(trainer: TuneTrainer) -> None:
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
 
 
 def _facts_of_plan(plan: RunPlan) -> dict:
