@@ -133,13 +133,12 @@ class RunFolder:
                 f"cannot create the run folder {path}: {error.strerror}", hint="choose another output_dir"
             ) from None
         if taken and folder.has_begun():
-            raise VlmtuneError(
-                f"{path} already holds a run", hint="continue it with --resume, or choose another experiment_name"
-            )
+            way_out = "continue it with --resume, or choose another experiment_name"
+            raise VlmtuneError(f"{path} already holds a run", way_out)
         if taken:
             raise VlmtuneError(
                 f"{path} is not empty, and holds no run that can be continued: it has no {folder.plan.name}",
-                hint="choose another experiment_name, or move that folder away",
+                "choose another experiment_name, or move that folder away",
             )
         return folder
 
