@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import ProcessorMixin
 
+from vlmtune.data.batches.packs import notes_of
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.features.prepare import Teller, features_of
@@ -74,6 +75,8 @@ def _train(
     for checked in (val_lengths, lengths):
         refuse_too_long(checked, plan)
         refuse_without_answer(checked, processor, family, plan)
+    for note in notes_of(lengths.total, plan):
+        view.note(note)
     _refuse_blind_tower(lengths, plan)
     _check_longest(TuneDataset(data.train.samples, processor, family, plan), lengths, plan)
     val_features, features = _features(plan, source, (data.val, data.train), processor, view)

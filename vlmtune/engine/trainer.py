@@ -122,7 +122,10 @@ class TuneTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return Trainer's, whose processes leave it to this one to stop; one that is lost is not waited for."""
         loader = super().get_train_dataloader()
-        READERS.watch(BASE_DATALOADER.read(loader), lambda row: self.train_dataset.samples[row].where)
+        base = READERS.watch(BASE_DATALOADER.read(loader), lambda row: self.train_dataset.samples[row].where)
+        if base.num_workers:
+            # It draws a number as its processes start, in a resumed run at other places: dropout must not feel it.
+            base.generator = torch.Generator()
         return loader
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
