@@ -1,25 +1,44 @@
 """`vlmtune train`: everything that can be wrong is found before a model loads."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vlmtune.cli.options import BaseModelOption, ConfigArgument, JsonOption, SetOption
 from vlmtune.errors import ExitCode
+from vlmtune.printing import say, say_json
+from vlmtune.reading import JSON_BYTES, read_regular
 
 if TYPE_CHECKING:
     from vlmtune.runs.folder import RunFolder
     from vlmtune.runs.records import Outcome, TrainReport
     from vlmtune.workflow.job import Job
 
+RESUME, NEWEST, AUTO = "--resume", "newest", "auto"
 EXAMPLE = "Example: [bold]vlmtune train configs/8gb.yaml --set training.learning_rate=1e-4[/bold]"
+
+
+def with_what_to_resume(args: Sequence[str]) -> list[str]:
+    """Return the words of a command line with `newest` for a --resume that stands alone, as it always could."""
+    stands_alone = (word == RESUME and after not in (NEWEST, AUTO) for word, after in zip_longest(args, args[1:]))
+    return [f"{RESUME}={NEWEST}" if alone else word for word, alone in zip(args, stands_alone, strict=False)]
 
 
 def train(
     config: ConfigArgument,
     overrides: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would use and take, and stop.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint of this run.")] = False,
+    resume: Annotated[
+        Literal["newest", "auto"] | None,
+        typer.Option(
+            RESUME,
+            metavar="[auto]",
+            help="Continue from the newest checkpoint of this run; `auto` starts it where there is none yet.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Train even if the estimate does not fit the GPU.")] = False,
     base_model: BaseModelOption = None,
     as_json: JsonOption = False,
@@ -35,12 +54,12 @@ def train(
     if dry_run:
         _dry_run(job, as_json)
         return
-    folder = open_folder(job, resume)
-    if resume and (outcome := folder.read_outcome()) and outcome.is_finished:
+    folder = open_folder(job)
+    if job.begun and (outcome := folder.read_outcome()) and outcome.is_finished:
         _print_finished(folder, outcome, as_json)
         return
     _print_told(job, err=as_json)
-    report = train_in(folder, job, Flags(resume, force, as_json))
+    report = train_in(folder, job, Flags(force, as_json))
     _print_report(report, folder, as_json)
     if report.status == "interrupted":
         raise typer.Exit(ExitCode.INTERRUPTED)
@@ -65,7 +84,7 @@ def _dry_run(job: "Job", as_json: bool) -> None:
 
 def _print_told(job: "Job", err: bool) -> None:
     for line in job.told:
-        typer.echo(line, err=err)
+        say(line, err=err)
 
 
 def _print_plan(job: "Job") -> None:
@@ -89,27 +108,29 @@ def _print_plan(job: "Job") -> None:
 
 
 def _print_finished(folder: "RunFolder", outcome: "Outcome", as_json: bool) -> None:
-    done = f"{folder.path} is finished: {outcome.steps} step{'s' * (outcome.steps != 1)}; nothing to do\n"
-    typer.echo(folder.report_json.read_text(encoding="utf-8") if as_json else done, nl=False)
+    if as_json:
+        say_json(read_regular(folder.report_json, JSON_BYTES, own=True).decode().removesuffix("\n"))
+    else:
+        say(f"{folder.path} is finished: {outcome.steps} step{'s' * (outcome.steps != 1)}; nothing to do")
 
 
 def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> None:
     if as_json:
-        typer.echo(report.to_json(), nl=False)
+        say_json(report.to_json().removesuffix("\n"))
         return
     from vlmtune.data.types import count
 
     loss = "-" if report.train_loss_last is None else f"{report.train_loss_last:.4f}"
     evaluated = "" if report.eval_loss is None else f", evaluation loss {report.eval_loss:.4f}"
-    typer.echo(f"{report.status}: {report.steps} steps in {report.seconds:.0f} s, loss {loss}{evaluated}")
+    say(f"{report.status}: {report.steps} steps in {report.seconds:.0f} s, loss {loss}{evaluated}")
     _print_memory(report)
     if report.num_cut_rows:
         cut_rows, cut_tokens = count(report.num_cut_rows, "row"), count(report.num_cut_tokens, "token")
-        typer.echo(f"{cut_rows} cut by {cut_tokens} in all (data.truncation: cut)")
+        say(f"{cut_rows} cut by {cut_tokens} in all (data.truncation: cut)")
     if report.status == "interrupted":
-        typer.echo(f"{folder.latest_checkpoint()} is written; continue with --resume")
+        say(f"{folder.latest_checkpoint()} is written; continue with --resume")
     else:
-        typer.echo(f"adapter, log and report.html in {folder.path}")
+        say(f"adapter, log and report.html in {folder.path}")
 
 
 def _print_memory(report: "TrainReport") -> None:

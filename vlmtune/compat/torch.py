@@ -118,6 +118,10 @@ ATTENTION_BACKWARD = (FLASH_ATTENTION_BACKWARD, FLASH_ATTENTION_FOR_CPU_BACKWARD
 TO_COPY = Name(TORCH, "torch.ops.aten._to_copy", "what `to` calls: whole numbers are to stay real.", takes="self")
 LOCAL_SCALAR_DENSE = Name(TORCH, "torch.ops.aten._local_scalar_dense", "what `item` calls.", takes="self")
 FOREACH_NORM = Name(TORCH, "torch.ops.aten._foreach_norm.Scalar", "its kernel takes memory out of sight.")
+FOREACH_COPY = Name(
+    TORCH, "torch._foreach_copy_", "weights of a layer's adapters change their format in one operation."
+)
+FOREACH_ADD = Name(TORCH, "torch._foreach_add_", "gradients of a layer's adapters are added up in one operation.")
 IS_ALL_TRUE = Name(TORCH, "torch.ops.aten._is_all_true", "by it models check their inputs.", takes="self")
 
 SOFTMAX = Name(

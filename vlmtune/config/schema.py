@@ -134,6 +134,8 @@ class TrainingSection(Section):
     """Optimizer steps between two evaluations of the loss on `data.val_path`. Default: at the end only."""
     save_steps: Count = 100
     """Optimizer steps between two checkpoints."""
+    save_minutes: Annotated[float, Field(ge=0.0, le=10_000.0)] = 30.0
+    """Minutes after which a checkpoint is written all the same; 0 leaves it to `save_steps`."""
     save_total_limit: Count = 2
     """Checkpoints kept."""
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
@@ -161,6 +163,8 @@ class HardwareSection(Section):
     """Keep what layers recompute from in main memory: less on the card, and two copies over the bus for each layer."""
     offload_embeddings: bool | None = None
     """Keep embedding tables in main memory and look rows up there. Default: on a GPU wherever the model allows it."""
+    lean_lora: Literal["auto", True, False] = "auto"
+    """Compute adapters in the run's number format with few operations, not as PEFT does in fp32. `auto`: as PEFT."""
     streamed_layers: Annotated[int, Field(ge=0, le=1000)] = 0
     """Method `qlora`: so many of the language model's layers lie in main memory, and two of them on the card."""
     varlen_attention: Literal["auto", True, False] = "auto"

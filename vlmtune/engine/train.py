@@ -8,23 +8,24 @@ from pathlib import Path
 import torch
 from transformers import ProcessorMixin
 
-from vlmtune.data.batches.packs import notes_of
+from vlmtune.data.batches.packs import tell_of_long_rows
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.features.prepare import Teller, features_of
 from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
-from vlmtune.data.workers import workers_for_training
-from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
+from vlmtune.data.workers import READERS, workers_for_training
+from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, SaveByMinutes, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
 from vlmtune.engine.evaluate import serve_ends
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
+from vlmtune.engine.runtime import freeze_libraries
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import PARTIAL, is_disk_full
+from vlmtune.files import PARTIAL, is_disk_full, remove
 from vlmtune.hub.source import ModelSource
 from vlmtune.models.build import base_of, build_model, check_checkpoint, family_of
 from vlmtune.models.features import serve_features
@@ -47,7 +48,8 @@ def train(
         VlmtuneError: what the user can change: rows too long, a file of the model missing, memory or disk full.
     """
     try:
-        return _train(plan, source, data, folder, view, resume)
+        with READERS.ended():
+            return _train(plan, source, data, folder, view, resume)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, "outside of forward and backward") from None
     except WRITE_ERRORS as error:
@@ -73,22 +75,20 @@ def _train(
     for checked in (val_lengths, lengths):
         refuse_too_long(checked, plan)
         refuse_without_answer(checked, processor, family, plan)
-    for note in notes_of(lengths.total, plan):
-        view.note(note)
+    tell_of_long_rows(lengths.total, plan, view.note)
     _refuse_blind_tower(lengths, plan)
     _check_longest(TuneDataset(data.train.samples, processor, family, plan), lengths, plan)
     val_features, features = _features(plan, source, (data.val, data.train), processor, view)
     rows = TuneDataset(data.train.samples, processor, family, plan, features)
     val_rows = TuneDataset(data.val.samples, processor, family, plan, val_features)
     plan = replace(plan, num_workers=workers_for_training(plan, rows[lengths.most_pixels()].tensors, view.note))
-
     checkpoint = _checkpoint(folder, resume, view)
+    freeze_libraries()
     model = build_model(plan, tell=view.note)
     if features and features.form:
         serve_features(base_of(model), features.form)
     if plan.device == "cuda":
         torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
-    parts = inventory(model, family)
     run_rows = RunRows(rows, val_rows, lengths.total.tolist(), Collator(processor))
     running = build_running(plan, model, folder, view, run_rows)
     trainer, recorder, interrupt, watch = running.trainer, running.recorder, running.interrupt, running.watch
@@ -105,7 +105,7 @@ def _train(
         steps=trainer.state.global_step,
         **_facts_of_plan(plan),
         **_facts_of_data(data, lengths, plan),
-        **_facts_of_model(parts),
+        **_facts_of_model(inventory(model, family)),
         **_facts_of_training(recorder),
         **_facts_of_gpu(watch),
         notes=_notes(data, plan, watch),
@@ -155,8 +155,9 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     trainer = TuneTrainer(plan, model, folder, rows.lengths, rows.collator, view.between_steps, **data)
     interrupt, recorder = StopOnInterrupt(view, trainer), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
-    check = FirstStepCheck(trainer, family_of(plan))
-    for callback in (interrupt, recorder, check, MovedCheck(trainer), *watches, *_services(plan, folder)):
+    checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
+    by_minutes = [SaveByMinutes(plan.save_minutes)] if plan.save_minutes else []
+    for callback in (interrupt, recorder, *checks, *by_minutes, *watches, *_services(plan, folder)):
         trainer.add_callback(callback)
     _silence_printer(trainer)
     return Running(trainer, recorder, interrupt, watch)
@@ -166,7 +167,8 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
     """Write the adapter (or the whole model) with the processor as it was used; all of it or nothing."""
     partial = _partial(plan, folder)
     target = partial.with_suffix("")
-    shutil.rmtree(partial, ignore_errors=True)
+    folder.refuse_removed()
+    remove(partial)
     if plan.method == "full":
         serve_ends(model, processor)
         save_whole(model, plan, partial)
@@ -174,8 +176,7 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
         save_adapter(model, partial)
     processor.save_pretrained(partial)
     write_manifest(partial)
-    if target.exists():
-        shutil.rmtree(target)
+    remove(target)
     partial.rename(target)
 
 

@@ -13,12 +13,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from vlmtune.compat.trainer import DEVICE_PLACEMENT, MODEL_ACCEPTS_LOSS_KWARGS
+from vlmtune.compat.trainer import BASE_DATALOADER, DEVICE_PLACEMENT, MODEL_ACCEPTS_LOSS_KWARGS
 from vlmtune.data.batches.order import LengthGroupedOrder
 from vlmtune.data.batches.packs import PackCollator
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.progress import Progress, silent
-from vlmtune.data.workers import leave_signals_to_parent
+from vlmtune.data.workers import READERS
 from vlmtune.engine.checkpoints import (
     WRITE_ERRORS,
     disk_full,
@@ -117,8 +117,10 @@ class TuneTrainer(Trainer):
         return self.order
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return Trainer's, whose processes leave it to this one to stop."""
-        return leave_signals_to_parent(super().get_train_dataloader())
+        """Return Trainer's, whose processes leave it to this one to stop; one that is lost is not waited for."""
+        loader = super().get_train_dataloader()
+        READERS.watch(BASE_DATALOADER.read(loader), lambda row: self.train_dataset.samples[row].where)
+        return loader
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Build the plan's optimizer."""
@@ -195,6 +197,9 @@ class TuneTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        self.folder.refuse_removed()
+        if checkpoint.is_symlink():  # what it leads to is not ours to write
+            checkpoint.unlink()
         try:
             super()._save_checkpoint(model, trial)
             finish_checkpoint(checkpoint, keep=self.plan.save_total_limit)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.reading import JSON_BYTES, open_regular, read_regular
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -69,7 +70,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 def weight_map(path: Path) -> dict[str, str]:
     """Return tensor name → file name of an index."""
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(read_regular(path, JSON_BYTES))
         names = index["weight_map"]
         files, described = set(names.values()), isinstance(index.get("metadata", {}), dict)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -82,7 +83,7 @@ def weight_map(path: Path) -> dict[str, str]:
 def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     """Yield name and place of each tensor; the sizes that the header gives must be that of the file."""
     num_bytes = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
         if num_bytes < LENGTH_BYTES or header_bytes > min(LARGEST_HEADER_BYTES, num_bytes - LENGTH_BYTES):
             raise _damaged(path, "it is cut off, or no safetensors file")

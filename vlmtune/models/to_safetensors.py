@@ -19,6 +19,8 @@ from torch import Tensor
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, write_json
 from vlmtune.hub.download import INDEX, PICKLES, SINGLE
+from vlmtune.printing import printable
+from vlmtune.reading import JSON_BYTES, read_regular
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 
@@ -54,7 +56,7 @@ def convert(folder: str | Path) -> list[Path]:
 
 def _pickles(folder: Path) -> list[Path]:
     if (folder / PICKLE_INDEX).is_file():
-        weight_map = json.loads((folder / PICKLE_INDEX).read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(read_regular(folder / PICKLE_INDEX, JSON_BYTES))["weight_map"]
         pickles = [folder / name for name in sorted(set(weight_map.values()))]
     else:
         pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
@@ -86,4 +88,4 @@ if __name__ == "__main__":
     try:
         convert(sys.argv[1])
     except VlmtuneError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))

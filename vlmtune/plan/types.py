@@ -105,8 +105,12 @@ class RunPlan:
     """What the user wants the chat template to be told."""
     boxes: str = ""
     """Name of how the model writes boxes; empty in plans from before rows could hold any."""
+    lean_lora: bool = False
+    """Adapters are computed in the run's number format with few operations, in place of PEFT's fp32."""
     streamed_layers: int = 0
     """The language model's layers that lie in main memory."""
+    save_minutes: float = 0.0
+    """After which a checkpoint is written between those of `save_steps`; 0: never."""
 
     def preprocessor(self, published: Json) -> dict[str, Any]:
         """The settings of the image processor: those of the model's files, and what the plan sets in their place."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from vlmtune.errors import ExitCode, VlmtuneError
+from vlmtune.printing import say
 from vlmtune.runs.lock import locked
 from vlmtune.signals import all_as_ctrl_c
 from vlmtune.workflow.attempts import Flags, keep_job, train_and_retry
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from vlmtune.runs.records import TrainReport
 
 
-def open_folder(job: Job, resume: bool) -> "RunFolder":
+def open_folder(job: Job) -> "RunFolder":
     """Return the run folder: a new one, or the one to go on with."""
     from vlmtune.runs.folder import RunFolder
 
-    if not resume:
+    if job.begun is None:
         return RunFolder.create(job.run_dir)
     folder = RunFolder.open_existing(job.run_dir)
     _refuse_changed(job, folder)
@@ -57,7 +58,7 @@ def train_in(folder: "RunFolder", job: Job, flags: Flags) -> "TrainReport":
     Raises:
         VlmtuneError: what the user can change; a new folder in which nothing was learned is gone then.
     """
-    with locked(folder), _interruptible(folder), _unless_trained_removed(folder, is_new=not flags.resume):
+    with locked(folder), _interruptible(folder), _unless_trained_removed(folder, is_new=job.begun is None):
         keep_job(job, folder)
         return train_and_retry(job, folder, flags)
 
@@ -71,9 +72,10 @@ def _interruptible(folder: "RunFolder") -> Iterator[None]:
     except KeyboardInterrupt:
         kept = folder.latest_checkpoint()
         left = f"{kept.name} is the newest; continue with --resume" if kept else "there is no checkpoint yet"
-        typer.echo(f"stopped: {left}", err=True)
+        say(f"stopped: {left}", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except OSError as error:
+        folder.refuse_removed()
         from vlmtune.engine.checkpoints import disk_full
         from vlmtune.files import is_disk_full
 
