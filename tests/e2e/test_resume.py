@@ -81,6 +81,7 @@ def interrupt_at(monkeypatch, owner, name, calls):
         pytest.param(("training.method=full",), 9, id="full"),
         pytest.param(("training.method=lora", "hardware.mixed_precision=bf16", *DROPOUT), 9, id="lora in bf16"),
         pytest.param(("training.save_steps=4", *DROPOUT), 9, id="from the end of an epoch"),
+        pytest.param(("training.save_steps=4", "hardware.num_workers=1", *DROPOUT), 9, id="that, with workers"),
         pytest.param(("training.max_steps=6", "training.save_steps=2"), 7, id="max_steps"),
         pytest.param(
             ("training.batch_size=3", "training.num_epochs=2.5", "training.save_minutes=0.000001"), 5, id="batches"

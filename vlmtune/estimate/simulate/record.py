@@ -91,13 +91,9 @@ class Log:
         self.phases.append((phase, len(self.events)))
 
 
-def _flops_of_product(rows: Tensor, matrix: Tensor, *args, **kwargs) -> int:
-    """torch's own formula looks through all arguments for shapes, which takes as long as the rest of the operation."""
-    return 2 * rows.numel() * matrix.shape[-1]
-
-
-def _flops_of_sum_with_product(added: Tensor, rows: Tensor, matrix: Tensor, *args, **kwargs) -> int:
-    return _flops_of_product(rows, matrix)
+def _flops_of_product(*args, out_val: Tensor, **kwargs) -> int:
+    """torch's own formula takes as long as the rest of the operation."""
+    return 2 * out_val.numel() * tensors_in(args)[-1].shape[-2]
 
 
 def _flops_of_4bit_product(rows: Tensor, packed: Tensor, weight_shape, *args, **kwargs) -> int:
@@ -108,8 +104,7 @@ def _flops_of_4bit_product(rows: Tensor, packed: Tensor, weight_shape, *args, **
 # torch's FlopCounterMode would count the same, but it keeps every module's tensors alive for its own bookkeeping.
 FLOPS_OF = {
     **borrowed.FLOP_REGISTRY.get(),
-    **dict.fromkeys((aten.mm, aten.bmm), _flops_of_product),
-    **dict.fromkeys((aten.addmm, aten.baddbmm), _flops_of_sum_with_product),
+    **dict.fromkeys((aten.mm, aten.bmm, aten.addmm, aten.addmm_, aten.baddbmm), _flops_of_product),
     **FLOPS_OF_ATTENTION,
     PRODUCT_4BIT: _flops_of_4bit_product,
 }

@@ -65,6 +65,12 @@ def test_simulated_peak_is_the_real_one(name, sections, models, tmp_path):
     assert simulated == pytest.approx(real, rel=TOLERANCE)
 
 
+def test_lean_adapters_multiply_as_much_as_peft_s(models, tmp_path):
+    plan, (step, _) = plan_and_steps(models("llava"), tmp_path, KEEP)
+    lean, peft = (simulate(replace(plan, lean_lora=lean), Run([step], load=None)).flops for lean in (True, False))
+    assert lean == peft > 0
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "no"])
 def test_a_head_in_parts_is_simulated_event_for_event(dtype, models, tmp_path, monkeypatch):
     """Each part is unpacked, multiplied and given back before the next one, in both directions."""
