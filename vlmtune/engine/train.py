@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback, ProcessorMixin
 
-from vlmtune.data.batches.packs import notes_of
+from vlmtune.data.batches.packs import tell_of_long_rows
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.features.prepare import Teller, features_of
@@ -74,15 +74,13 @@ def _train(
     for checked in (val_lengths, lengths):
         refuse_too_long(checked, plan)
         refuse_without_answer(checked, processor, family, plan)
-    for note in notes_of(lengths.total, plan):
-        view.note(note)
+    tell_of_long_rows(lengths.total, plan, view.note)
     _refuse_blind_tower(lengths, plan)
     _check_longest(TuneDataset(data.train.samples, processor, family, plan), lengths, plan)
     val_features, features = _features(plan, source, (data.val, data.train), processor, view)
     rows = TuneDataset(data.train.samples, processor, family, plan, features)
     val_rows = TuneDataset(data.val.samples, processor, family, plan, val_features)
     plan = replace(plan, num_workers=workers_for_training(plan, rows[lengths.most_pixels()].tensors, view.note))
-
     checkpoint = _checkpoint(folder, resume, view)
     freeze_libraries()
     model = build_model(plan, tell=view.note)
@@ -90,7 +88,6 @@ def _train(
         serve_features(base_of(model), features.form)
     if plan.device == "cuda":
         torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
-    parts = inventory(model, family)
     run_rows = RunRows(rows, val_rows, lengths.total.tolist(), Collator(processor))
     running = build_running(plan, model, folder, view, run_rows)
     trainer, recorder, interrupt, watch = running.trainer, running.recorder, running.interrupt, running.watch
@@ -107,7 +104,7 @@ def _train(
         steps=trainer.state.global_step,
         **_facts_of_plan(plan),
         **_facts_of_data(data, lengths, plan),
-        **_facts_of_model(parts),
+        **_facts_of_model(inventory(model, family)),
         **_facts_of_training(recorder),
         **_facts_of_gpu(watch),
         notes=_notes(data, plan, watch),
