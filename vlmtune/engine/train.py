@@ -21,7 +21,6 @@ from vlmtune.engine.evaluate import serve_ends
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
-from vlmtune.engine.runtime import freeze_libraries
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, is_disk_full, remove
@@ -82,7 +81,6 @@ def _train(
     val_rows = TuneDataset(data.val.samples, processor, family, plan, val_features)
     plan = replace(plan, num_workers=workers_for_training(plan, rows[lengths.most_pixels()].tensors, view.note))
     checkpoint = _checkpoint(folder, resume, view)
-    freeze_libraries()
     model = build_model(plan, tell=view.note)
     if features and features.form:
         serve_features(base_of(model), features.form)
