@@ -141,13 +141,13 @@ def test_killed_while_the_run_folder_is_begun(project, monkeypatch, assert_same_
     assert load_plan(folder.plan) == replace(load_plan(project.run("straight").plan), experiment_name="killed")
 
 
-@pytest.mark.parametrize("call", ["sync", "shutil.rmtree"])
+@pytest.mark.parametrize("call", ["sync", "remove"])
 def test_killed_while_a_checkpoint_is_finished(project, monkeypatch, assert_same_weights, call):
     settings = ("training.save_steps=1", "training.max_steps=3", "training.save_total_limit=1")
     project.train("straight", *settings)
     with monkeypatch.context() as patch:
-        owner = checkpoints.shutil if "." in call else manifest
-        interrupt_at(patch, owner, call.rpartition(".")[2], 1 if "." in call else 12)
+        owner, number = {"sync": (manifest, 12), "remove": (checkpoints, 1)}[call]
+        interrupt_at(patch, owner, call, number)
         with pytest.raises(Killed):
             project.train("killed", *settings)
     folder = project.run("killed")
