@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import ProcessorMixin
+from transformers import PrinterCallback, ProcessorMixin
 
 from vlmtune.data.batches.packs import notes_of
 from vlmtune.data.collate import Collator
@@ -30,7 +30,7 @@ from vlmtune.hub.source import ModelSource
 from vlmtune.models.build import base_of, build_model, check_checkpoint, family_of
 from vlmtune.models.features import serve_features
 from vlmtune.models.inventory import InventoryRow, inventory
-from vlmtune.models.processor import load_processor, template_notes
+from vlmtune.models.processor import load_processor, save_processor, template_notes
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.manifest import write_manifest
@@ -162,7 +162,7 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     by_minutes = [SaveByMinutes(plan.save_minutes)] if plan.save_minutes else []
     for callback in (interrupt, recorder, *checks, *by_minutes, *watches, *_services(plan, folder)):
         trainer.add_callback(callback)
-    _silence_printer(trainer)
+    trainer.remove_callback(PrinterCallback)
     return Running(trainer, recorder, interrupt, watch)
 
 
@@ -177,7 +177,7 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
         save_whole(model, plan, partial)
     else:
         save_adapter(model, partial)
-    processor.save_pretrained(partial)
+    save_processor(processor, partial)
     write_manifest(partial)
     remove(target)
     partial.rename(target)
@@ -231,12 +231,6 @@ def _services(plan: RunPlan, folder: RunFolder) -> list:
     from transformers.integrations import TensorBoardCallback
 
     return [TensorBoardCallback(SummaryWriter(str(folder.tensorboard)))]
-
-
-def _silence_printer(trainer: TuneTrainer) -> None:
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
 
 
 def _facts_of_plan(plan: RunPlan) -> dict:
