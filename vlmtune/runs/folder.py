@@ -159,10 +159,7 @@ class RunFolder:
         return folder
 
     def refuse_others_files(self) -> None:
-        """Raise where something else is in the place of a file or folder of the run.
-
-        Through a link there files outside would be written or deleted; a pipe would be waited for.
-        """
+        """Raise where a link, a pipe or the like is in the place of a file or folder of the run."""
         files = (self.config, self.plan, self.versions, self.estimate, self.retries, self.log, self.lock, self.holder)
         refuse_other_kinds(
             files=(*files, self.report_json, self.report_html),
