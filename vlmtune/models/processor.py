@@ -1,5 +1,6 @@
 """The checkpoint's processor, set as the plan says, with a chat template that ends the assistant's turn."""
 
+import errno
 import re
 from operator import attrgetter
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import ProcessorMixin
 from vlmtune.errors import VlmtuneError
 from vlmtune.families import FAMILIES
 from vlmtune.families.facts import ModelFacts
+from vlmtune.files import is_disk_full
 from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.source import open_model
 from vlmtune.models.build import family_of
@@ -25,6 +27,16 @@ PROBE = [
     {"role": "user", "content": [{"type": "text", "text": "question"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "answer"}]},
 ]
+
+
+def save_processor(processor: ProcessorMixin, folder: Path) -> None:
+    """Write a processor; a full disk is an OSError, for which tokenizers raises the class of all errors."""
+    try:
+        processor.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is Exception and is_disk_full(error):
+            raise OSError(errno.ENOSPC, str(error)) from None
+        raise
 
 
 def load_processor(plan: RunPlan) -> ProcessorMixin:
