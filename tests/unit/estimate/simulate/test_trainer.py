@@ -194,9 +194,10 @@ class Case:
         device = Device(recorder)
         monkeypatch.setattr(TuneDataset, "__getitem__", device.in_main_memory(TuneDataset.__getitem__))
         monkeypatch.setattr(Collator, "__call__", device.in_main_memory(Collator.__call__))
-        rows = RunRows(rows, val, self.lengths, self.collator)
+        rows, run = RunRows(rows, val, self.lengths, self.collator), RunFolder.create(self.folder / "run")
+        run.plan.touch()  # a folder without one counts as removed
         with (self.folder / "shown").open("w") as shown, LiveView("run", Console(file=shown)) as view:
-            running = build_running(self.plan, model, RunFolder.create(self.folder / "run"), view, rows)
+            running = build_running(self.plan, model, run, view, rows)
             running.trainer.add_callback(Phases(recorder.log))
             recorder.log.begin("load")
             add_residents(model, self.plan, recorder)
