@@ -182,6 +182,12 @@ class TuneTrainer(Trainer):
             tokens = "×".join(str(size) for size in inputs["labels"].shape)
             rows = where[0] + (f" and {len(where) - 1} more" if len(where) > 1 else "")
             raise out_of_memory(error, f"at {rows} ({tokens} tokens)") from None
+        if not self.state.global_step and not loss < ABSURD_LOSS:
+            raise VlmtuneError(
+                f"the loss is {loss.item():.3g} before anything was learned, rows {', '.join(where)}",
+                "the model's weights are damaged, or overflow: download it again"
+                + ", or set hardware.mixed_precision: no" * (self.plan.base_dtype == "fp16"),
+            )
         if not torch.isfinite(loss):
             raise VlmtuneError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1}, rows {', '.join(where)}",

@@ -5,6 +5,7 @@ No torch here, and no weight is read.
 
 import json
 import math
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.reading import JSON_BYTES, open_file, read_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 LENGTH_BYTES = 8
-LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+LARGEST_HEADER_BYTES = JSON_BYTES
+"""The library takes 100 MB, which are 2 GB in memory; headers of a thousand shards are smaller together."""
 DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 DTYPE_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
@@ -69,7 +72,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 def weight_map(path: Path) -> dict[str, str]:
     """Return tensor name → file name of an index."""
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(read_file(path, JSON_BYTES))
         names = index["weight_map"]
         files, described = set(names.values()), isinstance(index.get("metadata", {}), dict)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -81,8 +84,8 @@ def weight_map(path: Path) -> dict[str, str]:
 
 def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     """Yield name and place of each tensor; the sizes that the header gives must be that of the file."""
-    num_bytes = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
+        num_bytes = os.fstat(file.fileno()).st_size
         header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
         if num_bytes < LENGTH_BYTES or header_bytes > min(LARGEST_HEADER_BYTES, num_bytes - LENGTH_BYTES):
             raise _damaged(path, "it is cut off, or no safetensors file")
@@ -92,18 +95,23 @@ def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     except (ValueError, TypeError, RecursionError):
         raise _damaged(path, "its header is not JSON") from None
     header.pop("__metadata__", None)
-    end = 0
+    places = []
     for name, entry in header.items():
-        shape, stop = _checked(path, name, entry)
-        end = max(end, stop)
+        shape, place = _checked(path, name, entry)
+        places.append((*place, name))
         yield name, StoredTensor(path, shape, entry["dtype"])
+    end = 0
+    for start, stop, name in sorted(places):
+        if start != end:
+            raise _damaged(path, f"{name} does not begin where another tensor ends")
+        end = stop
     expected = LENGTH_BYTES + header_bytes + end
     if expected != num_bytes:
         raise _damaged(path, f"it has {num_bytes:,} bytes, its header says {expected:,}")
 
 
-def _checked(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], int]:
-    """Return shape and last byte of one tensor."""
+def _checked(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """Return shape of one tensor, and where its bytes begin and end."""
     try:
         shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
         dtype_bytes = DTYPE_BYTES.get(entry["dtype"])
@@ -114,7 +122,7 @@ def _checked(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], int]:
         raise _damaged(path, f"its header does not say where {name} is")
     if dtype_bytes is not None and math.prod(shape) * dtype_bytes != stop - start:
         raise _damaged(path, f"{name} has another size than its shape {list(shape)}")
-    return shape, stop
+    return shape, (start, stop)
 
 
 def _damaged(path: Path, what: str) -> VlmtuneError:

@@ -24,6 +24,8 @@ from vlmtune.hub.shards import StoredTensor
 from vlmtune.models.streaming import read_parameter
 from vlmtune.runs.adapter import WEIGHTS
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""What safetensors calls the formats of plain weights."""
 SAMPLED_NUMBERS = 4096
 QUANTISATION_ERROR = 0.2
 """Of a block's largest value. Half the widest gap is 0.14 (nf4) or 0.17 (fp4); constants in 8 bits add some."""
@@ -41,8 +43,15 @@ class Comparison:
 def refuse_other_tensors(model: PreTrainedModel, stored: dict[str, StoredTensor], where: Path) -> None:
     """Raise unless `stored` has every tensor of the weightless, unquantised `model`, in the model's shapes."""
     refuse_silent(stored, where)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    described = model.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in described.items()}
     sources, converted = names_in_memory(model, stored)
+    for source in (*(source for name, source in sources.items() if _is_float(described.get(name))), *converted):
+        if not stored[source].packed and stored[source].dtype not in FLOATS:
+            raise VlmtuneError(
+                f"{stored[source].file} has {source} as {stored[source].dtype}, where the model has fractions",
+                "weights are in 16 or 32 bits (F32, BF16, F16): download the model again",
+            )
     wrong = [
         f"{name} (shape {list(stored[source].shape)} instead of {list(expected[name])})"
         for name, source in sources.items()
@@ -67,6 +76,11 @@ def refuse_other_numbers(model: PreTrainedModel, stored: dict[str, StoredTensor]
     tensors = model.state_dict(keep_vars=True)
     samples = _one_of_each_kind([name for name in sources if name in tensors])
     for name in samples:
+        if not stored[sources[name]].packed and not _first_numbers(stored[sources[name]].file, sources[name]).isfinite().all():
+            raise VlmtuneError(
+                f"{stored[sources[name]].file}: {sources[name]} holds what is no number, or infinite",
+                "training would end at its first step: download the model again",
+            )
         if not _is_equal(read_parameter(model, tensors[name]), stored[sources[name]], sources[name]):
             raise VlmtuneError(
                 f"{name} in memory is not what {where} holds: the library has replaced it while loading",
@@ -96,6 +110,10 @@ def sources_in(model: PreTrainedModel, stored: dict[str, StoredTensor], family: 
     """Return the names in the files of what a model of some parts is loaded from."""
     parts = {family.part_of(name) for name in model.state_dict()}
     return [source for source, name, _ in _renamed(model, stored) if _part_or_none(name, family) in parts]
+
+
+def _is_float(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.is_floating_point()
 
 
 def _part_or_none(name: str, family: Family) -> str | None:
