@@ -36,6 +36,9 @@ from vlmtune.models.verify import refuse_other_base
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 
+ABSURD_LOSS = 1_000.0
+"""Before the first step; who guesses among all tokens has the logarithm of their number, 13 at most."""
+
 
 class LengthGroupedOrder(Sampler[int]):
     """Row numbers in batches of similar length, the longest row first, another order each epoch.

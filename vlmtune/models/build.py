@@ -25,7 +25,7 @@ from vlmtune.families.generic import generic_family
 from vlmtune.hub.download import checkpoint_folder, tensor_names
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
-from vlmtune.levers.method import adapt
+from vlmtune.levers.method import adapt, lora_config
 from vlmtune.models import embeddings, streaming
 from vlmtune.models.config import read_config
 from vlmtune.models.head import device_map, is_split, pack_head
@@ -101,7 +101,8 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
     linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
     expected = {name for name in linears if re.fullmatch(plan.lora_targets, name)}
     refuse_other_base(model, Path(adapter_dir))
-    tuned = PeftModel.from_pretrained(model, adapter_dir)
+    # By the plan: patterns in a stranger's adapter_config.json may take for ever to be matched.
+    tuned = PeftModel.from_pretrained(model, adapter_dir, config=lora_config(plan))
     adapted = {
         name.removeprefix("base_model.model.") for name, module in tuned.named_modules() if hasattr(module, "lora_A")
     }
@@ -213,6 +214,7 @@ def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> 
                 dtype=DTYPES[plan.base_dtype],
                 device_map=device_map(plan, family_of(plan), files.described),
                 attn_implementation=plan.attention,
+                trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below
@@ -265,7 +267,10 @@ def _weightless(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrain
         made = only(parts, config, family_of(plan))
         with made, torch.device("meta"), default_dtype(DTYPES[plan.base_dtype]):
             model = AutoModelForImageTextToText.from_config(
-                config, dtype=DTYPES[plan.base_dtype], attn_implementation=plan.attention
+                config,
+                dtype=DTYPES[plan.base_dtype],
+                attn_implementation=plan.attention,
+                trust_remote_code=False,
             )
     except CONFIG_ERRORS as error:
         raise VlmtuneError(

@@ -76,7 +76,7 @@ def refuse_other_numbers(model: PreTrainedModel, stored: dict[str, StoredTensor]
     tensors = model.state_dict(keep_vars=True)
     samples = _one_of_each_kind([name for name in sources if name in tensors])
     for name in samples:
-        if not stored[sources[name]].packed and not _first_numbers(stored[sources[name]].file, sources[name]).isfinite().all():
+        if not _is_finite(stored[sources[name]], sources[name]):
             raise VlmtuneError(
                 f"{stored[sources[name]].file}: {sources[name]} holds what is no number, or infinite",
                 "training would end at its first step: download the model again",
@@ -166,6 +166,10 @@ def _one_of_each_kind(names: list[str]) -> list[str]:
     for name in sorted(names):
         kinds.setdefault(re.sub(r"\d+", "N", name), []).append(name)
     return [names[len(names) // 2] for names in kinds.values()]
+
+
+def _is_finite(source: StoredTensor, name: str) -> bool:
+    return source.packed is not None or bool(_first_numbers(source.file, name).isfinite().all())
 
 
 def _is_equal(tensor: Tensor, source: StoredTensor, name: str) -> bool:

@@ -55,8 +55,10 @@ def _first_line(error: BaseException) -> str:
 
 def _limit() -> None:
     """Bound this process, and let nothing be seen of how it ends."""
+    import faulthandler
     import resource
 
+    faulthandler.disable()
     for kind, limit in (
         (resource.RLIMIT_DATA, _data_bytes() + LIMIT_BYTES),
         (resource.RLIMIT_CPU, LIMIT_S),

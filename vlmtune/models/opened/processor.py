@@ -5,15 +5,12 @@ A tokenizer may write a gigabyte for a letter, a chat template loop for ever or 
 
 import hashlib
 import json
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import transformers
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
-from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
+from transformers import AutoImageProcessor, ProcessorMixin
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import file_sha256
@@ -44,6 +41,11 @@ TRIED = ([QUESTION], [QUESTION, ANSWER], [SYSTEM, QUESTION, ANSWER], [QUESTION, 
 TOOL = {"name": "add", "description": "adds", "parameters": {"type": "object", "properties": {}}}
 
 _held: list[ProcessorMixin] = []
+"""In the process behind limits."""
+_written: list[str] = []
+"""There, by the chat template."""
+_passed: set[tuple[str, str]] = set()
+"""Class and files that need not be tried again."""
 
 
 def open_processor(folder: Path, class_name: str = "AutoProcessor") -> ProcessorMixin:
@@ -52,7 +54,10 @@ def open_processor(folder: Path, class_name: str = "AutoProcessor") -> Processor
     Raises:
         VlmtuneError: a file is missing, damaged, or takes more time or memory than any that was published.
     """
-    _try(folder, class_name, _identity(folder))
+    tried = (class_name, _identity(folder))
+    if tried not in _passed:
+        _try(folder, class_name)
+        _passed.add(tried)
     return _open(folder, class_name)
 
 
@@ -63,30 +68,77 @@ def _open(folder: Path, class_name: str) -> ProcessorMixin:
 def _identity(folder: Path) -> str:
     """Return a digest of the files that decide what a processor does; raise for those that are no files."""
     digest = hashlib.sha256()
-    for path in (folder / inner / name for inner in FOLDERS for name in _names(folder / inner)):
+    for path in _files(folder):
         check_file(path, FILE_BYTES)
-        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+        digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
-def _names(folder: Path) -> list[str]:
-    """Return which of the files are there, broken links among them."""
+def _files(folder: Path) -> list[Path]:
     names = (*TOKENIZERS, *TEMPLATES, *OTHERS)
-    there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(name for name in there if name in names or name.endswith(".jinja"))
+    there = (path for inner in FOLDERS if (folder / inner).is_dir() for path in (folder / inner).iterdir())
+    return sorted(path for path in there if path.name in names or path.suffix == ".jinja")
 
 
-@cache
-def _try(folder: Path, class_name: str, identity: str) -> None:
-    """Raise where a processor cannot be opened, or where it takes more than it may; the same files are tried once."""
+def _try(folder: Path, class_name: str) -> None:
+    """Raise where a processor cannot be opened, or takes more than it may."""
     with limited() as process:
         if problem := problem_of(process.submit(_hold, folder, class_name)):
-            name, what = _first_broken(folder) or ("", problem)
             raise VlmtuneError(
-                f"the processor of {folder} cannot be loaded: {f'{name}: ' if name else ''}{what}",
+                f"the processor of {folder} cannot be loaded: {_broken(folder) or problem}",
                 "the folder needs the tokenizer and preprocessor files of the model too, as they were published",
             )
         if problem := problem_of(process.submit(_render)):
             raise _refused(folder, TEMPLATES, f"the chat template cannot be used: {problem}")
         if problem := problem_of(process.submit(_read)):
             raise _refused(folder, TOKENIZERS, f"the tokenizer cannot be used: {problem}")
+
+
+def _refused(folder: Path, names: tuple[str, ...], what: str) -> VlmtuneError:
+    file = next((folder / name for name in names if (folder / name).is_file()), folder)
+    return VlmtuneError(f"{file}: {what}", "use the files that the model's makers published")
+
+
+def _broken(folder: Path) -> str | None:
+    """Return the first file that cannot be read by itself, and why."""
+    for path in _files(folder):
+        with limited() as process:
+            if problem := problem_of(process.submit(_read_alone, path)):
+                return f"{path.name}: {problem}"
+    return None
+
+
+def _read_alone(path: Path) -> None:
+    if path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))
+    if path.name == "tokenizer.json":
+        Tokenizer.from_file(str(path))
+    elif path.name == "preprocessor_config.json":
+        AutoImageProcessor.from_pretrained(path.parent, trust_remote_code=False)
+
+
+def _hold(folder: Path, class_name: str) -> None:
+    _held[:] = [_open(folder, class_name)]
+
+
+def _render() -> None:
+    """Write a few conversations; that a template refuses some of them is said when there are such rows."""
+    [processor], given = _held, {"tokenize": False, "tools": [TOOL]}
+    for turns in TRIED if processor.chat_template else ():
+        for ask in (True, False):
+            try:
+                text = processor.apply_chat_template(turns, add_generation_prompt=ask, **given)
+            except (TemplateError, *REFUSALS):
+                continue
+            if len(text) > LARGEST_TEXT:
+                raise MemoryError
+            _written.append(text)
+
+
+def _read() -> None:
+    """Tokenise what was written, and long runs."""
+    [processor] = _held
+    for tokenizer in (processor.tokenizer, getattr(processor, "qformer_tokenizer", None)):
+        for text in (*_written, RUNS) if tokenizer else ():
+            if len(tokenizer(text)["input_ids"]) > TOKENS_A_CHARACTER * (len(text) + TOKENS_A_CHARACTER):
+                raise MemoryError
