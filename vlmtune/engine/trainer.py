@@ -236,7 +236,7 @@ class TuneTrainer(Trainer):
         if self.plan.method == "full":
             load_trained(self.model, Path(resume_from_checkpoint))
         else:
-            refuse_other_base(base_of(self.model), Path(resume_from_checkpoint))
+            refuse_other_base(base_of(self.model), Path(resume_from_checkpoint), self.plan.lora_rank)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def floating_point_ops(self, inputs) -> int:

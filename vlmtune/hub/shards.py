@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         VlmtuneError: no safetensors, a shard missing, or a file that is cut off or damaged.
     """
     if (folder / SINGLE).is_file():
-        return dict(_read_header(folder / SINGLE))
+        return stored_in(folder / SINGLE)
     if not (folder / INDEX).is_file():
         raise _no_weights(folder)
     places = weight_map(folder / INDEX)
@@ -59,7 +59,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             f"{folder} lacks {len(missing)} of {len(files)} weight files that {INDEX} names: {missing[0]}",
             "download the model again",
         )
-    tensors = dict(pair for file in files for pair in _read_header(folder / file))
+    tensors = {name: tensor for file in files for name, tensor in stored_in(folder / file).items()}
     lost = sorted(name for name, file in places.items() if name not in tensors or tensors[name].file.name != file)
     if lost:
         raise VlmtuneError(
@@ -67,6 +67,49 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             "its files are of different downloads: download the model again",
         )
     return tensors
+
+
+def stored_in(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a file by name, from its header; together they must be all of the file.
+
+    Raises:
+        VlmtuneError: there is no such file, or it is cut off or damaged.
+    """
+    header, data_bytes = _header(path)
+    tensors, places = {}, []
+    for name, entry in header.items():
+        shape, place = _checked(path, name, entry)
+        places.append((*place, name))
+        tensors[name] = StoredTensor(path, shape, entry["dtype"])
+    end = 0
+    for start, stop, name in sorted(places):
+        if start != end:
+            raise _damaged(path, f"{name} does not begin where another tensor ends")
+        end = stop
+    if end != data_bytes:
+        raise _damaged(path, f"behind its header it has {data_bytes:,} bytes, its header says {end:,}")
+    return tensors
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return what the header says of each tensor, and the bytes behind it."""
+    try:
+        with open_file(path) as file:
+            num_bytes = os.fstat(file.fileno()).st_size - LENGTH_BYTES
+            header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            if header_bytes > min(LARGEST_HEADER_BYTES, num_bytes):
+                raise _damaged(path, "it is cut off, or no safetensors file")
+            text = file.read(header_bytes)
+    except FileNotFoundError:
+        raise VlmtuneError(f"there is no {path}", "download the model, or train the adapter, again") from None
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise _damaged(path, "its header is not JSON")
+    header.pop("__metadata__", None)
+    return header, num_bytes - header_bytes
 
 
 def weight_map(path: Path) -> dict[str, str]:
@@ -80,34 +123,6 @@ def weight_map(path: Path) -> dict[str, str]:
     if not described or not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
         raise _damaged(path, "it names no files of this folder")
     return names
-
-
-def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    """Yield name and place of each tensor; the sizes that the header gives must be that of the file."""
-    with open_file(path) as file:
-        num_bytes = os.fstat(file.fileno()).st_size
-        header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        if num_bytes < LENGTH_BYTES or header_bytes > min(LARGEST_HEADER_BYTES, num_bytes - LENGTH_BYTES):
-            raise _damaged(path, "it is cut off, or no safetensors file")
-        text = file.read(header_bytes)
-    try:
-        header = dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError):
-        raise _damaged(path, "its header is not JSON") from None
-    header.pop("__metadata__", None)
-    places = []
-    for name, entry in header.items():
-        shape, place = _checked(path, name, entry)
-        places.append((*place, name))
-        yield name, StoredTensor(path, shape, entry["dtype"])
-    end = 0
-    for start, stop, name in sorted(places):
-        if start != end:
-            raise _damaged(path, f"{name} does not begin where another tensor ends")
-        end = stop
-    expected = LENGTH_BYTES + header_bytes + end
-    if expected != num_bytes:
-        raise _damaged(path, f"it has {num_bytes:,} bytes, its header says {expected:,}")
 
 
 def _checked(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], tuple[int, int]]:

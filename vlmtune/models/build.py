@@ -100,7 +100,7 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
     model = load_base(plan, quantized=quantized, parts=_parts_in_training(plan))
     linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
     expected = {name for name in linears if re.fullmatch(plan.lora_targets, name)}
-    refuse_other_base(model, Path(adapter_dir))
+    refuse_other_base(model, Path(adapter_dir), plan.lora_rank)
     # By the plan: patterns in a stranger's adapter_config.json may take for ever to be matched.
     tuned = PeftModel.from_pretrained(model, adapter_dir, config=lora_config(plan))
     adapted = {

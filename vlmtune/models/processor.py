@@ -98,6 +98,11 @@ def template_notes(processor: ProcessorMixin, plan: RunPlan) -> list[str]:
             f"data.chat_template_kwargs.{THINKING} = false: the chat template would ask for a thought, and rows have "
             "none; the template saved with the run has the same default"
         )
+    if (ours := family_of(plan).chat_template) and str(processor.chat_template).endswith(ours):
+        notes.append(
+            "the chat template is vlmtune's: the published one of such models puts no end token after an answer, so a "
+            "tuned model would never stop; it is saved with the run"
+        )
     if any(end in ask_and_answer(processor)[1] for end in THOUGHT_ENDS):
         notes.append(
             "this model is asked for a thought first: rows without one teach it an empty one, as its chat template "

@@ -20,7 +20,7 @@ from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.hub.prequantised import refuse_silent
-from vlmtune.hub.shards import StoredTensor
+from vlmtune.hub.shards import StoredTensor, stored_in
 from vlmtune.models.streaming import read_parameter
 from vlmtune.runs.adapter import WEIGHTS
 
@@ -89,21 +89,21 @@ def refuse_other_numbers(model: PreTrainedModel, stored: dict[str, StoredTensor]
     return Comparison(tuple(samples), tuple(converted))
 
 
-def refuse_other_base(base: nn.Module, adapter: Path) -> None:
-    """Raise when an adapter's tensors do not fit the modules of a base: it was trained on another model."""
+def refuse_other_base(base: nn.Module, adapter: Path, rank: int) -> None:
+    """Raise when an adapter's tensors are not of this rank, or do not fit the modules of a base."""
     modules = dict(base.named_modules())
-    with safe_open(adapter / WEIGHTS, "pt") as file:
-        for name in file.keys():  # noqa: SIM118  it is no mapping
-            path, _, half = name.removeprefix("base_model.model.").rpartition(".lora_")
-            module, shape = modules.get(path), file.get_slice(name).get_shape()
-            found = shape[1] if half.startswith("A") else shape[0]
-            wanted = module and (module.in_features if half.startswith("A") else module.out_features)
-            if found != wanted:
-                raise VlmtuneError(
-                    f"the adapter in {adapter} was trained on another model: its {path} has {found} numbers a token"
-                    + (f", that of this base {wanted}" if wanted else ", this base has no such layer"),
-                    "name the model that it was trained on, in the revision that versions.json is from",
-                )
+    for name, tensor in stored_in(adapter / WEIGHTS).items():
+        path, _, half = name.removeprefix("base_model.model.").rpartition(".lora_")
+        module, is_a = modules.get(path), half.startswith("A")
+        wanted = getattr(module, "in_features" if is_a else "out_features", None)
+        shape = (rank, wanted) if is_a else (wanted, rank)
+        if tensor.shape != shape or tensor.dtype not in FLOATS:
+            raise VlmtuneError(
+                f"the adapter in {adapter} was trained on another model: its {path} is {list(tensor.shape)} of "
+                f"{tensor.dtype}"
+                + (f", that of this run {list(shape)}" if wanted else ", this base has no such layer"),
+                "name the model that it was trained on, in the revision that versions.json is from",
+            )
 
 
 def sources_in(model: PreTrainedModel, stored: dict[str, StoredTensor], family: Family) -> list[str]:

@@ -13,8 +13,9 @@ from vlmtune.files import parse_json, relative_path, write_json
 from vlmtune.plan.migrations import VERSION, Values, migrate
 from vlmtune.plan.types import RunPlan
 
-MOST_GAPS = 2
-"""`.*` in the pattern of the layers that get adapters: one in the language model, one in the tower."""
+_OF_A_PART = r"[\w.]+\\\.(\(\?!\([\w.|]+\)\\\.\))?\.\*\\\.\([\w.|]+\)"
+TARGETS = re.compile(rf"{_OF_A_PART}(\|{_OF_A_PART})?")
+"""How `lora_targets` is written: other patterns may take for ever to be matched, and runs are shared."""
 OTHER_KEYS = ("missing", "unexpected_keyword_argument")
 """Pydantic's types of errors about keys, not about values."""
 
@@ -59,7 +60,7 @@ def _checked(values: Values, path: Path) -> RunPlan:
     """Return the values as a plan: keys that are missing have their defaults, others are refused."""
     try:
         plan = parse_json(RunPlan, json.dumps(values), unknown_keys="forbid")
-        if plan.lora_targets is not None and not _is_quick(plan.lora_targets):
+        if plan.lora_targets is not None and not TARGETS.fullmatch(plan.lora_targets):
             raise _damaged(path, "lora_targets is no pattern that vlmtune writes")
         return plan
     except ValidationError as error:
@@ -71,12 +72,6 @@ def _checked(values: Values, path: Path) -> RunPlan:
             "use the version named in versions.json, or train again",
         )
     raise _damaged(path, "; ".join(f"{_place(problem)}: {problem['msg']}" for problem in problems))
-
-
-def _is_quick(pattern: str) -> bool:
-    """Return whether a regular expression is of names and alternatives, so that it is matched in no time."""
-    names_alone = pattern.replace(r"\.", "").replace(".*", "")
-    return pattern.count(".*") <= MOST_GAPS and re.fullmatch(r"(\(\?!|[\w()|])*", names_alone) is not None
 
 
 def _place(problem: Any) -> str:
