@@ -20,6 +20,7 @@ from vlmtune.compat import transformers as borrowed
 from vlmtune.errors import VlmtuneError
 from vlmtune.families import FAMILIES
 from vlmtune.families.base import Family
+from vlmtune.families.facts import CONFIG_ERRORS, last_line
 from vlmtune.families.generic import NAME as GENERIC
 from vlmtune.families.generic import generic_family
 from vlmtune.hub.download import checkpoint_folder, tensor_names
@@ -47,9 +48,6 @@ from vlmtune.models.verify import refuse_other_base, refuse_other_numbers, refus
 from vlmtune.plan.types import RunPlan
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-CONFIG_ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError)
-CONFIG_ERRORS += (StrictDataclassError, TypeError, ValueError)
-"""What building a model from a damaged config.json raises: anything, wherever a number is used first."""
 
 
 def family_of(plan: RunPlan) -> Family:
@@ -272,9 +270,9 @@ def _weightless(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrain
                 attn_implementation=plan.attention,
                 trust_remote_code=False,
             )
-    except CONFIG_ERRORS as error:
+    except (*CONFIG_ERRORS, StrictDataclassError) as error:
         raise VlmtuneError(
-            f"{folder / 'config.json'} describes no model: {type(error).__name__}: {_last_line(error)}",
+            f"{folder / 'config.json'} describes no model: {type(error).__name__}: {last_line(error)}",
             "download the file again",
         ) from None
     exceptions = borrowed.DTYPE_PLAN.read(model)(DTYPES[plan.base_dtype])  # in fp16, some models keep parts in fp32
@@ -284,10 +282,6 @@ def _weightless(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrain
                 parameter.data = parameter.data.to(dtype)
     model.tie_weights()
     return model
-
-
-def _last_line(error: Exception) -> str:
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
