@@ -87,9 +87,8 @@ def main() -> int:
     if asked.out:
         found = {"versions": library_versions(), "runs": [asdict(run) for run in runs]}
         asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return int(
-        any(with_.exact_match != without.exact_match for without, with_ in zip(runs[::2], runs[1::2], strict=True))
-    )
+    pairs = zip(runs[::2], runs[1::2], strict=True)
+    return int(any(without.exact_match != pulled.exact_match for without, pulled in pairs))
 
 
 if __name__ == "__main__":

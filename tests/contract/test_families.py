@@ -144,6 +144,15 @@ def test_full_tuning_trains_the_language_model_only(tiny):
     assert {row.part for row in rows if not row.trainable} == {"vision", "projector"}
 
 
+def test_full_tuning_computes_in_16_bits(tiny, batch):
+    """Image features in bf16 meet embeddings in fp32."""
+    plan = tiny_plan(tiny.folder, training={"method": "full"}, hardware={"mixed_precision": "bf16"})
+    assert plan.autocast_dtype == "bf16"
+    model = build_model(plan).train()
+    forward_loss(model, model_inputs(batch), plan, num_items=1).backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())
+
+
 def test_frozen_tower_and_projector_stay_outside_autograd(tiny, batch):
     model = build_model(tiny.plan).train()
     seen = []

@@ -1,4 +1,4 @@
-"""What a run may touch, as SECURITY.md says: its own folder and the caches, the files that it is told of, no network."""
+"""What a run may touch, as SECURITY.md says: its folder and the caches, the files that it is told of, no network."""
 
 import os
 import sys

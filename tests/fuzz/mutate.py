@@ -4,10 +4,45 @@ import copy
 import json
 import random
 
-BYTES = (b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\x1b[2J", b'"', b"\\", b"{", b"]", b"NaN", b"1e999", b"\xf0\x9f")
-BYTES += (b"9" * 5_000, b"[" * 2_000, b": ", b"- ", b"&a ", b"*a", b"!!python/object/apply:os.system ", b"\xc2\x85", b"-1")
+BYTES = (
+    b"\x00",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\r",
+    b"\x1b[2J",
+    b'"',
+    b"\\",
+    b"{",
+    b"]",
+    b"NaN",
+    b"1e999",
+    b"\xf0\x9f",
+)
+BYTES += (
+    b"9" * 5_000,
+    b"[" * 2_000,
+    b": ",
+    b"- ",
+    b"&a ",
+    b"*a",
+    b"!!python/object/apply:os.system ",
+    b"\xc2\x85",
+    b"-1",
+)
 VALUES = (None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 1.5, -0.0, 3.4e38, 1e308, float("nan"), float("inf"))
-VALUES += ("", "x", "\x00", "\ud800", "<image>", "../../etc/passwd", "/dev/zero", "\u202e", "1", "{{ x }}", "a" * 10_000)
+VALUES += (
+    "",
+    "x",
+    "\x00",
+    "\ud800",
+    "<image>",
+    "../../etc/passwd",
+    "/dev/zero",
+    "\u202e",
+    "1",
+    "{{ x }}",
+    "a" * 10_000,
+)
 VALUES += ([], {}, [[]], [None], {"": None}, {"a": {"b": []}}, [1, 2, 3, 4], [0.5] * 4, "[1, 2, 3, 4]", "(a+)+$")
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fuzz import mutate
 from PIL import Image
-from tiny import TINY, save_tiny
+from tiny import save_tiny
 from tiny.rows import tiny_plan
 
 from vlmtune.config.load import load_config
@@ -22,7 +22,6 @@ from vlmtune.data.samples import read_samples
 from vlmtune.data.types import ImageRef, RowProblem
 from vlmtune.errors import VlmtuneError
 from vlmtune.hub.shards import INDEX, SINGLE, stored_tensors
-from vlmtune.hub.source import open_model
 from vlmtune.models.build import build_tuned, check_checkpoint, load_base
 from vlmtune.models.processor import load_processor
 from vlmtune.plan.file import load_plan, save_plan
@@ -35,7 +34,11 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 ROWS = [
     {"image": "a.png", "question": "Which?", "answer": "one"},
     {"images": ["a.png", "b.png"], "prompt": "Which?", "response": "two", "system": "be brief"},
-    {"id": 1, "image": "a.png", "conversations": [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]},
+    {
+        "id": 1,
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}],
+    },
     {
         "messages": [
             {"role": "system", "content": "be brief"},
@@ -188,7 +191,9 @@ def header(folder: Path, rng: random.Random) -> None:
 def index(folder: Path, rng: random.Random) -> None:
     shutil.copy(model("llava") / SINGLE, folder / "a.safetensors")
     names = stored_tensors(model("llava"))
-    (folder / INDEX).write_bytes(mutate.json_of({"metadata": {}, "weight_map": dict.fromkeys(names, "a.safetensors")}, rng))
+    (folder / INDEX).write_bytes(
+        mutate.json_of({"metadata": {}, "weight_map": dict.fromkeys(names, "a.safetensors")}, rng)
+    )
     stored_tensors(folder)
 
 
@@ -249,7 +254,11 @@ def run_folder(folder: Path, rng: random.Random) -> None:
     path.write_bytes(mutate.json_of(files[path], rng))
     run.log.write_bytes(b"\n".join(mutate.json_of(LOG, rng) for _ in range(3)))
     readers = (run.read_log, lambda: load_plan(run.plan), run.learned, run.read_outcome, lambda: damage(folder))
-    readers += (lambda: read_image_size(folder), lambda: run.estimate.exists() and run.read_estimate(), run.read_retries)
+    readers += (
+        lambda: read_image_size(folder),
+        lambda: run.estimate.exists() and run.read_estimate(),
+        run.read_retries,
+    )
     for read in readers:
         try:
             read()

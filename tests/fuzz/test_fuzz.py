@@ -42,6 +42,7 @@ def _peak_bytes() -> int:
 @pytest.mark.parametrize("name", targets.TARGETS)
 def test_an_input_is_read_or_refused(name):
     target = targets.TARGETS[name]
+
     @settings(
         max_examples=max(3, round(NUM_INPUTS * target.share)),
         deadline=None,

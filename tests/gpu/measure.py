@@ -12,9 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -22,18 +21,15 @@ from rich.console import Console
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from gpu.ballast import beside_ballast  # noqa: E402
 from gpu.cases import CASES, OPEN, SMALL, Case, prepare  # noqa: E402
 from gpu.history import Marks, archive, packed, record  # noqa: E402
 
 from vlmtune.plan.types import RunPlan  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
-from vlmtune.units import GIB  # noqa: E402
 
 AT_A_TIME = 8
 HISTORY = ".history.xz"
-READY = "ready\n"
-KERNEL_CODE_BYTES = GIB // 2
-"""CUDA loads the code of kernels when they run first: it is not the allocator's, and not counted against the cap."""
 
 
 def made_on_the_card(plan: RunPlan) -> nn.Module:
@@ -178,26 +174,6 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
     out.write_text(json.dumps(result), encoding="utf-8")
 
 
-@contextmanager
-def beside_ballast(left_bytes: int) -> Iterator[int]:
-    """Let another process take what the card has beyond `left_bytes` of this one; yield what is free then, in bytes."""
-    free_bytes = left_bytes - torch.cuda.memory_reserved() + KERNEL_CODE_BYTES
-    words = [sys.executable, __file__, "--ballast", str(free_bytes)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        if process.stdout.readline() != READY:
-            raise RuntimeError("the ballast process took nothing")
-        yield torch.cuda.mem_get_info()[0]
-
-
-def take_all_but(free_bytes: int) -> None:
-    """Hold all of the card but this much, until standard input ends."""
-    torch.zeros(1, device="cuda")
-    held = torch.empty(torch.cuda.mem_get_info()[0] - free_bytes, dtype=torch.uint8, device="cuda")
-    print(READY, end="", flush=True)
-    sys.stdin.read()
-    del held
-
-
 def write_weights(folder: str) -> None:
     """Fill a folder that has a config.json with random weights in bf16."""
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -289,8 +265,6 @@ if __name__ == "__main__":
         write_weights(sys.argv[2])
     elif sys.argv[1] == "--packed":
         write_packed(sys.argv[2])
-    elif sys.argv[1] == "--ballast":
-        take_all_but(int(sys.argv[2]))
     elif sys.argv[1] == "--one":
         name, catalogue, out, *options = sys.argv[2:]
         cap = next((int(option) for option in options if option.isdigit()), None)

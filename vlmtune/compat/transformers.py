@@ -26,6 +26,13 @@ ACCELERATE_DISPATCH = Name(
     "of a model with parts on the CPU, accelerate would take each whole part to the card whenever it is used.",
     read_by="transformers.PreTrainedModel.from_pretrained",
 )
+MODEL_DEVICE = Name(
+    TRANSFORMERS,
+    "transformers.PreTrainedModel.device",
+    "of a model with parts on the CPU it is where the first weight lies, and generate would move positions there.",
+    read_by="transformers.generation.GenerationMixin",
+    plain=True,
+)
 IS_LOADED_IN_4BIT = Attribute(
     TRANSFORMERS,
     "transformers.PreTrainedModel",

@@ -19,6 +19,7 @@ from vlmtune.data.types import Sample
 from vlmtune.engine.step import forward_loss
 from vlmtune.engine.tuned import Tuned
 from vlmtune.models.build import base_of, family_of
+from vlmtune.models.embeddings import where_it_computes
 from vlmtune.models.processor import THOUGHT_ENDS, plain_ids, special_token_ids, turn_end_id
 from vlmtune.plan.types import RunPlan
 
@@ -201,7 +202,7 @@ def greedy(model: nn.Module, prompt: dict[str, Tensor], **settings: Any) -> Tens
 
     With a cache of keys and values whatever the model's config says: SmolVLM's says no.
     """
-    with torch.no_grad():
+    with torch.no_grad(), where_it_computes(base_of(model)):
         return model.generate(**prompt, do_sample=False, use_cache=True, **settings)
 
 

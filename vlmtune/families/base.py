@@ -78,6 +78,9 @@ class Family:
     not_cacheable: str = ""
     """Why its images cannot be encoded before training; empty where they can."""
 
+    casts_features: bool = True
+    """Its code converts what the projector returns to the embeddings' dtype in every version of transformers."""
+
     projector_embeds: bool = False
     """The projector is also asked for embeddings of tokens, so the language model needs it beside it."""
 

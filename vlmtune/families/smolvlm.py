@@ -70,4 +70,5 @@ FAMILY = Family(
     vision_linears=CLIP_LINEARS,
     image_tokens=image_tokens,
     image_settings=image_settings,
+    casts_features=False,  # transformers 5.17 does not for SmolVLM2
 )

@@ -43,7 +43,7 @@ from vlmtune.models.packed import (
     unpack,
     unpacked_layers,
 )
-from vlmtune.models.parts import SEES, only, parts_in_training, rest_frozen_parts
+from vlmtune.models.parts import SEES, cast_features, only, parts_in_training, rest_frozen_parts
 from vlmtune.models.verify import refuse_other_base, refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -75,6 +75,8 @@ def build_model(
         model = streaming.weightless(weightless_base(plan, parts), plan, family)
     model = adapt(model.requires_grad_(False), plan, family)
     rest_frozen_parts(base_of(model), family)
+    if plan.autocast_dtype:
+        cast_features(base_of(model), family)
     for lever in levers.LEVERS:
         lever.apply(base_of(model), plan, family)
     return model

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vlmtune.compat.transformers import ACCELERATE_DISPATCH
+from vlmtune.compat.transformers import ACCELERATE_DISPATCH, MODEL_DEVICE
 from vlmtune.plan.types import RunPlan
 
 PER_LAYER = "embed_tokens_per_layer"
@@ -61,6 +61,12 @@ def keep_in_main_memory(model: PreTrainedModel, plan: RunPlan) -> None:
             _to_cpu_without_storage(table)
         table.register_forward_pre_hook(_to_cpu)
         table.register_forward_hook(partial(_to_card, head))
+
+
+def where_it_computes(model: PreTrainedModel) -> AbstractContextManager:
+    """Return a context in which the library finds the model where its head is; it would go by the first weight."""
+    device = model.get_output_embeddings().weight.device
+    return MODEL_DEVICE.replaced(property(lambda part: device))
 
 
 def tensors_in_main_memory(model: PreTrainedModel, plan: RunPlan) -> list[Tensor]:

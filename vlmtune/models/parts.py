@@ -85,3 +85,9 @@ def rest_frozen_parts(model: nn.Module, family: Family) -> None:
         if name in parts and not any(parameter.requires_grad for parameter in module.parameters()):
             module.eval()
             module.train = lambda mode=True, module=module: module
+
+
+def cast_features(model: nn.Module, family: Family) -> None:
+    """Let the projector return fp32, whatever autocast computes in, where the library does not see to it."""
+    for name in () if family.casts_features else family.projector:
+        model.get_submodule(name).register_forward_hook(lambda module, args, features: features.float())

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from vlmtune.data.collate import WHERE, collate
 from vlmtune.data.dataset import TuneDataset
+from vlmtune.engine.evaluate import greedy
 from vlmtune.engine.step import forward_loss
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.estimate.simulate.simulation import Run, simulate
@@ -147,3 +148,15 @@ def test_the_simulated_card_has_rows_and_no_table(load, models, tmp_path):
     assert before_steps(on_card) - before_steps(away) == table.numel() * table.element_size()
     warm_up = [log.events[0][1] for log in (on_card, away)]
     assert warm_up[0] - warm_up[1] == (table.numel() * table.element_size() if load else 0)
+
+
+def test_an_answer_is_written_where_the_head_is(models, monkeypatch):
+    """The first weight of a model without its tower is a table in main memory."""
+    tiny, seen = models("llava"), []
+    plan = replace(tiny.plan, cache_features=True, offload_embeddings=True)
+    model = build_model(plan, weights="none")
+    assert next(model.parameters()).device.type == "cpu" and model.get_output_embeddings().weight.is_meta
+    monkeypatch.setattr(base_of(model), "generate", lambda **how: seen.append(base_of(model).device.type))
+    monkeypatch.setattr(model, "generate", base_of(model).generate)
+    greedy(model, {})
+    assert seen == ["meta"] and base_of(model).device.type == "cpu"
