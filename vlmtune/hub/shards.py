@@ -3,9 +3,9 @@
 No torch here, and no weight is read.
 """
 
-import json
 import math
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.files import json_value
 from vlmtune.reading import JSON_BYTES, open_file, read_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+NAME = re.compile(r"(?!\.)[ !-.0-~]{1,200}")
+"""Of a file in the folder of a model."""
 LENGTH_BYTES = 8
 LARGEST_HEADER_BYTES = JSON_BYTES
 """The library takes 100 MB, which are 2 GB in memory; headers of a thousand shards are smaller together."""
@@ -87,7 +90,7 @@ def stored_in(path: Path) -> dict[str, StoredTensor]:
             raise _damaged(path, f"{name} does not begin where another tensor ends")
         end = stop
     if end != data_bytes:
-        raise _damaged(path, f"behind its header it has {data_bytes:,} bytes, its header says {end:,}")
+        raise _damaged(path, f"it holds {data_bytes:,} bytes, its header says {end:,}")
     return tensors
 
 
@@ -103,8 +106,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     except FileNotFoundError:
         raise VlmtuneError(f"there is no {path}", "download the model, or train the adapter, again") from None
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
+        header = json_value(text)
+    except ValueError:
         header = None
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not JSON")
@@ -115,12 +118,12 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 def weight_map(path: Path) -> dict[str, str]:
     """Return tensor name → file name of an index."""
     try:
-        index = json.loads(read_file(path, JSON_BYTES))
+        index = json_value(read_file(path, JSON_BYTES))
         names = index["weight_map"]
         files, described = set(names.values()), isinstance(index.get("metadata", {}), dict)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise _damaged(path, "it has no weight_map") from None
-    if not described or not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
+    if not described or not files or not all(isinstance(file, str) and NAME.fullmatch(file) for file in files):
         raise _damaged(path, "it names no files of this folder")
     return names
 

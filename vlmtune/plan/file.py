@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import parse_json, relative_path, write_json
+from vlmtune.files import json_value, parse_json, relative_path, write_json
 from vlmtune.plan.migrations import VERSION, Values, migrate
 from vlmtune.plan.types import RunPlan
 
@@ -42,7 +42,7 @@ def load_plan(path: Path) -> RunPlan:
 def _todays_values(path: Path) -> Values:
     """Return what the file holds, as today's format has it."""
     try:
-        values = dict(json.loads(path.read_text(encoding="utf-8")))
+        values = dict(json_value(path.read_bytes()))
     except (ValueError, TypeError):
         raise _damaged(path) from None
     version = values.pop("version", 0)

@@ -1,7 +1,8 @@
 """A folder that holds an adapter alone: which base it needs, and what can be done with it."""
 
-import json
 from pathlib import Path
+
+from vlmtune.files import json_value
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -24,7 +25,7 @@ def run_of(folder: Path) -> Path | None:
 def base_in_words(folder: Path) -> str:
     """Return how the base of an adapter is called, and what that name is where no hub knows it."""
     try:
-        base = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = json_value((folder / CONFIG).read_bytes()).get("base_model_name_or_path")
     except (ValueError, AttributeError):
         base = None
     if not isinstance(base, str) or not base:

@@ -167,7 +167,7 @@ def _write_model(folder: Path) -> None:
     processor.patch_size = patch
     processor.image_processor.size = {"shortest_edge": side}
     processor.image_processor.crop_size = {"height": side, "width": side}
-    model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

@@ -113,8 +113,9 @@ def test_a_damaged_index(sharded, index):
     assert f"{INDEX} is damaged" in error(sharded)
 
 
-def test_an_index_that_leads_out_of_the_folder(sharded):
-    (sharded / INDEX).write_text(json.dumps({"weight_map": {"a.weight": "../../etc/passwd"}}))
+@pytest.mark.parametrize("name", ["../../etc/passwd", "..", "a" * 10_000, "\0", "\ud800", ""])
+def test_an_index_that_leads_out_of_the_folder(sharded, name):
+    (sharded / INDEX).write_text(json.dumps({"weight_map": {"a.weight": name}}))
     assert "names no files of this folder" in error(sharded)
 
 

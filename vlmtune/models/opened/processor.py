@@ -4,7 +4,6 @@ A tokenizer may write a gigabyte for a letter, a chat template loop for ever or 
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 import transformers
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, ProcessorMixin
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import file_sha256
+from vlmtune.files import file_sha256, json_value
 from vlmtune.models.opened.limited import limited, problem_of
 from vlmtune.reading import check_file
 from vlmtune.units import MIB
@@ -110,7 +109,7 @@ def _broken(folder: Path) -> str | None:
 
 def _read_alone(path: Path) -> None:
     if path.suffix == ".json":
-        json.loads(path.read_text(encoding="utf-8"))
+        json_value(path.read_bytes())
     if path.name == "tokenizer.json":
         Tokenizer.from_file(str(path))
     elif path.name == "preprocessor_config.json":
