@@ -4,6 +4,8 @@ A tokenizer may write a gigabyte for a letter, a chat template loop for ever or 
 """
 
 import hashlib
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import transformers
@@ -12,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, ProcessorMixin
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import file_sha256, json_value
+from vlmtune.files import cache_folder, code_sha256, file_sha256, json_value
 from vlmtune.models.opened.limited import limited, problem_of
 from vlmtune.reading import check_file
 from vlmtune.units import MIB
@@ -25,6 +27,7 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json", "processor_config.json
 OTHERS = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "config.json", "preprocessor_config.json")
 OTHERS += ("video_preprocessor_config.json", "generation_config.json")
 FOLDERS = (".", "qformer_tokenizer", "additional_chat_templates")
+LIBRARIES = ("transformers", "tokenizers", "jinja2")
 REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
 """What templates and processors raise on rows that they cannot take."""
 LARGEST_TEXT = 1_000_000
@@ -43,8 +46,8 @@ _held: list[ProcessorMixin] = []
 """In the process behind limits."""
 _written: list[str] = []
 """There, by the chat template."""
-_passed: set[tuple[str, str]] = set()
-"""Class and files that need not be tried again."""
+_passed: set[str] = set()
+"""What need not be tried again in this process; in the cache lies what need not be in others."""
 
 
 def open_processor(folder: Path, class_name: str = "AutoProcessor") -> ProcessorMixin:
@@ -53,10 +56,13 @@ def open_processor(folder: Path, class_name: str = "AutoProcessor") -> Processor
     Raises:
         VlmtuneError: a file is missing, damaged, or takes more time or memory than any that was published.
     """
-    tried = (class_name, _identity(folder))
-    if tried not in _passed:
+    tried = cache_folder() / "tried" / _identity(folder, class_name)
+    if tried.name not in _passed and not tried.exists():
         _try(folder, class_name)
-        _passed.add(tried)
+        with suppress(OSError):  # a cache that cannot be written: it is tried again in the next command
+            tried.parent.mkdir(parents=True, exist_ok=True)
+            tried.touch()
+    _passed.add(tried.name)
     return _open(folder, class_name)
 
 
@@ -64,9 +70,10 @@ def _open(folder: Path, class_name: str) -> ProcessorMixin:
     return getattr(transformers, class_name).from_pretrained(folder, trust_remote_code=False)
 
 
-def _identity(folder: Path) -> str:
-    """Return a digest of the files that decide what a processor does; raise for those that are no files."""
-    digest = hashlib.sha256()
+def _identity(folder: Path, class_name: str) -> str:
+    """Return a digest of all that decides what a processor does and how it is tried; raise for what is no file."""
+    made_by = [class_name, code_sha256(Path(__file__).parent), *map(version, LIBRARIES)]
+    digest = hashlib.sha256(" ".join(made_by).encode())
     for path in _files(folder):
         check_file(path, FILE_BYTES)
         digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
