@@ -5,10 +5,13 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from vlmtune.printing import printable_json
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -71,6 +74,14 @@ def as_other_files(folder: Path) -> None:
             file.chmod(0o666 & ~mask)
 
 
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all in it, if there is one; of a link only itself, never what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def is_disk_full(error: Exception) -> bool:
     """Return whether `error` is for lack of space."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
@@ -96,8 +107,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:
-    """Return `value` as JSON text; NaN and infinities, which JSON does not have, become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    """Return `value` as JSON text that a terminal can show; NaN and infinities, which JSON lacks, become null."""
+    return printable_json(json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False))
 
 
 def json_value(text: str | bytes) -> Any:

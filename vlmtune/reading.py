@@ -5,6 +5,8 @@ A pipe would wait for ever, a device never end, a link in a run folder lead out 
 
 import os
 import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,8 +18,10 @@ YAML_BYTES = MIB
 JSON_BYTES = 32 * MIB
 """The most that is read of a JSON file of a model or a run; full of empty lists it takes 25 times that in memory."""
 
+REGULAR, FOLDER = "a regular file", "a folder"
 _KINDS = (
-    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISREG, REGULAR),
+    (stat.S_ISDIR, FOLDER),
     (stat.S_ISLNK, "a symbolic link"),
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -28,63 +32,80 @@ _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(
 """A pipe that took the place of the file since it was looked at is opened without a writer, and refused."""
 
 
-def kind_of(mode: int) -> str | None:
-    """Return what a file is by its `st_mode`, in words; None for a regular file."""
-    return None if stat.S_ISREG(mode) else next((words for is_one, words in _KINDS if is_one(mode)), "no regular file")
+def refuse_other_kinds(files: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Raise where something else, a link included, is in the place of one's own files or folders.
+
+    What the system does not let one look at is told by whatever comes to open it.
+    """
+    for wanted, paths in ((REGULAR, files), (FOLDER, folders)):
+        for path in paths:
+            with suppress(OSError):
+                if (found := _kind(path.lstat().st_mode)) != wanted:
+                    raise VlmtuneError(f"{path} is {found}, not {wanted}", "move it away: no run has put it there")
 
 
-def check_file(path: Path, max_bytes: int | None = None, *, own: bool = False) -> None:
-    """Raise unless `path` is a regular file of at most `max_bytes`, for readers that open files themselves.
+def _kind(mode: int) -> str:
+    return next((words for is_one, words in _KINDS if is_one(mode)), "an unknown kind of file")
+
+
+HINT = "put the right file in its place"
+
+
+def check_regular(path: Path, max_bytes: int | None = None, *, own: bool = False, hint: str = HINT) -> None:
+    """Raise unless `path` is a regular file of at most `max_bytes`, for libraries that open files themselves.
 
     An `own` file, as those of a run folder, is no link either: a link leads to where nobody knows.
 
     Raises:
         FileNotFoundError: there is none.
-        VlmtuneError: it is something else, or larger.
+        VlmtuneError: it is no regular file, too large, or cannot be reached.
     """
-    _refuse(path, path.lstat() if own else path.stat(), max_bytes)
+    with _told(path):
+        _refuse(path, path.lstat() if own else path.stat(), max_bytes, hint)
 
 
-def open_file(path: Path, max_bytes: int | None = None, *, own: bool = False) -> BinaryIO:
-    """Open what `check_file` lets pass, to read bytes."""
-    check_file(path, max_bytes, own=own)
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NO_WAIT))
+def open_regular(path: Path, max_bytes: int | None = None, *, own: bool = False, hint: str = HINT) -> BinaryIO:
+    """Open what `check_regular` lets pass, to read bytes."""
+    check_regular(path, max_bytes, own=own, hint=hint)
+    with _told(path):
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NO_WAIT))
     try:
-        _refuse(path, os.fstat(file.fileno()), max_bytes)
+        _refuse(path, os.fstat(file.fileno()), max_bytes, hint)
     except VlmtuneError:
         file.close()
         raise
     return file
 
 
-def read_file(path: Path, max_bytes: int, *, own: bool = False) -> bytes:
-    """Return what is in a file that `check_file` lets pass.
+def read_regular(path: Path, max_bytes: int, *, own: bool = False, hint: str = HINT) -> bytes:
+    """Return what is in a file that `check_regular` lets pass."""
+    with open_regular(path, max_bytes, own=own, hint=hint) as file, _told(path):
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:  # files of /proc do not tell their size, others grow
+        raise _too_large(path, max_bytes, hint)
+    return content
 
-    Raises:
-        FileNotFoundError: there is none.
-        VlmtuneError: it is no regular file, too large, or cannot be read.
-    """
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Raise what the system says of a file, but that there is none, as the user's error."""
     try:
-        with open_file(path, max_bytes, own=own) as file:
-            content = file.read(max_bytes + 1)
+        yield
     except FileNotFoundError:
         raise
     except OSError as error:
         raise VlmtuneError(f"{path} cannot be read: {error.strerror}", "check the path and its permissions") from None
-    if len(content) > max_bytes:  # files of /proc do not tell their size, others grow
-        raise _too_large(path, max_bytes)
-    return content
 
 
-def _refuse(path: Path, status: os.stat_result, max_bytes: int | None) -> None:
-    if kind := kind_of(status.st_mode):
-        raise VlmtuneError(f"{path} is {kind}, not a regular file", "put the file itself in its place")
+def _refuse(path: Path, status: os.stat_result, max_bytes: int | None, hint: str) -> None:
+    if (kind := _kind(status.st_mode)) != REGULAR:
+        raise VlmtuneError(f"{path} is {kind}, not {REGULAR}", hint)
     if max_bytes is not None and status.st_size > max_bytes:
-        raise _too_large(path, max_bytes)
+        raise _too_large(path, max_bytes, hint)
 
 
-def _too_large(path: Path, max_bytes: int) -> VlmtuneError:
-    return VlmtuneError(f"{path} is larger than {_size(max_bytes)}, the most that is read of it", "give the right file")
+def _too_large(path: Path, max_bytes: int, hint: str) -> VlmtuneError:
+    return VlmtuneError(f"{path} is larger than {_size(max_bytes)}, the most that is read of it", hint)
 
 
 def _size(num_bytes: int) -> str:

@@ -3,11 +3,14 @@
 import copy
 
 import pytest
+from PIL import Image
 from tiny import TINY
 from tiny.rows import picture, sample
 
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
+from vlmtune.data.encode import encode
+from vlmtune.data.fit import enlarged
 from vlmtune.data.measure import pictures
 from vlmtune.data.measure.pictures import refused_sizes
 from vlmtune.data.run_data import MeasuredRows
@@ -155,7 +158,7 @@ def test_a_picture_that_a_processor_would_enlarge_without_end_is_refused_before_
     """20,000×5 px become 1.3 million by 336 in LLaVA 1.5: 5 GB of main memory for one row."""
     tiny = models("llava")
     side = tiny.processor.image_processor.size["shortest_edge"]
-    limit = pictures.MOST_PX // side**2
+    limit = enlarged.MOST_PX // side**2
     sizes = [(limit * 5, 5), ((limit + 1) * 5, 5), (60, 60), (1, limit + 1)]
     tried = []
     monkeypatch.setattr(pictures, "encode", lambda probe, images, *rest: tried.append(images[0].size))
@@ -163,3 +166,11 @@ def test_a_picture_that_a_processor_would_enlarge_without_end_is_refused_before_
     assert set(refused) == {1, 3}
     assert refused[1].startswith("the processor brings its shorter side to a fixed length, which makes ")
     assert sizes[1] not in tried
+
+
+def test_nobody_hands_such_a_picture_to_its_processor(models):
+    """One that was not looked at before, as those of `vlmtune generate`."""
+    tiny = models("llava")
+    width = enlarged.MOST_PX // tiny.processor.image_processor.size["shortest_edge"] ** 2 + 1
+    with pytest.raises(VlmtuneError, match=f"{width:,}×1 pixels: the processor brings its shorter"):
+        encode(sample("q", "a"), [Image.new("RGB", (width, 1))], tiny.processor, tiny.family)

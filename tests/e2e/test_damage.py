@@ -154,9 +154,34 @@ def test_a_link_among_the_checkpoints_is_left_alone(project, stopped, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     shutil.move(stopped.checkpoints / "checkpoint-2", elsewhere)
     (stopped.checkpoints / "checkpoint-2").symlink_to(elsewhere)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("checkpoint-6", "damaged-checkpoint-4"):
+        (stopped.checkpoints / name).symlink_to(outside)
     resumed = project.train("run", *SETTINGS[1:], "training.save_total_limit=1", resume=True)
     assert resumed.code == 0, resumed.stderr
     assert len(list(elsewhere.iterdir())) > 5
+    assert list(outside.iterdir()) == []
+
+
+def test_a_run_folder_that_is_removed_meanwhile_is_one_error(project, monkeypatch):
+    real, removed = trainer.forward_loss, []
+
+    def remove_in_step(number):
+        def forward_loss(*args):
+            removed.append(None)
+            if len(removed) == number:
+                shutil.rmtree(project.run("run").path)
+            return real(*args)
+
+        return forward_loss
+
+    for number, logged, saved in ((4, 1, 100), (4, 100, 2), (14, 100, 100)):  # met by log, checkpoint, result
+        removed.clear()
+        monkeypatch.setattr(trainer, "forward_loss", remove_in_step(number))
+        lost = project.train("run", f"training.save_steps={saved}", f"training.logging_steps={logged}")
+        assert lost.code == 1 and lost.stderr.startswith("error: runs/run was removed while the run went on: what it")
+        assert not project.run("run").path.exists()
 
 
 def test_aside_goes_what_is_damaged_twice(stopped):

@@ -1,4 +1,4 @@
-"""A process that holds the rest of a card, so that what runs beside it has no more than it says. Imports torch alone."""
+"""A process that holds the rest of a card: what runs beside it has no more than it says. It imports torch alone."""
 
 import subprocess
 import sys

@@ -324,6 +324,34 @@ LONG_MEMORY_LEVERS = (
 """Several together, the last over many lengths, measured likewise."""
 
 
+HEAD_8BIT, KEPT = {"training.quantization.quantize_head": "8bit"}, {"model.cache_quantized": True}
+HEADS_AND_FILES = (
+    Case("qwen25-7b-head8", QWEN25_7B, settings=HEAD_8BIT),
+    Case("qwen25-7b-head8-native", QWEN25_7B, expandable=False, settings=HEAD_8BIT),
+    Case("qwen25-7b-head8-long", QWEN25_7B, text_chars=1200, settings=HEAD_8BIT),
+    Case("llava-13b-head8", UNSEEN["llava-13b"], settings=HEAD_8BIT),
+    Case("qwen3-8b-head8-batch2", QWEN3_8B, settings={**HEAD_8BIT, "training.batch_size": 2}),
+    Case("smol-2b-head8-keep", SMOL_2B, settings={**HEAD_8BIT, **KEEP, **ONE_TILE}),
+    Case("qwen25-7b-head8-files", QWEN25_7B, settings=HEAD_8BIT, from_checkpoint=True),
+    Case("qwen3-2b-packed", QWEN3_2B, from_checkpoint=True, packed=True),
+    Case("qwen25-3b-packed-native", QWEN25_3B, expandable=False, from_checkpoint=True, packed=True),
+    Case("qwen25-7b-packed-head8", QWEN25_7B, settings=HEAD_8BIT, from_checkpoint=True, packed=True),
+    Case("llava-7b-packed", LLAVA_7B, from_checkpoint=True, packed=True),
+    Case("qwen3-4b-kept", QWEN3_4B, settings=KEPT, from_checkpoint=True),
+    Case("qwen25-7b-head8-away", QWEN25_7B, settings={**HEAD_8BIT, **AWAY}),
+    Case("qwen-vl-chat-head8-embeddings", UNSEEN["qwen-vl-chat"], settings={**HEAD_8BIT, **EMBEDDINGS_AWAY}),
+    Case("pixtral-12b-head8-streamed", UNSEEN["pixtral-12b"], settings={**HEAD_8BIT, **AWAY, **_streamed(20)}),
+    Case(
+        "qwen25-7b-packed-streamed",
+        QWEN25_7B,
+        settings={**HEAD_8BIT, **EMBEDDINGS_AWAY, **_streamed(14)},
+        from_checkpoint=True,
+        packed=True,
+    ),
+)
+"""Heads in 8 bits and files in 4. A kept base is quantised by the run that is measured: nothing is there before."""
+
+
 def _uneven(case: Case, settings: dict) -> Case:
     return replace(case, rows=24, text_chars=600, mixed_images=True, settings={**settings, **case.settings})
 
@@ -333,6 +361,7 @@ MEMORY_LEVERS = (
     *SEVERAL_MEMORY_LEVERS,
     *(_uneven(case, EPOCHS) for case in LONG_MEMORY_LEVERS),
     *CACHED_FEATURES,
+    *HEADS_AND_FILES,
 )
 """Measured once, after the rules for them were there, and none was changed for these."""
 
@@ -410,33 +439,3 @@ def without_memory_levers(case: Case) -> Case:
 
 
 SMALL = (*SMALL_CARD, *map(without_memory_levers, SMALL_CARD))
-
-HEAD_8BIT, KEPT = {"training.quantization.quantize_head": "8bit"}, {"model.cache_quantized": True}
-OPEN = (
-    Case("qwen25-7b-head8", QWEN25_7B, settings=HEAD_8BIT),
-    Case("qwen25-7b-head8-native", QWEN25_7B, expandable=False, settings=HEAD_8BIT),
-    Case("qwen25-7b-head8-long", QWEN25_7B, text_chars=1200, settings=HEAD_8BIT),
-    Case("llava-13b-head8", UNSEEN["llava-13b"], settings=HEAD_8BIT),
-    Case("qwen3-8b-head8-batch2", QWEN3_8B, settings={**HEAD_8BIT, "training.batch_size": 2}),
-    Case("smol-2b-head8-keep", SMOL_2B, settings={**HEAD_8BIT, **KEEP, **ONE_TILE}),
-    Case("qwen25-7b-head8-files", QWEN25_7B, settings=HEAD_8BIT, from_checkpoint=True),
-    Case("qwen3-2b-packed", QWEN3_2B, from_checkpoint=True, packed=True),
-    Case("qwen25-3b-packed-native", QWEN25_3B, expandable=False, from_checkpoint=True, packed=True),
-    Case("qwen25-7b-packed-head8", QWEN25_7B, settings=HEAD_8BIT, from_checkpoint=True, packed=True),
-    Case("llava-7b-packed", LLAVA_7B, from_checkpoint=True, packed=True),
-    Case("qwen3-4b-kept", QWEN3_4B, settings=KEPT, from_checkpoint=True),
-    Case("qwen25-7b-head8-away", QWEN25_7B, settings={**HEAD_8BIT, **AWAY}),
-    Case("qwen-vl-chat-head8-embeddings", UNSEEN["qwen-vl-chat"], settings={**HEAD_8BIT, **EMBEDDINGS_AWAY}),
-    Case("pixtral-12b-head8-streamed", UNSEEN["pixtral-12b"], settings={**HEAD_8BIT, **AWAY, **_streamed(20)}),
-    Case(
-        "qwen25-7b-packed-streamed",
-        QWEN25_7B,
-        settings={**HEAD_8BIT, **EMBEDDINGS_AWAY, **_streamed(14)},
-        from_checkpoint=True,
-        packed=True,
-    ),
-)
-"""Not measured yet: heads in 8 bits and files in 4. They can be run by name, and come to CASES with their measurements.
-
-A kept base is quantised by the run that is measured: nothing is there before.
-"""

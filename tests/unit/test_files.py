@@ -16,6 +16,7 @@ from vlmtune.files import (
     json_value,
     parse_json,
     relative_path,
+    remove,
     strict_json,
     sync,
     write_atomically,
@@ -47,6 +48,21 @@ def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path, ca
     assert path.read_bytes() == "nü\n".encode()
     assert calls == [f"a.json.{os.getpid()}{PARTIAL}", "a.json in place", "folder"]
     assert os.listdir(path.parent) == ["a.json"]
+
+
+def test_of_a_link_nothing_but_the_link_is_written_or_deleted(tmp_path):
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"
+    (elsewhere / "deep").mkdir(parents=True)
+    (elsewhere / "file").write_text("theirs")
+    folder.mkdir()
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "file").symlink_to(elsewhere / "file")
+    write_atomically(folder / "file", "ours")
+    assert (folder / "file").read_text() == "ours" and not (folder / "file").is_symlink()
+    for path in (folder / "link", folder / "file", folder / "none", folder):
+        remove(path)
+    assert os.listdir(tmp_path) == ["elsewhere"]
+    assert sorted(os.listdir(elsewhere)) == ["deep", "file"] and (elsewhere / "file").read_text() == "theirs"
 
 
 @pytest.mark.parametrize("owner_and_name", [(os, "fsync"), (Path, "replace")], ids=["sync", "replace"])

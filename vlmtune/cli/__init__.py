@@ -4,6 +4,7 @@ Command modules import nothing heavy at their top: `vlmtune --help` loads all of
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -26,6 +27,10 @@ from vlmtune.cli import (
     validate,
 )
 from vlmtune.errors import ExitCode, VlmtuneError
+from vlmtune.printing import say
+
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""All but tab and the ends of lines, which a prompt may hold."""
 
 app = typer.Typer(
     name="vlmtune",
@@ -51,7 +56,7 @@ app.add_typer(presets.app, name="presets")
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"vlmtune {__version__}")
+        say(f"vlmtune {__version__}")
         raise typer.Exit
 
 
@@ -79,11 +84,21 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
+def _refuse_control_characters(args: Sequence[str]) -> None:
+    """Raise for an argument that Typer's own messages would write to the terminal as it is."""
+    for arg in args:
+        if _CONTROL_CHARACTERS.search(arg):
+            raise VlmtuneError(
+                f"an argument holds a control character: {arg}", "rename the file, or leave it out", code=ExitCode.USAGE
+            )
+
+
 def _run(args: Sequence[str] | None) -> int:
     """The exit code of a command line, its errors printed."""
     # pydantic would read the metadata of every installed package to look for plugins: 10 ms of each command.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
+        _refuse_control_characters(sys.argv[1:] if args is None else args)
         app(args, prog_name="vlmtune")
     except SystemExit as done:
         return done.code or ExitCode.OK

@@ -8,6 +8,7 @@ import typer
 
 from vlmtune.cli.options import BaseModelOption, CheckpointOption, JsonOption, RunArgument
 from vlmtune.errors import VlmtuneError
+from vlmtune.printing import say
 
 if TYPE_CHECKING:
     from vlmtune.data.run_data import MeasuredRows
@@ -50,10 +51,10 @@ def evaluate(
     from vlmtune.workflow.progress import standard_error
 
     quiet_libraries()
-    teller = Teller(told(not as_json), lambda note: typer.echo(note, err=True))
+    teller = Teller(told(not as_json), lambda note: say(note, err=True))
     plan = plan_here(folder, base_model)
     if learned and learned.note:
-        typer.echo(learned.note, err=True)
+        say(learned.note, err=True)
     samples = fitting_samples(rows, plan, processor_of(plan, learned) if learned else load_processor(plan))
     tuned = load_tuned_for(plan, learned, samples, teller) if learned else load_untuned(plan)
     from rich.progress import Progress

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vlmtune.cli.options import BaseModelOption, CheckpointOption, JsonOption
+from vlmtune.printing import say
 
 EXAMPLE = 'Example: [bold]vlmtune generate runs/my-run --image cat.jpg --prompt "What is this?"[/bold]'
 
@@ -48,17 +49,17 @@ def generate(
     else:
         tuned, note = load_whole(run)
     if note:
-        typer.echo(note, err=True)
+        say(note, err=True)
     [written] = ask(tuned, [sample], max_new_tokens)
     if written.is_cut:
-        typer.echo(f"cut at {max_new_tokens} tokens: --max-new-tokens N lets the answer be longer", err=True)
+        say(f"cut at {max_new_tokens} tokens: --max-new-tokens N lets the answer be longer", err=True)
     if as_json:
         from vlmtune.cli.show import render
 
         asked = {"prompt": prompt, "images": [str(path) for path in image or ()]}
         render.print_json({**asked, "answer": written.answer, "thought": written.thought, "cut": written.is_cut})
         return
-    typer.echo(written.answer)
+    say(written.answer)
 
 
 def _is_whole(folder: Path) -> bool:

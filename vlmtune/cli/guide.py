@@ -9,6 +9,7 @@ import typer
 from vlmtune.cli.options import JsonOption
 from vlmtune.cli.targets import ChosenCard, GpuOption, choose_target
 from vlmtune.errors import VlmtuneError
+from vlmtune.printing import say
 
 if TYPE_CHECKING:
     from vlmtune.guide.report import Guide
@@ -78,4 +79,4 @@ def _write(text: str, file: Path) -> None:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise VlmtuneError(f"{file} cannot be written: {error.strerror}", "check the folder") from None
-    typer.echo(f"wrote {file}")
+    say(f"wrote {file}")

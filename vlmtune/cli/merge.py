@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vlmtune.cli.options import BaseModelOption, CheckpointOption, JsonOption, RunArgument
+from vlmtune.printing import say
 
 EXAMPLE = "Example: [bold]vlmtune merge runs/my-run -o my-model[/bold]"
 
@@ -34,21 +35,19 @@ def merge(
     quiet_libraries()
     plan = plan_here(folder, base_model)
     if learned.note:
-        typer.echo(learned.note, err=True)
+        say(learned.note, err=True)
     proof = run_merge(plan, learned, out)
     if as_json:
         from vlmtune.cli.show import render
 
         render.print_json({**dataclasses.asdict(proof), "relative_difference": proof.relative, "out": str(out)})
         return
-    typer.echo(f"merged into {out}")
-    typer.echo(
+    say(f"merged into {out}")
+    say(
         f"logits of base + adapter and of the merged model differ by at most {proof.largest_difference:.2e}, "
         f"{proof.relative:.1e} of the largest logit (bound {proof.bound:.0e}); "
         f"{proof.same_best_tokens:.0%} of the best tokens are the same"
     )
     if proof.unpacked_base:
-        typer.echo(
-            "the base's files are in 4 bits: they were unpacked to 16, and the merged model keeps their rounding"
-        )
-    typer.echo(f'try it: vlmtune generate {shlex.quote(str(out))} --image IMAGE --prompt "QUESTION"')
+        say("the base's files are in 4 bits: they were unpacked to 16, and the merged model keeps their rounding")
+    say(f'try it: vlmtune generate {shlex.quote(str(out))} --image IMAGE --prompt "QUESTION"')

@@ -9,6 +9,7 @@ import typer
 from vlmtune.cli.options import JsonOption
 from vlmtune.cli.targets import GpuOption, PlatformOption, ReserveOption, choose_target
 from vlmtune.errors import ExitCode, VlmtuneError
+from vlmtune.printing import say
 from vlmtune.units import GIB
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def plan(
     if out:
         _write(fit, start, chosen.target.card.name, out, force)
         if not as_json:
-            typer.echo(_next_step(out, data))
+            say(_next_step(out, data))
 
 
 def _start(model: str, preset: str, data: Path | None) -> "LoadedConfig":

@@ -8,6 +8,7 @@ import typer
 
 from vlmtune.cli.options import JsonOption
 from vlmtune.errors import VlmtuneError
+from vlmtune.printing import say
 
 app = typer.Typer(
     help="Settings that suit a card: list them, read one, start a config from one.",
@@ -62,7 +63,7 @@ def show_preset(name: NameArgument, as_json: JsonOption = False) -> None:
 
         render.console().print(Syntax(preset.text, "yaml", theme="ansi_dark", word_wrap=True))
     else:
-        typer.echo(preset.text, nl=False)
+        say(preset.text.removesuffix("\n"))
 
 
 @app.command("copy", epilog="Example: [bold]vlmtune presets copy 8gb my-run.yaml[/bold]")
@@ -83,7 +84,7 @@ def copy_preset(
         raise VlmtuneError(f"{file} exists already", "give another name, or overwrite it with --force") from None
     except OSError as error:
         raise VlmtuneError(f"{file} cannot be written: {error.strerror}", "check the folder") from None
-    typer.echo(f"wrote {file}: change the lines marked <--, then run: vlmtune validate {file}")
+    say(f"wrote {file}: change the lines marked <--, then run: vlmtune validate {file}")
 
 
 def _facts(preset) -> dict[str, object]:

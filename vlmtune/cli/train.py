@@ -6,6 +6,8 @@ import typer
 
 from vlmtune.cli.options import BaseModelOption, ConfigArgument, JsonOption, SetOption
 from vlmtune.errors import ExitCode
+from vlmtune.printing import say, say_json
+from vlmtune.reading import JSON_BYTES, read_regular
 
 if TYPE_CHECKING:
     from vlmtune.runs.folder import RunFolder
@@ -65,7 +67,7 @@ def _dry_run(job: "Job", as_json: bool) -> None:
 
 def _print_told(job: "Job", err: bool) -> None:
     for line in job.told:
-        typer.echo(line, err=err)
+        say(line, err=err)
 
 
 def _print_plan(job: "Job") -> None:
@@ -89,27 +91,29 @@ def _print_plan(job: "Job") -> None:
 
 
 def _print_finished(folder: "RunFolder", outcome: "Outcome", as_json: bool) -> None:
-    done = f"{folder.path} is finished: {outcome.steps} step{'s' * (outcome.steps != 1)}; nothing to do\n"
-    typer.echo(folder.report_json.read_text(encoding="utf-8") if as_json else done, nl=False)
+    if as_json:
+        say_json(read_regular(folder.report_json, JSON_BYTES, own=True).decode().removesuffix("\n"))
+    else:
+        say(f"{folder.path} is finished: {outcome.steps} step{'s' * (outcome.steps != 1)}; nothing to do")
 
 
 def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> None:
     if as_json:
-        typer.echo(report.to_json(), nl=False)
+        say_json(report.to_json().removesuffix("\n"))
         return
     from vlmtune.data.types import count
 
     loss = "-" if report.train_loss_last is None else f"{report.train_loss_last:.4f}"
     evaluated = "" if report.eval_loss is None else f", evaluation loss {report.eval_loss:.4f}"
-    typer.echo(f"{report.status}: {report.steps} steps in {report.seconds:.0f} s, loss {loss}{evaluated}")
+    say(f"{report.status}: {report.steps} steps in {report.seconds:.0f} s, loss {loss}{evaluated}")
     _print_memory(report)
     if report.num_cut_rows:
         cut_rows, cut_tokens = count(report.num_cut_rows, "row"), count(report.num_cut_tokens, "token")
-        typer.echo(f"{cut_rows} cut by {cut_tokens} in all (data.truncation: cut)")
+        say(f"{cut_rows} cut by {cut_tokens} in all (data.truncation: cut)")
     if report.status == "interrupted":
-        typer.echo(f"{folder.latest_checkpoint()} is written; continue with --resume")
+        say(f"{folder.latest_checkpoint()} is written; continue with --resume")
     else:
-        typer.echo(f"adapter, log and report.html in {folder.path}")
+        say(f"adapter, log and report.html in {folder.path}")
 
 
 def _print_memory(report: "TrainReport") -> None:

@@ -7,6 +7,7 @@ import typer
 
 from vlmtune.cli.options import JsonOption, SetOption
 from vlmtune.errors import VlmtuneError
+from vlmtune.printing import say_json
 
 if TYPE_CHECKING:
     from vlmtune.config.load import LoadedConfig
@@ -30,7 +31,7 @@ def validate(
     if schema:
         from vlmtune.config.docs import schema_json
 
-        typer.echo(schema_json(), nl=False)
+        say_json(schema_json().removesuffix("\n"))
         return
     if config is None:
         raise typer.BadParameter("give the config to check", param_hint="CONFIG")

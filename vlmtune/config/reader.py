@@ -25,8 +25,8 @@ from yaml.events import (
 
 from vlmtune.config.text import dotted, shown
 from vlmtune.errors import VlmtuneError
+from vlmtune.reading import YAML_BYTES, read_regular
 
-MAX_FILE_BYTES = 1024 * 1024
 MAX_DEPTH = 20
 
 # The YAML 1.2 core schema: `no`, `on` and `12:30` are text, `1e-4` is a number.
@@ -38,6 +38,8 @@ WORDS = {
 INTEGER = re.compile(r"[-+]?[0-9]{1,400}")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 INFINITY_OR_NAN = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+NO_CONFIG = "a config is a YAML file of a few dozen lines; rows have their own file"
 
 KeyPath = tuple[str, ...]
 
@@ -74,18 +76,9 @@ def read_file(path: Path) -> Document:
     """The mapping in a YAML file. Raises on what cannot be read at all; lesser mistakes are in `problems`."""
     name = str(path)
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+        raw = read_regular(path, YAML_BYTES, hint=NO_CONFIG)
     except FileNotFoundError:
         raise VlmtuneError(f"{name} does not exist", "give the path of a config file: configs/ has some") from None
-    except IsADirectoryError:
-        raise VlmtuneError(f"{name} is a folder", "give the path of the config file in it") from None
-    except OSError as error:
-        raise VlmtuneError(f"{name} cannot be read: {error.strerror}", "check the path and its permissions") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise VlmtuneError(
-            f"{name} is larger than 1 MB", "a config has a few dozen lines; training rows belong in data.train_path"
-        )
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
@@ -224,7 +217,7 @@ _Dumper.add_representer(str, _represented)
 
 def yaml_of(values: dict[str, object]) -> str:
     """YAML text that reads back as these values, a line each; without the last line's end."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=MAX_FILE_BYTES).rstrip("\n")
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=YAML_BYTES).rstrip("\n")
 
 
 def plain_scalar(text: str) -> object:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from vlmtune.data.boundary import answer_apart, rewritten
+from vlmtune.data.fit.enlarged import enlarged_beyond
 from vlmtune.data.fit.given import left_out
 from vlmtune.data.fit.misfit import misfit
 from vlmtune.data.types import Sample
@@ -64,6 +65,10 @@ def encode(sample: Sample, images: list[Image], processor: ProcessorMixin, famil
     """
     if problem := misfit(sample, processor, family):
         raise problem
+    for image in images:
+        if enlarged := enlarged_beyond(image.size, processor):
+            size = f"{image.width:,}×{image.height:,} pixels"
+            raise VlmtuneError(f"{sample.where}: {size}: {enlarged}", "cut or shrink the picture")
     try:
         if family.prefix_lm:
             return _encode_prefix_lm(sample, images, processor)

@@ -1,31 +1,28 @@
-"""Opening and checking pictures. Pillow is imported on use; every problem with a picture names it.
-
-Only the formats below are tried: Pillow's full list starts Ghostscript for EPS files, among others.
-"""
+"""Opening and checking pictures. Pillow is imported on use; every problem with a picture names it."""
 
 import io
 import os
-import stat
 import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+from vlmtune.data.pictures.bounds import Header, refuse_large
 from vlmtune.data.pictures.finding import other_spelling, reason_missing
+from vlmtune.data.pictures.formats import KNOWN, readable_formats, register_heic
 from vlmtune.data.pictures.other_files import HEAD_BYTES, is_heic, what_it_is
 from vlmtune.data.pictures.pixels import is_deep, is_deep_colour, read_lower_bytes, to_rgb, upright
 from vlmtune.data.types import BadRow, ImageRef, RowProblem, Sample, count
 from vlmtune.errors import VlmtuneError
+from vlmtune.reading import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF", "JPEG2000", "HEIF")
-KNOWN = "JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, ICO, AVIF, JPEG 2000; HEIC with the package pillow-heif"
 DEEP, SEVERAL, RESPELT = 1, 2, 4
 """What is remarkable in a picture that can be used, as bits of `Look.traits`."""
 TRAITS = {
@@ -202,8 +199,9 @@ def _opened(ref: ImageRef) -> "Iterator[tuple[Image, BinaryIO]]":
             head = stream.read(HEAD_BYTES)
             stream.seek(0)
             if is_heic(head):
-                _register_heic()
+                register_heic()
             with _identified(stream, head, ref) as image:
+                refuse_large(image, is_deep(image), _label(ref))
                 yield image, stream
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
@@ -215,33 +213,16 @@ def _opened(ref: ImageRef) -> "Iterator[tuple[Image, BinaryIO]]":
 def _identified(stream: BinaryIO, head: bytes, ref: ImageRef) -> "Image":
     from PIL import Image, UnidentifiedImageError
 
+    header = Header(stream, head, _label(ref))
     try:
-        return Image.open(stream, formats=_formats())
+        image = Image.open(header, formats=readable_formats())
+        header.lift()
+        return image
     except UnidentifiedImageError:
-        if is_heic(head) and "HEIF" in _formats():
+        if is_heic(head) and "HEIF" in readable_formats():
             raise RowProblem(f"{_label(ref)} is damaged: no HEIC picture is in it", "replace the file") from None
         what, way_out = what_it_is(head) or ("not an image", f"known formats: {KNOWN}")
         raise RowProblem(f"{_label(ref)} is {what}", way_out) from None
-
-
-@cache
-def _formats() -> list[str]:
-    """Those of `FORMATS` that Pillow reads here."""
-    from PIL import Image
-
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-@cache
-def _register_heic() -> None:
-    """Let Pillow read HEIC, where the library for it is."""
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        return
-    register_heif_opener()
-    _formats.cache_clear()
 
 
 def _stream(ref: ImageRef) -> BinaryIO:
@@ -258,17 +239,17 @@ def _stream(ref: ImageRef) -> BinaryIO:
         if found := other_spelling(ref.path):
             return _file(found, ref)
         raise RowProblem(f"{_label(ref)} does not exist", reason_missing(ref.path)) from None
-    except OSError as error:
-        raise RowProblem(f"{_label(ref)} cannot be read: {error.strerror}") from None
 
 
 def _file(path: str, ref: ImageRef) -> BinaryIO:
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
-        raise RowProblem(f"{_label(ref)} is not a regular file")
-    if status.st_size == 0:
+    try:
+        file = open_regular(Path(path))
+    except VlmtuneError as error:
+        raise RowProblem(f"image {error.message}") from None
+    if os.fstat(file.fileno()).st_size == 0:
+        file.close()
         raise RowProblem(f"{_label(ref)} is an empty file", "replace the file")
-    return open(path, "rb")
+    return file
 
 
 def _label(ref: ImageRef) -> str:

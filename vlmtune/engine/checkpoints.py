@@ -1,6 +1,5 @@
 """Checkpoints that a kill or a full disk cannot half-write: a marker is written last, old ones go after that."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import PARTIAL, as_other_files, sync
+from vlmtune.files import PARTIAL, as_other_files, remove, sync
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import COMPLETE, RunFolder
 from vlmtune.runs.manifest import damage, write_manifest
@@ -68,7 +67,7 @@ def finish_checkpoint(checkpoint: Path, keep: int) -> None:
     done = sorted((one for one in markers if not one.parent.is_symlink()), key=lambda marker: _step(marker.parent))
     for marker in done[:-keep]:
         marker.unlink()
-        shutil.rmtree(marker.parent)
+        remove(marker.parent)
 
 
 def newest_whole(folder: RunFolder, note: Callable[[str], None]) -> Path | None:
@@ -78,7 +77,7 @@ def newest_whole(folder: RunFolder, note: Callable[[str], None]) -> Path | None:
         if found is None:
             return checkpoint
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
         checkpoint.rename(aside)
         note(f"{checkpoint.name} is damaged ({found}): it is called {aside.name} now, and not used")
     return None
@@ -90,8 +89,8 @@ def drop_incomplete(folder: RunFolder) -> None:
         if partial.is_file():
             partial.unlink()
     for checkpoint in folder.checkpoints.glob("checkpoint-*"):
-        if not (checkpoint / COMPLETE).is_file():
-            shutil.rmtree(checkpoint)
+        if not checkpoint.is_symlink() and not (checkpoint / COMPLETE).is_file():
+            remove(checkpoint)
 
 
 def disk_full(folder: RunFolder, what: str) -> VlmtuneError:

@@ -4,7 +4,6 @@ A base whose files are in 4 bits has no other numbers: it is unpacked to 16 bits
 """
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from vlmtune.engine.checkpoints import save_whole
 from vlmtune.engine.evaluate import serve_ends
 from vlmtune.engine.tuned import load_tuned
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import PARTIAL
+from vlmtune.files import PARTIAL, remove
 from vlmtune.models.build import family_of, load_base
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import Learned
@@ -66,7 +65,7 @@ def merge(plan: RunPlan, learned: Learned, out_dir: Path) -> MergeProof:
     inputs = _probe(plan, tuned.processor)
     expected = _logits(tuned.model, inputs)
     partial = out_dir.with_name(out_dir.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     whole = tuned.model.merge_and_unload() if isinstance(tuned.model, PeftModel) else tuned.model
     serve_ends(whole, tuned.processor)
     tuned.processor.save_pretrained(partial)
@@ -76,7 +75,7 @@ def merge(plan: RunPlan, learned: Learned, out_dir: Path) -> MergeProof:
     merged = _logits(load_base(saved, quantized=False).eval(), inputs)
     proof = _compare(expected, merged, plan)
     if not proof.holds:
-        shutil.rmtree(partial)
+        remove(partial)
         raise VlmtuneError(
             f"the merged model differs from base + adapter by {proof.relative:.2e} of the largest logit, "
             f"above the bound {proof.bound:.0e}",

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from vlmtune.console import SafeConsole
 from vlmtune.data.progress import Advance
 from vlmtune.engine.panel import FIRST_STEP, Course, panel_of, plain_line
 from vlmtune.runs.records import StepRecord
@@ -22,7 +23,7 @@ REDRAWN_AFTER_S = 0.5
 LINE_AFTER_S = 30.0
 
 
-class RunConsole(Console):
+class RunConsole(SafeConsole):
     """A console that leaves it to the live view what a pipe without a reader means: rich ends the process there."""
 
     def on_broken_pipe(self) -> None:

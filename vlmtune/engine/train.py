@@ -23,7 +23,7 @@ from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import PARTIAL, is_disk_full
+from vlmtune.files import PARTIAL, is_disk_full, remove
 from vlmtune.hub.source import ModelSource
 from vlmtune.models.build import base_of, build_model, check_checkpoint, family_of
 from vlmtune.models.features import serve_features
@@ -163,7 +163,8 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
     """Write the adapter (or the whole model) with the processor as it was used; all of it or nothing."""
     partial = _partial(plan, folder)
     target = partial.with_suffix("")
-    shutil.rmtree(partial, ignore_errors=True)
+    folder.refuse_removed()
+    remove(partial)
     if plan.method == "full":
         serve_ends(model, processor)
         save_whole(model, plan, partial)
@@ -171,8 +172,7 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
         save_adapter(model, partial)
     processor.save_pretrained(partial)
     write_manifest(partial)
-    if target.exists():
-        shutil.rmtree(target)
+    remove(target)
     partial.rename(target)
 
 

@@ -215,6 +215,9 @@ class TuneTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        self.folder.refuse_removed()
+        if checkpoint.is_symlink():  # what it leads to is not ours to write
+            checkpoint.unlink()
         try:
             super()._save_checkpoint(model, trial)
             finish_checkpoint(checkpoint, keep=self.plan.save_total_limit)

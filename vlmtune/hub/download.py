@@ -188,10 +188,11 @@ class _Bar:
 @contextmanager
 def _shown(name: str, total_bytes: int, there_bytes: int, live: bool) -> Iterator[Advance]:
     """Say what will be downloaded, and show how far it is where a terminal can."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    from vlmtune.console import SafeConsole
+
+    console = SafeConsole(stderr=True, soft_wrap=True)
     resumed = f", {size_text(there_bytes)} of them are there" if there_bytes else ""
     console.print(f"downloading {name}: {size_text(total_bytes)}{resumed}")
     if not live or not console.is_terminal or console.is_dumb_terminal:

@@ -14,7 +14,7 @@ from typing import Any
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import json_value
-from vlmtune.reading import JSON_BYTES, open_file, read_file
+from vlmtune.reading import JSON_BYTES, open_regular, read_regular
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -97,7 +97,7 @@ def stored_in(path: Path) -> dict[str, StoredTensor]:
 def _header(path: Path) -> tuple[dict[str, Any], int]:
     """Return what the header says of each tensor, and the bytes behind it."""
     try:
-        with open_file(path) as file:
+        with open_regular(path) as file:
             num_bytes = os.fstat(file.fileno()).st_size - LENGTH_BYTES
             header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if header_bytes > min(LARGEST_HEADER_BYTES, num_bytes):
@@ -118,7 +118,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 def weight_map(path: Path) -> dict[str, str]:
     """Return tensor name → file name of an index."""
     try:
-        index = json_value(read_file(path, JSON_BYTES))
+        index = json_value(read_regular(path, JSON_BYTES))
         names = index["weight_map"]
         files, described = set(names.values()), isinstance(index.get("metadata", {}), dict)
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -12,6 +12,7 @@ from vlmtune.hub.commits import pinned_commit
 from vlmtune.hub.config_checks import refuse_absurd
 from vlmtune.hub.download import checkpoint_folder, tensor_names
 from vlmtune.hub.prequantised import prequantised_of
+from vlmtune.reading import JSON_BYTES, read_regular
 from vlmtune.runs.adapter import base_in_words, is_adapter, run_of
 
 HEAD = "lm_head"
@@ -119,7 +120,7 @@ def _no_model(folder: Path) -> VlmtuneError:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json_value(path.read_bytes())
+        value = json_value(read_regular(path, JSON_BYTES))
     except ValueError as error:  # damaged bytes, JSON or numbers
         raise VlmtuneError(f"{path} is not JSON: {error}", "download the file again") from None
     if not isinstance(value, dict):

@@ -65,9 +65,9 @@ class Made:
 
 def say(text: str) -> None:
     """Tell something beside what a command prints."""
-    from rich.console import Console
+    from vlmtune.console import SafeConsole
 
-    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
+    SafeConsole(stderr=True, soft_wrap=True).print(text)
 
 
 def load_kept(plan: RunPlan, parts: Parts, load: Load, tell: Tell) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from torch import Tensor
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, write_json
 from vlmtune.hub.shards import INDEX, PICKLES, SINGLE, weight_map
+from vlmtune.printing import printable
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 
@@ -84,4 +85,4 @@ if __name__ == "__main__":
     try:
         convert(sys.argv[1])
     except VlmtuneError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))

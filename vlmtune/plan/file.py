@@ -12,6 +12,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.files import json_value, parse_json, relative_path, write_json
 from vlmtune.plan.migrations import VERSION, Values, migrate
 from vlmtune.plan.types import RunPlan
+from vlmtune.reading import JSON_BYTES, read_regular
 
 _OF_A_PART = r"[\w.]+\\\.(\(\?!\([\w.|]+\)\\\.\))?\.\*\\\.\([\w.|]+\)"
 TARGETS = re.compile(rf"{_OF_A_PART}(\|{_OF_A_PART})?")
@@ -42,7 +43,7 @@ def load_plan(path: Path) -> RunPlan:
 def _todays_values(path: Path) -> Values:
     """Return what the file holds, as today's format has it."""
     try:
-        values = dict(json_value(path.read_bytes()))
+        values = dict(json_value(read_regular(path, JSON_BYTES, own=True)))
     except (ValueError, TypeError):
         raise _damaged(path) from None
     version = values.pop("version", 0)

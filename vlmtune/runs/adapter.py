@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vlmtune.files import json_value
+from vlmtune.reading import JSON_BYTES, read_regular
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -25,7 +26,7 @@ def run_of(folder: Path) -> Path | None:
 def base_in_words(folder: Path) -> str:
     """Return how the base of an adapter is called, and what that name is where no hub knows it."""
     try:
-        base = json_value((folder / CONFIG).read_bytes()).get("base_model_name_or_path")
+        base = json_value(read_regular(folder / CONFIG, JSON_BYTES)).get("base_model_name_or_path")
     except (ValueError, AttributeError):
         base = None
     if not isinstance(base, str) or not base:

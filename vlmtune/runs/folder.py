@@ -7,14 +7,18 @@ from typing import Any, TypeVar
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, parse_json, strict_json, write_atomically, write_json
+from vlmtune.reading import JSON_BYTES, read_regular, refuse_other_kinds
 from vlmtune.runs.adapter import base_in_words, is_adapter, missing_file, run_of
 from vlmtune.runs.manifest import damage, refuse_damaged
 from vlmtune.runs.memory import Memory
 from vlmtune.runs.records import Outcome, Retry, StepRecord
+from vlmtune.units import GIB
 
 COMPLETE = "COMPLETE"
 """File that a checkpoint gets last; a checkpoint without it was interrupted and does not count."""
 NEWEST = "newest"
+LOG_BYTES = GIB
+"""The most that is read of a log: 4 million records."""
 T = TypeVar("T")
 
 
@@ -111,6 +115,7 @@ class RunFolder:
     def create(cls, path: Path) -> "RunFolder":
         """Return a new run folder, empty but for what a kill left before anything was written; raise for more."""
         folder = cls(path)
+        folder.refuse_others_files()
         try:
             path.mkdir(parents=True, exist_ok=True)
             taken = any(
@@ -135,6 +140,7 @@ class RunFolder:
         folder = cls(path)
         if not path.is_dir():
             raise VlmtuneError(f"there is no run folder {path}", hint="give the folder that `vlmtune train` wrote")
+        folder.refuse_others_files()
         if not folder.plan.is_file():
             if is_adapter(path):
                 raise _no_run(path)
@@ -143,6 +149,25 @@ class RunFolder:
                 hint="give the folder that `vlmtune train` wrote, not one inside or above it",
             )
         return folder
+
+    def refuse_others_files(self) -> None:
+        """Raise where something else is in the place of a file or folder of the run.
+
+        Through a link there files outside would be written or deleted; a pipe would be waited for.
+        """
+        files = (self.config, self.plan, self.versions, self.estimate, self.retries, self.log, self.lock, self.holder)
+        refuse_other_kinds(
+            files=(*files, self.report_json, self.report_html),
+            folders=(self.adapter, self.model, self.checkpoints, self.tensorboard),
+        )
+
+    def refuse_removed(self) -> None:
+        """Raise where the folder of a run that goes on is no more: its plan was in it from the start."""
+        if not self.plan.exists():
+            raise VlmtuneError(
+                f"{self.path} was removed while the run went on: what it has learned since its last checkpoint is lost",
+                "train again; a folder that was moved goes on with --resume once it is back in its place",
+            )
 
     def latest_checkpoint(self) -> Path | None:
         """Return the complete checkpoint with the highest step, or None."""
@@ -202,7 +227,7 @@ class RunFolder:
     def read_outcome(self) -> Outcome | None:
         """Return how the run ended; None before that, and where a full disk left half a report."""
         try:
-            return parse_json(Outcome, self.report_json.read_bytes())
+            return parse_json(Outcome, read_regular(self.report_json, JSON_BYTES, own=True))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -215,7 +240,7 @@ class RunFolder:
         """Return the records of the log, without a last line that a kill has cut."""
         if not self.log.exists():
             return []
-        lines = self.log.read_bytes().splitlines()
+        lines = read_regular(self.log, LOG_BYTES, own=True).splitlines()
         records = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -262,6 +287,6 @@ def _missing(result: Path) -> str | None:
 def _read(path: Path, shape: type[T]) -> T:
     """Return what a JSON file holds."""
     try:
-        return parse_json(shape, path.read_bytes())
+        return parse_json(shape, read_regular(path, JSON_BYTES, own=True))
     except ValueError as error:
         raise VlmtuneError(f"{path} is damaged", "delete that file") from error

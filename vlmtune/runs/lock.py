@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import parse_json, write_json
+from vlmtune.reading import JSON_BYTES, read_regular
 from vlmtune.runs.folder import RunFolder
 
 
@@ -49,7 +50,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
 
 def _holder(folder: RunFolder) -> str:
     try:
-        holder = parse_json(Holder, folder.holder.read_bytes())
-    except (OSError, ValueError):  # it has the lock, and has not said its name yet
+        holder = parse_json(Holder, read_regular(folder.holder, JSON_BYTES, own=True))
+    except (OSError, ValueError, VlmtuneError):  # it has the lock, and has not said its name yet
         return "another process"
     return f"process {holder.process} on {holder.host}"

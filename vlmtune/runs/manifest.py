@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import file_sha256, parse_json, sync, write_json
+from vlmtune.reading import JSON_BYTES, read_regular
 
 MANIFEST = "manifest.json"
 """In the folder of a result; in a checkpoint the file that marks it complete is its manifest."""
@@ -36,8 +37,8 @@ def damage(folder: Path, name: str = MANIFEST) -> str | None:
     if not manifest.is_file() or manifest.stat().st_size == 0:
         return None
     try:
-        listed = parse_json(dict[str, Written], manifest.read_bytes())
-    except (OSError, ValueError):
+        listed = parse_json(dict[str, Written], read_regular(manifest, JSON_BYTES, own=True))
+    except (OSError, ValueError, VlmtuneError):
         return f"{name} is not what was written"
     for path, written in listed.items():
         file = folder / path

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vlmtune.files import write_atomically
+from vlmtune.printing import printable
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.memory import compare
 from vlmtune.runs.records import StepRecord, TrainReport
@@ -62,6 +63,7 @@ def render_page(report: TrainReport, records: Sequence[StepRecord]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vlmtune.runs"),
         autoescape=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import parse_json, write_json
+from vlmtune.reading import JSON_BYTES, read_regular
 
 NAME = "vlmtune.json"
 
@@ -23,7 +24,7 @@ def write_image_size(folder: Path, image_size: int | None) -> None:
 def read_image_size(folder: Path) -> int | None:
     """Return what `write_image_size` kept; None for any other model."""
     try:
-        return parse_json(_Kept, (folder / NAME).read_bytes()).image_size
+        return parse_json(_Kept, read_regular(folder / NAME, JSON_BYTES)).image_size
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -4,8 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
+from vlmtune.printing import say
 from vlmtune.workflow.job import Job
 from vlmtune.workflow.launch import Expected, expect, first_fitting, refuse_too_large, with_changes
 
@@ -48,7 +47,7 @@ def train_and_retry(job: Job, folder: "RunFolder", flags: Flags) -> "TrainReport
         if values is None:
             break
         job = _changed(job, values, folder, outcome)
-        typer.echo(folder.read_retries()[-1].note, err=flags.as_json)
+        say(folder.read_retries()[-1].note, err=flags.as_json)
     raise with_changes(outcome, expected)
 
 
@@ -62,7 +61,7 @@ def _attempt(job: Job, folder: "RunFolder", flags: Flags, *, resume: bool) -> "T
 
     quiet_libraries()
     checkpoint_folder(job.plan.model, job.plan.revision, live=not flags.as_json)
-    console = RunConsole(stderr=flags.as_json, highlight=False)
+    console = RunConsole(stderr=flags.as_json)
     notes = (*job.data.notes, *(retry.note for retry in folder.read_retries()))
     data = replace(job.data, notes=notes)
     with LiveView(_title(job.plan), console, slowdown_c=_slowdown_c(job.plan)) as view:

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 import transformers
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 import vlmtune
 from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES
 from vlmtune.config.schema import TrainingConfig
+from vlmtune.console import SafeConsole
 from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.data.samples import read_samples
 from vlmtune.engine.monitor import LiveView
@@ -185,7 +185,7 @@ def _train(run: SmallRun, folder: Path) -> tuple[int, int]:
     """Train; return the peaks of reserved and of allocated memory."""
     runs = RunFolder.create(folder / "runs" / "calibration")
     save_plan(run.plan, runs.plan)
-    with LiveView("calibration", Console(file=io.StringIO())) as view:
+    with LiveView("calibration", SafeConsole(file=io.StringIO())) as view:
         train(run.plan, run.source, RunData(run.rows, MeasuredRows([])), runs, view)
     peaks = torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()
     gc.collect()

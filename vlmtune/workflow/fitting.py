@@ -4,9 +4,8 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-import typer
-
 from vlmtune.data.types import count
+from vlmtune.printing import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +50,7 @@ def fitting_samples(rows: "MeasuredRows", plan: "RunPlan", processor: "Processor
 
     fitting, bad_rows = rows.fitting(processor, family_of(plan), plan)
     if bad_rows:
-        typer.echo(f"skipping {count(len(bad_rows), 'row')} that the model does not take (data.on_bad_row)", err=True)
+        say(f"skipping {count(len(bad_rows), 'row')} that the model does not take (data.on_bad_row)", err=True)
     return fitting.samples
 
 
@@ -65,7 +64,7 @@ def fitting_data(data: "RunData", plan: "RunPlan", source: "ModelSource") -> "Ru
     val, bad_val_rows = fitting_rows(data.val, plan, source) if data.val.samples else (data.val, [])
     skipped = (*data.skipped, *(f"{bad.where}: {bad.problem}" for bad in bad_rows))
     if skipped:
-        typer.echo(f"skipping {count(len(skipped), 'row')} (data.on_bad_row: skip); report.json names them", err=True)
+        say(f"skipping {count(len(skipped), 'row')} (data.on_bad_row: skip); report.json names them", err=True)
     if bad_val_rows:
-        typer.echo(f"skipping {count(len(bad_val_rows), 'held-out row')} that the model does not take", err=True)
+        say(f"skipping {count(len(bad_val_rows), 'held-out row')} that the model does not take", err=True)
     return replace(data, train=train, val=val, skipped=skipped)

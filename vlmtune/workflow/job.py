@@ -4,9 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from vlmtune.files import file_sha256
+from vlmtune.printing import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,7 +96,7 @@ def _changes_of(folder: "RunFolder", err: bool) -> tuple[str, ...]:
     """Say and return the changes that the run to be continued has made of itself, as `--set` words."""
     retries = folder.read_retries()
     for retry in retries:
-        typer.echo(retry.note, err=err)
+        say(retry.note, err=err)
     return tuple(word for retry in retries for word in retry.words)
 
 

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import typer
-
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.estimate.report import would_swap
+from vlmtune.printing import say
 from vlmtune.units import GIB
 
 if TYPE_CHECKING:
@@ -60,9 +59,9 @@ def expect(job: "Job", *, err: bool) -> Expected | None:
     except VlmtuneError as error:
         if error.code != ExitCode.CANNOT_TELL:
             raise
-        typer.echo(f"estimate: none, the run goes on without it: {error.message}", err=err)
+        say(f"estimate: none, the run goes on without it: {error.message}", err=err)
         return None
-    typer.echo(expected.line, err=err)
+    say(expected.line, err=err)
     return expected
 
 
@@ -186,6 +185,6 @@ def _changes_in_words(expected: Expected, budget_bytes: int) -> str | None:
 
 def _estimator(expected: Expected, budget_bytes: int) -> "EstimateWith":
     """Say that it takes a while, and return what estimates the run with other values against a budget."""
-    typer.echo("looking for changes that fit ...", err=True)
+    say("looking for changes that fit ...", err=True)
     held = expected.scenario.with_budget(budget_bytes)
     return lambda values: held.with_values(values).estimate(fast=True)

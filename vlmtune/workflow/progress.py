@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vlmtune.data.progress import Advance, Progress, silent
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from vlmtune.console import SafeConsole
 
 SHOWN_AFTER_S = 1.0
 
@@ -21,14 +21,14 @@ def progress(live: bool) -> Progress:
 
 
 @cache
-def standard_error(*, live: bool) -> "Console":
+def standard_error(*, live: bool) -> "SafeConsole":
     """Return the one console on standard error: what is live on it at once stands below each other.
 
     Without `live` it shows nothing: what a command prints is read by a program.
     """
-    from rich.console import Console
+    from vlmtune.console import SafeConsole
 
-    return Console(stderr=True, highlight=False, markup=False, quiet=not live)
+    return SafeConsole(stderr=True, quiet=not live)
 
 
 @contextmanager

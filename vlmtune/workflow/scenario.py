@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import typer
-
 from vlmtune.config.load import NO_DATA, LoadedConfig
 from vlmtune.config.values import Values
 from vlmtune.hardware.cards import Target
+from vlmtune.printing import say
 
 if TYPE_CHECKING:
     from vlmtune.estimate.scenario import Scenario
@@ -46,11 +45,11 @@ def open_scenario(
         on_bad_row = config.data.on_bad_row
         rows = GivenRows(MeasuredRows(require_good(read_rows(loaded, path, live=live), on_bad_row), on_bad_row))
     elif config.data.train_path != NO_DATA:
-        typer.echo(f"there is no data file {path}: estimated for the largest row that the config allows", err=True)
+        say(f"there is no data file {path}: estimated for the largest row that the config allows", err=True)
     source = _source(loaded, needs_tokenizer=rows is not None)
     if rows and source.catalogued:
         rows = GuessedRows(rows.samples, source, config.data.on_bad_row)
-        typer.echo(_told_of_guess(config.model.name), err=True)
+        say(_told_of_guess(config.model.name), err=True)
     refuse_other_bits(loaded, source.facts(config.model.name))
     return Scenario(loaded, source, target, rows, **({"tell": tell} if tell else {}))
 

@@ -1,6 +1,6 @@
 """What a command does before it computes on the GPU."""
 
-import typer
+from vlmtune.printing import say
 
 
 def start_on_gpu() -> tuple[str, ...]:
@@ -17,5 +17,5 @@ def start_on_gpu() -> tuple[str, ...]:
     prepare_environment()
     notes = stay_single()
     for note in notes:
-        typer.echo(note, err=True)
+        say(note, err=True)
     return notes

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from vlmtune.errors import ExitCode, VlmtuneError
+from vlmtune.printing import say
 from vlmtune.runs.lock import locked
 from vlmtune.signals import all_as_ctrl_c
 from vlmtune.workflow.attempts import Flags, keep_job, train_and_retry
@@ -71,9 +72,10 @@ def _interruptible(folder: "RunFolder") -> Iterator[None]:
     except KeyboardInterrupt:
         kept = folder.latest_checkpoint()
         left = f"{kept.name} is the newest; continue with --resume" if kept else "there is no checkpoint yet"
-        typer.echo(f"stopped: {left}", err=True)
+        say(f"stopped: {left}", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except OSError as error:
+        folder.refuse_removed()
         from vlmtune.engine.checkpoints import disk_full
         from vlmtune.files import is_disk_full
 

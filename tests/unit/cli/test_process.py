@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 START = """
 import atexit, sys
 import vlmtune.__main__ as process
@@ -37,3 +39,10 @@ def test_a_bug_is_still_a_traceback_and_an_error():
     done = ended_with("raise RuntimeError('a bug')")
     assert (done.returncode, done.stdout) == (1, "the answer\na library's own end\n")
     assert "RuntimeError: a bug" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["b\x1b[2J.yaml", "--\x9b2J", "\x1b]0;x\x07"])
+def test_an_argument_with_control_characters_is_shown_escaped(run_cli, name):
+    refused = run_cli("validate", "a.yaml", name)
+    assert refused.code == 2 and not {"\x1b", "\x9b", "\x07"} & set(refused.stderr)
+    assert refused.stderr.startswith("error: an argument holds a control character: ")

@@ -1,5 +1,6 @@
 """Files that are no config at all, or hold YAML that configs may not use."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,8 @@ def test_empty_file(error_of, content):
         ("model: x".encode("utf-16"), "run.yaml is not UTF-8 text  (run.yaml:1)", "save it as UTF-8"),
         (
             b"# " + b"x" * 1024 * 1024,
-            "run.yaml is larger than 1 MB",
-            "a config has a few dozen lines; training rows belong in data.train_path",
+            "run.yaml is larger than 1 MiB, the most that is read of it",
+            "a config is a YAML file of a few dozen lines; rows have their own file",
         ),
         (
             GOOD + "training: " + "[" * 100_000,
@@ -136,9 +137,12 @@ def test_an_alias_bomb_is_refused_without_being_expanded(tmp_path):
 def test_paths_that_are_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
+    os.mkfifo("pipe")
+    no_config = "a config is a YAML file of a few dozen lines; rows have their own file"
     for path, message, hint in [
         ("none.yaml", "none.yaml does not exist", "give the path of a config file: configs/ has some"),
-        ("folder", "folder is a folder", "give the path of the config file in it"),
+        ("folder", "folder is a folder, not a regular file", no_config),
+        ("pipe", "pipe is a pipe, not a regular file", no_config),
         (
             "8gb",
             "8gb does not exist",
@@ -155,7 +159,8 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    (tmp_path / "run.yaml").touch()
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(VlmtuneError, match="cannot be read: Permission denied"):
         load_config(tmp_path / "run.yaml")
 

@@ -3,17 +3,20 @@
 import http.client
 import io
 import os
+import re
 import struct
 import zlib
 
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
-from vlmtune.data import fetch
+from vlmtune.data import fetch, images
 from vlmtune.data.checked import with_images_checked
 from vlmtune.data.images import KNOWN, check_images, image_size_px, open_image, shrunk_size_px
+from vlmtune.data.pictures import bounds
 from vlmtune.data.types import BadRow, ImageRef, RowProblem, Rows, Sample, Turn
 from vlmtune.errors import VlmtuneError
+from vlmtune.reading import open_regular
 
 ORIENTATION_TAG = 0x0112
 REPLACE = "replace the file"
@@ -148,6 +151,58 @@ def test_a_decompression_bomb_is_refused_from_its_header():
     assert image_size_px(large) == (10_000, 10_000)
 
 
+@pytest.mark.parametrize(
+    ("mode", "image_format", "most_px"),
+    [
+        ("RGB", "PNG", 2**28),
+        ("L", "PNG", 2**27),
+        ("RGBA", "PNG", 2**26),
+        ("I;16", "PNG", 2**26),
+        ("RGB", "WEBP", 2**30 // 20),
+    ],
+)
+def test_what_opening_takes_is_known_before_a_pixel_is_decoded(monkeypatch, mode, image_format, most_px):
+    """34 bytes of WebP are 13,000×13,000 pixels, of which Pillow makes 2.6 GB."""
+    ref = encoded(picture(60, 40).convert(mode), image_format)
+    monkeypatch.setattr(bounds, "OPENED_BYTES", 2400 * 2**30 // most_px)
+    assert problem_of(ref) is None
+    monkeypatch.setattr(bounds, "OPENED_BYTES", 2399 * 2**30 // most_px)
+    for module in (Image.Image, ImageFile.ImageFile):
+        monkeypatch.setattr(module, "load", lambda self: pytest.fail("decoded"))
+    assert re.search(r"has 60×40 pixels, which take 0\.0 GiB of memory to open: more than", problem_of(ref))
+    with pytest.raises(VlmtuneError, match="60×40 pixels, which take"):
+        open_image(ref, 10)
+
+
+def test_a_picture_of_a_photo_is_not_copied_to_be_opened():
+    assert isinstance(open_image(encoded(picture(), "JPEG"), None), ImageFile.ImageFile)
+
+
+def commented(image_format: str) -> bytes:
+    """A picture with 20 kB of comments before its pixels."""
+    data, text = encoded(picture(), image_format).data, b"x" * 200
+    comments, place = {
+        "JPEG": (b"\xff\xfe\0\xca" + text, 2),
+        "GIF": (b"\x21\xfe\xc8" + text + b"\0", 13 + 3 * 2 ** ((data[10] & 7) + 1)),
+        "PNG": (chunk(b"tEXt", b"k\0" + text), 33),
+        "PPM": (b"#" + text + b"\n", 3),
+    }[image_format]
+    return data[:place] + comments * 100 + data[place:]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "GIF", "PNG", "PPM"])
+def test_comments_without_end_are_not_read(monkeypatch, image_format):
+    ref = ImageRef(data=commented(image_format))
+    assert problem_of(ref) is None
+    monkeypatch.setattr(bounds, "HEADER_BYTES", 2**13)
+    assert problem_of(ref) == f"{ref.name} has more than 0 MiB before its pixels"
+    assert problem_of(encoded(picture(600, 400), image_format)) is None, "pixels are no header"
+
+
 def test_files_that_cannot_be_opened_are_named_with_the_reason(tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("hello")
@@ -160,8 +215,8 @@ def test_files_that_cannot_be_opened_are_named_with_the_reason(tmp_path):
         "missing.jpg": ("does not exist", where),
         "empty.jpg": ("is an empty file", REPLACE),
         "text.jpg": ("is not an image", formats),
-        "folder.jpg": ("is not a regular file", None),
-        "pipe.jpg": ("is not a regular file", None),
+        "folder.jpg": ("is a folder, not a regular file", None),
+        "pipe.jpg": ("is a pipe, not a regular file", None),
         "drawing.jpg": ("is not an image", formats),
         "x" * 300: ("cannot be read: File name too long", None),
     }
@@ -179,8 +234,7 @@ def test_every_row_of_a_bad_picture_is_named_and_each_file_is_opened_once(tmp_pa
     (tmp_path / "bad.png").write_text("hello")
     good, bad = ImageRef(path=str(tmp_path / "good.png")), ImageRef(path=str(tmp_path / "bad.png"))
     opened = []
-    real_stat = os.stat
-    monkeypatch.setattr("vlmtune.data.images.os.stat", lambda path: opened.append(path) or real_stat(path))
+    monkeypatch.setattr(images, "open_regular", lambda path: opened.append(str(path)) or open_regular(path))
     samples = [sample(good, bad, bad, line=1), sample(good, line=2), sample(bad, line=3)]
     assert [row.where for row in check_images(samples, num_threads=2)[0]] == ["rows.jsonl:1", "rows.jsonl:3"]
     assert sorted(opened) == [bad.path, good.path]

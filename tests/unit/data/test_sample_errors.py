@@ -2,8 +2,12 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from vlmtune.data.reading import files, parquet
+from vlmtune.data.reading.files import Piece, pieces, read_rows
 from vlmtune.data.reading.formats import parse_row
 from vlmtune.data.reading.image_refs import ImageRules
 from vlmtune.data.samples import read_samples
@@ -180,6 +184,68 @@ def test_a_broken_parquet_file(tmp_path):
     path.write_bytes(b"PAR1 and nothing more PAR1")
     with pytest.raises(VlmtuneError, match=r"^rows\.parquet: Parquet file cannot be read after row 0: "):
         read_samples(path)
+
+
+def test_times_of_any_resolution_and_depth_stand_in_no_ones_way(tmp_path):
+    nanoseconds = pa.timestamp("ns")
+    table = pa.table({
+        "question": ["q"], "answer": ["a"], "time": pa.array([1], nanoseconds),
+        "took": pa.array([1], pa.duration("ns")),
+        "day": pa.array([9_000_000], pa.date32()), "map": pa.array([[("a", 1)]], pa.map_(pa.string(), nanoseconds)),
+        "list": pa.array([[{"deep": 1}]], pa.list_(pa.struct([("deep", nanoseconds)]))),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "rows.parquet")
+    [(_, row)] = read_rows(Piece(tmp_path / "rows.parquet"))
+    assert row["time"] == row["list"][0]["deep"] == row["map"][0][1] == "1970-01-01 00:00:00.000000001"
+    assert row["day"] == "26611-03-02"
+    assert read_samples(tmp_path / "rows.parquet").samples[0].answer == "a"
+
+
+def test_what_parquet_cannot_give_is_one_error(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"time": pa.array([1], pa.timestamp("us", tz="Nowhere/None"))}), path)
+    with pytest.raises(VlmtuneError, match=r"^rows\.parquet: Parquet file cannot be read after row 0: .*Nowhere"):
+        read_samples(path)
+
+
+def test_a_parquet_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"question": ["a" * 2**20] * 4}), path, compression="zstd", use_dictionary=False)
+    monkeypatch.setattr(parquet, "UNPACKED_BYTES", 2**21)
+    with pytest.raises(VlmtuneError, match=r"rows\.parquet: [\d,]+ bytes of it unpack to 0.0 GiB: a decompression"):
+        read_samples(path)
+    monkeypatch.setattr(parquet, "LIKELY_RATIO", 10**6)
+    assert len(list(read_rows(Piece(path)))) == 4
+
+
+def test_a_large_value_that_many_rows_refer_to_is_not_held_for_all_of_them(tmp_path, monkeypatch):
+    path = tmp_path / "rows.parquet"
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 2**21)
+    asked = []
+    iter_batches = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile, "iter_batches", lambda self, **how: asked.append(how["batch_size"]) or iter_batches(self, **how)
+    )
+    for texts in (["a" * 2**20] * 50, [f"{number}" for number in range(50)]):
+        pq.write_table(pa.table({"question": texts}), path, compression="zstd")
+        assert len(list(read_rows(Piece(path)))) == 50
+    assert asked == [2, 64]
+
+
+def test_a_line_and_a_file_of_json_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROW_BYTES", 100)
+    monkeypatch.setattr(files, "JSON_FILE_BYTES", 100)
+    monkeypatch.setattr(files, "_BLOCK_BYTES", 16)
+    row = json.dumps({"question": "q", "answer": "a"})
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{row}\n{row}\n" + " " * 70 + row)
+    with pytest.raises(VlmtuneError, match=r"^rows\.jsonl: a line is longer than 0 MiB"):
+        list(read_rows(Piece(path)))
+    assert [(piece.start, piece.first_number) for piece in pieces(path, 10)] == [(0, 1), (33, 2), (66, 3)]
+    path = tmp_path / "rows.json"
+    path.write_text(f"[{row}, {row}, {row}]")
+    with pytest.raises(VlmtuneError, match=r"rows\.json is larger than 0 KiB.*\nhint: write it as JSONL"):
+        list(read_rows(Piece(path)))
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path):

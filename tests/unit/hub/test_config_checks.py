@@ -1,6 +1,8 @@
 """config.json files that no model has: one message, in no time, before anything is built."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +113,11 @@ def test_the_processor_class_of_a_processor_config_is_kept(tmp_path):
     )
     found = open_model(str(tmp_path), None, tmp_path).preprocessor
     assert found == {"processor_class": "PixtralProcessor", "patch_size": 16}
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device"])
+def test_a_config_that_never_ends_is_not_read(tmp_path, kind):
+    path = tmp_path / "config.json"
+    os.mkfifo(path) if kind == "a pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(VlmtuneError, match=rf"config\.json is {kind}, not a regular file"):
+        open_model(str(tmp_path), None, Path())

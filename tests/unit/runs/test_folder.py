@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 
@@ -34,6 +35,30 @@ def test_only_a_run_folder_opens(tmp_path, folder):
         RunFolder.open_existing(tmp_path)
     folder.plan.write_text("{}")
     assert RunFolder.open_existing(folder.path) == folder
+
+
+@pytest.mark.parametrize("name", ["plan.json", "log.jsonl", "report.html", "train.lock", "adapter", "checkpoints"])
+def test_a_link_or_pipe_in_the_place_of_a_file_of_the_run_is_refused(tmp_path, folder, name):
+    folder.plan.write_text("{}")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for make, kind in ((lambda path: path.symlink_to(elsewhere), "a symbolic link"), (os.mkfifo, "a pipe")):
+        (folder.path / name).unlink(missing_ok=True)
+        make(folder.path / name)
+        for open_ in (RunFolder.create, RunFolder.open_existing):
+            with pytest.raises(VlmtuneError, match=rf"^{folder.path / name} is {kind}, not a (regular file|folder)"):
+                open_(folder.path)
+    assert os.listdir(elsewhere) == []
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_and_a_file_in_that_of_a_folder(folder):
+    folder.plan.mkdir()
+    with pytest.raises(VlmtuneError, match=r"plan\.json is a folder, not a regular file"):
+        RunFolder.open_existing(folder.path)
+    folder.plan.rmdir()
+    folder.adapter.write_text("x")
+    with pytest.raises(VlmtuneError, match="adapter is a regular file, not a folder"):
+        RunFolder.open_existing(folder.path)
 
 
 def test_the_latest_checkpoint_is_the_highest_complete_one(folder):

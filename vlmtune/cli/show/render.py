@@ -3,21 +3,22 @@
 import json
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlmtune.console import SafeConsole
 from vlmtune.errors import VlmtuneError
+from vlmtune.printing import say_json
 
 
-def console() -> Console:
-    """A console on standard output that neither colours words it recognises nor reads `[…]` as markup."""
-    return Console(highlight=False, markup=False, emoji=False)
+def console() -> SafeConsole:
+    """A console on standard output."""
+    return SafeConsole()
 
 
 def print_json(value: object) -> None:
     """Print a value for programs: JSON and nothing else on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    say_json(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -30,16 +31,21 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 def print_error(error: VlmtuneError) -> None:
     """Print an error and its problems to standard error, one line each however narrow the terminal."""
-    out = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    out.print(Text.assemble(("error: ", "bold red"), error.message))
+    out = SafeConsole(stderr=True, soft_wrap=True)
+    out.print(Text.assemble(("error: ", "bold red"), _line(error.message)))
     if not _is_its_only_problem(error):
         width = len(str(len(error.problems)))
         for number, problem in enumerate(error.problems, 1):
-            out.print(Text(f"  {number:{width}}. {problem.message}"))
+            out.print(Text(f"  {number:{width}}. {_line(problem.message)}"))
             if problem.hint:
-                out.print(Text.assemble(" " * (width + 4), ("hint: ", "bold cyan"), problem.hint))
+                out.print(Text.assemble(" " * (width + 4), ("hint: ", "bold cyan"), _line(problem.hint)))
     if error.hint:
-        out.print(Text.assemble(("hint:  ", "bold cyan"), error.hint))
+        out.print(Text.assemble(("hint:  ", "bold cyan"), _line(error.hint)))
+
+
+def _line(text: str) -> str:
+    """Return text in one line: a name with a line end would be read as another message."""
+    return text.replace("\n", " ")
 
 
 def _is_its_only_problem(error: VlmtuneError) -> bool:

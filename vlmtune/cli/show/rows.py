@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import typer
+from vlmtune.printing import say
 
 if TYPE_CHECKING:
     from vlmtune.config.load import LoadedConfig
@@ -37,7 +37,7 @@ def print_preview(loaded: "LoadedConfig", data: "dict[str, Rows]", num_rows: int
     for key, rows in data.items():
         fitting[key], bad_rows = fitting_rows(MeasuredRows(rows.samples, loaded.config.data.on_bad_row), plan, source)
         if bad_rows:
-            typer.echo(f"data.{key}: {count(len(bad_rows), 'row')} skipped that the model cannot take", err=True)
+            say(f"data.{key}: {count(len(bad_rows), 'row')} skipped that the model cannot take", err=True)
     processor = load_processor(plan)
     out = render.console()
     colour = out.color_system is not None

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from vlmtune.data.encode import encode
+from vlmtune.data.fit.enlarged import enlarged_beyond
 from vlmtune.data.images import shrunk_size_px
 from vlmtune.data.measure.counting import PROBE
 from vlmtune.errors import VlmtuneError
@@ -19,8 +20,6 @@ from vlmtune.families.base import Family
 Size = tuple[int, int]
 THIN_PX = 4
 """Up to this width or height every size is asked."""
-MOST_PX = 178_956_970
-"""Of a picture that a processor enlarges: as many as a picture may have (Pillow's bound), half a GiB and copies."""
 ORDERS: tuple[Callable[[Size], float], ...] = (
     lambda size_px: size_px[0] / size_px[1],
     lambda size_px: size_px[1] / size_px[0],
@@ -56,18 +55,10 @@ def refused_sizes(
 
 
 def _refusal(size_px: Size, processor: ProcessorMixin, family: Family) -> str | None:
-    if (enlarged_px := _enlarged_px(size_px, processor)) > MOST_PX:
-        return f"the processor brings its shorter side to a fixed length, which makes {enlarged_px:,} pixels of it"
+    if problem := enlarged_beyond(size_px, processor):
+        return problem
     try:
         encode(PROBE, [Image.new("RGB", size_px)], processor, family)
     except VlmtuneError as error:
         return error.message.removeprefix(f"{PROBE.where}: ")
     return None
-
-
-def _enlarged_px(size_px: Size, processor: ProcessorMixin) -> int:
-    """Return the pixels of a picture whose shorter side is brought to a fixed length, as LLaVA's are before the cut."""
-    size = processor.image_processor.to_dict().get("size") or {}
-    if size.get("longest_edge") or not size.get("shortest_edge"):
-        return 0
-    return size["shortest_edge"] ** 2 * max(size_px) // min(size_px)

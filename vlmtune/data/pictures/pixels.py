@@ -45,7 +45,8 @@ def to_rgb(image: "Image", lower_bytes: "Image | None" = None) -> "Image":
         grey = _grey(image)
         return (ImageOps.invert(grey) if _counts_from_white(image) else grey).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 

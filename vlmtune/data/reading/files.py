@@ -5,6 +5,7 @@ One broken JSONL line does not stop the file.
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,16 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from vlmtune.data.reading.class_labels import Named, named_columns
+from vlmtune.data.reading.parquet import rows_of
 from vlmtune.data.types import RowProblem
 from vlmtune.errors import VlmtuneError
+from vlmtune.reading import check_regular, open_regular, read_regular
+from vlmtune.units import GIB, MIB
 
 if TYPE_CHECKING:
     import pyarrow.parquet
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+_AS_JSONL = "write it as JSONL, one row a line: that is read line by line"
 _BEYOND_LIMITS = "not usable JSON: nested too deeply, or a number of thousands of digits"  # Python's own limits
-_PARQUET_BATCH_ROWS = 64  # embedded images make rows of megabytes
-_BLOCK_BYTES = 2**20
+ROW_BYTES = 64 * MIB
+"""The most that a line may have: at worst, as empty lists, it takes 25 times that in memory."""
+JSON_FILE_BYTES = 2 * GIB
+"""The most that is read of a JSON file, which is held whole; LLaVA's has half of it."""
+_BLOCK_BYTES = MIB
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ def pieces(path: Path, piece_bytes: int) -> list[Piece]:
     if path.suffix.lower() == ".parquet":
         return _row_groups(path, size_bytes)
     found, first_number = [], 1
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while (start := file.tell()) < size_bytes:
             num_lines = _skip(file, piece_bytes)
             found.append(Piece(path, start, file.tell(), first_number, file.tell() - start))
@@ -78,7 +86,11 @@ def _skip(file: BinaryIO, num_bytes: int) -> int:
     while left_bytes > 0 and (block := file.read(min(left_bytes, _BLOCK_BYTES))):
         num_lines += block.count(b"\n")
         left_bytes -= len(block)
-    return num_lines + bool(file.readline())
+    while rest := file.readline(_BLOCK_BYTES):
+        if rest.endswith(b"\n"):
+            return num_lines + 1
+        left_bytes = 1
+    return num_lines + bool(left_bytes)
 
 
 def check_file(path: Path) -> None:
@@ -104,7 +116,7 @@ def _suffix_list() -> str:
 
 
 def _jsonl_rows(piece: Piece) -> Iterator[tuple[int, object]]:
-    with piece.path.open("rb") as file:
+    with open_regular(piece.path) as file:
         for number, line in enumerate(_lines(file, piece), piece.first_number):
             text = _decoded(line, piece.path, number).strip()
             if text in ("[", "{"):
@@ -118,11 +130,12 @@ def _jsonl_rows(piece: Piece) -> Iterator[tuple[int, object]]:
 
 def _lines(file: BinaryIO, piece: Piece) -> Iterator[bytes]:
     file.seek(piece.start)
-    if piece.end is None:
-        yield from file
-        return
-    left_bytes = piece.end - piece.start
-    while left_bytes > 0 and (line := file.readline()):
+    left_bytes = math.inf if piece.end is None else piece.end - piece.start
+    while left_bytes > 0 and (line := file.readline(ROW_BYTES + 1)):
+        if len(line) > ROW_BYTES:
+            raise VlmtuneError(
+                f"{piece.path.name}: a line is longer than {ROW_BYTES // MIB} MiB", "give its images as files"
+            )
         left_bytes -= len(line)
         yield line
 
@@ -140,7 +153,7 @@ def _parsed(text: str) -> object:
 def _json_rows(piece: Piece) -> Iterator[tuple[int, object]]:
     path = piece.path
     try:
-        content = json.loads(_decoded(path.read_bytes(), path))
+        content = json.loads(_decoded(read_regular(path, JSON_FILE_BYTES, hint=_AS_JSONL), path))
     except json.JSONDecodeError as error:
         is_jsonl = error.msg == "Extra data" and error.lineno > 1
         hint = "one object a line is JSONL: rename the file to .jsonl" if is_jsonl else None
@@ -159,10 +172,9 @@ def _parquet_rows(piece: Piece) -> Iterator[tuple[int, object]]:
     with _parquet_file(piece.path, lambda: number) as file:
         groups = range(piece.start, file.num_row_groups if piece.end is None else piece.end)
         named = named_columns(file.schema_arrow.metadata)
-        for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS, row_groups=groups):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, _with_names(row, named) if named else row
+        for row in rows_of(file, groups, piece.path.name):
+            number += 1
+            yield number, _with_names(row, named) if named else row
 
 
 def _with_names(row: dict, named: dict[str, Named]) -> dict | RowProblem:
@@ -188,9 +200,10 @@ def _parquet_file(path: Path, num_read: Callable[[], int]) -> "Iterator[pyarrow.
     import pyarrow.parquet
 
     try:
+        check_regular(path)
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise VlmtuneError(f"{path.name}: Parquet file cannot be read after row {num_read()}: {error}") from None
 
 

@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, ProcessorMixin
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import cache_folder, code_sha256, file_sha256, json_value
 from vlmtune.models.opened.limited import limited, problem_of
-from vlmtune.reading import check_file
+from vlmtune.reading import check_regular
 from vlmtune.units import MIB
 
 FILE_BYTES = 128 * MIB
@@ -75,7 +75,7 @@ def _identity(folder: Path, class_name: str) -> str:
     made_by = [class_name, code_sha256(Path(__file__).parent), *map(version, LIBRARIES)]
     digest = hashlib.sha256(" ".join(made_by).encode())
     for path in _files(folder):
-        check_file(path, FILE_BYTES)
+        check_regular(path, FILE_BYTES)
         digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
 

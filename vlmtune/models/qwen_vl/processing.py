@@ -11,6 +11,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.files import json_value
 from vlmtune.models.qwen_vl.configuration import NUM_QUERIES, VISUAL_DEFAULTS
 from vlmtune.models.qwen_vl.tokenizer import FILE_NAME, IMAGE, build_tokenizer
+from vlmtune.reading import JSON_BYTES, read_regular
 
 SYSTEM = "You are a helpful assistant."
 CHAT_TEMPLATE = (
@@ -67,7 +68,7 @@ class QwenVLProcessor(ProcessorMixin):
                 f"{pretrained_model_name_or_path} has no {FILE_NAME}: there is no tokenizer", "download the model again"
             )
         config = _file(pretrained_model_name_or_path, "config.json", kwargs)
-        visual = json_value(config.read_bytes()).get("visual", {}) if config else {}
+        visual = json_value(read_regular(config, JSON_BYTES)).get("visual", {}) if config else {}
         side_px = visual.get("image_size", VISUAL_DEFAULTS["image_size"])
         images = QwenVLImageProcessor(size={"height": side_px, "width": side_px})
         return cls(image_processor=images, tokenizer=build_tokenizer(ranks))

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.reading import JSON_BYTES, read_regular
 
 FILE_NAME = "qwen.tiktoken"
 MODEL_MAX_LENGTH = 8192
@@ -31,7 +32,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     """
     ranks = {}
     try:
-        for line in path.read_bytes().splitlines():
+        for line in read_regular(path, JSON_BYTES).splitlines():
             if line:
                 token, rank = line.split()
                 ranks[base64.b64decode(token, validate=True)] = int(rank)

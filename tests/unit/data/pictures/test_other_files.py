@@ -7,8 +7,8 @@ import types
 import pytest
 from PIL import Image, ImageFile, features
 
-from vlmtune.data import images
 from vlmtune.data.images import KNOWN, check_images, open_image
+from vlmtune.data.pictures import formats
 from vlmtune.data.types import ImageRef, Sample, Turn
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
@@ -40,7 +40,7 @@ def problem_of(data: bytes) -> tuple[str, str | None] | None:
 )  # fmt: skip
 def test_a_file_is_called_by_what_it_is(data, what, way_out, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    images._register_heic.cache_clear()
+    formats.register_heic.cache_clear()
     assert problem_of(data) == (what, way_out)
 
 
@@ -70,13 +70,13 @@ def heic_library(monkeypatch):
         Image.register_open("HEIF", HeicFile, lambda head: head[4:12] == b"ftypheic")
 
     monkeypatch.setitem(sys.modules, "pillow_heif", types.SimpleNamespace(register_heif_opener=register))
-    images._register_heic.cache_clear()
+    formats.register_heic.cache_clear()
     yield
-    images._register_heic.cache_clear()
+    formats.register_heic.cache_clear()
     Image.OPEN.pop("HEIF", None)
     if "HEIF" in Image.ID:
         Image.ID.remove("HEIF")
-    images._formats.cache_clear()
+    formats.readable_formats.cache_clear()
 
 
 def test_heic_opens_where_its_library_is(heic_library):
