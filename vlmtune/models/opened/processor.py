@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, ProcessorMixin
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import cache_folder, code_sha256, file_sha256, json_value
 from vlmtune.models.opened.limited import limited, problem_of
-from vlmtune.reading import check_regular
+from vlmtune.reading import check_regular, read_regular
 from vlmtune.units import MIB
 
 FILE_BYTES = 128 * MIB
@@ -116,7 +116,7 @@ def _broken(folder: Path) -> str | None:
 
 def _read_alone(path: Path) -> None:
     if path.suffix == ".json":
-        json_value(path.read_bytes())
+        json_value(read_regular(path, FILE_BYTES))
     if path.name == "tokenizer.json":
         Tokenizer.from_file(str(path))
     elif path.name == "preprocessor_config.json":

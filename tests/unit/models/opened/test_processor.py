@@ -33,7 +33,7 @@ BROKEN_TEMPLATES = {
 }
 GROWS = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 NORMALIZERS = {
-    "prepended": {"type": "Prepend", "prepend": "x" * 50_000_000},
+    "prepended": {"type": "Prepend", "prepend": "x" * 3_000_000},
     "grows": {"type": "Sequence", "normalizers": [GROWS] * 40},
     "a word for a letter": {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 4_000_000},
 }
