@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-small-card kills docs fuzz audit architectures catalogue guide plans clean
+.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-lean gpu-packing gpu-small-card kills docs fuzz audit architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,11 +68,17 @@ gpu-train: install  ## run `vlmtune train` on the GPU at hand, estimates beside 
 gpu-features: install  ## an epoch with the vision tower and with cached features, on the GPU at hand; about five minutes
 	$(BIN)/python tests/gpu/features.py tests/gpu/measured/features-here.json
 
+gpu-packing: install  ## rows in batches and in packs, times, losses and peaks, on the GPU at hand; about eight minutes
+	$(BIN)/python tests/gpu/packing.py tests/gpu/measured/packing-here.json
+
 gpu-small-card: install  ## train 8B to 32B models on 7 GiB of the GPU at hand, and on all of it; about eight minutes
 	$(BIN)/python tests/gpu/small_card.py tests/gpu/measured/small-card-here.json
 
 gpu-streaming: install  ## time layers in main memory on the GPU at hand: how much of their way is hidden; about five minutes
 	$(BIN)/python tests/gpu/streaming.py tests/gpu/measured/streaming-here.json vlmtune/catalog
+
+gpu-lean: install  ## train with PEFT's forward and with lean adapters on the GPU at hand: time, launches, memory, losses; about eight minutes
+	$(BIN)/python tests/gpu/lean.py tests/gpu/measured/lean-here.json
 
 evening: install  ## train the demo's model on 30 to 5,000 rows with every preset and renew docs/evening.md; half an hour
 	$(BIN)/python tests/bench/evening.py

@@ -22,7 +22,8 @@ DOCUMENTED_HOOKS = {
     "torch.autograd.Function": {"forward", "backward"},
     "torch.optim.lr_scheduler.LambdaLR": {"state_dict", "load_state_dict"},
     "transformers.TrainerCallback": {
-        f"on_{event}" for event in ("train_begin", "train_end", "step_end", "evaluate", "log", "pre_optimizer_step")
+        f"on_{event}"
+        for event in ("train_begin", "train_end", "step_end", "evaluate", "log", "save", "pre_optimizer_step")
     },
     "transformers.PreTrainedConfig": {
         *("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),

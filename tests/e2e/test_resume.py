@@ -93,7 +93,10 @@ def interrupt_at(monkeypatch, owner, name, calls):
         pytest.param(("training.method=lora", "hardware.mixed_precision=bf16", *DROPOUT), 9, id="lora in bf16"),
         pytest.param(("training.save_steps=4", *DROPOUT), 9, id="from the end of an epoch"),
         pytest.param(("training.max_steps=6", "training.save_steps=2"), 7, id="max_steps"),
-        pytest.param(("training.batch_size=3", "training.num_epochs=2.5", "training.save_steps=1"), 5, id="batches"),
+        pytest.param(
+            ("training.batch_size=3", "training.num_epochs=2.5", "training.save_minutes=0.000001"), 5, id="batches"
+        ),
+        pytest.param(("training.packing=true", "training.pack_tokens=160", *DROPOUT), 7, id="packs"),
         pytest.param(("data.val_path=rows.jsonl", "training.eval_steps=2", *DROPOUT), 9, id="with evaluation"),
     ],
 )
@@ -272,3 +275,22 @@ def test_an_existing_folder_is_not_overwritten(project):
 def test_resuming_what_never_began_is_refused(project):
     refused = project.train("never", resume=True)
     assert refused.code == 1 and "there is no run folder runs/never" in refused.stderr
+
+
+def test_one_command_begins_goes_on_and_has_ended(project, monkeypatch, assert_same_weights):
+    settings = ("training.max_steps=2", "training.save_steps=1")
+    project.train("straight", *settings)
+    refused = project.train("queued", *settings, flags=("--resume", "auto", "--model", str(project.model)))
+    assert refused.code == 1 and "and runs/queued has not begun" in refused.stderr
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, trainer, "forward_loss", 3)
+        with pytest.raises(Killed):
+            project.train("queued", *settings, flags=("--resume", "auto"))
+    goes_on = project.train("queued", *settings, flags=("--resume", "auto"))
+    assert goes_on.code == 0 and "continuing from checkpoint-1\n" in goes_on.stdout
+    assert_same_weights(project.run("straight"), project.run("queued"))
+    ended = project.train("queued", *settings, flags=("--resume=auto",))
+    assert (ended.code, ended.stdout) == (0, "runs/queued is finished: 2 steps; nothing to do\n")
+    project.run("queued").plan.unlink()
+    refused = project.train("queued", *settings, flags=("--resume", "auto"))
+    assert refused.code == 1 and "holds no run that can be continued: it has no plan.json" in refused.stderr

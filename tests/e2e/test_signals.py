@@ -8,8 +8,10 @@ import sys
 from typing import NamedTuple
 
 import pytest
+from torch.utils.data import get_worker_info
 
-from vlmtune.data import workers
+from vlmtune.data import dataset, workers
+from vlmtune.data.features import encode
 from vlmtune.engine import train as engine_train
 from vlmtune.engine import trainer
 from vlmtune.runs.folder import RunFolder
@@ -157,6 +159,23 @@ def test_workers_that_shared_memory_has_no_room_for_are_not_started(
     assert len(notes) == (fitting < wanted)
     said = f"hardware.num_workers is {fitting} here, not {wanted}"
     assert all("64 MB free" in note and said in note for note in notes)
+
+
+@pytest.mark.parametrize("cached", ["true", "false"])
+def test_a_picture_that_ends_its_decoder_is_named(project, monkeypatch, cached):
+    real, bad = dataset.open_image, project.root / project.rows[4]["image"]
+
+    def open_or_die(ref, side):
+        if ref.path == str(bad) and get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(ref, side)
+
+    for module in (dataset, encode):
+        monkeypatch.setattr(module, "open_image", open_or_die)
+    ended = project.train("run", "hardware.num_workers=2", f"data.cache_features={cached}")
+    where = bad if cached == "true" else "rows.jsonl:5"
+    assert ended.code == 1 and f"that reads images is killed by signal: Killed, at {where}: the" in ended.stderr
+    assert not multiprocessing.active_children()
 
 
 def test_a_run_in_a_small_container_trains(project, monkeypatch, tmp_path):

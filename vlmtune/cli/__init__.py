@@ -98,8 +98,9 @@ def _run(args: Sequence[str] | None) -> int:
     # pydantic would read the metadata of every installed package to look for plugins: 10 ms of each command.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        _refuse_control_characters(sys.argv[1:] if args is None else args)
-        app(args, prog_name="vlmtune")
+        words = sys.argv[1:] if args is None else args
+        _refuse_control_characters(words)
+        app(train.with_what_to_resume(words), prog_name="vlmtune")
     except SystemExit as done:
         return done.code or ExitCode.OK
     except KeyboardInterrupt:

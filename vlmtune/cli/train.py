@@ -1,6 +1,8 @@
 """`vlmtune train`: everything that can be wrong is found before a model loads."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,14 +16,29 @@ if TYPE_CHECKING:
     from vlmtune.runs.records import Outcome, TrainReport
     from vlmtune.workflow.job import Job
 
+RESUME, NEWEST, AUTO = "--resume", "newest", "auto"
 EXAMPLE = "Example: [bold]vlmtune train configs/8gb.yaml --set training.learning_rate=1e-4[/bold]"
+
+
+def with_what_to_resume(args: Sequence[str]) -> list[str]:
+    """Return the words of a command line with `newest` for a --resume that stands alone, as it always could."""
+    stands_alone = (word == RESUME and after not in (NEWEST, AUTO) for word, after in zip_longest(args, args[1:]))
+    return [f"{RESUME}={NEWEST}" if alone else word for word, alone in zip(args, stands_alone, strict=False)]
 
 
 def train(
     config: ConfigArgument,
     overrides: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would use and take, and stop.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint of this run.")] = False,
+    resume: Annotated[
+        Literal["newest", "auto"] | None,
+        typer.Option(
+            RESUME,
+            metavar="[auto]",
+            help="Continue from the newest checkpoint of this run; `auto` starts it where there is none yet.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Train even if the estimate does not fit the GPU.")] = False,
     base_model: BaseModelOption = None,
     as_json: JsonOption = False,
@@ -37,12 +54,12 @@ def train(
     if dry_run:
         _dry_run(job, as_json)
         return
-    folder = open_folder(job, resume)
-    if resume and (outcome := folder.read_outcome()) and outcome.is_finished:
+    folder = open_folder(job)
+    if job.begun and (outcome := folder.read_outcome()) and outcome.is_finished:
         _print_finished(folder, outcome, as_json)
         return
     _print_told(job, err=as_json)
-    report = train_in(folder, job, Flags(resume, force, as_json))
+    report = train_in(folder, job, Flags(force, as_json))
     _print_report(report, folder, as_json)
     if report.status == "interrupted":
         raise typer.Exit(ExitCode.INTERRUPTED)

@@ -92,6 +92,21 @@ EFFICIENT_ATTENTION_BACKWARD = Name(
     "its operations are counted.",
     takes="grad_out_, query, key, ...",
 )
+VARLEN_ATTENTION = Name(
+    TORCH,
+    "torch.nn.attention.varlen._varlen_attn",
+    "what `varlen_attn` calls: its operations are counted.",
+    takes="query, key, value, cu_seq_q",
+)
+VARLEN_ATTENTION_BACKWARD = Name(
+    TORCH,
+    "torch.nn.attention.varlen._varlen_attn_backward",
+    "its operations are counted, and its workspaces follow from its arguments.",
+    takes="grad_out, query, key, value, out, lse, cu_seq_q",
+)
+CUSTOM_OPERATION = Attribute(
+    TORCH, "torch._library.custom_ops.CustomOpDef", "_opoverload", "the operation that a recorder is shown of it."
+)
 ATTENTION = (FLASH_ATTENTION, FLASH_ATTENTION_FOR_CPU, EFFICIENT_ATTENTION)
 ATTENTION_BACKWARD = (FLASH_ATTENTION_BACKWARD, FLASH_ATTENTION_FOR_CPU_BACKWARD, EFFICIENT_ATTENTION_BACKWARD)
 
@@ -99,6 +114,10 @@ ATTENTION_BACKWARD = (FLASH_ATTENTION_BACKWARD, FLASH_ATTENTION_FOR_CPU_BACKWARD
 TO_COPY = Name(TORCH, "torch.ops.aten._to_copy", "what `to` calls: whole numbers are to stay real.", takes="self")
 LOCAL_SCALAR_DENSE = Name(TORCH, "torch.ops.aten._local_scalar_dense", "what `item` calls.", takes="self")
 FOREACH_NORM = Name(TORCH, "torch.ops.aten._foreach_norm.Scalar", "its kernel takes memory out of sight.")
+FOREACH_COPY = Name(
+    TORCH, "torch._foreach_copy_", "weights of a layer's adapters change their format in one operation."
+)
+FOREACH_ADD = Name(TORCH, "torch._foreach_add_", "gradients of a layer's adapters are added up in one operation.")
 IS_ALL_TRUE = Name(TORCH, "torch.ops.aten._is_all_true", "by it models check their inputs.", takes="self")
 
 SOFTMAX = Name(

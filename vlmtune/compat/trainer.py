@@ -23,6 +23,13 @@ DEVICE_PLACEMENT = Attribute(
     "batches go to the device one at a time: a step's batches are fetched together, and images are large.",
     read_by="accelerate.Accelerator.prepare_data_loader",
 )
+BASE_DATALOADER = Attribute(
+    ACCELERATE,
+    "accelerate.data_loader.DataLoaderAdapter",
+    "base_dataloader",
+    "the loader that starts the processes: what is set on the one around it does not reach them.",
+    read_by="accelerate.data_loader.DataLoaderShard.__iter__",
+)
 CALLBACK_HANDLER = Attribute(
     TRANSFORMERS, TRAINER, "callback_handler", "an evaluation of vlmtune's own tells callbacks by it.", plain=True
 )

@@ -47,6 +47,18 @@ CHECKPOINTING_ENABLE = Attribute(
     "newer versions warn about the old name.",
     older="gradient_checkpointing_enable",
 )
+MASKS = Name(
+    TRANSFORMERS,
+    "transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS",
+    "every mask of a language model is made by one of these functions; rows of a pack are kept apart there.",
+    read_by="transformers.masking_utils.create_causal_mask",
+)
+CAUSAL_MASK = Name(
+    TRANSFORMERS,
+    "transformers.masking_utils.causal_mask_function",
+    "where it is the whole mask, kernels need none.",
+    read_by="transformers.masking_utils.create_causal_mask",
+)
 SAVE_ON_CPU = Name(
     TRANSFORMERS,
     "transformers.modeling_utils.save_on_cpu",

@@ -108,6 +108,10 @@ class TrainingSection(Section):
     """Rows per forward pass."""
     gradient_accumulation_steps: Count | None = None
     """Forward passes per optimizer step; rows per step = batch_size × this. Default: 4 to 32 rows, by their number."""
+    packing: Literal["auto", True, False] = "auto"
+    """Put rows behind each other in packs, with as many rows a step: less padding, fewer passes. `auto`: not yet."""
+    pack_tokens: Annotated[int, Field(ge=64, le=1_000_000)] | None = None
+    """Tokens of a pack, images included; a longer row is a pack of its own. Default: 2048."""
     num_epochs: Annotated[float, Field(gt=0.0, le=10_000.0)] | None = None
     """Passes over the training rows. Default: as many as make 100 steps, at least one."""
     max_steps: Count | None = None
@@ -130,6 +134,8 @@ class TrainingSection(Section):
     """Optimizer steps between two evaluations of the loss on `data.val_path`. Default: at the end only."""
     save_steps: Count = 100
     """Optimizer steps between two checkpoints."""
+    save_minutes: Annotated[float, Field(ge=0.0, le=10_000.0)] = 30.0
+    """Minutes after which a checkpoint is written all the same; 0 leaves it to `save_steps`."""
     save_total_limit: Count = 2
     """Checkpoints kept."""
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
@@ -157,8 +163,13 @@ class HardwareSection(Section):
     """Keep what layers recompute from in main memory: less on the card, and two copies over the bus for each layer."""
     offload_embeddings: bool | None = None
     """Keep embedding tables in main memory and look rows up there. Default: on a GPU wherever the model allows it."""
+    lean_lora: Literal["auto", True, False] = "auto"
+    """Compute adapters in the run's number format with few operations, not as PEFT does in fp32. `auto`: as PEFT."""
     streamed_layers: Annotated[int, Field(ge=0, le=1000)] = 0
     """Method `qlora`: so many of the language model's layers lie in main memory, and two of them on the card."""
+    varlen_attention: Literal["auto", True, False] = "auto"
+    """One attention call for all rows of a pack, and all windows of a tower; 16 bits on an Ampere or newer card.
+    `auto`: not yet."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     on_oom: Literal["error", "retry"] = "error"

@@ -3,6 +3,8 @@
 Shapes: B rows, T tokens of the longest row; image tensors are joined along dimension 0, features along dimension 1.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,12 @@ WHERE = "where"
 """Key under which a batch carries the names of its rows, for messages; never given to a model."""
 PACKED_SIZES = "target_sizes"
 """Sizes of images whose pixels a processor puts behind each other, [1, channels, patch, pixels] (MiniCPM-V)."""
+OWN_SIZES = "image_sizes"
+"""Sizes of pictures that their processor fills up to that of the largest (Pixtral)."""
+
+
+Collate = Callable[[list], dict]
+"""Rows → the batch of them."""
 
 
 class Collator:
@@ -47,7 +55,7 @@ def collate(rows: list[Encoded | VlmtuneError], pad_token_id: int) -> dict[str, 
     for key in {key: None for row in rows for key in row.tensors}:
         with_key = [row for row in rows if key in row.tensors]
         if all(is_token_tensor(key, row.tensors[key], row.labels.shape[1]) for row in with_key):
-            batch[key] = torch.cat([_padded(_token_tensor(row, key), longest, pads.get(key, 0)) for row in rows])
+            batch[key] = torch.cat([_padded(token_tensor(row, key), longest, pads.get(key, 0)) for row in rows])
         elif key in QFORMER_KEYS:
             most = max(row.tensors[key].shape[1] for row in rows)
             batch[key] = torch.cat([_padded(row.tensors[key], most, 0) for row in rows])
@@ -62,16 +70,24 @@ def join_images(key: str, images: list[dict[str, Tensor]]) -> Tensor:
     """Return one tensor of what several rows have of their images under a key."""
     tensors = [one[key] for one in images]
     packed = key == PIXELS and PACKED_SIZES in images[0]
+    if OWN_SIZES in images[0] and tensors[0].ndim == 4:
+        tensors = _as_large(tensors)
     return torch.cat(tensors, dim=-1) if packed else _joined(tensors)
 
 
-def _token_tensor(row: Encoded, key: str) -> Tensor:
-    """A text-only row lacks the marks of image tokens: it has none."""
+def token_tensor(row: Encoded, key: str) -> Tensor:
+    """Return a tensor of one value a token. A text-only row lacks the marks of image tokens: it has none."""
     return row.tensors[key] if key in row.tensors else torch.zeros_like(row.labels)
 
 
 def _padded(tensor_1T: Tensor, length: int, value: int) -> Tensor:
     return F.pad(tensor_1T, (0, length - tensor_1T.shape[1]), value=value)
+
+
+def _as_large(tensors: list[Tensor]) -> list[Tensor]:
+    """Fill pictures up on the right and below, as their processors do within a row: their towers cut that off again."""
+    height, width = (max(tensor.shape[side] for tensor in tensors) for side in (2, 3))
+    return [F.pad(one, (0, width - one.shape[3], 0, height - one.shape[2])) for one in tensors]
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

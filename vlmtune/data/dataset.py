@@ -11,6 +11,7 @@ from vlmtune.data.boxes.writing import written
 from vlmtune.data.encode import Encoded, cut, encode, encode_prompt
 from vlmtune.data.features.rows import RowFeatures, features_for_pixels, with_features
 from vlmtune.data.images import open_image
+from vlmtune.data.progress import Advance, nobody
 from vlmtune.data.types import Sample
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
@@ -35,12 +36,15 @@ class TuneDataset(Dataset):
         self.family = family
         self.plan = plan
         self.features = features
+        self.on_read: Advance = nobody
+        """Told of each row's number before it is read."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Encoded | VlmtuneError:
         """Return the row. What is wrong with it is raised, in a worker returned: torch would make a traceback of it."""
+        self.on_read(index)
         try:
             return self._row(index)
         except VlmtuneError as error:

@@ -1,4 +1,4 @@
-"""What watches a run: the recorder (log, live view), the check after the first step, and Ctrl-C."""
+"""What watches a run: the recorder (log, live view), checks of what it learns, the clock of checkpoints, Ctrl-C."""
 
 import dataclasses
 import os
@@ -240,6 +240,23 @@ def _digest(tensor: torch.Tensor) -> int:
     for piece in places.split(DIGEST_BYTES):
         total += int(piece[::2].sum(dtype=torch.int64)) * 1_000_003 + int(piece[1::2].sum(dtype=torch.int64))
     return total
+
+
+class SaveByMinutes(TrainerCallback):
+    """Asks for a checkpoint after the step in which so many minutes have gone by since the last one."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = minutes * 60
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.saved = time.monotonic()  # which nobody sets, as clocks are
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if time.monotonic() - self.saved >= self.seconds:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        self.saved = time.monotonic()
 
 
 class StopOnInterrupt(TrainerCallback):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vlmtune.models.attention.packs import PACKED, placed, rows_apart
 from vlmtune.models.build import DTYPES, base_of
 from vlmtune.plan.types import RunPlan
 
@@ -31,12 +32,13 @@ def forward_loss(
         batch: what the collator made; `labels` [B, T] with -100 where nothing is learned.
         num_items: labelled tokens of all batches that make one optimizer step.
     """
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
     base = base_of(model)
+    inputs = placed(base, {key: value for key, value in batch.items() if key != "labels"})
     device_type = batch["labels"].device.type
     autocast_dtype = DTYPES[plan.autocast_dtype] if plan.autocast_dtype else None
     with torch.autocast(device_type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-        hidden_BTH, head = hidden_states(base, inputs)
+        with rows_apart(batch.get(PACKED)):
+            hidden_BTH, head = hidden_states(base, inputs)
         # The token at t is predicted from the hidden state at t - 1.
         labels_BT = batch["labels"][:, 1:]
         labelled_BT = labels_BT != IGNORED

@@ -14,8 +14,8 @@ from vlmtune.data.features.prepare import Teller, features_of
 from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
-from vlmtune.data.workers import workers_for_training
-from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
+from vlmtune.data.workers import READERS, workers_for_training
+from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, SaveByMinutes, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
 from vlmtune.engine.evaluate import serve_ends
 from vlmtune.engine.memory import MemoryWatch
@@ -46,7 +46,8 @@ def train(
         VlmtuneError: what the user can change: rows too long, a file of the model missing, memory or disk full.
     """
     try:
-        return _train(plan, source, data, folder, view, resume)
+        with READERS.ended():
+            return _train(plan, source, data, folder, view, resume)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, "outside of forward and backward") from None
     except WRITE_ERRORS as error:
@@ -148,12 +149,13 @@ class Running:
 def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view: LiveView, rows: RunRows) -> Running:
     """Return the trainer as a run has it; the model is on its device and nothing else is."""
     watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
-    data = {"train_dataset": rows.train, "eval_dataset": rows.val, "data_collator": rows.collator}
-    trainer = TuneTrainer(plan, model, folder, rows.lengths, view.between_steps, **data)
+    data = {"train_dataset": rows.train, "eval_dataset": rows.val}
+    trainer = TuneTrainer(plan, model, folder, rows.lengths, rows.collator, view.between_steps, **data)
     interrupt, recorder = StopOnInterrupt(view, trainer), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
-    check = FirstStepCheck(trainer, family_of(plan))
-    for callback in (interrupt, recorder, check, MovedCheck(trainer), *watches, *_services(plan, folder)):
+    checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
+    by_minutes = [SaveByMinutes(plan.save_minutes)] if plan.save_minutes else []
+    for callback in (interrupt, recorder, *checks, *by_minutes, *watches, *_services(plan, folder)):
         trainer.add_callback(callback)
     _silence_printer(trainer)
     return Running(trainer, recorder, interrupt, watch)

@@ -13,10 +13,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from vlmtune.compat.trainer import DEVICE_PLACEMENT, GET_LENGTH_GROUPED_INDICES, MODEL_ACCEPTS_LOSS_KWARGS
-from vlmtune.data.collate import WHERE
+from vlmtune.compat.trainer import BASE_DATALOADER, DEVICE_PLACEMENT, MODEL_ACCEPTS_LOSS_KWARGS
+from vlmtune.data.batches.order import LengthGroupedOrder
+from vlmtune.data.batches.packs import PackCollator
+from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.progress import Progress, silent
-from vlmtune.data.workers import leave_signals_to_parent
+from vlmtune.data.workers import READERS
 from vlmtune.engine.checkpoints import (
     WRITE_ERRORS,
     disk_full,
@@ -38,31 +40,6 @@ from vlmtune.runs.folder import RunFolder
 
 ABSURD_LOSS = 1_000.0
 """Before the first step; who guesses among all tokens has the logarithm of their number, 13 at most."""
-
-
-class LengthGroupedOrder(Sampler[int]):
-    """Row numbers in batches of similar length, the longest row first, another order each epoch.
-
-    Longest first: if anything runs out of memory, it does so in the first minute.
-    The order depends on seed and epoch alone, so a resumed run sees the same one.
-    """
-
-    def __init__(self, lengths: list[int], rows_per_step: int, seed: int) -> None:
-        self.lengths = lengths
-        self.rows_per_step = rows_per_step
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(GET_LENGTH_GROUPED_INDICES(self.lengths, self.rows_per_step, generator=generator))
 
 
 class Schedule(LambdaLR):
@@ -111,20 +88,23 @@ class TuneTrainer(Trainer):
         model: torch.nn.Module,
         folder: RunFolder,
         lengths: list[int],
+        collator: Collator,
         progress: Progress = silent,
         **kwargs: Any,
     ) -> None:
         """`lengths` are the tokens of each row; `progress` is told of evaluations.
 
-        `kwargs` are Trainer's data sets and collator.
+        `kwargs` are Trainer's data sets.
         """
-        super().__init__(model=model, args=training_arguments(plan, folder), **kwargs)
+        data_collator = PackCollator(plan.pack_tokens) if plan.pack_tokens else collator
+        super().__init__(model=model, args=training_arguments(plan, folder), data_collator=data_collator, **kwargs)
         # The loss is divided by the labelled tokens of the whole step, so Trainer must not average again.
         MODEL_ACCEPTS_LOSS_KWARGS.write(self, True)
         # Batches go to the device one at a time: a step's batches are fetched together, and images are large.
         DEVICE_PLACEMENT.write(self.accelerator, False)
         self.plan = plan
         self.folder = folder
+        self.collator = collator
         self.work = Work()
         """Since the recorder last asked."""
         self.step_has_images = False
@@ -132,7 +112,7 @@ class TuneTrainer(Trainer):
         self.is_evaluating = False
         self.evaluations_s: list[float] = []
         """How long each evaluation took."""
-        self.order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed)
+        self.order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
         # Trainer's own order by length would encode every row to learn its length, and follow torch's global generator:
@@ -140,8 +120,10 @@ class TuneTrainer(Trainer):
         return self.order
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return Trainer's, whose processes leave it to this one to stop."""
-        return leave_signals_to_parent(super().get_train_dataloader())
+        """Return Trainer's, whose processes leave it to this one to stop; one that is lost is not waited for."""
+        loader = super().get_train_dataloader()
+        READERS.watch(BASE_DATALOADER.read(loader), lambda row: self.train_dataset.samples[row].where)
+        return loader
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Build the plan's optimizer."""
@@ -166,7 +148,11 @@ class TuneTrainer(Trainer):
             self.control.should_training_stop = True
             return [], None
         started = time.perf_counter()
-        batches, num_items = super().get_batch_samples(_raising(epoch_iterator), num_batches, device)
+        batches = _raising(epoch_iterator)
+        if self.plan.pack_tokens:
+            packs = next(batches, [])
+            batches, num_batches = iter(packs), len(packs)
+        batches, num_items = super().get_batch_samples(batches, num_batches, device)
         self.work += Work(
             tokens=sum(int(batch["attention_mask"].sum()) for batch in batches),
             rows=sum(len(batch[WHERE]) for batch in batches),
@@ -174,10 +160,15 @@ class TuneTrainer(Trainer):
             trained_tokens=int(num_items or 0),
         )
         self.step_has_images = any("pixel_values" in batch for batch in batches)
-        return batches, num_items
+        return [batches] if self.plan.pack_tokens and batches else batches, num_items
 
-    def training_step(self, model, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
-        """Run forward and backward; a loss that is no number, or no memory, stops the run and names the rows."""
+    def training_step(self, model, inputs: dict[str, Any] | list[dict], num_items_in_batch=None) -> Tensor:
+        """Run forward and backward; a loss that is no number, or no memory, stops the run and names the rows.
+
+        The packs of a step, a list, are one batch to Trainer, which knows no steps of so many batches as come.
+        """
+        if isinstance(inputs, list):
+            return sum(self.training_step(model, pack, num_items_in_batch) for pack in inputs)
         where = inputs.pop(WHERE)  # names of rows, which no model takes
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
@@ -205,7 +196,7 @@ class TuneTrainer(Trainer):
         """
         started, self.is_evaluating = time.perf_counter(), True
         with self.progress("evaluating rows", len(self.eval_dataset)) as advance:
-            loss = mean_loss(self.model, self.eval_dataset, self.data_collator, self.plan, advance)
+            loss = mean_loss(self.model, self.eval_dataset, self.collator, self.plan, advance)
         self.is_evaluating = False
         self.evaluations_s.append(time.perf_counter() - started)
         metrics = {"eval_loss": loss}
@@ -269,8 +260,8 @@ def training_arguments(plan: RunPlan, folder: RunFolder) -> Arguments:
     return Arguments(
         output_dir=str(folder.checkpoints),
         run_name=plan.experiment_name,
-        per_device_train_batch_size=plan.batch_size,
-        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        per_device_train_batch_size=plan.rows_per_step if plan.pack_tokens else plan.batch_size,
+        gradient_accumulation_steps=1 if plan.pack_tokens else plan.gradient_accumulation_steps,
         num_train_epochs=plan.num_epochs,
         max_steps=plan.max_steps or -1,
         learning_rate=plan.learning_rate,

@@ -7,6 +7,7 @@ drop, and only a weight that changes its number format on the way has a copy of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING
 
 from vlmtune import levers
@@ -162,7 +163,16 @@ def _batches_bytes(plan: RunPlan, batches: "Batches") -> int:
     ready = plan.num_workers * PREFETCHED * max(map(sum, sizes))
     if plan.device == "cuda":
         sizes = [[pinned_block_bytes(num_bytes) for num_bytes in batch] for batch in sizes]
-    return FETCHED_STEPS * plan.gradient_accumulation_steps * max(map(sum, sizes)) + ready
+    return FETCHED_STEPS * passes_per_step(plan, batches) * max(map(sum, sizes)) + ready
+
+
+def passes_per_step(plan: RunPlan, batches: "Batches") -> int:
+    """Return the batches of a step; of packs as many as there would be of the one with the most rows."""
+    if not plan.pack_tokens:
+        return plan.gradient_accumulation_steps
+    from vlmtune.models.attention.packs import num_rows
+
+    return ceil(plan.rows_per_step / max((num_rows(batch) for batch in batches if batch), default=1))
 
 
 def _saved_bytes(plan: RunPlan, weights: Weights) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlmtune.estimate.cache import base_is_kept, cached
 from vlmtune.estimate.cannot_tell import cannot_tell
 from vlmtune.estimate.given_rows import GivenRows
-from vlmtune.estimate.main_memory import Weights, need_of, stored_format
+from vlmtune.estimate.main_memory import Weights, need_of, passes_per_step, stored_format
 from vlmtune.estimate.report import MainMemoryNeed, MemoryReport, Phase, Share, WithoutWorst, would_swap
 from vlmtune.hardware.cards import Card, Target
 from vlmtune.hub.source import ModelSource
@@ -40,17 +40,21 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
     """Return what a plan needs for the largest row it allows, without data, tokenizer and weights."""
 
     def made() -> MemoryReport:
+        from vlmtune.data.batches.packs import packed
         from vlmtune.data.collate import collate
         from vlmtune.estimate.features import Encoding, rows_in_training
         from vlmtune.estimate.simulate.inputs import largest_row
-        from vlmtune.estimate.simulate.steps import collated
+        from vlmtune.estimate.simulate.steps import collated, made_up_packs
         from vlmtune.models.build import family_of
 
         with cannot_tell(plan):
             family = family_of(plan)
             rows = [largest_row(plan_of_texts(plan, share), source, family) for share in SHARES_OF_LONGEST]
             served, tower = rows_in_training(rows, plan)
-            steps = collated(_made_up_steps(plan, fast), served, lambda batch: collate(batch, 0))
+            if plan.pack_tokens:
+                steps = collated(made_up_packs(plan, [row.labels.shape[1] for row in rows], fast), served, packed)
+            else:
+                steps = collated(_made_up_steps(plan, fast), served, lambda batch: collate(batch, 0))
             encoding = Encoding(tower, rows[0]) if tower else None
             return _estimate(_Work(plan, source, steps, served[0], fast, encoding), target)
 
@@ -106,6 +110,7 @@ class _Rows:
     def _work(self, kept: list[int], target: Target, fast: bool) -> "_Work":
         from torch.utils.data import Subset
 
+        from vlmtune.data.batches.packs import packed
         from vlmtune.estimate.features import Encoding, rows_in_training
         from vlmtune.estimate.simulate.steps import collated, fewest_steps, telling_steps
 
@@ -116,7 +121,7 @@ class _Rows:
         if tower and self.lengths.image[kept].any():
             most_seen = kept[int(self.lengths.image[kept].argmax())]
             encoding = Encoding(tower, self.rows[most_seen], len(kept))
-        steps = collated(chosen, rows, self.collator)
+        steps = collated(chosen, rows, packed if self.plan.pack_tokens else self.collator)
         return _Work(self.plan, self.source, steps, rows[0], fast, encoding)
 
 
@@ -221,7 +226,7 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         seconds=round(time.perf_counter() - started, 1),
         versions=library_versions(),
         main_memory=_main_memory(work, log.weights, peaks),
-        streamed_bytes_per_step=peaks.streamed_bytes_per_batch * plan.gradient_accumulation_steps,
+        streamed_bytes_per_step=peaks.streamed_bytes_per_batch * passes_per_step(plan, work.batches),
         encoding_reserved_bytes=_encoding_bytes(work, target),
     )
 

@@ -78,6 +78,15 @@ class Family:
     not_cacheable: str = ""
     """Why its images cannot be encoded before training; empty where they can."""
 
+    tower_loops: bool = False
+    """The tower calls attention once for each window or image unless its attention is told where they begin."""
+
+    not_packable: str = ""
+    """Why its rows cannot stand behind each other in packs; empty where they can."""
+
+    most_pack_tokens: int | None = None
+    """Tokens of the longest pack in which its rows count on from nothing but their own start; None: of any."""
+
     casts_features: bool = True
     """Its code converts what the projector returns to the embeddings' dtype in every version of transformers."""
 

@@ -118,6 +118,12 @@ class ModelFacts:
         text = self.config.get("text_config") or {}
         return bool(text.get("attn_logit_softcapping", CAPPED_BY_DEFAULT.get(text.get("model_type"))))
 
+    @property
+    def layers_with_state(self) -> tuple[str, ...]:
+        """Kinds of its layers that are no attention: what they carry goes on from row to row of a pack."""
+        kinds = (self.config.get("text_config") or {}).get("layer_types") or ()
+        return tuple(sorted({kind for kind in kinds if not kind.endswith("_attention") or kind.startswith("linear")}))
+
     @cached_property
     def fixed_images(self) -> bool:
         """Whether `data.image_size` has no effect."""

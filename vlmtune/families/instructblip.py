@@ -41,6 +41,7 @@ FAMILY = Family(
     head="language_model.lm_head",
     needs_image=True,
     qformer=True,
+    not_packable="their Q-Former reads each row's question on its own",
     not_cacheable="the Q-Former reads the question beside the image",
     part_types={"text_config": ("llama",)},  # the others are encoder-decoders, or have layers of other names
     # The published processor_config.json names the class for videos.

@@ -83,5 +83,6 @@ FAMILY = Family(
     vision_linears=("qkv", "proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj"),
     image_tokens=image_tokens,
     image_settings=image_settings,
+    tower_loops=True,
     boxes={"qwen2_vl": QWEN2_VL, "qwen2_5_vl": QWEN2_5_VL},
 )

@@ -13,4 +13,5 @@ FAMILY = Family(
     vision_linears=("qkv", "proj", "linear_fc1", "linear_fc2"),
     image_tokens=image_tokens,
     image_settings=image_settings,
+    tower_loops=True,
 )

@@ -6,6 +6,7 @@ from vlmtune.families.boxes import QWEN_VL
 
 TOKENS_PER_IMAGE = 256  # the start and end markers count as text
 DEFAULT_SIDE_PX = 448
+NATIVE_TOKENS = 2048  # of a longer text, every position is scaled by its length
 
 
 def image_tokens(config: Json, preprocessor: Json, width_px: int, height_px: int) -> int:
@@ -34,4 +35,5 @@ FAMILY = Family(
     image_tokens=image_tokens,
     image_settings=image_settings,
     boxes={"qwen": QWEN_VL},
+    most_pack_tokens=NATIVE_TOKENS,
 )

@@ -20,8 +20,8 @@ from vlmtune.hardware.cards import Target, budget_bytes, find_card, sizes
 from vlmtune.hub.source import open_model
 from vlmtune.levers.head import KEY as HEAD
 from vlmtune.levers.image_size import KEY as IMAGE_SIZE
+from vlmtune.levers.lora.rank import rank_of
 from vlmtune.levers.method import KEY as METHOD
-from vlmtune.levers.rank import rank_of
 from vlmtune.levers.text_length import LENGTH
 
 NAMED = (

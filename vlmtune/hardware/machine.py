@@ -19,6 +19,7 @@ from vlmtune.hardware.sensors import GpuReading, visible_gpus
 from vlmtune.runs.versions import library_versions
 
 PROBE_TIMEOUT_S = 180
+SHARED_MEMORY = Path("/dev/shm")
 
 # Prints one JSON line per part, so that a crash shows which part it was. Each part reports its own error.
 PROBE = """
@@ -82,6 +83,8 @@ class Machine:
     visible_devices: str | None
     disk_free_bytes: dict[str, int]
     main_memory: MainMemory | None
+    shared_memory_bytes: int | None = None
+    """Free in /dev/shm, through which the processes that read images give their batches; None where there is none."""
 
 
 def read_machine() -> Machine:
@@ -97,6 +100,7 @@ def read_machine() -> Machine:
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         disk_free_bytes={"current folder": _disk_free(Path.cwd()), "model cache": _disk_free(_model_cache())},
         main_memory=read_main_memory(),
+        shared_memory_bytes=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None,
     )
 
 

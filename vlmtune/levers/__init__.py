@@ -10,10 +10,13 @@ from vlmtune.levers.features import FEATURES_LEVER
 from vlmtune.levers.head import HEAD
 from vlmtune.levers.image_size import IMAGE_SIZE
 from vlmtune.levers.kept_base import KEPT_BASE
+from vlmtune.levers.lora.lean import LEAN_LORA
+from vlmtune.levers.lora.rank import LORA_RANK
 from vlmtune.levers.method import METHOD
 from vlmtune.levers.optimizer import OPTIMIZER
-from vlmtune.levers.rank import LORA_RANK
 from vlmtune.levers.recompute import RECOMPUTE
+from vlmtune.levers.speed.packing import PACKING
+from vlmtune.levers.speed.varlen import VARLEN
 from vlmtune.levers.streaming import STREAMING
 from vlmtune.levers.text_length import TEXT_LENGTH
 from vlmtune.levers.tower import TOWER
@@ -22,6 +25,8 @@ LEVERS: tuple[Lever, ...] = (
     EMBEDDINGS,
     RECOMPUTE,
     BATCH,
+    PACKING,
+    VARLEN,
     FEATURES_LEVER,
     STREAMING,
     HEAD,
@@ -32,6 +37,7 @@ LEVERS: tuple[Lever, ...] = (
     IMAGE_SIZE,
     OPTIMIZER,
     KEPT_BASE,
+    LEAN_LORA,
 )
 
 

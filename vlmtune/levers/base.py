@@ -157,6 +157,8 @@ class Lever:
     """(plan begun, plan now) -> whether a free lever leaves the result the same; asked on resume."""
     excludes: Callable[[TrainingConfig], list[str]] = field(default=lambda config: [])
     """config -> why it cannot be pulled beside others, each `key: reason`; empty where nothing stands against it."""
+    rounds: bool = False
+    """Whether it rounds otherwise what no saving of its own says so of."""
     apply: Callable[["nn.Module", "RunPlan", Family], None] = _no_change
     """(base model with its adapters, plan, family) -> None: what it does to a model, with storage or without."""
     main_memory_bytes: Callable[["nn.Module", "RunPlan", Family, int], int] = _nothing_held
@@ -168,4 +170,4 @@ class Lever:
     @property
     def exact(self) -> bool:
         """Whether it costs nothing but time or disk: the result is the same."""
-        return all(saving.gives_up is GivesUp.TIME for saving in self.savings)
+        return not self.rounds and all(saving.gives_up is GivesUp.TIME for saving in self.savings)

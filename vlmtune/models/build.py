@@ -31,6 +31,7 @@ from vlmtune.models import embeddings, streaming
 from vlmtune.models.config import read_config
 from vlmtune.models.head import device_map, is_split, pack_head
 from vlmtune.models.kept import Tell, is_kept, load_kept, say
+from vlmtune.models.lora.lean import make_lean
 from vlmtune.models.packed import (
     as_unpacked,
     default_dtype,
@@ -75,6 +76,8 @@ def build_model(
         model = streaming.weightless(weightless_base(plan, parts), plan, family)
     model = adapt(model.requires_grad_(False), plan, family)
     rest_frozen_parts(base_of(model), family)
+    if plan.lean_lora:
+        make_lean(base_of(model))
     if plan.autocast_dtype:
         cast_features(base_of(model), family)
     for lever in levers.LEVERS:

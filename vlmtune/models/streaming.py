@@ -125,6 +125,11 @@ class LayerStream:
         if output.requires_grad:
             output.register_hook(lambda gradient: self._need(layer))
 
+    def follow(self, linear: nn.Module, module: nn.Module) -> None:
+        """Let a layer be brought for the backward pass of a module that computes its linear layer without autograd."""
+        if linear in self.places:
+            module.register_forward_hook(partial(self._before_backward, self.places[linear].layer))
+
     def read(self, parameter: nn.Parameter) -> nn.Parameter:
         """Return a parameter with its own numbers in it, for whoever looks at weights outside of the passes."""
         for linear, place in self.places.items():

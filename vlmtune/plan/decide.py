@@ -60,6 +60,7 @@ def make_plan(
         "logging_steps": training.logging_steps,
         "eval_steps": training.eval_steps,
         "save_steps": training.save_steps,
+        "save_minutes": training.save_minutes,
         "save_total_limit": training.save_total_limit,
         "report_to": _installed(training.report_to),
         **_levers(config, model, device, choices),

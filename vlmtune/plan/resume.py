@@ -13,6 +13,7 @@ FREE_FIELDS = {
     "logging_steps",
     "eval_steps",
     "save_steps",
+    "save_minutes",
     "save_total_limit",
     "report_to",
 }

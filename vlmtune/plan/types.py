@@ -105,14 +105,24 @@ class RunPlan:
     """What the user wants the chat template to be told."""
     boxes: str = ""
     """Name of how the model writes boxes; empty in plans from before rows could hold any."""
+    lean_lora: bool = False
+    """Adapters are computed in the run's number format with few operations, in place of PEFT's fp32."""
     streamed_layers: int = 0
     """The language model's layers that lie in main memory."""
+    save_minutes: float = 0.0
+    """After which a checkpoint is written between those of `save_steps`; 0: never."""
 
     def preprocessor(self, published: Json) -> dict[str, Any]:
         """The settings of the image processor: those of the model's files, and what the plan sets in their place."""
         older_names = PIXEL_LIMITS if "size" in self.image_overrides else ()
         kept = {key: value for key, value in published.items() if key not in older_names}
         return {**kept, **self.image_overrides}
+
+    pack_tokens: int = 0
+    """Tokens of the packs that rows are put into; 0: rows stand under each other."""
+
+    varlen_attention: bool = False
+    """Whether rows of a pack, and windows or images of a tower, attend in one call."""
 
     @property
     def rows_per_step(self) -> int:

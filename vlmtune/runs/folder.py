@@ -107,9 +107,13 @@ class RunFolder:
         """Which process that is; there while it runs, and after a kill."""
         return self.path / "running.json"
 
+    def has_begun(self) -> bool:
+        """Return whether a run has begun here: its plan is the first file."""
+        return self.plan.is_file()
+
     def is_config(self, path: Path) -> bool:
         """Return whether a config file is that of a run that has begun here."""
-        return path.name == self.config.name and self.plan.is_file()
+        return path.name == self.config.name and self.has_begun()
 
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
@@ -128,9 +132,14 @@ class RunFolder:
             raise VlmtuneError(
                 f"cannot create the run folder {path}: {error.strerror}", hint="choose another output_dir"
             ) from None
-        if taken:
+        if taken and folder.has_begun():
             raise VlmtuneError(
                 f"{path} already holds a run", hint="continue it with --resume, or choose another experiment_name"
+            )
+        if taken:
+            raise VlmtuneError(
+                f"{path} is not empty, and holds no run that can be continued: it has no {folder.plan.name}",
+                hint="choose another experiment_name, or move that folder away",
             )
         return folder
 
@@ -141,7 +150,7 @@ class RunFolder:
         if not path.is_dir():
             raise VlmtuneError(f"there is no run folder {path}", hint="give the folder that `vlmtune train` wrote")
         folder.refuse_others_files()
-        if not folder.plan.is_file():
+        if not folder.has_begun():
             if is_adapter(path):
                 raise _no_run(path)
             raise VlmtuneError(

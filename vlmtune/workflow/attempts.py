@@ -22,7 +22,6 @@ MAX_RETRIES = 5
 class Flags:
     """How the command was called."""
 
-    resume: bool
     force: bool
     as_json: bool
 
@@ -36,7 +35,7 @@ def train_and_retry(job: Job, folder: "RunFolder", flags: Flags) -> "TrainReport
         if not flags.force and num_retries == 0:
             refuse_too_large(job, expected)
         folder.write_estimate(expected.as_json() if expected else None)
-        outcome = _attempt(job, folder, flags, resume=flags.resume or num_retries > 0)
+        outcome = _attempt(job, folder, flags, resume=job.begun is not None or num_retries > 0)
         if not isinstance(outcome, OutOfMemory):
             return outcome
         # The failed run must be gone before the next is estimated: what is free on the card is what it may take.

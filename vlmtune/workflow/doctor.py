@@ -6,8 +6,9 @@ Pure functions from a Machine to findings; reading the machine is `hardware.mach
 from dataclasses import dataclass
 from typing import Literal
 
+from vlmtune.data.workers import PREFETCHED
 from vlmtune.estimate.main_memory import CUDA_BYTES, LIBRARIES_BYTES, WORKER_BYTES
-from vlmtune.hardware.machine import Machine
+from vlmtune.hardware.machine import SHARED_MEMORY, Machine
 from vlmtune.hardware.sensors import GpuReading
 from vlmtune.runs.versions import LIBRARIES
 from vlmtune.units import GIB
@@ -16,6 +17,11 @@ LOW_DISK_BYTES = 20 * 10**9
 USUAL_BYTES = LIBRARIES_BYTES + CUDA_BYTES + 2 * WORKER_BYTES + GIB // 2
 """Of main memory, in a run on a card: half a GiB for batches and the adapters' way to a checkpoint."""
 LOW_MEMORY_BYTES = USUAL_BYTES * 3 // 2
+NUM_WORKERS = 2
+"""Of a run on a card that says nothing of it."""
+PHOTO_BYTES = 12_000_000 * 3 * 4
+"""12 megapixels as tensors: models that cut pictures into tiles take most of it."""
+LOW_SHARED_BYTES = NUM_WORKERS * PREFETCHED * PHOTO_BYTES
 LOW_GPU_FREE_SHARE = 0.85
 NEAR_SLOWDOWN_C = 3
 REINSTALL_TORCH = "pip install --force-reinstall torch torchvision"
@@ -41,6 +47,7 @@ def check_machine(machine: Machine) -> list[Diagnosis]:
         *_gpu(machine),
         *_disk(machine),
         *_memory(machine),
+        *_shared_memory(machine),
     ]
 
 
@@ -195,6 +202,18 @@ def _memory(machine: Machine) -> list[Diagnosis]:
     remedy = f"a run takes about {_gib(USUAL_BYTES)} GiB, more with layers in main memory; "
     remedy += "raise the limit, or close other programs" if memory.is_limited else "close other programs"
     return [Diagnosis("main memory", "warning", found, remedy)]
+
+
+def _shared_memory(machine: Machine) -> list[Diagnosis]:
+    """Return whether the batches of the usual data workers have room on their way; a container has 64 MB for them."""
+    free_bytes = machine.shared_memory_bytes
+    if free_bytes is None:
+        return []
+    found = f"{free_bytes / 1e6:,.0f} MB free in {SHARED_MEMORY}"
+    if free_bytes >= LOW_SHARED_BYTES:
+        return [Diagnosis("shared memory", "ok", found)]
+    remedy = f"{NUM_WORKERS} data workers take {LOW_SHARED_BYTES / 1e6:,.0f} MB with large photos, else a run has fewer"
+    return [Diagnosis("shared memory", "warning", found, f"{remedy}: give the container more, --shm-size=2g")]
 
 
 def _gib(amount_bytes: int) -> str:

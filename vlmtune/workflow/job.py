@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from vlmtune.errors import VlmtuneError
 from vlmtune.files import file_sha256
 from vlmtune.printing import say
 
+Resume = Literal["newest", "auto"]
+"""How a run goes on: it must have begun, or it begins where it has not."""
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,10 +47,12 @@ class Job:
         return replace(self, loaded=loaded, plan=replace(plan, model_name=self.plan.model_name))
 
 
-def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool, base_model: str | None = None) -> Job:
+def prepare(
+    path: Path, words: tuple[str, ...], *, resume: Resume | None, err: bool, base_model: str | None = None
+) -> Job:
     """Return the run of a config file and `--set` words, rows checked; with `resume` as the run has changed itself.
 
-    `base_model` says where the base of a run that is to be continued is now.
+    `auto` is a new run where none has begun. `base_model` says where the base of a run that is to be continued is now.
 
     Raises:
         VlmtuneError: whatever can be wrong with config, rows or the model's small files.
@@ -75,16 +80,21 @@ def prepare(path: Path, words: tuple[str, ...], *, resume: bool, err: bool, base
 
 
 def _opened(
-    path: Path, words: tuple[str, ...], resume: bool, err: bool, base_model: str | None
+    path: Path, words: tuple[str, ...], resume: Resume | None, err: bool, base_model: str | None
 ) -> "tuple[LoadedConfig, Path, RunPlan | None]":
     """Return the config, the run folder, and the plan of the run that is to be continued."""
     from vlmtune.config.load import load_config
     from vlmtune.runs.folder import RunFolder
 
     loaded = load_config(path, words)
-    if not resume:
-        return loaded, loaded.config.run_dir, None
-    run_dir = path.parent if RunFolder(path.parent).is_config(path) else loaded.config.run_dir
+    run_dir = path.parent if resume and RunFolder(path.parent).is_config(path) else loaded.config.run_dir
+    if resume is None or (resume == "auto" and not RunFolder(run_dir).has_begun()):
+        if base_model:
+            raise VlmtuneError(
+                f"--model says where the base of a run that goes on was moved, and {run_dir} has not begun",
+                "a new run's model is named by model.name",
+            )
+        return loaded, run_dir, None
     folder = RunFolder.open_existing(run_dir)
     begun = _begun(folder, base_model)
     if changes := _changes_of(folder, err):

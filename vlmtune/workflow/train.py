@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from vlmtune.runs.records import TrainReport
 
 
-def open_folder(job: Job, resume: bool) -> "RunFolder":
+def open_folder(job: Job) -> "RunFolder":
     """Return the run folder: a new one, or the one to go on with."""
     from vlmtune.runs.folder import RunFolder
 
-    if not resume:
+    if job.begun is None:
         return RunFolder.create(job.run_dir)
     folder = RunFolder.open_existing(job.run_dir)
     _refuse_changed(job, folder)
@@ -58,7 +58,7 @@ def train_in(folder: "RunFolder", job: Job, flags: Flags) -> "TrainReport":
     Raises:
         VlmtuneError: what the user can change; a new folder in which nothing was learned is gone then.
     """
-    with locked(folder), _interruptible(folder), _unless_trained_removed(folder, is_new=not flags.resume):
+    with locked(folder), _interruptible(folder), _unless_trained_removed(folder, is_new=job.begun is None):
         keep_job(job, folder)
         return train_and_retry(job, folder, flags)
 

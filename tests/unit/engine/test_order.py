@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmtune.engine.trainer import LengthGroupedOrder
+from vlmtune.data.batches.order import LengthGroupedOrder
 
 LENGTHS = [(37 * index) % 101 + 5 for index in range(101)]
 LONGEST = LENGTHS.index(max(LENGTHS))

@@ -9,7 +9,7 @@ from tiny import TINY
 from tiny.rows import colour_rows
 from transformers import AutoModelForImageTextToText
 
-from vlmtune.data.collate import WHERE, collate
+from vlmtune.data.collate import WHERE, Collator, collate
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.evaluate import greedy
 from vlmtune.engine.step import forward_loss
@@ -125,7 +125,7 @@ def test_trainer_moves_no_model(models, tmp_path, monkeypatch):
     plan = in_main_memory(replace(models("llava").plan, method="lora", quant_type=None))
     model = build_model(plan)
     monkeypatch.setattr(model, "to", lambda *args: pytest.fail("the model was moved"))
-    TuneTrainer(plan, model, RunFolder.create(tmp_path / "run"), [1])
+    TuneTrainer(plan, model, RunFolder.create(tmp_path / "run"), [1], Collator(models("llava").processor))
 
 
 @pytest.mark.parametrize("load", [True, False])

@@ -27,7 +27,10 @@ def test_values_that_may_change_on_resume():
     names = {item.name for item in dataclasses.fields(RunPlan)}
     assert FREE_FIELDS <= names
     changed = plan(
-        training={"save_steps": 7, "logging_steps": 7, "save_total_limit": 7, "report_to": ("tensorboard",)},
+        training={
+            **{"save_steps": 7, "save_minutes": 7.0, "logging_steps": 7, "save_total_limit": 7},
+            "report_to": ("tensorboard",),
+        },
         hardware={"num_workers": 3, "gradient_checkpointing": False},
     )
     assert differences(changed, plan()) == []

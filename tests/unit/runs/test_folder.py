@@ -15,6 +15,9 @@ from vlmtune.runs.records import Retry
 def test_a_new_run_folder_takes_no_others_place(tmp_path, folder):
     assert RunFolder.create(folder.path) == folder, "an empty folder may be used"
     folder.config.write_text("x")
+    with pytest.raises(VlmtuneError, match="holds no run that can be continued: it has no plan.json"):
+        RunFolder.create(folder.path)
+    folder.plan.write_text("{}")
     with pytest.raises(VlmtuneError) as caught:
         RunFolder.create(folder.path)
     assert str(caught.value) == (

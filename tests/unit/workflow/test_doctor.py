@@ -35,6 +35,7 @@ MACHINE = Machine(
     visible_devices=None,
     disk_free_bytes={"current folder": 200 * 10**9, "model cache": 300 * 10**9},
     main_memory=MainMemory(32 * GIB, 24 * GIB),
+    shared_memory_bytes=8 * 10**9,
 )  # fmt: skip
 ON_CPU = dataclasses.replace(
     MACHINE,
@@ -76,6 +77,7 @@ def test_a_good_machine():
         ("disk, current folder", "200 GB free"),
         ("disk, model cache", "300 GB free"),
         ("main memory", "24.0 of 32.0 GiB available"),
+        ("shared memory", "8,000 MB free in /dev/shm"),
     ]
     assert complaints(MACHINE) == []
 
@@ -268,6 +270,15 @@ def test_a_container_that_allows_too_little_is_named():
 def test_unknown_memory_is_left_out():
     names = [check.name for check in check_machine(machine(main_memory=None))]
     assert "main memory" not in names
+
+
+def test_the_shared_memory_of_a_container_is_small():
+    (found,) = complaints(machine(shared_memory_bytes=67_108_864))
+    assert (found.name, found.found) == ("shared memory", "67 MB free in /dev/shm")
+    assert found.remedy == (
+        "2 data workers take 576 MB with large photos, else a run has fewer: give the container more, --shm-size=2g"
+    )
+    assert all(check.name != "shared memory" for check in check_machine(machine(shared_memory_bytes=None)))
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from vlmtune.data.features.rows import image_tensors
 from vlmtune.data.features.store import FeatureStore
 from vlmtune.data.images import open_image
 from vlmtune.data.measure.counting import PROBE
+from vlmtune.data.progress import Advance, nobody
 from vlmtune.data.types import ImageRef, Sample, Turn
-from vlmtune.data.workers import fitting_workers, leave_signals_to_parent, num_bytes
+from vlmtune.data.workers import READERS, fitting_workers, num_bytes
 from vlmtune.errors import VlmtuneError
 from vlmtune.levers.features import KEY
 from vlmtune.models.build import build_tower, family_of
@@ -69,13 +70,14 @@ def encode_into(
     if plan.device == "cuda":
         torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
     pending: dict[str, Tensor] = {}
-    for batch in batches_of(loaded(missing, plan, processor, note)):
-        features, form = features_of_batch(tower, batch, plan)
-        pending |= dict(zip((image.digest for image in batch), features, strict=True))
-        advance(len(batch))
-        if sum(tensor.numel() * tensor.element_size() for tensor in pending.values()) >= FILE_BYTES:
-            store.write(pending, form)
-            pending = {}
+    with READERS.ended():
+        for batch in batches_of(loaded(missing, plan, processor, note)):
+            features, form = features_of_batch(tower, batch, plan)
+            pending |= dict(zip((image.digest for image in batch), features, strict=True))
+            advance(len(batch))
+            if sum(tensor.numel() * tensor.element_size() for tensor in pending.values()) >= FILE_BYTES:
+                store.write(pending, form)
+                pending = {}
     if pending:
         store.write(pending, form)
 
@@ -110,11 +112,14 @@ class _ToEncode(Dataset):
     def __init__(self, missing: list[Missing], plan: RunPlan, processor: ProcessorMixin) -> None:
         self.missing, self.plan, self.processor = missing, plan, processor
         self.family = family_of(plan)
+        self.on_read: Advance = nobody
+        """Told of each image's number before it is read."""
 
     def __len__(self) -> int:
         return len(self.missing)
 
     def __getitem__(self, index: int) -> Pixels | VlmtuneError:
+        self.on_read(index)
         image = self.missing[index]
         question, answer = PROBE.turns
         sample = Sample((Turn("user", (image.ref, question.text)), answer), PROBE.where)
@@ -141,7 +146,8 @@ def loaded(
     if isinstance(largest, VlmtuneError):
         raise largest
     num_workers = fitting_workers(plan.num_workers, num_bytes(largest.tensors), note)
-    for one in leave_signals_to_parent(DataLoader(images, batch_size=None, num_workers=num_workers)):
+    loader = DataLoader(images, batch_size=None, num_workers=num_workers)
+    for one in READERS.watch(loader, lambda index: missing[index].ref.name):
         if isinstance(one, VlmtuneError):
             raise one
         yield one

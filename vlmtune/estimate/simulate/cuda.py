@@ -11,7 +11,13 @@ from math import prod
 import torch
 
 from vlmtune.compat.bitsandbytes import GEMM_4BIT
-from vlmtune.compat.torch import CURRENT_GRAPH_TASK_ID, FLASH_ATTENTION_BACKWARD, FOREACH_NORM
+from vlmtune.compat.torch import (
+    CURRENT_GRAPH_TASK_ID,
+    CUSTOM_OPERATION,
+    FLASH_ATTENTION_BACKWARD,
+    FOREACH_NORM,
+    VARLEN_ATTENTION_BACKWARD,
+)
 from vlmtune.estimate.simulate.record import NO_WORKSPACES, Hidden, Workspaces
 from vlmtune.estimate.simulate.reductions import partial_sums_bytes
 from vlmtune.units import KIB, MIB
@@ -80,6 +86,7 @@ def _rules(sm: tuple[int, int], num_sms: int) -> dict[str, Rule]:
     return {
         PRODUCT_4BIT: _dequantised_weight,
         str(FLASH_ATTENTION_BACKWARD.get().default): attention_backward,
+        str(CUSTOM_OPERATION.read(VARLEN_ATTENTION_BACKWARD.get())): _varlen_backward,
         "aten.masked_scatter.default": _masked_scatter,
         "aten.masked_scatter_.default": _masked_scatter,
         "aten.native_layer_norm.default": _copied(0),
@@ -133,6 +140,19 @@ def _flash_backward(args: tuple, kwargs: dict) -> Workspaces:
     if k.shape[1] == heads:
         return Workspaces(before=(softmax_bytes, accum_bytes))
     grouped_bytes = batch * k.shape[2] * heads * head * q.element_size()
+    return Workspaces(before=(softmax_bytes, accum_bytes, grouped_bytes, grouped_bytes))
+
+
+def _varlen_backward(args: tuple, kwargs: dict) -> Workspaces:
+    """flash_attn/flash_api.cpp, mha_varlen_bwd: as above, for all tokens and 128 more for each row."""
+    _, q, k, _, _, _, starts = args[:7]
+    tokens, heads, head = q.shape
+    rounded_tokens, rounded_head = tokens + 128 * (len(starts) - 1), -(-head // 32) * 32
+    softmax_bytes = heads * rounded_tokens * FP32_BYTES
+    accum_bytes = rounded_tokens * heads * rounded_head * FP32_BYTES
+    if k.shape[1] == heads:
+        return Workspaces(before=(softmax_bytes, accum_bytes))
+    grouped_bytes = q.numel() * q.element_size()
     return Workspaces(before=(softmax_bytes, accum_bytes, grouped_bytes, grouped_bytes))
 
 

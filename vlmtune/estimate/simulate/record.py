@@ -28,6 +28,7 @@ tensor_use_count = borrowed.TENSOR_USE_COUNT.get()
 storage_use_count = borrowed.STORAGE_USE_COUNT.get()
 is_dense = borrowed.IS_DENSE.get()
 overload_packet = borrowed.OVERLOAD_PACKET.read
+custom_operation = borrowed.CUSTOM_OPERATION.read
 
 aten = torch.ops.aten
 LOCAL_SCALAR_DENSE = borrowed.LOCAL_SCALAR_DENSE.get().default
@@ -100,6 +101,16 @@ def _flops_of_attention_backward(grad: Tensor, query: Tensor, key: Tensor, *args
     return 10 * query.numel() * key.shape[2]
 
 
+def _flops_of_rows(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *args, **kwargs) -> int:
+    """Scores of each row with itself alone, [T, H, D], and their product with the values."""
+    return 4 * (query.numel() // len(query)) * int(starts.diff().square().sum())
+
+
+def _flops_of_rows_backward(grad: Tensor, query: Tensor, key: Tensor, *args, **kwargs) -> int:
+    """As of attention under each other; after query, key come value, output, its sums, and where rows begin."""
+    return 10 * (query.numel() // len(query)) * int(args[3].diff().square().sum())
+
+
 def _flops_of_4bit_product(rows: Tensor, packed: Tensor, weight_shape, *args, **kwargs) -> int:
     """Two operations for each number of the weight and each row that meets it."""
     return 2 * (rows.numel() // rows.shape[-1]) * prod(weight_shape)
@@ -110,6 +121,8 @@ FLOPS_OF = {
     **borrowed.FLOP_REGISTRY.get(),
     **{name.get(): _flops_of_attention for name in borrowed.ATTENTION},
     **{name.get(): _flops_of_attention_backward for name in borrowed.ATTENTION_BACKWARD},
+    overload_packet(custom_operation(borrowed.VARLEN_ATTENTION.get())): _flops_of_rows,
+    overload_packet(custom_operation(borrowed.VARLEN_ATTENTION_BACKWARD.get())): _flops_of_rows_backward,
     PRODUCT_4BIT: _flops_of_4bit_product,
 }
 
@@ -203,6 +216,7 @@ class Recorder(TorchDispatchMode):
         """Run the operation, its tensors moved to one place, and record what it made."""
         if operation is TO_COPY and only_moves(args[0], kwargs):
             return args[0].view_as(args[0])
+        given = args  # with the values of whole numbers
         args, kwargs = placed(operation, args, kwargs)
         if operation is LOCAL_SCALAR_DENSE and args[0].device.type == "meta":
             # There is no value. `generate` is who asks, whether all answers have ended: zero is its no.
@@ -220,7 +234,7 @@ class Recorder(TorchDispatchMode):
             operation = aten.index_put_.default
         out = self._outputs.of(operation, args, kwargs)
         if formula := FLOPS_OF.get(overload_packet(operation)):
-            self.log.flops += formula(*args, **kwargs, out_val=out)
+            self.log.flops += formula(*given, **kwargs, out_val=out)
         made = list(tensors_in(out))
         # Dropout.cu makes the mask before the result.
         for tensor in reversed(made) if operation is aten.native_dropout.default else made:

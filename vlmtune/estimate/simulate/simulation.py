@@ -32,6 +32,7 @@ from vlmtune.estimate.simulate.record import (
 from vlmtune.estimate.simulate.repeat import repeat_step
 from vlmtune.estimate.simulate.weights import Load, loading_of
 from vlmtune.levers.optimizer import build_optimizer
+from vlmtune.models.attention.packs import num_rows
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.models.embeddings import tensors_in_main_memory
 from vlmtune.models.features import serve_features
@@ -199,7 +200,7 @@ class _Training:
         if last is not None:
             self.recorder.free(last)
         for batch in _without_repeats(batches):
-            self.recorder.log.num_rows += len(batch["labels"])
+            self.recorder.log.num_rows += num_rows(batch)
             self.recorder.kind = INPUTS
             inputs = _copied(batch)
             self.recorder.kind = ACTIVATIONS

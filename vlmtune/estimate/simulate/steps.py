@@ -5,8 +5,9 @@ from math import ceil
 
 import numpy as np
 
-from vlmtune.data.collate import WHERE, Collator
-from vlmtune.engine.trainer import LengthGroupedOrder
+from vlmtune.data.batches.order import LengthGroupedOrder
+from vlmtune.data.batches.packs import best_fit
+from vlmtune.data.collate import WHERE, Collate
 from vlmtune.estimate.simulate.simulation import Batch, Steps
 from vlmtune.plan.length import num_steps, steps_per_epoch
 from vlmtune.plan.types import RunPlan
@@ -64,7 +65,25 @@ def _fewest(run: "_Run") -> RowBatches:
     return [[longest, accumulating, shortest]]
 
 
-def collated(steps: RowBatches, rows: Sequence, collator: Collator) -> Steps:
+def made_up_packs(plan: RunPlan, lengths: list[int], fast: bool) -> RowBatches:
+    """Return steps of packs of made-up rows of these lengths, the longest first: any rows may meet in a pack.
+
+    Full of the longest rows, which leave the least room for others, and of the shortest, which bring the most images.
+    """
+
+    def full_of(row: int) -> list[int]:
+        most = min(plan.rows_per_step, max(1, plan.pack_tokens // lengths[row]))
+        left = plan.pack_tokens - most * lengths[row]
+        return [row] * most + [other for other in (1, 2, 3) if row < other and lengths[other] <= left][:1]
+
+    long, middle, short, one = full_of(0), full_of(1), full_of(3), [3]
+    steps = [[long, short, one]] if fast else [[long, short, [2]], [middle, short, one], [long, long, one]]
+    if len(short) >= plan.rows_per_step:  # one pack is a step
+        return [[pack] for pack in ([long, short, one] if fast else [long, short, one, long])]
+    return steps
+
+
+def collated(steps: RowBatches, rows: Sequence, collator: Collate) -> Steps:
     """Return the batches of tensors; `rows` gives an encoded row by its number and is asked once for each."""
     encoded = {number: rows[number] for number in {row for step in steps for batch in step for row in batch}}
 
@@ -82,29 +101,29 @@ class _Run:
     """
 
     def __init__(self, plan: RunPlan, lengths: list[int]) -> None:
-        self._size, self._accumulation = plan.batch_size, plan.gradient_accumulation_steps
-        rows_a_step = self._size * self._accumulation
-        self._batches = ceil(len(lengths) / self._size)
-        steps_an_epoch = steps_per_epoch(len(lengths), self._size, self._accumulation)
+        steps_an_epoch = steps_per_epoch(len(lengths), plan.batch_size, plan.gradient_accumulation_steps)
         # Two epochs at least: each begins with the longest row, and at the second the optimizer's states exist.
-        self.num_steps = min(num_steps(plan, len(lengths)), max(2 * steps_an_epoch, ROWS_LOOKED_AT // rows_a_step))
-        order = LengthGroupedOrder(lengths, rows_a_step, plan.seed)
-        self._orders = [_order(order, epoch) for epoch in range(ceil(self.num_steps / steps_an_epoch))]
-        epochs, places = np.divmod(np.arange(self.num_steps + 1), steps_an_epoch)
-        *firsts, self._end = epochs * self._batches + places * self._accumulation
-        self.firsts = np.array(firsts)
+        looked_at = max(2 * steps_an_epoch, ROWS_LOOKED_AT // plan.rows_per_step)
+        self.num_steps = min(num_steps(plan, len(lengths)), looked_at)
+        order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
+        epochs = [
+            _divided(_order(order, epoch), lengths, plan) for epoch in range(ceil(self.num_steps / steps_an_epoch))
+        ]
+        self._rows, is_start, is_first = map(np.concatenate, zip(*epochs, strict=True))
+        starts = np.flatnonzero(is_start)
+        firsts = np.append(np.flatnonzero(is_first[starts]), len(starts))
+        self.firsts, self._end = firsts[: self.num_steps], int(firsts[self.num_steps])
         """The first batch of each step, counted through the whole run."""
-        tokens, starts = np.asarray(lengths), np.arange(0, len(lengths), self._size)
-        longest = [np.maximum.reduceat(tokens[rows], starts) for rows in self._orders]
-        self.sizes = np.concatenate(longest)[: self._end]
-        """Tokens of each batch's longest row, to which the others are padded."""
+        together = np.add if plan.pack_tokens else np.maximum
+        self.sizes = together.reduceat(np.asarray(lengths)[self._rows], starts)[: self._end]
+        """Tokens of each batch: those of its longest row, to which the others are padded, or of all rows of a pack."""
+        self._starts = np.append(starts, len(self._rows))
         self.is_first = np.zeros(len(self.sizes), bool)
         self.is_first[self.firsts] = True
 
     def batch(self, number: int) -> list[int]:
         """Return the rows of a batch."""
-        epoch, place = divmod(number, self._batches)
-        return self._orders[epoch][place * self._size : (place + 1) * self._size].tolist()
+        return self._rows[self._starts[number] : self._starts[number + 1]].tolist()
 
     def step(self, number: int) -> list[list[int]]:
         """Return the batches of a step."""
@@ -130,6 +149,20 @@ class _Run:
 def _order(order: LengthGroupedOrder, epoch: int) -> np.ndarray:
     order.set_epoch(epoch)
     return np.fromiter(order, np.int64, len(order))
+
+
+def _divided(rows: np.ndarray, lengths: list[int], plan: RunPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows of an epoch as its batches have them, where a batch begins, and where a step does."""
+    places, size = np.arange(len(rows)), plan.rows_per_step
+    batch = places % size // plan.batch_size
+    if plan.pack_tokens:
+        tokens = np.zeros(ceil(len(rows) / size) * size, np.int64)
+        tokens[: len(rows)] = np.asarray(lengths)[rows]
+        batch = best_fit(tokens.reshape(-1, size), plan.pack_tokens).ravel()[: len(rows)]
+        by_pack = np.lexsort((batch, places // size))
+        rows, batch = rows[by_pack], batch[by_pack]
+    is_first = places % size == 0
+    return rows, is_first | (np.diff(batch, prepend=-1) != 0), is_first
 
 
 def _first_longest_later(sizes: np.ndarray, firsts: np.ndarray) -> int:

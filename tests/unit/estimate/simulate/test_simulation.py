@@ -32,6 +32,8 @@ ON_ONE = [
     {"training": {"quantization": {"bnb_4bit_use_double_quant": False, "quantize_vision_tower": False}}},
     {"hardware": {"checkpointed_layers": 1}},
     {"training": {"batch_size": 4}, "hardware": {"checkpointed_layers": 1}},
+    {"hardware": {"lean_lora": True, "mixed_precision": "bf16"}, "training": {"gradient_accumulation_steps": 2}},
+    {"hardware": {"lean_lora": True, "checkpointed_layers": 1}, "training": {"lora": {"vision_tower": True}}},
 ]
 HEAD_4BIT, HEAD_8BIT = ({"training": {"quantization": {"quantize_head": wish}}} for wish in (True, "8bit"))
 PUTS_16_INTO_32 = ("idefics3", "smolvlm")

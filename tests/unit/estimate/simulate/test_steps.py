@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny.rows import TinyModel
 
+from vlmtune.data.batches.order import LengthGroupedOrder
 from vlmtune.data.collate import WHERE
-from vlmtune.engine.trainer import LengthGroupedOrder
 from vlmtune.estimate.simulate import steps as module
 from vlmtune.estimate.simulate.steps import FIRST_BATCHES, collated, fewest_steps, steps_of_run, telling_steps
 

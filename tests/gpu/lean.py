@@ -1,0 +1,287 @@
+"""Times training with PEFT's forward and with lean adapters, in turn, on the GPU at hand: `make gpu-lean`.
+
+Real trainer, real sizes, random weights, one process. Of each run: seconds a row (median of the steps), what the
+profiler sees of one step (kernel time and launches a row, by kernel), where the host waits for the card in another,
+the losses, and the peaks beside their estimate. Rows are those of a page (1120×840 px, 100 to 400 characters) and
+short ones (448×336 px, 30 to 120 characters). First one product alone: how far from exact it is, and how long it takes.
+"""
+
+import argparse
+import gc
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from transformers import TrainerCallback
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from gpu.cases import QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
+from gpu.compare import CATALOGUE, prepared, replay_of  # noqa: E402
+from gpu.measure import made_on_the_card  # noqa: E402
+
+from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES  # noqa: E402
+from vlmtune.runs.versions import library_versions  # noqa: E402
+from vlmtune.units import GIB  # noqa: E402
+
+CARD, LEFT_BYTES = "cuda", 7 * GIB
+STEPS, ROWS = 20, 8
+PROFILED, WATCHED = 6, 8
+"""Steps of which kernels, and waits, are counted; they are not timed."""
+WARM_UP = 2
+SETTINGS = {"training.max_steps": STEPS, "hardware.offload_embeddings": None}
+ONE_BY_ONE = {**SETTINGS, "training.gradient_accumulation_steps": 4}
+FOUR = {**SETTINGS, "training.batch_size": 4, "training.gradient_accumulation_steps": 1}
+PAGE_PX, PAGE_CHARS, SHORT_CHARS = (1120, 840), 400, 120
+SETS = (
+    Case("3b-short", QWEN25_3B, SHORT_CHARS, rows=ROWS, settings=FOUR),
+    Case("3b-docs", QWEN25_3B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
+    Case("7b-docs", QWEN25_7B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
+)
+TOP_KERNELS = 40
+
+
+class Clock(TrainerCallback):
+    """The time of each step, what the card does in one of them, and where the host waits for it in another."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.kernels: dict = {}
+        self.waits: Counter = Counter()
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        """End the last step here: logging, and fetching the rows of the next one, belong to it."""
+        torch.cuda.synchronize()
+        if state.global_step:
+            self._end(state.global_step - 1)
+        if state.global_step == PROFILED:
+            self.profiler = profile(activities=[ProfilerActivity.CUDA])
+            self.profiler.__enter__()
+        if state.global_step == WATCHED:
+            self.catching = warnings.catch_warnings(record=True)
+            self.caught = self.catching.__enter__()
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+        self.started = time.perf_counter()
+
+    def _end(self, step: int) -> None:
+        self.seconds.append(time.perf_counter() - self.started)
+        if step == PROFILED:
+            self.profiler.__exit__(None, None, None)
+            self.kernels = kernels_of(self.profiler)
+        if step == WATCHED:
+            torch.cuda.set_sync_debug_mode("default")
+            self.catching.__exit__(None, None, None)
+            self.waits.update(f"{Path(one.filename).name}:{one.lineno}" for one in self.caught)
+
+
+def kernels_of(profiler: profile) -> dict:
+    """Return the time of all that ran on the card, how often something was launched, and what took most."""
+    events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    by_name: dict[str, list[float]] = {}
+    for event in events:
+        by_name.setdefault(event.name[:100], []).append(event.time_range.elapsed_us() / 1e3)
+    most = sorted(by_name, key=lambda name: -sum(by_name[name]))[:TOP_KERNELS]
+    return {
+        "kernel_ms": sum(map(sum, by_name.values())),
+        "launches": len(events),
+        "most": [[name, round(sum(by_name[name]), 2), len(by_name[name])] for name in most],
+    }
+
+
+def trained(prepared_run: tuple, lean: bool) -> dict:
+    """Train in this process, held to 7 GiB once the model is there, and return what it took."""
+    from rich.console import Console
+
+    from vlmtune.data.run_data import MeasuredRows, RunData
+    from vlmtune.engine import train as engine
+    from vlmtune.engine.monitor import LiveView
+    from vlmtune.engine.runtime import probe_device
+    from vlmtune.models import build
+    from vlmtune.plan.decide import make_plan
+    from vlmtune.plan.file import save_plan
+    from vlmtune.runs.folder import RunFolder
+
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    _, total_bytes = torch.cuda.mem_get_info()
+
+    def build_model(plan, **how):
+        model = build.build_model(plan, **how)
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(LEFT_BYTES / total_bytes)
+        return model
+
+    clock, services, real = Clock(), engine._services, engine.build_model
+    engine._services = lambda plan, run_folder: [*services(plan, run_folder), clock]
+    engine.build_model = build_model
+    config, source, samples = prepared_run
+    hardware = config.hardware.model_copy(update={"lean_lora": lean})
+    config = config.model_copy(update={"experiment_name": f"lean-{lean}", "hardware": hardware})
+    plan = make_plan(config, source, probe_device())
+    runs = RunFolder.create(config.run_dir)
+    save_plan(plan, runs.plan)
+    torch.cuda.reset_peak_memory_stats()
+    with LiveView("lean", Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
+        report = engine.train(plan, source, RunData(MeasuredRows(samples), MeasuredRows([])), runs, view)
+    engine._services, engine.build_model = services, real
+    rows = plan.rows_per_step
+    timed = [
+        seconds for step, seconds in enumerate(clock.seconds) if step >= WARM_UP and step not in (PROFILED, WATCHED)
+    ]
+    return {
+        "lean_lora": plan.lean_lora,
+        "seconds_a_row": statistics.median(timed) / rows,
+        "spread": [min(timed) / rows, max(timed) / rows],
+        "kernel_ms_a_row": clock.kernels["kernel_ms"] / rows,
+        "launches_a_row": clock.kernels["launches"] / rows,
+        "most_of_a_step": clock.kernels["most"],
+        "waits_of_a_step": dict(clock.waits.most_common()),
+        "reserved_bytes": report.peak_reserved_bytes,
+        "allocated_bytes": report.peak_allocated_bytes,
+        "longest_row_tokens": report.longest_row.tokens,
+        "losses": [record.loss for record in runs.read_log()],
+    }
+
+
+def free_card() -> None:
+    """Give back all that a run has taken."""
+    gc.collect()
+    CLEAR_CUBLAS_WORKSPACES()
+    torch.cuda.empty_cache()
+
+
+def estimated(case: Case, lean: bool, folder: Path) -> dict:
+    """Return what the run is estimated to take."""
+    case = replace(case, settings={**case.settings, "hardware.lean_lora": lean})
+    shown = replay_of(case, prepared(case, folder).log())
+    return {
+        "estimated_reserved_bytes": shown.peak_reserved_bytes,
+        "estimated_allocated_bytes": shown.peak_allocated_bytes,
+    }
+
+
+def products(rows: int = 1450, features: tuple[int, int] = (2048, 11008), rank: int = 16) -> dict:
+    """Compare one product and its gradients with the exact ones, and time it, by PEFT's forward and the lean one."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    torch.manual_seed(0)
+    model = adapted(*features, rank)
+    module = model.get_submodule("base_model.model.0")
+    x = torch.randn(1, rows, features[0], device=CARD, dtype=torch.bfloat16)
+    g = torch.randn(1, rows, features[1], device=CARD, dtype=torch.bfloat16) / features[1] ** 0.5
+    weight = dequantize_4bit(module.base_layer.weight, module.base_layer.weight.quant_state).double()
+    a, b = (part["default"].weight.detach().double() for part in (module.lora_A, module.lora_B))
+    x64, g64, scale = x[0].double(), g[0].double(), module.scaling["default"]
+    h = x64 @ a.T
+    exact = (
+        x64 @ weight.T + scale * h @ b.T,
+        g64 @ weight + scale * (g64 @ b) @ a,
+        scale * (g64 @ b).T @ x64,
+        scale * g64.T @ h,
+    )
+    found = {}
+    for name in ("peft", "lean"):
+        if name == "lean":
+            from vlmtune.models.lora.lean import make_lean
+
+            make_lean(model)
+        results = passed(module, x, g)
+        names = ("output", "of_x", "of_a", "of_b")
+        errors = [float((one.double() - true).norm() / true.norm()) for one, true in zip(results, exact, strict=True)]
+        found[name] = dict(zip(names, errors, strict=True)) | {"ms": milliseconds(lambda: passed(module, x, g))}
+    return found
+
+
+def adapted(inside: int, outside: int, rank: int) -> nn.Module:
+    """Return a linear layer in 4 bits with an adapter."""
+    import bitsandbytes
+    from peft import LoraConfig, get_peft_model
+
+    linear = bitsandbytes.nn.Linear4bit(
+        inside, outside, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", device="cpu"
+    )
+    linear.weight = bitsandbytes.nn.Params4bit(
+        (torch.randn(outside, inside) * 0.02).bfloat16(), requires_grad=False, quant_type="nf4"
+    )
+    base = nn.Sequential(linear).to(CARD)
+    base.is_loaded_in_4bit = True
+    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["0"])).to(CARD)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def passed(module: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, ...]:
+    """Return the output and the gradients of x, A and B."""
+    module.zero_grad(set_to_none=True)
+    x = x.detach().requires_grad_()
+    y = module(x)
+    y.backward(g)
+    return y[0].detach(), x.grad[0], module.lora_A["default"].weight.grad, module.lora_B["default"].weight.grad
+
+
+def milliseconds(run, times: int = 20) -> float:
+    """Return how long something takes on the card, the mean of some times."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    run()
+    begin.record()
+    for _ in range(times):
+        run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / times
+
+
+def main() -> None:
+    """Measure the sets and write after each run what is known."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("names", nargs="?", default="", help="regular expression of the sets to measure")
+    parser.add_argument("--no-estimates", action="store_true", help="they take half a minute each, on the processor")
+    asked = parser.parse_args()
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    from vlmtune.engine import train as engine
+    from vlmtune.engine.runtime import quiet_libraries
+    from vlmtune.models import build
+
+    quiet_libraries()
+    found = {"gpu": torch.cuda.get_device_name(0), "versions": library_versions(), "product": products(), "runs": []}
+
+    def write() -> None:
+        asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+    write()
+    print(json.dumps(found["product"]), flush=True)
+    load_base, check = build.load_base, engine.check_checkpoint
+    build.load_base, engine.check_checkpoint = lambda plan, **how: made_on_the_card(plan), lambda plan: {}
+    cases = [case for case in SETS if re.search(asked.names, case.name)]
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases:
+            run = prepare(case, CATALOGUE, Path(folder) / case.name)  # the same pictures for both
+            for lean in (False, True):
+                found["runs"].append({"case": case.name, **trained(run, lean)})
+                free_card()
+                write()
+                print(*(found["runs"][-1][key] for key in SHOWN), flush=True)
+        build.load_base, engine.check_checkpoint = load_base, check
+        for number, run in enumerate(found["runs"] if not asked.no_estimates else ()):
+            run |= estimated(cases[number // 2], run["lean_lora"], Path(folder) / f"estimate-{number}")
+            write()
+
+
+SHOWN = ("case", "lean_lora", "seconds_a_row", "kernel_ms_a_row", "launches_a_row", "reserved_bytes", "allocated_bytes")
+
+if __name__ == "__main__":
+    main()

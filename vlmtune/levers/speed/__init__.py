@@ -1,0 +1,1 @@
+"""Levers that change nothing but the time."""

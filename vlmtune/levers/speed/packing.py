@@ -1,0 +1,93 @@
+"""Packing: rows behind each other in packs of so many tokens; as many rows a step, whatever the packs.
+
+Which rows make a pack is data/collate.py, that they do not see each other models/attention/packs.py.
+"""
+
+from typing import TYPE_CHECKING
+
+from vlmtune.config.schema import TrainingConfig
+from vlmtune.config.values import Values
+from vlmtune.errors import VlmtuneError
+from vlmtune.families.facts import ModelFacts
+from vlmtune.levers.base import Decision, GivesUp, Lever, OnResume, Saving
+
+if TYPE_CHECKING:
+    from vlmtune.plan.types import Device
+
+KEY, TOKENS = "training.packing", "training.pack_tokens"
+DEFAULT_TOKENS = 2048
+"""With as many, unpacking 4-bit weights and starting kernels take little of the time on most cards."""
+FEWEST_TOKENS = 512
+AUTO = False
+"""What `auto` is: true once a card has shown that packs are faster, and that the estimate holds."""
+
+
+def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:
+    wish = config.training.packing
+    if wish is True and (reason := _why_not(model)):
+        raise VlmtuneError(f"{KEY}: true, but {reason}", f"leave {KEY} out, or set it to false")
+    packs = wish is True or (wish == "auto" and AUTO and config.training.batch_size == 1 and not _why_not(model))
+    tokens, most = _tokens(config), model.family.most_pack_tokens
+    if packs and most and tokens > most:
+        raise VlmtuneError(
+            f"{TOKENS}: {tokens} are wanted, but {model.family.name} models scale positions by the length of all "
+            f"that is read, above {most}",
+            f"use at most {most}",
+        )
+    return Decision({"pack_tokens": tokens if packs else 0})
+
+
+def _tokens(config: TrainingConfig) -> int:
+    return config.training.pack_tokens or DEFAULT_TOKENS
+
+
+def _why_not(model: ModelFacts) -> str | None:
+    """Return why the model's rows cannot be packed; None where they can."""
+    kind = model.config["model_type"]
+    if kinds := model.layers_with_state:
+        return f"{kind} models cannot be packed: layers of {', '.join(kinds)} carry what they have read to the next row"
+    if model.family.not_packable:
+        return f"{kind} models cannot be packed: {model.family.not_packable}"
+    return None
+
+
+def _excludes(config: TrainingConfig) -> list[str]:
+    training = config.training
+    if training.packing is True and training.batch_size > 1:
+        return [
+            f"{KEY}: true takes as many rows at a time as {TOKENS} hold; set training.batch_size: 1, and the rows of a "
+            "step by training.gradient_accumulation_steps"
+        ]
+    if training.pack_tokens and training.packing is not True:
+        return [f"{TOKENS}: nothing is packed without {KEY}: true"]
+    return []
+
+
+def _smaller_packs(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
+    """Half as many tokens, a quarter ...; at last no packs."""
+    if config.training.packing is not True:
+        return []
+    tokens, steps = _tokens(config) // 2, []
+    while tokens >= FEWEST_TOKENS:
+        steps.append({TOKENS: tokens})
+        tokens //= 2
+    return [*steps, {KEY: False, TOKENS: None}]
+
+
+PACKING = Lever(
+    name="Rows in packs",
+    keys=(KEY, TOKENS),
+    costs="memory: a pack has the tokens of many rows at once",
+    decide=_decide,
+    fields=("pack_tokens",),
+    savings=(
+        Saving(
+            GivesUp.TIME,
+            "smaller packs, as many rows a step: the same result, less work for the card at once",
+            _smaller_packs,
+        ),
+    ),
+    # A checkpoint holds a place in one order of the rows, in which the largest pack comes first.
+    on_resume=OnResume.UNTIL_CHECKPOINT,
+    excludes=_excludes,
+)

@@ -1,0 +1,66 @@
+"""Varlen: rows of a pack, and windows or images of a tower, attend in one call of a kernel that knows where they begin.
+
+What calls it is models/attention/varlen.py.
+"""
+
+from typing import TYPE_CHECKING
+
+from vlmtune.config.schema import TrainingConfig
+from vlmtune.families.base import Family
+from vlmtune.families.facts import ModelFacts
+from vlmtune.levers.base import Choice, Decision, Lever, OnResume
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vlmtune.plan.types import Device, RunPlan
+
+KEY = "hardware.varlen_attention"
+AUTO = False
+"""What `auto` is: true once a card has shown that it is faster, and that the estimate holds."""
+
+
+def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:
+    wish = config.hardware.varlen_attention
+    if not (AUTO if wish == "auto" else wish):
+        return Decision({"varlen_attention": False})
+    if reason := _why_not(config, model, device):
+        choices = (Choice(KEY, "false", f"{reason}: rows and windows attend by SDPA"),) if wish is True else ()
+        return Decision({"varlen_attention": False}, choices)
+    return Decision({"varlen_attention": True})
+
+
+def _why_not(config: TrainingConfig, model: ModelFacts, device: "Device") -> str | None:
+    if device.kind == "cpu":
+        return "training runs on the CPU, which has no such kernel"
+    if not device.bf16:
+        return f"{device.name} has no such kernel, which Ampere and newer cards have"
+    if config.hardware.mixed_precision == "no":
+        return "the kernel computes in 16 bits"
+    if model.caps_attention:
+        return "the model caps its attention scores"
+    if config.training.packing is not True and not model.family.tower_loops:
+        return "nothing is packed, and the tower calls attention once a layer"
+    return None
+
+
+def _apply(model: "nn.Module", plan: "RunPlan", family: Family) -> None:
+    if not plan.varlen_attention:
+        return
+    from vlmtune.models.attention import varlen
+
+    if plan.pack_tokens:
+        varlen.attend_by_rows(model.get_submodule(family.text), varlen.PACKS)
+    if family.tower_loops and not plan.cache_features:
+        varlen.attend_by_rows(model.get_submodule(family.vision), varlen.TOWER)
+
+
+VARLEN = Lever(
+    name="One attention call for all rows",
+    keys=(KEY,),
+    costs="nothing: where the kernel is missing, SDPA attends row by row",
+    decide=_decide,
+    fields=("varlen_attention",),
+    on_resume=OnResume.FREE,
+    apply=_apply,
+)

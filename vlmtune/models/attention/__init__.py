@@ -1,0 +1,1 @@
+"""Attention over several rows in one."""

@@ -1,0 +1,68 @@
+"""One attention call for all rows of a pack, and for all windows or images of a tower: torch's varlen kernels.
+
+Registered as attention implementations of transformers. On CUDA only; what they cannot do goes to SDPA: masks other
+than causal ones, caches, evaluation one by one.
+
+Shapes: T tokens or patches, R rows, windows or images in them, H heads, D numbers of a head.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from vlmtune.compat.modeling import ATTENTION_FUNCTIONS, ATTN_IMPLEMENTATION
+from vlmtune.compat.transformers import CAUSAL_MASK, MASKS
+
+PACKS, TOWER = "packs", "flash_of_torch"
+"""Of a language model, and of a tower: those that loop over windows call once where the name says flash."""
+CAUSAL, BOTH_WAYS = (-1, 0), (-1, -1)
+SAYS_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Older versions take fewer heads of keys and values without being told."""
+
+
+def attend_by_rows(part: nn.Module, name: str) -> None:
+    """Let a part of a model, whose config is its own, attend by `PACKS` or `TOWER`."""
+    AttentionInterface.register(name, _attend)
+    AttentionMaskInterface.register(name, MASKS.get()["sdpa"])
+    ATTN_IMPLEMENTATION.write(part.config, name)
+
+
+def starts_of(row_ids_1T: Tensor) -> Tensor:
+    """Return where the rows of a pack begin, and where the last one ends [R + 1]: what stands for their mask."""
+    lengths_R = torch.bincount(row_ids_1T[0])
+    starts = torch.zeros(len(lengths_R) + 1, dtype=torch.int32, device=row_ids_1T.device)
+    starts[1:] = lengths_R.cumsum(0)
+    return starts
+
+
+def is_causal(mask: dict[str, Any]) -> bool:
+    """Return whether what the library would make of these arguments is the plain causal mask."""
+    return mask["mask_function"] is CAUSAL_MASK.get()
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """As transformers calls it, with tensors [1, H, T, D]; a mask of whole numbers is where rows begin."""
+    in_pack = attention_mask is not None and attention_mask.dtype == torch.int32
+    starts = attention_mask if in_pack else kwargs.get("cu_seq_lens_q")
+    if starts is None:
+        return ATTENTION_FUNCTIONS.get()["sdpa"](module, query, key, value, attention_mask, **kwargs)
+    q_THD, k_THD, v_THD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    longest, window = _longest(starts), CAUSAL if in_pack else BOTH_WAYS
+    settings: dict[str, Any] = {"scale": kwargs.get("scaling"), "window_size": window}
+    if SAYS_GROUPED:
+        settings["enable_gqa"] = k_THD.shape[1] != q_THD.shape[1]
+    out_THD = varlen_attn(q_THD, k_THD, v_THD, starts, starts, longest, longest, **settings)
+    return out_THD[None], None
+
+
+def _longest(starts: Tensor) -> int:
+    """Return the tokens of the longest row; known after the first layer, because asking makes the card wait."""
+    if not hasattr(starts, "longest"):
+        starts.longest = int(starts.diff().max())
+    return starts.longest

@@ -1,0 +1,1 @@
+"""How adapters are computed."""
