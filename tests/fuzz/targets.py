@@ -113,7 +113,7 @@ def _read_rows(path: Path) -> None:
     check_images(rows.samples, num_threads=1)
 
 
-@target(0.16)
+@target(0.18)
 def jsonl(folder: Path, rng: random.Random) -> None:
     _pictures(folder)
     lines = [mutate.json_of(rng.choice(ROWS), rng) for _ in range(rng.randint(1, 4))]
@@ -153,7 +153,7 @@ def yaml_config(folder: Path, rng: random.Random) -> None:
     load_config(folder / "x.yaml", texts if rng.random() < 0.3 else ())
 
 
-@target(0.15)
+@target(0.16)
 def picture(folder: Path, rng: random.Random) -> None:
     kind, stream = rng.choice(FORMATS), io.BytesIO()
     Image.effect_noise((rng.randint(1, 70), rng.randint(1, 50)), 64).convert("RGB").save(stream, kind)
@@ -197,7 +197,7 @@ def index(folder: Path, rng: random.Random) -> None:
     stored_tensors(folder)
 
 
-@target(0.02)
+@target(0.01)
 def weights(folder: Path, rng: random.Random) -> None:
     shutil.copytree(model("llava"), folder / "model")
     path = folder / "model" / rng.choice((SINGLE, "generation_config.json", "config.json"))
@@ -206,7 +206,7 @@ def weights(folder: Path, rng: random.Random) -> None:
     load_base(tiny_plan(folder / "model"))
 
 
-@target(0.015)
+@target(0.01)
 def adapter(folder: Path, rng: random.Random) -> None:
     good, plan = trained()
     shutil.copytree(good, folder / "adapter")
@@ -219,7 +219,7 @@ def adapter(folder: Path, rng: random.Random) -> None:
     build_tuned(plan, str(folder / "adapter"))
 
 
-@target(0.025)
+@target(0.01)
 def processor(folder: Path, rng: random.Random) -> None:
     shutil.copytree(model(rng.choice(MODELS)), folder / "model")
     files = [path for path in sorted((folder / "model").iterdir()) if path.suffix in (".json", ".jinja")]

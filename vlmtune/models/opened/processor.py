@@ -107,8 +107,8 @@ def _refused(folder: Path, names: tuple[str, ...], what: str) -> VlmtuneError:
 
 def _broken(folder: Path) -> str | None:
     """Return the first file that cannot be read by itself, and why."""
-    for path in _files(folder):
-        with limited() as process:
+    with limited() as process:
+        for path in _files(folder):
             if problem := problem_of(process.submit(_read_alone, path)):
                 return f"{path.name}: {problem}"
     return None
