@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 ROWS ?= 100000
+KILLS ?= 200
+DAMAGES ?= 10000
+PAGES ?= 5
 BIN = $(VENV)/bin
 # Tiny models: threads that wait for each other cost more than they gain.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-lean gpu-packing gpu-small-card kills docs fuzz audit architectures catalogue guide plans clean
+.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-lean gpu-packing gpu-small-card kills damage full-disk docs fuzz audit architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -89,8 +92,15 @@ readme: install  ## run every command in the README, in order, as written, witho
 docs: install  ## renew what is generated: tables in README and docs/, configs/schema.json, configs/all-keys.yaml, the picture
 	$(BIN)/python docs/renew.py
 
-kills: install  ## kill the encoding of images at twenty random moments: nothing is lost, features are the same to the bit
+kills: install  ## kill runs of every kind at 200 random moments, each until it has ended, and image encoding at twenty; ten minutes (KILLS=200)
 	VLMTUNE_KILLS=20 $(BIN)/python -m pytest -q -n0 tests/unit/data/features/test_kills.py
+	$(BIN)/python tests/bench/kills.py $(KILLS)
+
+damage: install  ## damage every file of a run in seven ways and ask every command that reads it; half an hour (DAMAGES=200: so many of them)
+	VLMTUNE_DAMAGES=$(DAMAGES) $(BIN)/python -m pytest -q -n0 -s tests/e2e/test_damage_matrix.py
+
+full-disk: install  ## fill the disk after every few KB of a run (Linux, user namespaces); five minutes (PAGES=1: after every 4 KB)
+	$(BIN)/python tests/bench/full_disk.py $(PAGES)
 
 fuzz: install  ## read 20,000 damaged rows, configs, models, images and run folders (VLMTUNE_FUZZ=N); 15 minutes
 	VLMTUNE_FUZZ=$${VLMTUNE_FUZZ:-20000} $(BIN)/python -m pytest -q -n 2 tests/fuzz

@@ -1,11 +1,15 @@
 """What every test stands on: no network, no colour, 80 columns, and the CLI as a function."""
 
+import gc
 import os
 import socket
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 
 import pytest
+
+gc.disable()  # until all is imported: libraries make a million objects, none of them garbage
 
 # Set before any test module is imported: rich and transformers read these once.
 os.environ.update(
@@ -36,10 +40,36 @@ socket.socket.connect = _refuse(REAL_CONNECT)
 socket.socket.connect_ex = _refuse(REAL_CONNECT_EX)
 
 
+def pytest_collection_finish() -> None:
+    """Let the collector look at what tests make, and never again at what their imports made."""
+    from vlmtune.engine.runtime import freeze_libraries
+
+    freeze_libraries()
+    gc.enable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep a module's tests in one worker, modules in their order: what they share is made once, the last are short."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+@pytest.fixture(scope="session")
+def _new_folders(tmp_path_factory):
+    """Folders that are not there yet. pytest's own numbering looks through all earlier ones for each test."""
+    parent = tmp_path_factory.mktemp("caches")
+    return (parent / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def _nothing_kept(monkeypatch, tmp_path_factory):
+def _nothing_kept(monkeypatch, _new_folders):
     """Give each test a cache folder of its own: no test meets an estimate that another one made."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache", numbered=True)))
+    folder = next(_new_folders)
+    folder.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
 
 
 @pytest.fixture(scope="session")

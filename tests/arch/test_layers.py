@@ -21,7 +21,7 @@ LAYERS = (
     ("hub",),
     ("hardware", "catalog"),
     ("families", "runs", "config"),
-    ("errors", "files", "reading", "printing", "console", "units", "signals", "compat"),
+    ("errors", "files", "reading", "printing", "console", "environment", "units", "signals", "compat"),
 )
 """From the outermost to the innermost; `demo` is made with the package and no part of it imports it."""
 

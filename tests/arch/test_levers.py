@@ -223,6 +223,8 @@ def test_savings_come_in_the_order_of_what_they_give_up():
         "Embeddings in main memory",
         "Recompute activations",
         "Rows at a time",
+        "Rows in packs",
+        "One attention call for all rows",
         "Vision features cached",
         "Layers in main memory",
         "Base in 4 bits kept on disk",

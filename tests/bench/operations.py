@@ -35,8 +35,8 @@ class Counting(Recorder):
 
     launches: dict[bool, Counter] = {}
 
-    def _run(self, operation, args: tuple, kwargs: dict):
-        out = super()._run(operation, args, kwargs)
+    def _run(self, operation, args: tuple, kwargs: dict, *rest):
+        out = super()._run(operation, args, kwargs, *rest)
         if self.log.phases[-1][0].startswith("step"):
             name = f"backward {operation}" if torch._C._current_graph_task_id() != -1 else str(operation)
             counter = self.launches.setdefault(self.kind == OPTIMIZER, Counter())

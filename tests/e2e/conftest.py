@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kills import killed_after_step
 from tiny import save_tiny
 from tiny.rows import colour_rows
 from windows import act_like_windows
@@ -55,6 +56,11 @@ class Project:
             _end_workers()
         return result
 
+    def train_killed(self, name: str, *settings: str) -> None:
+        """Run `vlmtune train` in this process, killed after its fourth step: a checkpoint of the third is left."""
+        with killed_after_step(4):
+            self.train(name, *settings)
+
     def train_elsewhere(
         self, driver: str, name: str, *settings: str, resume: bool = False
     ) -> subprocess.CompletedProcess:
@@ -93,6 +99,17 @@ def llava(tmp_path_factory) -> Path:
 def project(tmp_path, llava, run_cli, monkeypatch) -> Project:
     monkeypatch.chdir(tmp_path)
     return Project(tmp_path, llava, run_cli)
+
+
+@pytest.fixture(scope="module")
+def folder_of_estimates(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("estimates")
+
+
+@pytest.fixture
+def kept_estimates(folder_of_estimates, monkeypatch) -> None:
+    """Let the tests of a module use estimates that others of it have made: the same plan is simulated once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder_of_estimates))
 
 
 @pytest.fixture

@@ -96,6 +96,16 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(project, stopped, assert
     assert (stopped.checkpoints / "damaged-checkpoint-4").is_dir()
 
 
+def test_a_log_that_is_not_what_was_written_is_told(stopped):
+    written, notes = stopped.log.read_text(), []
+    assert checkpoints.newest_whole(stopped, notes.append).name == "checkpoint-4" and notes == []
+    for text in ("", written[: len(written) // 2], written.replace('"loss": 5', '"loss": 4', 1)):
+        notes.clear()
+        stopped.log.write_text(text)
+        assert checkpoints.newest_whole(stopped, notes.append).name == "checkpoint-4"
+        assert notes == [f"{stopped.log} is damaged: it is not what was written before checkpoint-4"]
+
+
 def test_where_every_checkpoint_is_damaged_the_run_begins_anew(project, stopped, assert_same_weights):
     project.train("straight", *SETTINGS)
     for checkpoint in stopped.checkpoints.iterdir():

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from kills import killed_after_step
 
 from vlmtune.data import samples
+from vlmtune.plan import length
 
 
 @pytest.fixture
@@ -78,19 +80,11 @@ def test_a_run_that_taught_nothing_does_not_end_as_finished(project, monkeypatch
     assert not project.run("still").adapter.exists()
 
 
-def test_a_run_whose_length_was_chosen_goes_on_as_it_began(first):
+def test_a_run_whose_length_was_chosen_goes_on_as_it_began(first, monkeypatch):
     """Even when another version of vlmtune would choose another."""
-    stopped = first.train_elsewhere(
-        "import vlmtune.plan.length as length; length.ENOUGH_STEPS = 8\n"
-        "import vlmtune.engine.trainer as t; real = t.TuneTrainer.training_step\n"
-        "def step(self, *a, **k):\n"
-        "    if self.state.global_step == 5: raise KeyboardInterrupt\n"
-        "    return real(self, *a, **k)\n"
-        "t.TuneTrainer.training_step = step",
-        "parted",
-        "training.save_steps=4",
-    )
-    assert stopped.returncode == 130, stopped.stderr
+    with monkeypatch.context() as patch, killed_after_step(5):
+        patch.setattr(length, "ENOUGH_STEPS", 8)
+        first.train("parted", "training.save_steps=4")
     assert first.run("parted").read_log()[0].total_steps == 8
     resumed = first.train("parted", "training.save_steps=4", resume=True)
     assert resumed.code == 0, resumed.stderr

@@ -8,7 +8,7 @@ import pytest
 
 from vlmtune.data import samples
 from vlmtune.data.table import looks, make
-from vlmtune.estimate.search import fit
+from vlmtune.estimate.search import explain, fit
 from vlmtune.guide import numbers, text
 from vlmtune.hardware import at_hand
 from vlmtune.hardware.calibration import Calibration, Figures, Setup, ShortRun
@@ -32,6 +32,8 @@ def long_work(monkeypatch):
     monkeypatch.setattr(progress, "SHOWN_AFTER_S", 0.0)
     for part in (make, looks):
         monkeypatch.setattr(part, "each", lambda work, tasks: map(work, tasks))
+    every_change = explain._every_change
+    monkeypatch.setattr(explain, "_every_change", lambda *of: every_change(*of)[:1])
     monkeypatch.setattr(at_hand, "require_card", lambda: None)
     monkeypatch.setattr(measuring, "calibrate", lambda say: say("measuring") or CALIBRATION)
     monkeypatch.setattr(numbers, "make_guide", lambda model, preset, target, say: say("a knob") or Guide())

@@ -25,8 +25,8 @@ def plain(project):
     return project.run("plain")
 
 
-@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "0"}, OF_TORCHRUN | OF_ACCELERATE], ids=["one", "all"])
-def test_what_launchers_leave_changes_nothing_and_is_named(project, plain, assert_same_weights, variables):
+def test_what_launchers_leave_changes_nothing_and_is_named(project, plain, assert_same_weights):
+    variables = OF_TORCHRUN | OF_ACCELERATE
     driver = f"import os; os.environ.update({variables!r})"
     done = project.train_elsewhere(driver, "launched", *TWO_STEPS)
     assert done.returncode == 0, done.stderr

@@ -8,15 +8,6 @@ from tiny import save_tiny
 
 from vlmtune.plan.file import load_plan
 
-STOP_AFTER_STEP_4 = (
-    "from vlmtune.engine import callbacks; import os\n"
-    "real = callbacks.Recorder.on_step_end\n"
-    "def stop(self, args, state, control, **kwargs):\n"
-    "    real(self, args, state, control, **kwargs)\n"
-    "    if state.global_step == 4: os._exit(9)\n"
-    "callbacks.Recorder.on_step_end = stop"
-)
-
 
 @pytest.fixture
 def deep(project, tmp_path):
@@ -52,7 +43,7 @@ def test_a_run_with_a_head_in_fewer_bits_is_evaluated_asked_and_merged(wish, unq
 def test_a_resumed_run_ends_with_the_same_weights(wish, project, assert_same_weights):
     settings = (f"training.quantization.quantize_head={wish}", "hardware.checkpointed_layers=1")
     project.train("whole", *settings)
-    assert project.train_elsewhere(STOP_AFTER_STEP_4, "cut", *settings).returncode == 9
+    project.train_killed("cut", *settings)
     assert project.train("cut", *settings, resume=True).code == 0
     assert_same_weights(project.run("whole"), project.run("cut"))
 
@@ -90,7 +81,7 @@ def test_a_run_with_layers_in_main_memory_is_the_run_without(deep, assert_same_w
 
 def test_other_layers_may_lie_in_main_memory_when_a_run_goes_on(deep, assert_same_weights):
     deep.train("whole")
-    assert deep.train_elsewhere(STOP_AFTER_STEP_4, "cut", "hardware.streamed_layers=3").returncode == 9
+    deep.train_killed("cut", "hardware.streamed_layers=3")
     resumed = deep.train("cut", "hardware.streamed_layers=5", resume=True)
     assert resumed.code == 0, resumed.stderr
     assert_same_weights(deep.run("whole"), deep.run("cut"))
@@ -119,7 +110,7 @@ def test_a_run_with_embeddings_in_main_memory_is_as_any_other(project, assert_sa
     assert done.code == 0, done.stderr
     assert load_plan(project.run("away").plan).offload_embeddings
     assert_same_weights(project.run("whole"), project.run("away"))
-    assert project.train_elsewhere(STOP_AFTER_STEP_4, "cut", away).returncode == 9
+    project.train_killed("cut", away)
     assert project.train("cut", here, resume=True).code == 0
     assert_same_weights(project.run("whole"), project.run("cut"))
     folder = project.run("away").path

@@ -9,6 +9,8 @@ from tiny import save_tiny
 
 from vlmtune.config.load import load_config
 
+pytestmark = pytest.mark.usefixtures("kept_estimates")
+
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):

@@ -3,12 +3,15 @@
 import json
 import signal
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kills import Killed, killed_after_step
 
 from vlmtune.engine import callbacks, checkpoints, trainer
 from vlmtune.engine import train as engine_run
+from vlmtune.plan.file import load_plan
 from vlmtune.runs import manifest
 from vlmtune.runs.folder import COMPLETE
 from vlmtune.workflow import train as command
@@ -16,16 +19,6 @@ from vlmtune.workflow import train as command
 STEPS = 8  # of the project's config: two epochs of four steps, a checkpoint every third
 DROPOUT = ("training.lora.dropout=0.3",)
 
-KILL_AFTER_STEP_5 = """
-import os, signal
-from vlmtune.engine.callbacks import Recorder
-on_log = Recorder.on_log
-def log_and_die(self, args, state, control, **kwargs):
-    on_log(self, args, state, control, **kwargs)
-    if state.global_step == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-Recorder.on_log = log_and_die
-"""
 KILL_WHILE_WRITING = """
 import os, signal, torch
 save = torch.save
@@ -37,10 +30,6 @@ def die_half_way(value, path, *args, **kwargs):
     save(value, path, *args, **kwargs)
 torch.save = die_half_way
 """
-
-
-class Killed(BaseException):
-    """Stands for a kill where no code may run afterwards: nothing catches it."""
 
 
 def log_of(folder):
@@ -59,8 +48,8 @@ def test_killed_between_and_during_checkpoints(project, assert_same_weights):
     assert [step for step, *_ in log_of(project.run("straight"))] == list(range(1, STEPS + 1))
 
     folder = project.run("killed")
-    died = project.train_elsewhere(KILL_AFTER_STEP_5, "killed", *DROPOUT)
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    with killed_after_step(5):
+        project.train("killed", *DROPOUT)
     assert folder.latest_checkpoint().name == "checkpoint-3" and log_of(folder)[-1][0] == 5
 
     died = project.train_elsewhere(KILL_WHILE_WRITING, "killed", *DROPOUT, resume=True)
@@ -92,6 +81,7 @@ def interrupt_at(monkeypatch, owner, name, calls):
         pytest.param(("training.method=full",), 9, id="full"),
         pytest.param(("training.method=lora", "hardware.mixed_precision=bf16", *DROPOUT), 9, id="lora in bf16"),
         pytest.param(("training.save_steps=4", *DROPOUT), 9, id="from the end of an epoch"),
+        pytest.param(("training.save_steps=4", "hardware.num_workers=1", *DROPOUT), 9, id="that, with workers"),
         pytest.param(("training.max_steps=6", "training.save_steps=2"), 7, id="max_steps"),
         pytest.param(
             ("training.batch_size=3", "training.num_epochs=2.5", "training.save_minutes=0.000001"), 5, id="batches"
@@ -145,9 +135,10 @@ def test_killed_while_the_run_folder_is_begun(project, monkeypatch, assert_same_
     assert_same_weights(project.run("straight"), folder)
     straight = {path.name for path in project.run("straight").path.iterdir()}
     assert {path.name for path in folder.path.iterdir()} == straight
-    for name in ("plan.json", "config.yaml", "versions.json"):
+    for name in ("config.yaml", "versions.json"):
         expected = (project.run("straight").path / name).read_text().replace("straight", "killed")
         assert (folder.path / name).read_text() == expected
+    assert load_plan(folder.plan) == replace(load_plan(project.run("straight").plan), experiment_name="killed")
 
 
 @pytest.mark.parametrize("call", ["sync", "shutil.rmtree"])

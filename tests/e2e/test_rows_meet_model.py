@@ -145,19 +145,8 @@ def test_rows_that_are_too_long_are_skipped_with_the_others(bad_project):
     assert [name.partition(": ")[0] for name in report["skipped"]] == ["rows.jsonl:4", "rows.jsonl:5"]
 
 
-STOP_AFTER_STEP_4 = """
-import os
-from vlmtune.engine.callbacks import Recorder
-real = Recorder.on_step_end
-def stop(self, args, state, control, **kwargs):
-    real(self, args, state, control, **kwargs)
-    if state.global_step == 4: os._exit(9)
-Recorder.on_step_end = stop
-"""
-
-
 def test_a_run_with_a_picture_that_broke_goes_on_without_its_row(project):
-    assert project.train_elsewhere(STOP_AFTER_STEP_4, "run").returncode == 9
+    project.train_killed("run")
     (project.root / project.rows[6]["image"]).write_bytes(b"broken")
     done = project.train("run", resume=True)
     assert done.code == 1 and "rows.jsonl:7: image " in done.stderr and "data.on_bad_row: skip" in done.stderr
@@ -166,7 +155,7 @@ def test_a_run_with_a_picture_that_broke_goes_on_without_its_row(project):
 
 
 def test_a_run_whose_bad_row_was_removed_says_how_to_go_on(project):
-    assert project.train_elsewhere(STOP_AFTER_STEP_4, "run").returncode == 9
+    project.train_killed("run")
     project.write_rows(project.rows[:6])
     done = project.train("run", resume=True)
     said = " ".join(done.stderr.split())

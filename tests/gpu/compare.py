@@ -20,6 +20,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import BLIND, BLIND_UNEVEN, CASES, HEADS_AND_FILES, MEMORY_LEVERS, UNSEEN, Case, prepare  # noqa: E402
 
+from vlmtune.data.batches.packs import collate_of  # noqa: E402
 from vlmtune.data.collate import Collator  # noqa: E402
 from vlmtune.data.dataset import TuneDataset  # noqa: E402
 from vlmtune.data.run_data import MeasuredRows  # noqa: E402
@@ -74,7 +75,7 @@ class Prepared:
 
     def _simulated(self, steps: RowBatches, repeat: bool = False) -> Log:
         rows, tower = rows_in_training(self.rows, self.plan)
-        batches = collated(steps, rows, self.collator)
+        batches = collated(steps, rows, collate_of(self.plan, self.collator))
         form = tower.form if tower else None
         return simulate(self.plan, Run(batches, hidden_of(HOPPER, H100_SMS), self.load, form=form, repeat=repeat))
 

@@ -26,7 +26,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import LLAVA_7B, Case, prepare  # noqa: E402
+from gpu.cases import UNSEEN, Case, prepare  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
 
 from vlmtune.data.collate import WHERE, Collator  # noqa: E402
@@ -208,9 +208,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("catalogue", type=Path)
-    parser.add_argument("--model", default=LLAVA_7B, help="folder in the catalogue")
-    parser.add_argument("--streamed", type=int, nargs="+", default=[8, 16, 32])
-    parser.add_argument("--text-chars", type=int, nargs="+", default=[300, 3000])
+    parser.add_argument("--model", default=UNSEEN["llava-13b"], help="folder in the catalogue")
+    parser.add_argument("--streamed", type=int, nargs="+", default=[38])
+    parser.add_argument("--text-chars", type=int, nargs="+", default=[5000])
     asked = parser.parse_args()
     quiet_libraries()
     build.load_base = lambda plan, **how: made_on_the_card(plan)

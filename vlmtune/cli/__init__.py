@@ -26,6 +26,7 @@ from vlmtune.cli import (
     train,
     validate,
 )
+from vlmtune.environment import check_environment
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.printing import say
 
@@ -98,6 +99,7 @@ def _run(args: Sequence[str] | None) -> int:
     # pydantic would read the metadata of every installed package to look for plugins: 10 ms of each command.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
+        check_environment()
         words = sys.argv[1:] if args is None else args
         _refuse_control_characters(words)
         app(train.with_what_to_resume(words), prog_name="vlmtune")

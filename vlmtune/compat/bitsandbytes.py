@@ -61,6 +61,13 @@ GET_STATE_BUFFER = Name(
     takes="p, dtype",
     read_by="bitsandbytes.optim.optimizer.Optimizer2State.init_state",
 )
+SYNC_GPU = Name(
+    BITSANDBYTES,
+    "bitsandbytes.optim.optimizer.sync_gpu",
+    "its optimizers wait for the card after every parameter, and once is enough.",
+    takes="t",
+    read_by="bitsandbytes.optim.optimizer.Optimizer8bit.step",
+)
 IS_PAGED = Attribute(
     BITSANDBYTES,
     "bitsandbytes.optim.optimizer.Optimizer8bit",

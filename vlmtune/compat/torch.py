@@ -92,17 +92,21 @@ EFFICIENT_ATTENTION_BACKWARD = Name(
     "its operations are counted.",
     takes="grad_out_, query, key, ...",
 )
+VARLEN_ATTN = Name(
+    TORCH,
+    "torch.nn.attention.varlen.varlen_attn",
+    "documented, but as a prototype: rows of different lengths attend in one call.",
+    takes="query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size",
+)
 VARLEN_ATTENTION = Name(
     TORCH,
     "torch.nn.attention.varlen._varlen_attn",
     "what `varlen_attn` calls: its operations are counted.",
-    takes="query, key, value, cu_seq_q",
 )
 VARLEN_ATTENTION_BACKWARD = Name(
     TORCH,
     "torch.nn.attention.varlen._varlen_attn_backward",
     "its operations are counted, and its workspaces follow from its arguments.",
-    takes="grad_out, query, key, value, out, lse, cu_seq_q",
 )
 CUSTOM_OPERATION = Attribute(
     TORCH, "torch._library.custom_ops.CustomOpDef", "_opoverload", "the operation that a recorder is shown of it."

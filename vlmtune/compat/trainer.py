@@ -92,6 +92,13 @@ TRAINING_STEP = Override(
     TUNE_TRAINER,
     "a loss that is no number, or no memory, stops the run and names the rows.",
 )
+PREPARE_INPUTS = Override(
+    TRANSFORMERS,
+    "transformers.Trainer._prepare_inputs",
+    TUNE_TRAINER,
+    "pinned batches come to the card without the host waiting for each of their tensors.",
+    read_by="transformers.Trainer.training_step",
+)
 GET_BATCH_SAMPLES = Override(
     TRANSFORMERS,
     "transformers.Trainer.get_batch_samples",

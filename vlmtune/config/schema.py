@@ -168,8 +168,7 @@ class HardwareSection(Section):
     streamed_layers: Annotated[int, Field(ge=0, le=1000)] = 0
     """Method `qlora`: so many of the language model's layers lie in main memory, and two of them on the card."""
     varlen_attention: Literal["auto", True, False] = "auto"
-    """One attention call for all rows of a pack, and all windows of a tower; 16 bits on an Ampere or newer card.
-    `auto`: not yet."""
+    """One attention call for all rows of a pack and all windows of a tower; Ampere and newer cards. `auto`: not yet."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     on_oom: Literal["error", "retry"] = "error"

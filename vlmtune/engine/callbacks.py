@@ -70,6 +70,7 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
         return bool(every and 0 < step < state.max_steps) and step % every == 0 and not done
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.trainer.refuse_no_number()  # before anything of the step is written
         # An evaluation is written into the record of its own step, so that step needs one.
         if control.should_evaluate or control.should_training_stop:
             control.should_log = True

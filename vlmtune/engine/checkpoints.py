@@ -1,5 +1,6 @@
 """Checkpoints that a kill or a full disk cannot half-write: a marker is written last, old ones go after that."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,9 +26,9 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write the adapter in PEFT's format, without the model card that PEFT makes up."""
+    model.create_or_update_model_card = lambda folder: None
     # Left to "auto", PEFT asks the hub about the base model's vocabulary each time.
     model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
     as_other_files(folder)
 
 
@@ -71,16 +72,33 @@ def finish_checkpoint(checkpoint: Path, keep: int) -> None:
 
 
 def newest_whole(folder: RunFolder, note: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint that is as it was written; damaged ones are told of and set aside."""
+    """Return the newest checkpoint that is as it was written; damaged ones are told of and set aside.
+
+    So is a log that is not what was written before it: the run goes on, and its report shows what is left.
+    """
     while checkpoint := folder.latest_checkpoint():
         found = damage(checkpoint, COMPLETE)
         if found is None:
+            if _logged(folder, checkpoint) != _kept_of_log(checkpoint):
+                note(f"{folder.log} is damaged: it is not what was written before {checkpoint.name}")
             return checkpoint
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
         remove(aside)
         checkpoint.rename(aside)
         note(f"{checkpoint.name} is damaged ({found}): it is called {aside.name} now, and not used")
     return None
+
+
+def _logged(folder: RunFolder, checkpoint: Path) -> set[tuple[int, float, float]]:
+    """Return step, loss and learning rate of the records before a checkpoint."""
+    step = _step(checkpoint)
+    return {(one.step, one.loss, one.learning_rate) for one in folder.read_log() if one.step <= step}
+
+
+def _kept_of_log(checkpoint: Path) -> set[tuple[int, float, float]]:
+    """Return the same of what the checkpoint keeps."""
+    history = json.loads((checkpoint / "trainer_state.json").read_bytes())["log_history"]
+    return {(one["step"], one["loss"], one["learning_rate"]) for one in history if "loss" in one}
 
 
 def drop_incomplete(folder: RunFolder) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import ProcessorMixin
 
+from vlmtune.data.batches.packs import notes_of
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.features.prepare import Teller, features_of
@@ -21,6 +22,7 @@ from vlmtune.engine.evaluate import serve_ends
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
+from vlmtune.engine.runtime import freeze_libraries
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, is_disk_full, remove
@@ -73,6 +75,8 @@ def _train(
     for checked in (val_lengths, lengths):
         refuse_too_long(checked, plan)
         refuse_without_answer(checked, processor, family, plan)
+    for note in notes_of(lengths.total, plan):
+        view.note(note)
     _refuse_blind_tower(lengths, plan)
     _check_longest(TuneDataset(data.train.samples, processor, family, plan), lengths, plan)
     val_features, features = _features(plan, source, (data.val, data.train), processor, view)
@@ -81,6 +85,7 @@ def _train(
     plan = replace(plan, num_workers=workers_for_training(plan, rows[lengths.most_pixels()].tensors, view.note))
 
     checkpoint = _checkpoint(folder, resume, view)
+    freeze_libraries()
     model = build_model(plan, tell=view.note)
     if features and features.form:
         serve_features(base_of(model), features.form)

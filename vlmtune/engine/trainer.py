@@ -1,5 +1,6 @@
 """transformers' Trainer with vlmtune's step, optimizer, row order, checks and checkpoints put in their places."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -38,8 +39,7 @@ from vlmtune.models.verify import refuse_other_base
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 
-ABSURD_LOSS = 1_000.0
-"""Before the first step; who guesses among all tokens has the logarithm of their number, 13 at most."""
+ABSURD_LOSS = 1_000.0  # before the first step; who guesses among all tokens has 13 at most
 
 
 class Schedule(LambdaLR):
@@ -107,6 +107,8 @@ class TuneTrainer(Trainer):
         self.collator = collator
         self.work = Work()
         """Since the recorder last asked."""
+        self.losses: list[tuple[Tensor, list[str]]] = []
+        """Of the step's batches, not read yet, and the rows of each."""
         self.step_has_images = False
         self.progress = progress
         self.is_evaluating = False
@@ -122,7 +124,10 @@ class TuneTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return Trainer's, whose processes leave it to this one to stop; one that is lost is not waited for."""
         loader = super().get_train_dataloader()
-        READERS.watch(BASE_DATALOADER.read(loader), lambda row: self.train_dataset.samples[row].where)
+        base = READERS.watch(BASE_DATALOADER.read(loader), lambda row: self.train_dataset.samples[row].where)
+        if base.num_workers:
+            # It draws a number as its processes start, in a resumed run at other places: dropout must not feel it.
+            base.generator = torch.Generator()
         return loader
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -152,7 +157,8 @@ class TuneTrainer(Trainer):
         if self.plan.pack_tokens:
             packs = next(batches, [])
             batches, num_batches = iter(packs), len(packs)
-        batches, num_items = super().get_batch_samples(batches, num_batches, device)
+        # Counted where the batches are: to read the number back from the card would be to wait for it.
+        batches, num_items = super().get_batch_samples(batches, num_batches, torch.device("cpu"))
         self.work += Work(
             tokens=sum(int(batch["attention_mask"].sum()) for batch in batches),
             rows=sum(len(batch[WHERE]) for batch in batches),
@@ -160,10 +166,14 @@ class TuneTrainer(Trainer):
             trained_tokens=int(num_items or 0),
         )
         self.step_has_images = any("pixel_values" in batch for batch in batches)
+        num_items = num_items if num_items is None else num_items.to(device, non_blocking=True)
         return [batches] if self.plan.pack_tokens and batches else batches, num_items
 
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}
+
     def training_step(self, model, inputs: dict[str, Any] | list[dict], num_items_in_batch=None) -> Tensor:
-        """Run forward and backward; a loss that is no number, or no memory, stops the run and names the rows.
+        """Run forward and backward, and note the loss; no memory stops the run and names the rows.
 
         The packs of a step, a list, are one batch to Trainer, which knows no steps of so many batches as come.
         """
@@ -176,18 +186,21 @@ class TuneTrainer(Trainer):
             tokens = "×".join(str(size) for size in inputs["labels"].shape)
             rows = where[0] + (f" and {len(where) - 1} more" if len(where) > 1 else "")
             raise out_of_memory(error, f"at {rows} ({tokens} tokens)") from None
-        if not self.state.global_step and not loss < ABSURD_LOSS:
-            raise VlmtuneError(
-                f"the loss is {loss.item():.3g} before anything was learned, rows {', '.join(where)}",
-                "the model's weights are damaged, or overflow: download it again"
-                + ", or set hardware.mixed_precision: no" * (self.plan.base_dtype == "fp16"),
-            )
-        if not torch.isfinite(loss):
-            raise VlmtuneError(
-                f"the loss became {loss.item()} at step {self.state.global_step + 1}, rows {', '.join(where)}",
-                "lower training.learning_rate" + " or set hardware.mixed_precision: no" * self.plan.loss_scaling,
-            )
+        self.losses.append((loss, where))
         return loss
+
+    def refuse_no_number(self) -> None:
+        """Stop the run, and name the rows, if a loss of the last step cannot be; all are read at once."""
+        losses, self.losses = self.losses, []
+        for loss, (_, where) in zip(torch.stack([loss for loss, _ in losses]).tolist(), losses, strict=True):
+            if self.state.global_step == 1 and not loss < ABSURD_LOSS:
+                what = f"the loss is {loss:.3g} before anything was learned, rows {', '.join(where)}"
+                raise VlmtuneError(what, "the model's weights are damaged, or overflow (hardware.mixed_precision: no)")
+            if not math.isfinite(loss):
+                raise VlmtuneError(
+                    f"the loss became {loss} at step {self.state.global_step}, rows {', '.join(where)}",
+                    "lower training.learning_rate" + " or set hardware.mixed_precision: no" * self.plan.loss_scaling,
+                )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the evaluation loss: a mean over labelled tokens.

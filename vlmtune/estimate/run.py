@@ -110,7 +110,7 @@ class _Rows:
     def _work(self, kept: list[int], target: Target, fast: bool) -> "_Work":
         from torch.utils.data import Subset
 
-        from vlmtune.data.batches.packs import packed
+        from vlmtune.data.batches.packs import collate_of
         from vlmtune.estimate.features import Encoding, rows_in_training
         from vlmtune.estimate.simulate.steps import collated, fewest_steps, telling_steps
 
@@ -121,7 +121,7 @@ class _Rows:
         if tower and self.lengths.image[kept].any():
             most_seen = kept[int(self.lengths.image[kept].argmax())]
             encoding = Encoding(tower, self.rows[most_seen], len(kept))
-        steps = collated(chosen, rows, packed if self.plan.pack_tokens else self.collator)
+        steps = collated(chosen, rows, collate_of(self.plan, self.collator))
         return _Work(self.plan, self.source, steps, rows[0], fast, encoding)
 
 

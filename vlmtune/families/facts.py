@@ -24,6 +24,8 @@ SMALLEST_IMAGE_PX = 224
 CAPPED_BY_DEFAULT = {"gemma2": 50.0, "t5_gemma_module": 50.0, "vaultgemma": 50.0}
 """Text models that cap their attention scores unless their config.json says otherwise (transformers 5.17 to 5.23)."""
 
+ATTENDING = ("full_attention", "sliding_attention")
+"""Kinds of layers that carry nothing but what attention sees."""
 PER_LAYER_BY_DEFAULT = ("gemma3n_text", "gemma4_text")
 """Text models that have a second table of embeddings unless their config.json says otherwise (5.17 to 5.23)."""
 
@@ -121,8 +123,10 @@ class ModelFacts:
     @property
     def layers_with_state(self) -> tuple[str, ...]:
         """Kinds of its layers that are no attention: what they carry goes on from row to row of a pack."""
-        kinds = (self.config.get("text_config") or {}).get("layer_types") or ()
-        return tuple(sorted({kind for kind in kinds if not kind.endswith("_attention") or kind.startswith("linear")}))
+        kinds = (self.config.get("text_config") or {}).get("layer_types")
+        if kinds is None and self._library is not None:
+            kinds = getattr(self._library.get_text_config(), "layer_types", None)
+        return tuple(sorted({kind for kind in kinds or () if kind not in ATTENDING}))
 
     @cached_property
     def fixed_images(self) -> bool:

@@ -1,7 +1,9 @@
 """Optimizer: AdamW with states in 32 or in 8 bits, which may lie in main memory."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vlmtune.compat.bitsandbytes import IS_PAGED, SYNC_GPU
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values, not_yet
 from vlmtune.errors import VlmtuneError
@@ -51,7 +53,24 @@ def build_optimizer(model: "nn.Module", plan: "RunPlan") -> "torch.optim.Optimiz
     import bitsandbytes
 
     kinds = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}
-    return kinds[plan.optimizer](groups, lr=plan.learning_rate)
+    return _waiting_once(kinds[plan.optimizer])(groups, lr=plan.learning_rate)
+
+
+def _waiting_once(kind: type) -> type:
+    """Return an optimizer of bitsandbytes that waits for the card once a step, and not at each parameter.
+
+    Its kernels follow each other; only who reads paged states from main memory, as a checkpoint does, has to wait.
+    """
+
+    class WaitingOnce(kind):
+        def step(self, closure: Callable | None = None) -> float | None:
+            with SYNC_GPU.replaced(lambda parameter: None):
+                loss = super().step(closure)
+            if IS_PAGED.read(self):
+                SYNC_GPU(self.param_groups[0]["params"][0])
+            return loss
+
+    return WaitingOnce
 
 
 OPTIMIZER = Lever(

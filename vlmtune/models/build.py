@@ -28,6 +28,7 @@ from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt, lora_config
 from vlmtune.models import embeddings, streaming
+from vlmtune.models.attention.varlen import attend_by_rows
 from vlmtune.models.config import read_config
 from vlmtune.models.head import device_map, is_split, pack_head
 from vlmtune.models.kept import Tell, is_kept, load_kept, say
@@ -82,6 +83,7 @@ def build_model(
         cast_features(base_of(model), family)
     for lever in levers.LEVERS:
         lever.apply(base_of(model), plan, family)
+    attend_by_rows(base_of(model), plan, family)
     return model
 
 
@@ -222,7 +224,7 @@ def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> 
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below
             )
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise VlmtuneError(
             f"the model {folder} cannot be loaded: {str(error).splitlines()[0]}",
             "the folder needs config.json and all *.safetensors files",

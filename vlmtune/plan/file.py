@@ -1,6 +1,7 @@
 """plan.json: a plan as a file that every later version reads."""
 
 import dataclasses
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import json_value, parse_json, relative_path, write_json
+from vlmtune.files import json_value, parse_json, relative_path, strict_json, write_json
 from vlmtune.plan.migrations import VERSION, Values, migrate
 from vlmtune.plan.types import RunPlan
 from vlmtune.reading import JSON_BYTES, read_regular
@@ -17,6 +18,8 @@ from vlmtune.reading import JSON_BYTES, read_regular
 _OF_A_PART = r"[\w.]+\\\.(\(\?!\([\w.|]+\)\\\.\))?\.\*\\\.\([\w.|]+\)"
 TARGETS = re.compile(rf"{_OF_A_PART}(\|{_OF_A_PART})?")
 """How `lora_targets` is written: other patterns may take for ever to be matched, and runs are shared."""
+SHA256 = "sha256"
+"""Key of the digest of all others: a changed digit would be a plan too, and answers would be other ones."""
 OTHER_KEYS = ("missing", "unexpected_keyword_argument")
 """Pydantic's types of errors about keys, not about values."""
 
@@ -26,7 +29,7 @@ def save_plan(plan: RunPlan, path: Path) -> None:
     values: dict[str, Any] = {"version": VERSION, **dataclasses.asdict(plan)}
     if Path(plan.model).is_absolute():
         values["model"] = relative_path(Path(plan.model), path.parent)
-    write_json(path, values)
+    write_json(path, values | {SHA256: _digest(values)})
 
 
 def load_plan(path: Path) -> RunPlan:
@@ -46,6 +49,9 @@ def _todays_values(path: Path) -> Values:
         values = dict(json_value(read_regular(path, JSON_BYTES, own=True)))
     except (ValueError, TypeError):
         raise _damaged(path) from None
+    written = values.pop(SHA256, None)
+    if written is not None and written != _digest(values):
+        raise _damaged(path, f"it is not what was written; who has changed it on purpose deletes its {SHA256}")
     version = values.pop("version", 0)
     if type(version) is not int or version < 0:
         raise _damaged(path, "version is no whole number")
@@ -55,6 +61,10 @@ def _todays_values(path: Path) -> Values:
             "update vlmtune, or train again",
         )
     return migrate(values, version)
+
+
+def _digest(values: Values) -> str:
+    return hashlib.sha256(strict_json(values).encode()).hexdigest()
 
 
 def _checked(values: Values, path: Path) -> RunPlan:

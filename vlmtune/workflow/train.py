@@ -75,11 +75,11 @@ def _interruptible(folder: "RunFolder") -> Iterator[None]:
         say(f"stopped: {left}", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except OSError as error:
-        folder.refuse_removed()
         from vlmtune.engine.checkpoints import disk_full
         from vlmtune.files import is_disk_full
 
         if not is_disk_full(error):
+            folder.refuse_removed()
             raise
         raise disk_full(folder, f"a file of {folder.path}") from None
 

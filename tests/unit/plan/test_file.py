@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ GONE = object()
 
 def change(path, **values):
     """Put other values into the file; GONE takes a key out."""
-    changed = json.loads(path.read_text()) | values
+    changed = json.loads(path.read_text()) | {"sha256": GONE} | values
     path.write_text(json.dumps({key: value for key, value in changed.items() if value is not GONE}))
 
 
@@ -65,7 +66,7 @@ def test_a_model_folder_is_saved_relative_to_the_plan(tmp_path, plan):
 
 def test_a_plan_of_another_version_is_refused(path):
     values = json.loads(path.read_text())
-    values["new_key"] = values.pop("seed")
+    values["new_key"], _ = values.pop("seed"), values.pop("sha256")
     path.write_text(json.dumps(values))
     with pytest.raises(VlmtuneError, match="another version of vlmtune: keys that differ: new_key, seed"):
         load_plan(path)
@@ -107,6 +108,14 @@ def test_a_damaged_file_is_told(path, text):
     with pytest.raises(VlmtuneError, match=r"plan\.json is damaged") as told:
         load_plan(path)
     assert told.value.hint == "delete the run folder and train again"
+
+
+def test_no_byte_changes_in_silence(path, plan):
+    written = path.read_bytes()
+    for place in range(0, len(written), 9):
+        path.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
+        with suppress(VlmtuneError):
+            assert load_plan(path) == plan, written[place - 20 : place + 20]
 
 
 def test_a_value_of_another_type_is_named(path):

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmtune.data.collate import WHERE, collate, join_images, token_tensor
+from vlmtune.data.collate import WHERE, Collate, Collator, collate, join_images, token_tensor
 from vlmtune.data.encode import IGNORED, Encoded, is_token_tensor
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.attention.packs import PACKED
 from vlmtune.models.features import FEATURES
+from vlmtune.plan.types import RunPlan
 
 NO_ROOM = 2**40
 """More tokens than any pack has."""
@@ -64,6 +65,20 @@ def best_fit(lengths_SR: np.ndarray, pack_tokens: int) -> np.ndarray:
 def largest_packs(lengths_SR: np.ndarray, pack_tokens: int) -> np.ndarray:
     """Return the tokens of each step's largest pack [S]."""
     return (lengths_SR * (best_fit(lengths_SR, pack_tokens) == 0)).sum(axis=1)
+
+
+def notes_of(lengths: np.ndarray, plan: RunPlan) -> list[str]:
+    """Return what people are told of rows that no pack holds."""
+    longer = int((lengths > plan.pack_tokens).sum()) if plan.pack_tokens else 0
+    if not longer:
+        return []
+    rows = f"{longer:,} of {len(lengths):,} rows are" if len(lengths) > 1 else "the row is"
+    return [f"{rows} longer than training.pack_tokens: {plan.pack_tokens}; each is a pack of its own"]
+
+
+def collate_of(plan: RunPlan, collator: Collator) -> Collate:
+    """Return what makes a batch of rows as the plan has them, in a pack or under each other."""
+    return packed if plan.pack_tokens else collator
 
 
 def packed(rows: list[Encoded]) -> dict[str, Tensor | list[str]]:

@@ -99,15 +99,26 @@ class Measures:
         return Lengths(self.samples, self.text, image.astype(np.int32))
 
     def _rows_with(self, refused: dict[int, RefusedImage], plan: RunPlan) -> list[BadRow]:
-        """Return the rows with an image of a refused size, which is named by its place in `sizes_px`."""
-        images = np.flatnonzero(np.isin(self.size_of_image, list(refused)))
-        rows = np.searchsorted(np.cumsum(self.num_images), images, side="right")
-        bad_rows: dict[int, BadRow] = {}
-        for row, place in zip(rows.tolist(), self.size_of_image[images].tolist(), strict=True):
-            sample, why = self.samples[row], refused[place]
-            problem = f"{why.message}: {_size_in_words(self.sizes_px[place], plan.image_size)}"
-            bad_rows.setdefault(row, BadRow(sample.where, problem, why.hint, sample.number))
-        return list(bad_rows.values())
+        bad_rows = []
+        for row, (_, size) in self.first_images(refused).items():
+            sample, why = self.samples[row], refused[size]
+            problem = f"{why.message}: {_size_in_words(self.sizes_px[size], plan.image_size)}"
+            bad_rows.append(BadRow(sample.where, problem, why.hint, sample.number))
+        return bad_rows
+
+    def first_images(self, sizes: Collection[int]) -> dict[int, tuple[int, int]]:
+        """Return the rows with an image of one of these sizes, and of its first one the place in the row and the size.
+
+        Sizes are named by their places in `sizes_px`.
+        """
+        images = np.flatnonzero(np.isin(self.size_of_image, list(sizes)))
+        ends = np.cumsum(self.num_images)
+        rows = np.searchsorted(ends, images, side="right")
+        places = images - (ends - self.num_images)[rows]
+        found: dict[int, tuple[int, int]] = {}
+        for row, place, size in zip(rows.tolist(), places.tolist(), self.size_of_image[images].tolist(), strict=True):
+            found.setdefault(row, (place, size))
+        return found
 
 
 def _counted(
@@ -166,19 +177,11 @@ def measure(
 def refused_pictures(measures: Measures, processor: ProcessorMixin, family: Family, plan: RunPlan) -> dict[int, BadRow]:
     """Return the rows with a picture of a size that the processor refuses under this plan, by their places."""
     refused = refused_sizes(measures.sizes_px, processor, family, plan.image_size)
-    if not refused:
-        return {}
-    images = np.flatnonzero(np.isin(measures.size_of_image, list(refused)))
-    row_of_image = np.repeat(np.arange(len(measures.samples)), measures.num_images)
-    first_of_row = np.cumsum(measures.num_images) - measures.num_images
     bad_rows: dict[int, BadRow] = {}
-    for image, row in zip(images.tolist(), row_of_image[images].tolist(), strict=True):
-        size = int(measures.size_of_image[image])
-        width_px, height_px = measures.sizes_px[size]
-        name = f"image {image - int(first_of_row[row]) + 1} ({width_px}×{height_px} px)"
-        sample = measures.samples[row]
-        hint = "crop or scale it, or leave the row out"
-        bad_rows.setdefault(row, BadRow(sample.where, f"{name}: {refused[size]}", hint, sample.number))
+    for row, (image, size) in measures.first_images(refused).items():
+        sample, (width_px, height_px) = measures.samples[row], measures.sizes_px[size]
+        problem = f"image {image + 1} ({width_px}×{height_px} px): {refused[size]}"
+        bad_rows[row] = BadRow(sample.where, problem, "crop or scale it, or leave the row out", sample.number)
     return bad_rows
 
 

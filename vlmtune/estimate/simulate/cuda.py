@@ -18,7 +18,7 @@ from vlmtune.compat.torch import (
     FOREACH_NORM,
     VARLEN_ATTENTION_BACKWARD,
 )
-from vlmtune.estimate.simulate.record import NO_WORKSPACES, Hidden, Workspaces
+from vlmtune.estimate.simulate.record import NO_WORKSPACES, Hidden, Workspaces, name_of
 from vlmtune.estimate.simulate.reductions import partial_sums_bytes
 from vlmtune.units import KIB, MIB
 
@@ -33,7 +33,7 @@ CUBLASLT_BYTES = MIB
 FUSED_4BIT_MAX_ROWS = 4
 """bitsandbytes backends/cuda/ops.py: up to here every architecture reads 4-bit weights in place."""
 
-GEMMS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, PRODUCT_4BIT}
+GEMMS = {"aten.mm.default", "aten.addmm.default", "aten.bmm.default", "aten.baddbmm.default", PRODUCT_4BIT}
 
 FOREACH_CHUNK = 65536
 
@@ -67,10 +67,10 @@ def hidden_of(
     rules = _rules(sm, num_sms)
 
     def hidden(operation: object, args: tuple, kwargs: dict) -> Workspaces:
-        name = str(operation)
+        name = name_of(operation)
         rule = rules.get(name)
         spaces = rule(args, kwargs) if rule else NO_WORKSPACES
-        if operation in GEMMS or name in GEMMS:
+        if name in GEMMS:
             # The backward pass runs on a thread of its own, the recomputation within it too.
             in_backward = current_graph_task_id() != -1
             if in_backward not in threads_with_cublas:

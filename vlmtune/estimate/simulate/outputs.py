@@ -1,6 +1,5 @@
 """What operations on meta tensors return, remembered: torch works out sizes in Python, anew for every layer."""
 
-from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -10,6 +9,9 @@ from torch import Tensor
 from vlmtune.compat import torch as borrowed
 
 storage_address = borrowed.STORAGE_ADDRESS.read
+META = torch.device("meta")
+SEQUENCES = (tuple, list)
+HOLDERS = (*SEQUENCES, dict)
 
 
 class Sizes(NamedTuple):
@@ -35,9 +37,9 @@ class Outputs:
         if not _makes_tensors(operation):
             return operation(*args, **kwargs)
         try:
-            key = (operation, _described(args), _described(kwargs))
-            if key in self._known:
-                return _made(self._known[key])
+            key = (operation, _described(args), _described(kwargs) if kwargs else ())
+            if known := self._known.get(key):
+                return _made(known)
         except _HasValuesError:
             return operation(*args, **kwargs)
         out = operation(*args, **kwargs)
@@ -63,11 +65,11 @@ def _described(value):
     if isinstance(value, Tensor):
         if not value.is_meta:
             raise _HasValuesError
-        return Sizes(value.shape, value.stride(), value.dtype)
-    if isinstance(value, tuple | list):
-        return tuple(map(_described, value))
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, SEQUENCES):
+        return tuple([_described(item) for item in value])
     if isinstance(value, dict):
-        return tuple((name, _described(item)) for name, item in value.items())
+        return tuple([(name, _described(item)) for name, item in value.items()])
     return type(value), value
 
 
@@ -79,16 +81,22 @@ def _sizes_of(out: Tensor | tuple | None) -> Sizes | tuple | None:
 
 def _made(sizes: Sizes | tuple | None) -> Tensor | tuple | None:
     if isinstance(sizes, Sizes):
-        return torch.empty_strided(sizes.shape, sizes.stride, dtype=sizes.dtype, device="meta")
+        return torch.empty_strided(sizes.shape, sizes.stride, dtype=sizes.dtype, device=META)
     return sizes and tuple(map(_made, sizes))
 
 
-def tensors_in(value) -> Iterator[Tensor]:
-    """Yield the tensors of an operation's arguments or results. torch's own tree functions take half the run's time."""
+def tensors_in(value) -> list[Tensor]:
+    """Return the tensors in arguments or results of an operation. torch's own tree functions take far longer."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
+        return [value]
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value, found: list[Tensor]) -> None:
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, SEQUENCES) else ():
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, HOLDERS):
+            _collect(item, found)

@@ -38,14 +38,16 @@ FACTORIES = {
 WHOLE = {torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.bool}
 
 
-def placed(operation, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Return arguments that go together: floats of a weightless computation on meta, whole numbers on the CPU."""
-    tensors = [*tensors_in(args), *tensors_in(kwargs)]
+def placed(operation, args: tuple, kwargs: dict, tensors: list[Tensor]) -> tuple[tuple, dict]:
+    """Return arguments that go together: floats of a weightless computation on meta, whole numbers on the CPU.
+
+    `tensors` are those of both.
+    """
     if operation is TO_COPY:
         return args, _copy_target(args[0], kwargs)
     if operation in FACTORIES:
         return args, _factory_target(operation, args, kwargs, tensors)
-    if all(tensor.is_meta for tensor in tensors) or not any(tensor.is_meta for tensor in tensors):
+    if len({tensor.is_meta for tensor in tensors}) < 2:
         return args, kwargs
     if operation is aten.index.Tensor:
         args = (args[0], _without_masks(args[1]))
@@ -118,11 +120,11 @@ class MainMemory:
         """Return whether a tensor is there."""
         return not tensor.is_meta and storage_address(tensor.untyped_storage()) in self._storages
 
-    def takes_part(self, operation, args: tuple, kwargs: dict) -> bool:
+    def takes_part(self, operation, kwargs: dict, tensors: list[Tensor]) -> bool:
         """Return whether an operation makes something there, or is given something that is there."""
         if operation is aten.empty.memory_format:
             return bool(kwargs.get("pin_memory")) and kwargs["dtype"] not in WHOLE
-        return bool(self._storages) and any(map(self.holds, tensors_in((args, kwargs))))
+        return bool(self._storages) and any(map(self.holds, tensors))
 
     def run(self, operation, args: tuple, kwargs: dict) -> tuple[object, bool]:
         """Return what an operation makes, and whether that is on the card: only what is copied there is."""

@@ -91,6 +91,11 @@ class Log:
         self.phases.append((phase, len(self.events)))
 
 
+def _flops_of_product(*args, out_val: Tensor, **kwargs) -> int:
+    """torch's own formula takes as long as the rest of the operation."""
+    return 2 * out_val.numel() * tensors_in(args)[-1].shape[-2]
+
+
 def _flops_of_attention(query: Tensor, key: Tensor, *args, **kwargs) -> int:
     """Scores and their product with the values. torch 2.11's own formula refuses grouped heads."""
     return 4 * query.numel() * key.shape[2]
@@ -119,6 +124,7 @@ def _flops_of_4bit_product(rows: Tensor, packed: Tensor, weight_shape, *args, **
 # torch's FlopCounterMode would count the same, but it keeps every module's tensors alive for its own bookkeeping.
 FLOPS_OF = {
     **borrowed.FLOP_REGISTRY.get(),
+    **dict.fromkeys((aten.mm, aten.bmm, aten.addmm, aten.addmm_, aten.baddbmm), _flops_of_product),
     **{name.get(): _flops_of_attention for name in borrowed.ATTENTION},
     **{name.get(): _flops_of_attention_backward for name in borrowed.ATTENTION_BACKWARD},
     overload_packet(custom_operation(borrowed.VARLEN_ATTENTION.get())): _flops_of_rows,
@@ -153,7 +159,7 @@ class Recorder(TorchDispatchMode):
             return
         handle = self._handles.get(storage_address(tensor.untyped_storage()))
         if handle is None:
-            self._track(tensor, kind, operation)
+            self._track(tensor, operation, kind)
         else:
             self.log.tags[handle] = (kind, *self.log.tags[handle][1:])
 
@@ -183,13 +189,13 @@ class Recorder(TorchDispatchMode):
         """Record that an allocation ended."""
         self.log.events.append((-handle, 0))
 
-    def _track(self, tensor: Tensor, kind: str, operation: str) -> None:
+    def _track(self, tensor: Tensor, operation: str, kind: str | None = None) -> None:
         # Views share a storage, and its end alone gives memory back.
         storage = tensor.untyped_storage()
         key = storage_address(storage)
         if key in self._live or storage.nbytes() == 0:
             return
-        handle = self._handles[key] = self.allocate(storage.nbytes(), kind, operation)
+        handle = self._handles[key] = self.allocate(storage.nbytes(), kind or self._kind_of(tensor), operation)
 
         def gone(_: weakref.ref) -> None:
             # The next storage may come to lie at the same address.
@@ -208,16 +214,17 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         """Run the operation where its tensors are, and record what it made on the card."""
         kwargs = dict(kwargs or {})
-        if self.main_memory.takes_part(operation, args, kwargs):
+        tensors = tensors_in((args, kwargs))
+        if self.main_memory.takes_part(operation, kwargs, tensors):
             return self._run_in_main_memory(operation, args, kwargs)
-        return self._run(operation, args, kwargs)
+        return self._run(operation, args, kwargs, tensors)
 
-    def _run(self, operation, args: tuple, kwargs: dict):
+    def _run(self, operation, args: tuple, kwargs: dict, tensors: list[Tensor]):
         """Run the operation, its tensors moved to one place, and record what it made."""
         if operation is TO_COPY and only_moves(args[0], kwargs):
             return args[0].view_as(args[0])
         given = args  # with the values of whole numbers
-        args, kwargs = placed(operation, args, kwargs)
+        args, kwargs = placed(operation, args, kwargs, tensors)
         if operation is LOCAL_SCALAR_DENSE and args[0].device.type == "meta":
             # There is no value. `generate` is who asks, whether all answers have ended: zero is its no.
             return torch.zeros((), dtype=args[0].dtype).item()
@@ -225,7 +232,7 @@ class Recorder(TorchDispatchMode):
             return torch.tensor(True)  # a model's own check of its inputs, which training runs on real values
         if operation is aten.add.Tensor and _adds_in_place(args):
             return args[0].add_(args[1])
-        name = _name_of(operation)
+        name = name_of(operation)
         spaces = self.hidden(operation, args, kwargs)
         temporary = [self.allocate(size, _kind_of_workspace(name), name) for size in spaces.before]
         if operation is aten.index_put.default and _in_backward():
@@ -233,12 +240,12 @@ class Recorder(TorchDispatchMode):
             # autograd copies them first (torch/csrc/autograd/FunctionsManual.cpp, index_backward).
             operation = aten.index_put_.default
         out = self._outputs.of(operation, args, kwargs)
-        if formula := FLOPS_OF.get(overload_packet(operation)):
+        if formula := _formula_of(operation):
             self.log.flops += formula(*given, **kwargs, out_val=out)
-        made = list(tensors_in(out))
+        made = tensors_in(out)
         # Dropout.cu makes the mask before the result.
         for tensor in reversed(made) if operation is aten.native_dropout.default else made:
-            self._track(tensor, self._kind_of(tensor), name)
+            self._track(tensor, name)
         for size in spaces.kept:
             self.allocate(size, WORKSPACES, name)
         temporary += [self.allocate(size, WORKSPACES, name) for size in spaces.after]
@@ -250,12 +257,12 @@ class Recorder(TorchDispatchMode):
         """Run an operation there and record what it brings to the card."""
         out, on_card = self.main_memory.run(operation, args, kwargs)
         for tensor in tensors_in(out) if on_card else ():
-            self._track(tensor, RECOMPUTED if self.kind == GRADIENTS else self.kind, _name_of(operation))
+            self._track(tensor, name_of(operation), RECOMPUTED if self.kind == GRADIENTS else self.kind)
         return out
 
 
 def _kind_of_workspace(operation: str) -> str:
-    return DEQUANTISED if operation == _name_of(PRODUCT_4BIT.default) else WORKSPACES
+    return DEQUANTISED if operation == name_of(PRODUCT_4BIT.default) else WORKSPACES
 
 
 def _adds_in_place(args: tuple) -> bool:
@@ -283,5 +290,11 @@ def _in_backward() -> bool:
 
 
 @cache
-def _name_of(operation) -> str:
+def _formula_of(operation) -> Callable[..., int] | None:
+    return FLOPS_OF.get(overload_packet(operation))
+
+
+@cache
+def name_of(operation: object) -> str:
+    """Return an operation's name, made once: it is asked for each time that the operation runs."""
     return str(operation)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlmtune.compat import bitsandbytes as bnb
 from vlmtune.engine import callbacks
 from vlmtune.engine.evaluate import greedy
-from vlmtune.engine.runtime import collector_paused
+from vlmtune.engine.runtime import collector_paused, freeze_libraries
 from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.allocator.caching import EMPTY_CACHE, RESET_PEAK
 from vlmtune.estimate.main_memory import weights_of
@@ -64,13 +64,10 @@ class Run:
 
 def simulate(plan: RunPlan, run: Run) -> Log:
     """Return what training `plan` allocates; from the second step on the optimizer's states exist."""
+    freeze_libraries()
     model = _built(plan, run.form).train()
-    gc.freeze()  # what exists already need not be looked through after every step
-    try:
-        with collector_paused(), as_on_device(plan):
-            log = record_steps(model, plan, run)
-    finally:
-        gc.unfreeze()
+    with collector_paused(), as_on_device(plan):
+        log = record_steps(model, plan, run)
     batch_tokens = max(batch["input_ids"].numel() for step in run.steps for batch in step)
     log.weights = weights_of(base_of(model), plan, family_of(plan), batch_tokens)
     return log

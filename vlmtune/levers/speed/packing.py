@@ -58,6 +58,11 @@ def _excludes(config: TrainingConfig) -> list[str]:
             f"{KEY}: true takes as many rows at a time as {TOKENS} hold; set training.batch_size: 1, and the rows of a "
             "step by training.gradient_accumulation_steps"
         ]
+    if training.packing is True and training.gradient_accumulation_steps == 1:
+        return [
+            f"{KEY}: true, but a step has one row, which is nothing to put together; give "
+            "training.gradient_accumulation_steps as many rows as a step is to have"
+        ]
     if training.pack_tokens and training.packing is not True:
         return [f"{TOKENS}: nothing is packed without {KEY}: true"]
     return []

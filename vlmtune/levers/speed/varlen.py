@@ -6,14 +6,11 @@ What calls it is models/attention/varlen.py.
 from typing import TYPE_CHECKING
 
 from vlmtune.config.schema import TrainingConfig
-from vlmtune.families.base import Family
 from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Choice, Decision, Lever, OnResume
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from vlmtune.plan.types import Device, RunPlan
+    from vlmtune.plan.types import Device
 
 KEY = "hardware.varlen_attention"
 AUTO = False
@@ -44,17 +41,6 @@ def _why_not(config: TrainingConfig, model: ModelFacts, device: "Device") -> str
     return None
 
 
-def _apply(model: "nn.Module", plan: "RunPlan", family: Family) -> None:
-    if not plan.varlen_attention:
-        return
-    from vlmtune.models.attention import varlen
-
-    if plan.pack_tokens:
-        varlen.attend_by_rows(model.get_submodule(family.text), varlen.PACKS)
-    if family.tower_loops and not plan.cache_features:
-        varlen.attend_by_rows(model.get_submodule(family.vision), varlen.TOWER)
-
-
 VARLEN = Lever(
     name="One attention call for all rows",
     keys=(KEY,),
@@ -62,5 +48,4 @@ VARLEN = Lever(
     decide=_decide,
     fields=("varlen_attention",),
     on_resume=OnResume.FREE,
-    apply=_apply,
 )

@@ -11,11 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from vlmtune.compat.modeling import ATTENTION_FUNCTIONS, ATTN_IMPLEMENTATION
+from vlmtune.compat.torch import VARLEN_ATTN
 from vlmtune.compat.transformers import CAUSAL_MASK, MASKS
+from vlmtune.families.base import Family
+from vlmtune.plan.types import RunPlan
+
+varlen_attn = VARLEN_ATTN.get()
 
 PACKS, TOWER = "packs", "flash_of_torch"
 """Of a language model, and of a tower: those that loop over windows call once where the name says flash."""
@@ -24,8 +28,15 @@ SAYS_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """Older versions take fewer heads of keys and values without being told."""
 
 
-def attend_by_rows(part: nn.Module, name: str) -> None:
-    """Let a part of a model, whose config is its own, attend by `PACKS` or `TOWER`."""
+def attend_by_rows(model: nn.Module, plan: RunPlan, family: Family) -> None:
+    """Let language model and tower attend by these kernels where the plan says so, and where it saves calls."""
+    if plan.varlen_attention and plan.pack_tokens:
+        _attend_by(PACKS, model.get_submodule(family.text))
+    if plan.varlen_attention and family.tower_loops and not plan.cache_features:
+        _attend_by(TOWER, model.get_submodule(family.vision))
+
+
+def _attend_by(name: str, part: nn.Module) -> None:
     AttentionInterface.register(name, _attend)
     AttentionMaskInterface.register(name, MASKS.get()["sdpa"])
     ATTN_IMPLEMENTATION.write(part.config, name)

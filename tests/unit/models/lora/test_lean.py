@@ -202,9 +202,9 @@ def test_a_call_takes_two_outputs_at_most_and_a_layer_s_weights_are_copied_once(
     model, products = built(plan), Counter()
 
     class Counting(Recorder):
-        def _run(self, operation, args, kwargs):
+        def _run(self, operation, *given):
             products[self.kind] += operation is PRODUCT_4BIT.default
-            return super()._run(operation, args, kwargs)
+            return super()._run(operation, *given)
 
     with Counting() as recorder:
         loss = forward_loss(model, batch, plan)

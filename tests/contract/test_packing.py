@@ -1,0 +1,121 @@
+"""Rows in a pack learn what they learn one by one: loss and gradients, every family, whatever rows meet in a pack."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import TINY
+from tiny.rows import TinyModel, picture, sample
+
+from vlmtune.contract import tiny_plan
+from vlmtune.data.batches.packs import packed
+from vlmtune.data.collate import WHERE, Collator
+from vlmtune.data.dataset import TuneDataset
+from vlmtune.engine.step import IGNORED, forward_loss
+from vlmtune.families import find_family
+from vlmtune.families.generic import PACKABLE
+from vlmtune.hub.source import open_model
+from vlmtune.models.attention import varlen
+from vlmtune.models.build import build_model
+from vlmtune.models.processor import load_processor
+from vlmtune.models.tiny import tiny_model
+
+ONE_BY_ONE = sorted(set(TINY) - {"instructblip"})
+TRIED = ("internvl", "mistral3")
+WITHOUT_TEXT_ONLY = ("got_ocr2", "internvl", "lighton_ocr")
+"""Tiny processors that take no row without an image."""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder, shapes = tmp_path_factory.mktemp("pictures"), {"red": (90, 60), "blue": (200, 60), "lime": (60, 150)}
+    return [picture(folder, colour, size_px, colour) for colour, size_px in shapes.items()]
+
+
+def rows_of(seed: int, pictures: list, family, text_only: bool = True) -> list:
+    """Return rows of very different length: one word to many, one picture, several, none where the family allows it."""
+    rng = random.Random(seed)
+    rows = [
+        sample("What is this?", "red", pictures[0]),
+        sample("Is it blue? " + "yes or no " * rng.randint(8, 14), "yes " * rng.randint(10, 20), pictures[1]),
+        sample("And?", "surely lime", pictures[2]),
+    ]
+    if not family.one_answer:
+        rows.append(sample("Two", "one is red, one is lime", pictures[0], pictures[2]))
+    if not family.needs_image and text_only:
+        rows.append(sample("No picture " * rng.randint(1, 5), "none at all"))
+    rng.shuffle(rows)
+    return rows
+
+
+def learned(model, batches, plan, num_items) -> tuple[float, list[torch.Tensor]]:
+    """Return loss and gradients of a step."""
+    model.zero_grad()
+    loss = 0.0
+    for batch in batches:
+        batch.pop(WHERE)
+        part = forward_loss(model, batch, plan, num_items)
+        part.backward()
+        loss += part.item()
+    return loss, [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def check(plan, family, processor, samples) -> None:
+    rows = list(TuneDataset(samples, processor, family, plan))
+    model = build_model(plan).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.05)
+    num_items = sum(int((row.labels[:, 1:] != IGNORED).sum()) for row in rows)
+    loss, grads = learned(model, [Collator(processor)([row]) for row in rows], plan, num_items)
+    again, packed_grads = learned(model, [packed(rows)], plan, num_items)
+    assert again == pytest.approx(loss, rel=1e-6)
+    assert len(grads) == len(packed_grads) >= 10
+    difference = sum((mine - other).square().sum() for mine, other in zip(grads, packed_grads, strict=True)).sqrt()
+    assert difference / sum(grad.square().sum() for grad in grads).sqrt() < 3e-6
+
+
+@pytest.fixture(scope="module", params=ONE_BY_ONE)
+def tiny(request, tmp_path_factory) -> TinyModel:
+    return TinyModel(request.param, tmp_path_factory.mktemp("tiny"))
+
+
+def test_every_family(tiny, pictures):
+    check(tiny.plan, tiny.family, tiny.processor, rows_of(0, pictures, tiny.family))
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in TRIED else pytest.mark.slow) for kind in PACKABLE]
+)
+def test_other_model_types(kind, pictures, tmp_path):
+    plan = tiny_plan(tiny_model({"model_type": kind}, {}, tmp_path / "model"))
+    family, processor = find_family(open_model(plan.model, None, Path("/")).config, kind), load_processor(plan)
+    check(plan, family, processor, rows_of(0, pictures, family, kind not in WITHOUT_TEXT_ONLY))
+
+
+@pytest.mark.parametrize("kind", ["llava", "gemma3", "qwen2_5_vl"])
+def test_in_one_attention_call(kind, models, pictures, monkeypatch):
+    """The kernel is a loop over rows here; where a mask says more than causal, it is not called for the text."""
+    windows = []
+
+    def kernel(query, key, value, starts, _, longest, __, *, scale, window_size, enable_gqa=False):  # noqa: PLR0913
+        windows.append(window_size)
+        assert longest == int(starts.diff().max())
+        parts = []
+        for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+            rows = (tensor[begin:end].transpose(0, 1)[None] for tensor in (query, key, value))
+            made = torch.nn.functional.scaled_dot_product_attention(
+                *rows, is_causal=window_size == varlen.CAUSAL, scale=scale, enable_gqa=True
+            )
+            parts.append(made[0].transpose(0, 1))
+        return torch.cat(parts)
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    model = models(kind)
+    plan = replace(model.plan, varlen_attention=True, pack_tokens=2048)
+    check(plan, model.family, model.processor, rows_of(0, pictures, model.family))
+    assert (varlen.CAUSAL in windows) == (kind != "gemma3")
+    assert (varlen.BOTH_WAYS in windows) == model.family.tower_loops
