@@ -36,7 +36,7 @@ PUBLIC: dict[str, set[str] | None] = {
     "pydantic": EVERYTHING,
     "rich": EVERYTHING,
     **{f"rich.{name}": EVERYTHING for name in ("box", "console", "live", "markdown", "panel", "progress")},
-    **{f"rich.{name}": EVERYTHING for name in ("progress_bar", "syntax", "table", "text")},
+    **{f"rich.{name}": EVERYTHING for name in ("progress_bar", "segment", "syntax", "table", "text")},
     "safetensors": EVERYTHING,
     "safetensors.torch": EVERYTHING,
     "timm": EVERYTHING,

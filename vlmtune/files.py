@@ -29,8 +29,9 @@ FULL_DISK_WORDS = (
     "Disk quota exceeded",
     "PytorchStreamWriter failed",
     "unexpected pos",
+    "iostream error",
 )
-"""safetensors reports the system's error as text only; torch.save reports a position in its file."""
+"""safetensors reports the system's error as text only; torch.save a position in its file, or its stream."""
 
 
 def cache_folder() -> Path:

@@ -33,7 +33,7 @@ DOCUMENTED_HOOKS = {
         *("config_class", "base_model_prefix", "get_input_embeddings", "set_input_embeddings"),
         *("prepare_inputs_for_generation", "input_modalities"),
     },
-    "rich.console.Console": {"on_broken_pipe"},
+    "rich.console.Console": {"on_broken_pipe", "render"},
     "rich.markdown.Markdown": {"elements"},
     "transformers.BaseImageProcessor": {"model_input_names", "size", "image_mean", "image_std"},
     "transformers.ProcessorMixin": {"from_pretrained"},

@@ -32,8 +32,8 @@ def leave(folder: Path, pages: int) -> None:
         file.write(bytes((free_pages(folder) - pages) * PAGE_BYTES))
 
 
-def tried(run: Run, pages: int, expected: tuple) -> tuple[str, str]:
-    """Run with so much room, then go on with all of it; return what it said, and what is wrong with that."""
+def tried(run: Run, pages: int, expected: tuple) -> tuple[str, str, bool]:
+    """Run with so much room, then go on with all of it; return what it said, what is wrong, and whether it had room."""
     leave(run.root / "runs", pages)
     full = run.finish()
     (run.root / "runs" / "ballast").unlink()
@@ -48,7 +48,7 @@ def tried(run: Run, pages: int, expected: tuple) -> tuple[str, str]:
     if kept and "continuing from checkpoint" not in ended.output and "is finished" not in ended.output:
         problems.append(f"{sorted(kept)} were not used\n{ended.output}")
     run.remove()
-    return said, "; ".join(problems)
+    return said, "; ".join(problems), full.code == 0
 
 
 def main(step: int) -> int:
@@ -62,9 +62,9 @@ def main(step: int) -> int:
         assert straight.finish().code == 0
         expected = straight.result()
         straight.remove()
-        said, wrong, pages = [], [], 0
-        while not said or said[-1]:
-            words, problem = tried(Run(root, "full", KIND), pages, expected)
+        said, wrong, pages, had_room = [], [], 0, False
+        while not had_room:
+            words, problem, had_room = tried(Run(root, "full", KIND), pages, expected)
             said.append(words)
             wrong += [f"with {pages * PAGE_BYTES:,} bytes: {problem}"] if problem else []
             pages += step

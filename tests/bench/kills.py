@@ -15,6 +15,8 @@ from ordeals import HANGS_AFTER_S, KINDS, Ended, Run, make_project
 from rich.console import Console
 from rich.table import Table
 
+MOST_KILLS = 8
+"""Of one run: then it may end."""
 SIGNALS = (signal.SIGKILL,) * 5 + (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -63,9 +65,9 @@ def main(num_kills: int, seed: int) -> int:
 
 def endure(run: Run, usual_s: float, expected: tuple, chance: random.Random, count: Counter) -> list[str]:
     """Disturb a run until it ends; return in words how it was lost."""
-    history = []
+    history: list[str] = []
     while True:
-        number, ended = disturb(run, usual_s, chance)
+        number, ended = disturb(run, usual_s, chance) if len(history) < MOST_KILLS else (None, run.finish())
         history.append(f"{number.name if number else 'ended'} → {ended.code}")
         count.update(["kills", number] if number else [])
         # What data workers print whose parent was killed is no traceback of the run.

@@ -3,7 +3,6 @@
 Each run is a process of its own, forked from this one, which has imported everything: a start takes a second, not ten.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -69,9 +68,10 @@ class Run:
         """Begin it, or go on with it, in a process of its own; return that process."""
         if process := os.fork():
             return process
-        with contextlib.suppress(BaseException):
+        try:
             self._train()
-        os._exit(99)
+        except KeyboardInterrupt:
+            os._exit(130)  # before the command began
 
     def _train(self) -> None:
         from vlmtune.cli import main
@@ -83,17 +83,15 @@ class Run:
         words = [word for one in (f"experiment_name={self.name}", *KINDS[self.kind]) for word in ("--set", one)]
         output = os.open(self.root / f"{self.name}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1), os.dup2(output, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
         try:
             main(["train", "run.yaml", "--resume", "auto", *words])
         except SystemExit as ended:
-            sys.stdout.flush(), sys.stderr.flush()
             os._exit(int(ended.code or 0))
         except BaseException:
             import traceback
 
             traceback.print_exc()
-            sys.stderr.flush()
             os._exit(99)
 
     def wait(self, process: int, seconds: float = HANGS_AFTER_S) -> Ended | None:

@@ -56,7 +56,7 @@ ALL = [
     for state, files in (("stopped", STOPPED), ("done", DONE))
     for file, damage, command in product(files, DAMAGES, (RESUME, *COMMANDS))
 ]
-NUM_CASES = int(os.environ.get("VLMTUNE_DAMAGES", "12"))
+NUM_CASES = int(os.environ.get("VLMTUNE_DAMAGES", "6"))
 
 
 def call(words: tuple[str, ...]) -> tuple[int, str, str]:

@@ -144,6 +144,7 @@ FULL_DISK = {
     # As the libraries report it on a full file system, word for word.
     "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     "safetensors on Windows": SafetensorError("I/O error: There is not enough space on the disk. (os error 112)"),
+    "torch.save at the end": RuntimeError("basic_ios::clear: iostream error"),
     "torch.save": RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534"),
 }
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, as_other_files, remove, sync
 from vlmtune.plan.types import RunPlan
-from vlmtune.runs.folder import COMPLETE, RunFolder
+from vlmtune.reading import read_regular
+from vlmtune.runs.folder import COMPLETE, LOG_BYTES, RunFolder
 from vlmtune.runs.manifest import damage, write_manifest
 from vlmtune.runs.whole import write_image_size
 
@@ -97,7 +98,7 @@ def _logged(folder: RunFolder, checkpoint: Path) -> set[tuple[int, float, float]
 
 def _kept_of_log(checkpoint: Path) -> set[tuple[int, float, float]]:
     """Return the same of what the checkpoint keeps."""
-    history = json.loads((checkpoint / "trainer_state.json").read_bytes())["log_history"]
+    history = json.loads(read_regular(checkpoint / "trainer_state.json", LOG_BYTES, own=True))["log_history"]
     return {(one["step"], one["loss"], one["learning_rate"]) for one in history if "loss" in one}
 
 

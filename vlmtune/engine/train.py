@@ -1,14 +1,13 @@
 """A plan and its rows → a trained adapter, a log and a report."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import ProcessorMixin
+from transformers import PrinterCallback, ProcessorMixin
 
-from vlmtune.data.batches.packs import notes_of
+from vlmtune.data.batches.packs import tell_of_long_rows
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.features.prepare import Teller, features_of
@@ -22,7 +21,6 @@ from vlmtune.engine.evaluate import serve_ends
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
-from vlmtune.engine.runtime import freeze_libraries
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, is_disk_full, remove
@@ -55,7 +53,7 @@ def train(
     except WRITE_ERRORS as error:
         if not is_disk_full(error):
             raise
-        shutil.rmtree(_partial(plan, folder), ignore_errors=True)
+        remove(_partial(plan, folder))
         raise disk_full(folder, f"a file of {folder.path}") from None
 
 
@@ -75,23 +73,19 @@ def _train(
     for checked in (val_lengths, lengths):
         refuse_too_long(checked, plan)
         refuse_without_answer(checked, processor, family, plan)
-    for note in notes_of(lengths.total, plan):
-        view.note(note)
+    tell_of_long_rows(lengths.total, plan, view.note)
     _refuse_blind_tower(lengths, plan)
     _check_longest(TuneDataset(data.train.samples, processor, family, plan), lengths, plan)
     val_features, features = _features(plan, source, (data.val, data.train), processor, view)
     rows = TuneDataset(data.train.samples, processor, family, plan, features)
     val_rows = TuneDataset(data.val.samples, processor, family, plan, val_features)
     plan = replace(plan, num_workers=workers_for_training(plan, rows[lengths.most_pixels()].tensors, view.note))
-
     checkpoint = _checkpoint(folder, resume, view)
-    freeze_libraries()
     model = build_model(plan, tell=view.note)
     if features and features.form:
         serve_features(base_of(model), features.form)
     if plan.device == "cuda":
         torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
-    parts = inventory(model, family)
     run_rows = RunRows(rows, val_rows, lengths.total.tolist(), Collator(processor))
     running = build_running(plan, model, folder, view, run_rows)
     trainer, recorder, interrupt, watch = running.trainer, running.recorder, running.interrupt, running.watch
@@ -108,7 +102,7 @@ def _train(
         steps=trainer.state.global_step,
         **_facts_of_plan(plan),
         **_facts_of_data(data, lengths, plan),
-        **_facts_of_model(parts),
+        **_facts_of_model(inventory(model, family)),
         **_facts_of_training(recorder),
         **_facts_of_gpu(watch),
         notes=_notes(data, plan, watch),
@@ -162,7 +156,7 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     by_minutes = [SaveByMinutes(plan.save_minutes)] if plan.save_minutes else []
     for callback in (interrupt, recorder, *checks, *by_minutes, *watches, *_services(plan, folder)):
         trainer.add_callback(callback)
-    _silence_printer(trainer)
+    trainer.remove_callback(PrinterCallback)
     return Running(trainer, recorder, interrupt, watch)
 
 
@@ -231,12 +225,6 @@ def _services(plan: RunPlan, folder: RunFolder) -> list:
     from transformers.integrations import TensorBoardCallback
 
     return [TensorBoardCallback(SummaryWriter(str(folder.tensorboard)))]
-
-
-def _silence_printer(trainer: TuneTrainer) -> None:
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
 
 
 def _facts_of_plan(plan: RunPlan) -> dict:

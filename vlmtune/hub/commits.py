@@ -49,12 +49,20 @@ def hub_errors(name: str, revision: str | None) -> Iterator[None]:
     except (errors.HTTPError, errors.FileMetadataError):
         raise _out_of_reach(name) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno is None:
             raise
-        raise VlmtuneError(
+        raise _cannot_keep(name, error) from None
+
+
+def _cannot_keep(name: str, error: OSError) -> VlmtuneError:
+    """Return what the system says of the hub's cache."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return VlmtuneError(
             f"the disk is full: a file of {name} could not be written",
             "make room and run the command again: what has arrived is kept. Or set HF_HOME to a larger disk",
-        ) from None
+        )
+    where = error.filename or "its folder"
+    return VlmtuneError(f"the hub's cache cannot be used: {where}: {error.strerror}", "set HF_HOME to another folder")
 
 
 def model_page(name: str) -> str:

@@ -133,13 +133,12 @@ class RunFolder:
                 f"cannot create the run folder {path}: {error.strerror}", hint="choose another output_dir"
             ) from None
         if taken and folder.has_begun():
-            raise VlmtuneError(
-                f"{path} already holds a run", hint="continue it with --resume, or choose another experiment_name"
-            )
+            way_out = "continue it with --resume, or choose another experiment_name"
+            raise VlmtuneError(f"{path} already holds a run", way_out)
         if taken:
             raise VlmtuneError(
                 f"{path} is not empty, and holds no run that can be continued: it has no {folder.plan.name}",
-                hint="choose another experiment_name, or move that folder away",
+                "choose another experiment_name, or move that folder away",
             )
         return folder
 
@@ -160,10 +159,7 @@ class RunFolder:
         return folder
 
     def refuse_others_files(self) -> None:
-        """Raise where something else is in the place of a file or folder of the run.
-
-        Through a link there files outside would be written or deleted; a pipe would be waited for.
-        """
+        """Raise where a link, a pipe or the like is in the place of a file or folder of the run."""
         files = (self.config, self.plan, self.versions, self.estimate, self.retries, self.log, self.lock, self.holder)
         refuse_other_kinds(
             files=(*files, self.report_json, self.report_html),

@@ -54,11 +54,12 @@ def _attempt(job: Job, folder: "RunFolder", flags: Flags, *, resume: bool) -> "T
     """Return the report of the run, or the error when memory did not suffice: without what holds the memory."""
     from vlmtune.engine.monitor import LiveView, RunConsole
     from vlmtune.engine.oom import OutOfMemory
-    from vlmtune.engine.runtime import quiet_libraries
+    from vlmtune.engine.runtime import freeze_libraries, quiet_libraries
     from vlmtune.engine.train import train as run
     from vlmtune.hub.download import checkpoint_folder
 
     quiet_libraries()
+    freeze_libraries()
     checkpoint_folder(job.plan.model, job.plan.revision, live=not flags.as_json)
     console = RunConsole(stderr=flags.as_json)
     notes = (*job.data.notes, *(retry.note for retry in folder.read_retries()))

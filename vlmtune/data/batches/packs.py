@@ -3,7 +3,7 @@
 Shapes: S optimizer steps of R rows each, P packs of a step, T tokens of a pack.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmtune.data.collate import WHERE, Collate, Collator, collate, join_images, token_tensor
 from vlmtune.data.encode import IGNORED, Encoded, is_token_tensor
+from vlmtune.data.types import count
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.attention.packs import PACKED
 from vlmtune.models.features import FEATURES
@@ -67,13 +68,12 @@ def largest_packs(lengths_SR: np.ndarray, pack_tokens: int) -> np.ndarray:
     return (lengths_SR * (best_fit(lengths_SR, pack_tokens) == 0)).sum(axis=1)
 
 
-def notes_of(lengths: np.ndarray, plan: RunPlan) -> list[str]:
-    """Return what people are told of rows that no pack holds."""
+def tell_of_long_rows(lengths: np.ndarray, plan: RunPlan, tell: Callable[[str], None]) -> None:
+    """Say how many rows no pack holds."""
     longer = int((lengths > plan.pack_tokens).sum()) if plan.pack_tokens else 0
-    if not longer:
-        return []
-    rows = f"{longer:,} of {len(lengths):,} rows are" if len(lengths) > 1 else "the row is"
-    return [f"{rows} longer than training.pack_tokens: {plan.pack_tokens}; each is a pack of its own"]
+    if longer:
+        rows = f"{count(longer, 'row')} of {len(lengths):,}"
+        tell(f"longer than training.pack_tokens: {plan.pack_tokens}: {rows}; each is a pack of its own")
 
 
 def collate_of(plan: RunPlan, collator: Collator) -> Collate:

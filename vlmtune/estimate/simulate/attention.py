@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmtune.compat import torch as borrowed
+from vlmtune.compat.borrowed import Name
 from vlmtune.estimate.simulate.autocast import in_16_bits
 
 flash_attention = borrowed.FLASH_ATTENTION.get()
@@ -73,3 +74,36 @@ def _float_mask(mask: Tensor | None, q: Tensor) -> Tensor | None:
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.where(mask, torch.zeros((), dtype=q.dtype, device=q.device), float("-inf"))
+
+
+def _flops_of_attention(query: Tensor, key: Tensor, *args, **kwargs) -> int:
+    """Scores and their product with the values. torch 2.11's own formula refuses grouped heads."""
+    return 4 * query.numel() * key.shape[2]
+
+
+def _flops_of_attention_backward(grad: Tensor, query: Tensor, key: Tensor, *args, **kwargs) -> int:
+    """The scores again, and a product for each of query, key, value and score gradients."""
+    return 10 * query.numel() * key.shape[2]
+
+
+def _flops_of_rows(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *args, **kwargs) -> int:
+    """Scores of each row with itself alone, [T, H, D], and their product with the values."""
+    return 4 * (query.numel() // len(query)) * int(starts.diff().square().sum())
+
+
+def _flops_of_rows_backward(grad: Tensor, query: Tensor, key: Tensor, *args, **kwargs) -> int:
+    """As of attention under each other; after query, key come value, output, its sums, and where rows begin."""
+    return 10 * (query.numel() // len(query)) * int(args[3].diff().square().sum())
+
+
+def _packet(name: Name) -> object:
+    return borrowed.OVERLOAD_PACKET.read(borrowed.CUSTOM_OPERATION.read(name.get()))
+
+
+FLOPS_OF_ATTENTION = {
+    **{name.get(): _flops_of_attention for name in borrowed.ATTENTION},
+    **{name.get(): _flops_of_attention_backward for name in borrowed.ATTENTION_BACKWARD},
+    _packet(borrowed.VARLEN_ATTENTION): _flops_of_rows,
+    _packet(borrowed.VARLEN_ATTENTION_BACKWARD): _flops_of_rows_backward,
+}
+"""Operation → its floating-point operations, by its arguments."""

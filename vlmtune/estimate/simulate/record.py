@@ -17,6 +17,7 @@ from torch import Tensor
 from vlmtune.compat import torch as borrowed
 from vlmtune.compat.bitsandbytes import GEMM_4BIT
 from vlmtune.estimate.main_memory import Weights
+from vlmtune.estimate.simulate.attention import FLOPS_OF_ATTENTION
 from vlmtune.estimate.simulate.outputs import Outputs, tensors_in
 from vlmtune.estimate.simulate.placement import TO_COPY, MainMemory, only_moves, placed
 
@@ -28,7 +29,6 @@ tensor_use_count = borrowed.TENSOR_USE_COUNT.get()
 storage_use_count = borrowed.STORAGE_USE_COUNT.get()
 is_dense = borrowed.IS_DENSE.get()
 overload_packet = borrowed.OVERLOAD_PACKET.read
-custom_operation = borrowed.CUSTOM_OPERATION.read
 
 aten = torch.ops.aten
 LOCAL_SCALAR_DENSE = borrowed.LOCAL_SCALAR_DENSE.get().default
@@ -96,26 +96,6 @@ def _flops_of_product(*args, out_val: Tensor, **kwargs) -> int:
     return 2 * out_val.numel() * tensors_in(args)[-1].shape[-2]
 
 
-def _flops_of_attention(query: Tensor, key: Tensor, *args, **kwargs) -> int:
-    """Scores and their product with the values. torch 2.11's own formula refuses grouped heads."""
-    return 4 * query.numel() * key.shape[2]
-
-
-def _flops_of_attention_backward(grad: Tensor, query: Tensor, key: Tensor, *args, **kwargs) -> int:
-    """The scores again, and a product for each of query, key, value and score gradients."""
-    return 10 * query.numel() * key.shape[2]
-
-
-def _flops_of_rows(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *args, **kwargs) -> int:
-    """Scores of each row with itself alone, [T, H, D], and their product with the values."""
-    return 4 * (query.numel() // len(query)) * int(starts.diff().square().sum())
-
-
-def _flops_of_rows_backward(grad: Tensor, query: Tensor, key: Tensor, *args, **kwargs) -> int:
-    """As of attention under each other; after query, key come value, output, its sums, and where rows begin."""
-    return 10 * (query.numel() // len(query)) * int(args[3].diff().square().sum())
-
-
 def _flops_of_4bit_product(rows: Tensor, packed: Tensor, weight_shape, *args, **kwargs) -> int:
     """Two operations for each number of the weight and each row that meets it."""
     return 2 * (rows.numel() // rows.shape[-1]) * prod(weight_shape)
@@ -125,10 +105,7 @@ def _flops_of_4bit_product(rows: Tensor, packed: Tensor, weight_shape, *args, **
 FLOPS_OF = {
     **borrowed.FLOP_REGISTRY.get(),
     **dict.fromkeys((aten.mm, aten.bmm, aten.addmm, aten.addmm_, aten.baddbmm), _flops_of_product),
-    **{name.get(): _flops_of_attention for name in borrowed.ATTENTION},
-    **{name.get(): _flops_of_attention_backward for name in borrowed.ATTENTION_BACKWARD},
-    overload_packet(custom_operation(borrowed.VARLEN_ATTENTION.get())): _flops_of_rows,
-    overload_packet(custom_operation(borrowed.VARLEN_ATTENTION_BACKWARD.get())): _flops_of_rows_backward,
+    **FLOPS_OF_ATTENTION,
     PRODUCT_4BIT: _flops_of_4bit_product,
 }
 

@@ -74,7 +74,8 @@ def made_up_packs(plan: RunPlan, lengths: list[int], fast: bool) -> RowBatches:
     def full_of(row: int) -> list[int]:
         most = min(plan.rows_per_step, max(1, plan.pack_tokens // lengths[row]))
         left = plan.pack_tokens - most * lengths[row]
-        return [row] * most + [other for other in (1, 2, 3) if row < other and lengths[other] <= left][:1]
+        beside = [other for other in (1, 2, 3) if row < other and lengths[other] <= left and most < plan.rows_per_step]
+        return [row] * most + beside[:1]
 
     long, middle, short, one = full_of(0), full_of(1), full_of(3), [3]
     steps = [[long, short, one]] if fast else [[long, short, [2]], [middle, short, one], [long, long, one]]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmtune.data.batches.order import LengthGroupedOrder
-from vlmtune.data.batches.packs import PackCollator, best_fit, largest_packs, notes_of, packed, packs_of
+from vlmtune.data.batches.packs import PackCollator, best_fit, largest_packs, packed, packs_of, tell_of_long_rows
 from vlmtune.data.collate import WHERE
 from vlmtune.data.encode import IGNORED, Encoded
 from vlmtune.errors import VlmtuneError
@@ -97,8 +97,12 @@ def test_the_rows_of_a_step_become_packs():
 
 
 def test_rows_longer_than_a_pack_are_told():
-    plan = SimpleNamespace(pack_tokens=100)
-    assert notes_of(np.array([90, 130, 101]), plan) == [
-        "2 of 3 rows are longer than training.pack_tokens: 100; each is a pack of its own"
+    def told(lengths, pack_tokens):
+        lines = []
+        tell_of_long_rows(np.array(lengths), SimpleNamespace(pack_tokens=pack_tokens), lines.append)
+        return lines
+
+    assert told([90, 130, 101], 100) == [
+        "longer than training.pack_tokens: 100: 2 rows of 3; each is a pack of its own"
     ]
-    assert notes_of(np.array([90, 100]), plan) == notes_of(np.array([130]), SimpleNamespace(pack_tokens=0)) == []
+    assert told([90, 100], 100) == told([130], 0) == []

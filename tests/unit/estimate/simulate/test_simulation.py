@@ -12,6 +12,7 @@ from tiny import TINY
 from tiny.rows import TinyModel, colour_rows, tiny_plan
 
 from vlmtune.contract import peak_bytes
+from vlmtune.data.batches.packs import collate_of
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.estimate.allocator.peaks import peaks_of, phases_of
@@ -28,6 +29,7 @@ ON_ONE = [
     {"training": {"batch_size": 4}},
     {"training": {"batch_size": 2, "gradient_accumulation_steps": 2}},
     {"training": {"gradient_accumulation_steps": 3}, **KEEP},
+    {"training": {"gradient_accumulation_steps": 3, "packing": True, "pack_tokens": 200}},
     {"training": {"optim": "adamw", "method": "lora"}},
     {"training": {"quantization": {"bnb_4bit_use_double_quant": False, "quantize_vision_tower": False}}},
     {"hardware": {"checkpointed_layers": 1}},
@@ -54,7 +56,7 @@ def plan_and_steps(model: TinyModel, folder, sections: dict, num_steps: int = 2)
     plan = tiny_plan(model.folder, **{**sections, "training": training})
     rows = TuneDataset(colour_rows(folder), model.processor, model.family, plan)
     lengths = [rows[index].labels.shape[1] for index in range(len(rows))]
-    return plan, collated(steps_of_run(plan, lengths)[:num_steps], rows, Collator(model.processor))
+    return plan, collated(steps_of_run(plan, lengths)[:num_steps], rows, collate_of(plan, Collator(model.processor)))
 
 
 @pytest.mark.parametrize(("name", "sections"), PLANS, ids=str)

@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 from tiny.rows import TinyModel
 
 from vlmtune.data.batches.order import LengthGroupedOrder
+from vlmtune.data.batches.packs import packs_of
 from vlmtune.data.collate import WHERE
 from vlmtune.estimate.simulate import steps as module
-from vlmtune.estimate.simulate.steps import FIRST_BATCHES, collated, fewest_steps, steps_of_run, telling_steps
+from vlmtune.estimate.simulate.steps import (
+    FIRST_BATCHES,
+    collated,
+    fewest_steps,
+    made_up_packs,
+    steps_of_run,
+    telling_steps,
+)
 
 LENGTHS = [3, 9, 5, 7, 4]
 
@@ -108,6 +116,29 @@ def test_the_fewest_steps_hold_the_longest_batch_behind_another(plan):
     assert [[LENGTHS[row] for (row,) in step] for step in together] == [[9, 7, 3]]
     alone = fewest_steps(changed(plan, gradient_accumulation_steps=1), LENGTHS)
     assert [[LENGTHS[row] for (row,) in step] for step in alone] == [[9], [5], [3]]
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [(37 * number) % 61 + 5 for number in range(30)]])
+def test_packs_are_those_of_the_trainer(plan, lengths):
+    """The rows of a data loader's batch are those of a step; the collator divides them."""
+    run = changed(plan, gradient_accumulation_steps=4, pack_tokens=70, num_epochs=2.0)
+    order, steps = LengthGroupedOrder(lengths, 4, plan.seed, 70), []
+    for number in (0, 1):
+        order.set_epoch(number)
+        for rows in pieces(list(order), 4):
+            packs = packs_of([lengths[row] for row in rows], 70)
+            steps.append([[rows[place] for place in pack] for pack in packs])
+    assert steps_of_run(run, lengths) == steps
+    sizes = [sum(lengths[row] for row in pack) for step in telling_steps(run, lengths, True) for pack in step]
+    assert max(sizes) == max(sum(lengths[row] for row in pack) for step in steps for pack in step)
+
+
+def test_made_up_packs_are_full_of_the_longest_and_of_the_shortest_rows(plan):
+    run = changed(plan, gradient_accumulation_steps=16, pack_tokens=100)
+    [[longest, shortest, one]] = made_up_packs(run, [40, 35, 25, 18], fast=True)
+    assert (longest, shortest, one) == ([0, 0, 3], [3] * 5, [3])
+    few = changed(plan, gradient_accumulation_steps=2, pack_tokens=100)
+    assert made_up_packs(few, [40, 35, 25, 18], fast=False) == [[[0, 0]], [[3, 3]], [[3]], [[0, 0]]]
 
 
 def pieces(values: list, size: int) -> list[list]:

@@ -9,6 +9,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from tiny.rows import TinyModel, colour_rows, tiny_plan
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlmtune.data.collate import WHERE, collate
 from vlmtune.data.dataset import TuneDataset
@@ -128,13 +129,25 @@ def test_weights_that_changed_are_seen_by_the_next_pass():
     assert not torch.equal(model(x), before)
 
 
+class Layer(GradientCheckpointingLayer):
+    """Two linear layers, the second of which is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(IN, OUT), nn.Linear(IN, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
 def test_an_adapter_that_no_loss_depends_on_has_no_gradient():
-    model = nn.Sequential(nn.Linear(IN, OUT), nn.Linear(IN, OUT)).bfloat16()
-    model = get_peft_model(model.requires_grad_(False), LoraConfig(r=RANK, target_modules=["0", "1"]))
+    model = nn.Sequential(Layer().bfloat16())
+    model = get_peft_model(model.requires_grad_(False), LoraConfig(r=RANK, target_modules=["used", "unused"]))
     make_lean(model.get_base_model())
-    used, unused = model.get_base_model()
-    used(torch.randn(3, IN, dtype=torch.bfloat16)).sum().backward()
-    assert used.lora_B["default"].weight.grad.any() and unused.lora_B["default"].weight.grad is None
+    for _ in range(2):
+        model(torch.randn(3, IN, dtype=torch.bfloat16)).sum().backward()
+    layer = model.get_base_model()[0]
+    assert layer.used.lora_B["default"].weight.grad.any() and layer.unused.lora_B["default"].weight.grad is None
 
 
 def test_adapters_are_saved_as_peft_s():
