@@ -150,6 +150,15 @@ def test_weights_that_are_no_numbers_are_named(copy, value):
         build.load_base(tiny_plan(copy))
 
 
+@pytest.mark.parametrize("text", ['{"eos_token_id": ' + "9" * 5_000 + "}", "[" * 100_000, "{"])
+def test_a_broken_generation_config_is_one_message(copy, text):
+    (copy / "generation_config.json").write_text(text)
+    try:
+        build.load_base(tiny_plan(copy))
+    except VlmtuneError as error:
+        assert f"the model {copy} cannot be loaded" in error.message and error.hint
+
+
 def test_a_head_that_is_the_embedding_need_not_be_in_the_files(folder):
     stored = stored_tensors(folder("qwen2_vl"))
     assert not any("lm_head" in name for name in stored)
