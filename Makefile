@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-lean gpu-packing gpu-small-card kills damage full-disk docs architectures catalogue guide plans clean
+.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-lean gpu-packing gpu-small-card kills damage full-disk docs fuzz audit architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -101,6 +101,15 @@ damage: install  ## damage every file of a run in seven ways and ask every comma
 
 full-disk: install  ## fill the disk after every few KB of a run (Linux, user namespaces); five minutes (PAGES=1: after every 4 KB)
 	$(BIN)/python tests/bench/full_disk.py $(PAGES)
+
+fuzz: install  ## read 20,000 damaged rows, configs, models, images and run folders (VLMTUNE_FUZZ=N); 15 minutes
+	VLMTUNE_FUZZ=$${VLMTUNE_FUZZ:-20000} $(BIN)/python -m pytest -q -n 2 tests/fuzz
+
+audit: install  ## look up known weaknesses of all that is installed; fails where no advisories can be reached
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)-audit/installed.txt
+	$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps -r $(VENV)-audit/installed.txt
 
 architectures: install  ## try every architecture of transformers on a tiny model; 20 minutes, can be stopped and started
 	$(BIN)/python docs/architectures.py

@@ -112,6 +112,18 @@ def strict_json(value: Any, indent: int | None = None) -> str:
     return printable_json(json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False))
 
 
+def json_value(text: str | bytes) -> Any:
+    """Return JSON that a stranger may have written.
+
+    Raises:
+        ValueError: it is not JSON, or nested more deeply than the parser goes.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def parse_json(shape: type[T], text: str | bytes, *, unknown_keys: Literal["ignore", "forbid"] = "ignore") -> T:
     """Return JSON text as a dataclass, or another type, that its values must fit: a "1" is no number.
 

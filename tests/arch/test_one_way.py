@@ -21,6 +21,7 @@ OWN_FILES = {
     "hardware/calibration.py": "in the user's cache",
     "hub/download.py": "in the hub's cache",
     "models/kept.py": "in the user's cache",
+    "models/opened/limited.py": "the system's",
 }
 """Modules that read files which nobody names, and whose they are."""
 READERS = {"read_text", "read_bytes"}

@@ -131,6 +131,15 @@ def test_a_model_that_thinks_is_asked_as_it_was_taught(template, wish, end, said
     assert asked[0] == asked[1] and asked[0].endswith(end)
 
 
+def test_a_template_that_is_replaced_is_said(tmp_path):
+    tiny = TinyModel("llava", tmp_path)
+    [note] = template_notes(load_processor(tiny.plan), tiny.plan)
+    assert note.startswith("the chat template is vlmtune's: the published one of such models puts no end token")
+    own = (tiny.folder / "chat_template.jinja").read_text().replace("+ ' ' }}{% endfor %}", "}}{% endfor %}</s>")
+    (tiny.folder / "chat_template.jinja").write_text(own)
+    assert template_notes(load_processor(tiny.plan), tiny.plan) == []
+
+
 def test_a_switch_that_the_template_does_not_have_is_refused(tmp_path):
     tiny = TinyModel("qwen3_vl", tmp_path)
     plan = dataclasses.replace(tiny.plan, chat_template_kwargs={"enable_thinking": False})

@@ -103,7 +103,8 @@ def test_damage_to_any_file_is_no_traceback_and_no_silent_difference(states):
         try:
             found = what_comes_of(states, case)
         except Exception as error:
-            found = f"{type(error).__name__}: {error}"[:200]
+            error.add_note(str(case))
+            raise
         if problem := problem_of(case, found, expected[case.state, case.command]):
             wrong.append(f"{case}: {problem}")
             print(wrong[-1], flush=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
+from transformers import ProcessorMixin
 
 from vlmtune.engine import callbacks, trainer
 from vlmtune.engine import evaluate as engine_evaluate
@@ -199,6 +200,23 @@ def test_a_disk_that_fills_elsewhere(project, monkeypatch, assert_same_weights, 
     assert project.train("full", resume=True).code == 0
     assert_same_weights(project.run("straight"), project.run("full"))
     assert not list(project.run("full").path.glob("*.partial"))
+
+
+# As tokenizers reports it, word for word.
+TOKENIZERS = Exception("No space left on device (os error 28)")
+
+
+def test_a_disk_that_fills_while_the_processor_is_written(project, monkeypatch):
+    project.train("done", "training.max_steps=1")
+    with monkeypatch.context() as patch:
+        call_at(patch, ProcessorMixin, "save_pretrained", 1, failing(TOKENIZERS))
+        merged = project.run_cli("merge", "runs/done", "-o", "merged")
+    assert merged.code == 1 and merged.stderr.startswith("error: the disk is full: merged could not be written\n")
+    assert not list(project.root.glob("merged*"))
+    with monkeypatch.context() as patch:
+        call_at(patch, ProcessorMixin, "save_pretrained", 1, failing(TOKENIZERS))
+        full = project.train("full", "training.max_steps=1")
+    assert full.code == 1 and full.stderr.startswith("error: the disk is full: a file of runs/full could not be")
 
 
 def test_a_half_written_adapter_is_removed(project, monkeypatch):

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from vlmtune import files
-from vlmtune.files import PARTIAL, parse_json, relative_path, remove, strict_json, sync, write_atomically, write_json
+from vlmtune.files import (
+    PARTIAL,
+    json_value,
+    parse_json,
+    relative_path,
+    remove,
+    strict_json,
+    sync,
+    write_atomically,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -180,3 +190,10 @@ def test_keys_that_are_not_known_are_left_out_unless_they_are_forbidden():
     assert parse_json(Shape, '{"number": 3, "new": 1}') == Shape(3)
     with pytest.raises(ValueError, match="new"):
         parse_json(Shape, '{"number": 3, "new": 1}', unknown_keys="forbid")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5_000, b"\xff", "", "{'a': 1}"])
+def test_json_of_a_stranger_ends_in_one_kind_of_error(text):
+    with pytest.raises(ValueError):
+        json_value(text)
+    assert json_value('{"a": [1]}') == {"a": [1]}

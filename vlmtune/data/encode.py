@@ -24,13 +24,12 @@ from vlmtune.data.fit.misfit import misfit
 from vlmtune.data.types import Sample
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
+from vlmtune.models.opened.processor import REFUSALS
 from vlmtune.models.processor import image_token_id, special_token_ids
 
 IGNORED = -100
 QFORMER_KEYS = ("qformer_input_ids", "qformer_attention_mask")
 """Tensors [1, Q] of the question in the Q-Former's own tokens."""
-REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
-"""What templates and processors raise on rows that they cannot take."""
 Span = tuple[int, int]
 
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from vlmtune.data.encode import encode
 from vlmtune.data.types import ImageRef, Sample, Turn
-from vlmtune.engine.checkpoints import save_whole
+from vlmtune.engine.checkpoints import WRITE_ERRORS, save_whole
 from vlmtune.engine.evaluate import serve_ends
 from vlmtune.engine.tuned import load_tuned
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import PARTIAL, remove
+from vlmtune.files import PARTIAL, is_disk_full, remove
 from vlmtune.models.build import family_of, load_base
+from vlmtune.models.processor import save_processor
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import Learned
 
@@ -68,8 +69,15 @@ def merge(plan: RunPlan, learned: Learned, out_dir: Path) -> MergeProof:
     remove(partial)
     whole = tuned.model.merge_and_unload() if isinstance(tuned.model, PeftModel) else tuned.model
     serve_ends(whole, tuned.processor)
-    tuned.processor.save_pretrained(partial)
-    save_whole(whole, plan, partial)
+    try:
+        save_processor(tuned.processor, partial)
+        save_whole(whole, plan, partial)
+    except WRITE_ERRORS as error:
+        if not is_disk_full(error):
+            raise
+        remove(partial)
+        way_out = "free some space, or give a folder on another disk"
+        raise VlmtuneError(f"the disk is full: {out_dir} could not be written", way_out) from None
     del tuned, whole
     saved = dataclasses.replace(plan, model=str(partial.resolve()), prequantised=False)
     merged = _logits(load_base(saved, quantized=False).eval(), inputs)

@@ -28,7 +28,7 @@ from vlmtune.hub.source import ModelSource
 from vlmtune.models.build import base_of, build_model, check_checkpoint, family_of
 from vlmtune.models.features import serve_features
 from vlmtune.models.inventory import InventoryRow, inventory
-from vlmtune.models.processor import load_processor, template_notes
+from vlmtune.models.processor import load_processor, save_processor, template_notes
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.manifest import write_manifest
@@ -171,7 +171,7 @@ def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan,
         save_whole(model, plan, partial)
     else:
         save_adapter(model, partial)
-    processor.save_pretrained(partial)
+    save_processor(processor, partial)
     write_manifest(partial)
     remove(target)
     partial.rename(target)

@@ -39,6 +39,8 @@ from vlmtune.models.verify import refuse_other_base
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 
+ABSURD_LOSS = 1_000.0  # before the first step; who guesses among all tokens has 13 at most
+
 
 class Schedule(LambdaLR):
     """transformers' schedule, one step ahead: its warm-up starts at 0, and a step at 0 learns nothing.
@@ -188,9 +190,12 @@ class TuneTrainer(Trainer):
         return loss
 
     def refuse_no_number(self) -> None:
-        """Stop the run, and name the rows, if a loss of the last step is no number; all are read at once."""
+        """Stop the run, and name the rows, if a loss of the last step cannot be; all are read at once."""
         losses, self.losses = self.losses, []
         for loss, (_, where) in zip(torch.stack([loss for loss, _ in losses]).tolist(), losses, strict=True):
+            if self.state.global_step == 1 and not loss < ABSURD_LOSS:
+                what = f"the loss is {loss:.3g} before anything was learned, rows {', '.join(where)}"
+                raise VlmtuneError(what, "the model's weights are damaged, or overflow (hardware.mixed_precision: no)")
             if not math.isfinite(loss):
                 raise VlmtuneError(
                     f"the loss became {loss} at step {self.state.global_step}, rows {', '.join(where)}",
@@ -238,7 +243,7 @@ class TuneTrainer(Trainer):
         if self.plan.method == "full":
             load_trained(self.model, Path(resume_from_checkpoint))
         else:
-            refuse_other_base(base_of(self.model), Path(resume_from_checkpoint))
+            refuse_other_base(base_of(self.model), Path(resume_from_checkpoint), self.plan.lora_rank)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def floating_point_ops(self, inputs) -> int:

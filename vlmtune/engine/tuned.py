@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import ProcessorMixin
 
 from vlmtune.config.schema import DataSection, ModelSection, TrainingConfig, TrainingSection
 from vlmtune.data.features.prepare import Teller, features_of
@@ -18,6 +18,7 @@ from vlmtune.engine.runtime import probe_device
 from vlmtune.hub.source import open_model
 from vlmtune.models.build import base_of, build_model, build_tuned, load_base
 from vlmtune.models.features import serve_features
+from vlmtune.models.opened.processor import open_processor
 from vlmtune.models.processor import load_processor
 from vlmtune.plan.decide import make_plan
 from vlmtune.plan.file import load_plan
@@ -73,7 +74,7 @@ def load_tuned(plan: RunPlan, learned: Learned, *, quantized: bool = True) -> Tu
 
 def processor_of(plan: RunPlan, learned: Learned) -> ProcessorMixin:
     """Return the processor as the run used it: checkpoints have none of their own."""
-    return load_processor(plan) if learned.note else AutoProcessor.from_pretrained(learned.path)
+    return load_processor(plan) if learned.note else open_processor(learned.path)
 
 
 def load_tuned_for(plan: RunPlan, learned: Learned, samples: Sequence[Sample], teller: Teller) -> Tuned:
@@ -115,5 +116,5 @@ def load_whole(folder: Path) -> tuple[Tuned, str | None]:
         training=TrainingSection(method="qlora" if is_packed else method, gradient_accumulation_steps=1),
     )
     plan = make_plan(config, source, probe_device())
-    tuned = Tuned(plan, load_base(plan).eval().requires_grad_(False), AutoProcessor.from_pretrained(folder))
+    tuned = Tuned(plan, load_base(plan).eval().requires_grad_(False), open_processor(folder))
     return tuned, "in 4 bits: the card does not hold it in 16" if is_large and not is_packed else None

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from vlmtune.errors import VlmtuneError
 from vlmtune.families import find_family
 from vlmtune.families.base import Family, ImageSettings, Json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+CONFIG_ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError)
+CONFIG_ERRORS += (TypeError, ValueError)
+"""What a damaged config.json raises in the library: anything, wherever a value is used first."""
 SMALLEST_IMAGE_PX = 224
 """The input of the smallest towers in use; below it small print is gone."""
 CAPPED_BY_DEFAULT = {"gemma2": 50.0, "t5_gemma_module": 50.0, "vaultgemma": 50.0}
@@ -135,16 +139,31 @@ class ModelFacts:
 
     def _text(self, key: str) -> int:
         """The value of a key of the language model: what the file says, else the default of its class."""
-        for said in (self.config.get("text_config") or {}, self.config):
-            if said.get(key) is not None:
-                return said[key]
-        return getattr(self._library.get_text_config(), key)
+        sections = (self.config.get("text_config") or {}, self.config)
+        value = next((section[key] for section in sections if section.get(key) is not None), None)
+        if value is None:
+            value = getattr(self._library and self._library.get_text_config(), key, None)
+        if type(value) is not int:
+            raise self._damaged(f"{key} is {value!r}, no whole number")
+        return value
 
     @cached_property
     def _library(self) -> "PretrainedConfig | None":
         """The config as the library reads it; None for a type that it does not know."""
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import CONFIG_MAPPING, AutoConfig
 
         if self.config["model_type"] not in CONFIG_MAPPING:
             return None
-        return AutoConfig.for_model(**deepcopy(dict(self.config)))  # the classes fill in what they are given
+        try:
+            return AutoConfig.for_model(**deepcopy(dict(self.config)))  # the classes fill in what they are given
+        except (*CONFIG_ERRORS, StrictDataclassError) as error:
+            raise self._damaged(f"{type(error).__name__}: {last_line(error)}") from None
+
+    def _damaged(self, what: str) -> VlmtuneError:
+        return VlmtuneError(f"the config.json of {self.name} describes no model: {what}", "download the file again")
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of what an error says that is not empty."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")

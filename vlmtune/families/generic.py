@@ -168,7 +168,7 @@ def _on_meta(config: Json, attention: str) -> "nn.Module":
 
     with torch.device("meta"):
         whole = AutoConfig.for_model(**json.loads(json.dumps(config)))
-        return AutoModelForImageTextToText.from_config(whole, attn_implementation=attention)
+        return AutoModelForImageTextToText.from_config(whole, attn_implementation=attention, trust_remote_code=False)
 
 
 def _outside(model: "nn.Module", text: str, head: str) -> dict[str, int]:

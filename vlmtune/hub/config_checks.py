@@ -12,6 +12,8 @@ LIMITS = (
     (re.compile(r"(_size|_dim|_heads|_channels|_tokens|_positions?|_embeddings|_rank|_factor)$"), 2**24),
 )
 """Keys and the largest value that any model comes near: builders loop over the first kind."""
+OTHER_PLACES = ("hf-hub:", "hf_hub:", "local-dir:")
+"""How names of timm's models begin that it looks for on the hub, or in a folder."""
 NEVER_TEXT = ("layers", "_size", "_dim", "_heads")
 EXAMPLES_OF_IMAGES = ("vision", "visual", "image", "img", "mm_", "multimodal")
 
@@ -20,6 +22,11 @@ def refuse_absurd(config: dict[str, Any], path: Path) -> None:
     """Raise when `config` is of a model without images, or has values that no model has."""
     _refuse_text_only(config, path)
     for key, value in _leaves(config):
+        if _names_code(key.rpartition(".")[2], value):
+            raise VlmtuneError(
+                f"{path}: {key} asks for code from elsewhere, {value!r}: vlmtune runs none that a model names",
+                "if you trust the rest of the model, remove that key from a copy of it",
+            )
         if _is_absurd(key.rpartition(".")[2], value):
             raise VlmtuneError(f"{path}: {key} is {value!r}: no model has that", "download the file again")
     for key, part in [("", config), *config.items()]:
@@ -35,6 +42,13 @@ def _is_absurd(name: str, value: str | int | float | None) -> bool:
     if isinstance(value, str):
         return name.endswith(NEVER_TEXT)
     return not -limit <= value <= limit  # true for nan
+
+
+def _names_code(name: str, value: str | int | float | None) -> bool:
+    """Return whether a library would fetch a program, or other files than the model's, for this value."""
+    if not isinstance(value, str):
+        return False
+    return (name.endswith("_implementation") and "/" in value) or value.startswith(OTHER_PLACES)
 
 
 def _refuse_text_only(config: dict[str, Any], path: Path) -> None:

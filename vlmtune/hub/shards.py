@@ -3,21 +3,26 @@
 No torch here, and no weight is read.
 """
 
-import json
 import math
+import os
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.files import json_value
 from vlmtune.reading import JSON_BYTES, open_regular, read_regular
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+NAME = re.compile(r"(?!\.)[ !-.0-~]{1,200}")
+"""Of a file in the folder of a model."""
 LENGTH_BYTES = 8
-LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+LARGEST_HEADER_BYTES = JSON_BYTES
+"""The library takes 100 MB, which are 2 GB in memory; headers of a thousand shards are smaller together."""
 DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 DTYPE_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
@@ -46,7 +51,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         VlmtuneError: no safetensors, a shard missing, or a file that is cut off or damaged.
     """
     if (folder / SINGLE).is_file():
-        return dict(_read_header(folder / SINGLE))
+        return stored_in(folder / SINGLE)
     if not (folder / INDEX).is_file():
         raise _no_weights(folder)
     places = weight_map(folder / INDEX)
@@ -57,7 +62,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             f"{folder} lacks {len(missing)} of {len(files)} weight files that {INDEX} names: {missing[0]}",
             "download the model again",
         )
-    tensors = dict(pair for file in files for pair in _read_header(folder / file))
+    tensors = {name: tensor for file in files for name, tensor in stored_in(folder / file).items()}
     lost = sorted(name for name, file in places.items() if name not in tensors or tensors[name].file.name != file)
     if lost:
         raise VlmtuneError(
@@ -67,44 +72,64 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def stored_in(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a file by name, from its header; together they must be all of the file.
+
+    Raises:
+        VlmtuneError: there is no such file, or it is cut off or damaged.
+    """
+    header, data_bytes = _header(path)
+    tensors, places = {}, []
+    for name, entry in header.items():
+        shape, place = _checked(path, name, entry)
+        places.append((*place, name))
+        tensors[name] = StoredTensor(path, shape, entry["dtype"])
+    end = 0
+    for start, stop, name in sorted(places):
+        if start != end:
+            raise _damaged(path, f"{name} does not begin where another tensor ends")
+        end = stop
+    if end != data_bytes:
+        raise _damaged(path, f"it holds {data_bytes:,} bytes, its header says {end:,}")
+    return tensors
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return what the header says of each tensor, and the bytes behind it."""
+    try:
+        with open_regular(path) as file:
+            num_bytes = os.fstat(file.fileno()).st_size - LENGTH_BYTES
+            header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            if header_bytes > min(LARGEST_HEADER_BYTES, num_bytes):
+                raise _damaged(path, "it is cut off, or no safetensors file")
+            text = file.read(header_bytes)
+    except FileNotFoundError:
+        raise VlmtuneError(f"there is no {path}", "download the model, or train the adapter, again") from None
+    try:
+        header = json_value(text)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise _damaged(path, "its header is not JSON")
+    header.pop("__metadata__", None)
+    return header, num_bytes - header_bytes
+
+
 def weight_map(path: Path) -> dict[str, str]:
     """Return tensor name → file name of an index."""
     try:
-        index = json.loads(read_regular(path, JSON_BYTES))
+        index = json_value(read_regular(path, JSON_BYTES))
         names = index["weight_map"]
         files, described = set(names.values()), isinstance(index.get("metadata", {}), dict)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise _damaged(path, "it has no weight_map") from None
-    if not described or not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
+    if not described or not files or not all(isinstance(file, str) and NAME.fullmatch(file) for file in files):
         raise _damaged(path, "it names no files of this folder")
     return names
 
 
-def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    """Yield name and place of each tensor; the sizes that the header gives must be that of the file."""
-    num_bytes = path.stat().st_size
-    with open_regular(path) as file:
-        header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        if num_bytes < LENGTH_BYTES or header_bytes > min(LARGEST_HEADER_BYTES, num_bytes - LENGTH_BYTES):
-            raise _damaged(path, "it is cut off, or no safetensors file")
-        text = file.read(header_bytes)
-    try:
-        header = dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError):
-        raise _damaged(path, "its header is not JSON") from None
-    header.pop("__metadata__", None)
-    end = 0
-    for name, entry in header.items():
-        shape, stop = _checked(path, name, entry)
-        end = max(end, stop)
-        yield name, StoredTensor(path, shape, entry["dtype"])
-    expected = LENGTH_BYTES + header_bytes + end
-    if expected != num_bytes:
-        raise _damaged(path, f"it has {num_bytes:,} bytes, its header says {expected:,}")
-
-
-def _checked(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], int]:
-    """Return shape and last byte of one tensor."""
+def _checked(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """Return shape of one tensor, and where its bytes begin and end."""
     try:
         shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
         dtype_bytes = DTYPE_BYTES.get(entry["dtype"])
@@ -115,7 +140,7 @@ def _checked(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], int]:
         raise _damaged(path, f"its header does not say where {name} is")
     if dtype_bytes is not None and math.prod(shape) * dtype_bytes != stop - start:
         raise _damaged(path, f"{name} has another size than its shape {list(shape)}")
-    return shape, stop
+    return shape, (start, stop)
 
 
 def _damaged(path: Path, what: str) -> VlmtuneError:

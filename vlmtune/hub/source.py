@@ -1,6 +1,5 @@
 """Where a model is and what its small JSON files say, read before anything large. No torch here."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from vlmtune.catalog import find_entry
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts, Prequantised
+from vlmtune.files import json_value
 from vlmtune.hub.commits import pinned_commit
 from vlmtune.hub.config_checks import refuse_absurd
 from vlmtune.hub.download import checkpoint_folder, tensor_names
@@ -120,8 +120,8 @@ def _no_model(folder: Path) -> VlmtuneError:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(read_regular(path, JSON_BYTES))
-    except (ValueError, RecursionError) as error:  # damaged bytes, JSON or numbers
+        value = json_value(read_regular(path, JSON_BYTES))
+    except ValueError as error:  # damaged bytes, JSON or numbers
         raise VlmtuneError(f"{path} is not JSON: {error}", "download the file again") from None
     if not isinstance(value, dict):
         raise VlmtuneError(f"{path} is not a JSON object", "download the file again")

@@ -10,7 +10,7 @@ from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, Saving
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
     from vlmtune.plan.types import Device, RunPlan
@@ -105,13 +105,14 @@ def adapt(model: "PreTrainedModel", plan: "RunPlan", family: Family) -> "PreTrai
                 parameter.requires_grad_(True)
         return model
     with torch.device(model.get_output_embeddings().weight.device):  # embeddings may be on the CPU
-        adapted = get_peft_model(model, _lora_config(plan))
+        adapted = get_peft_model(model, lora_config(plan))
     # Written into every checkpoint and the adapter; PEFT would put the folder's full path there.
     adapted.peft_config["default"].base_model_name_or_path = plan.model_name
     return adapted
 
 
-def _lora_config(plan: "RunPlan"):
+def lora_config(plan: "RunPlan") -> "LoraConfig":
+    """Return the plan's adapters in PEFT's words."""
     from peft import LoraConfig
 
     return LoraConfig(

@@ -20,12 +20,13 @@ from vlmtune.compat import transformers as borrowed
 from vlmtune.errors import VlmtuneError
 from vlmtune.families import FAMILIES
 from vlmtune.families.base import Family
+from vlmtune.families.facts import CONFIG_ERRORS, last_line
 from vlmtune.families.generic import NAME as GENERIC
 from vlmtune.families.generic import generic_family
 from vlmtune.hub.download import checkpoint_folder, tensor_names
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
-from vlmtune.levers.method import adapt
+from vlmtune.levers.method import adapt, lora_config
 from vlmtune.models import embeddings, streaming
 from vlmtune.models.attention.varlen import attend_by_rows
 from vlmtune.models.config import read_config
@@ -49,9 +50,6 @@ from vlmtune.models.verify import refuse_other_base, refuse_other_numbers, refus
 from vlmtune.plan.types import RunPlan
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-CONFIG_ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError)
-CONFIG_ERRORS += (StrictDataclassError, TypeError, ValueError)
-"""What building a model from a damaged config.json raises: anything, wherever a number is used first."""
 
 
 def family_of(plan: RunPlan) -> Family:
@@ -107,8 +105,9 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
     model = load_base(plan, quantized=quantized, parts=_parts_in_training(plan))
     linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
     expected = {name for name in linears if re.fullmatch(plan.lora_targets, name)}
-    refuse_other_base(model, Path(adapter_dir))
-    tuned = PeftModel.from_pretrained(model, adapter_dir)
+    refuse_other_base(model, Path(adapter_dir), plan.lora_rank)
+    # By the plan: patterns in a stranger's adapter_config.json may take for ever to be matched.
+    tuned = PeftModel.from_pretrained(model, adapter_dir, config=lora_config(plan))
     adapted = {
         name.removeprefix("base_model.model.") for name, module in tuned.named_modules() if hasattr(module, "lora_A")
     }
@@ -220,11 +219,12 @@ def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> 
                 dtype=DTYPES[plan.base_dtype],
                 device_map=device_map(plan, family_of(plan), files.described),
                 attn_implementation=plan.attention,
+                trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below
             )
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise VlmtuneError(
             f"the model {folder} cannot be loaded: {str(error).splitlines()[0]}",
             "the folder needs config.json and all *.safetensors files",
@@ -272,11 +272,14 @@ def _weightless(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrain
         made = only(parts, config, family_of(plan))
         with made, torch.device("meta"), default_dtype(DTYPES[plan.base_dtype]):
             model = AutoModelForImageTextToText.from_config(
-                config, dtype=DTYPES[plan.base_dtype], attn_implementation=plan.attention
+                config,
+                dtype=DTYPES[plan.base_dtype],
+                attn_implementation=plan.attention,
+                trust_remote_code=False,
             )
-    except CONFIG_ERRORS as error:
+    except (*CONFIG_ERRORS, StrictDataclassError) as error:
         raise VlmtuneError(
-            f"{folder / 'config.json'} describes no model: {type(error).__name__}: {_last_line(error)}",
+            f"{folder / 'config.json'} describes no model: {type(error).__name__}: {last_line(error)}",
             "download the file again",
         ) from None
     exceptions = borrowed.DTYPE_PLAN.read(model)(DTYPES[plan.base_dtype])  # in fp16, some models keep parts in fp32
@@ -286,10 +289,6 @@ def _weightless(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrain
                 parameter.data = parameter.data.to(dtype)
     model.tie_weights()
     return model
-
-
-def _last_line(error: Exception) -> str:
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:

@@ -2,21 +2,22 @@
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from vlmtune.families.base import Family
+from vlmtune.models.opened.processor import open_processor
 from vlmtune.plan.types import RunPlan
 
 
 def read_config(plan: RunPlan, folder: Path, family: Family) -> PretrainedConfig:
     """Return the config of the model in `folder`, which loading and the model without weights are made from."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if plan.has_own_head:
         # Mistral Small 3.1 and InternVL3 say nothing of it, and the library's default would make head and embedding one
         # until it has read both and found them different.
         config.tie_word_embeddings = False
     if family.qformer and config.image_token_index is None:
         # InstructBLIP's lacked it until the end of 2024. The processor adds the token to a tokenizer without it.
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = open_processor(folder, family.processor_class or "AutoProcessor").tokenizer
         config.image_token_index = tokenizer.get_vocab().get("<image>", len(tokenizer))
     return config

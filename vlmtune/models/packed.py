@@ -1,6 +1,5 @@
 """Layers in 4 bits: without storage as quantising would make them, and as files of a packed base hold them."""
 
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from vlmtune.compat import bitsandbytes as bnb
 from vlmtune.compat import transformers as borrowed
 from vlmtune.errors import VlmtuneError
+from vlmtune.files import json_value
 from vlmtune.hub.prequantised import STATE
 from vlmtune.hub.shards import StoredTensor
 from vlmtune.models.verify import names_in_memory
@@ -203,7 +203,7 @@ def _read_states(states: dict[str, str], stored: dict[str, StoredTensor]) -> dic
 def _state(text: bytes, name: str, path: Path) -> dict[str, Any]:
     """Return what a file says of a packed weight: at least its shape and its block."""
     try:
-        said = dict(json.loads(text))
+        said = dict(json_value(text))
         whole = [said["blocksize"], *said["shape"]]
     except (ValueError, TypeError, KeyError):
         whole = [None]

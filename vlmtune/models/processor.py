@@ -1,19 +1,22 @@
 """The checkpoint's processor, set as the plan says, with a chat template that ends the assistant's turn."""
 
+import errno
 import re
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import transformers
+from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.families import FAMILIES
 from vlmtune.families.facts import ModelFacts
+from vlmtune.files import is_disk_full
 from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.source import open_model
 from vlmtune.models.build import family_of
+from vlmtune.models.opened.processor import REFUSALS, open_processor
 from vlmtune.plan.types import RunPlan
 
 THINKING = "enable_thinking"
@@ -27,6 +30,16 @@ PROBE = [
 ]
 
 
+def save_processor(processor: ProcessorMixin, folder: Path) -> None:
+    """Write a processor; a full disk is an OSError, for which tokenizers raises the class of all errors."""
+    try:
+        processor.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is Exception and is_disk_full(error):
+            raise OSError(errno.ENOSPC, str(error)) from None
+        raise
+
+
 def load_processor(plan: RunPlan) -> ProcessorMixin:
     """Return tokenizer, image processor and chat template of the plan's model, ready to be saved with the adapter.
 
@@ -35,14 +48,8 @@ def load_processor(plan: RunPlan) -> ProcessorMixin:
             assistant's turn with an end token.
     """
     family = family_of(plan)
-    processor_class = getattr(transformers, family.processor_class or "AutoProcessor")
-    try:
-        processor = processor_class.from_pretrained(checkpoint_folder(plan.model, plan.revision, weights=False))
-    except (OSError, ValueError) as error:
-        raise VlmtuneError(
-            f"the processor of {plan.model} cannot be loaded: {str(error).splitlines()[0]}",
-            "the folder needs the tokenizer and preprocessor files of the model too",
-        ) from None
+    folder = checkpoint_folder(plan.model, plan.revision, weights=False)
+    processor = open_processor(folder, family.processor_class or "AutoProcessor")
     source = open_model(plan.model, plan.revision, Path("/"))
     if family in FAMILIES:
         _check_image_token(processor, source.facts(plan.model_name), plan)
@@ -102,6 +109,11 @@ def template_notes(processor: ProcessorMixin, plan: RunPlan) -> list[str]:
         notes.append(
             f"data.chat_template_kwargs.{THINKING} = false: the chat template would ask for a thought, and rows have "
             "none; the template saved with the run has the same default"
+        )
+    if (ours := family_of(plan).chat_template) and str(processor.chat_template).endswith(ours):
+        notes.append(
+            "the chat template is vlmtune's: the published one of such models puts no end token after an answer, so a "
+            "tuned model would never stop; it is saved with the run"
         )
     if any(end in ask_and_answer(processor)[1] for end in THOUGHT_ENDS):
         notes.append(
@@ -175,10 +187,19 @@ def plain_ids(processor: ProcessorMixin, text: str) -> list[int]:
     return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def _rendered(processor: ProcessorMixin, messages: list[dict], *, ask: bool = False) -> str:
+    try:
+        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+    except (TemplateError, *REFUSALS) as error:
+        raise VlmtuneError(
+            f"the chat template of {processor.tokenizer.name_or_path} cannot write a question and its answer: {error}",
+            "download chat_template.jinja, or the file that holds the template, again",
+        ) from None
+
+
 def ask_and_answer(processor: ProcessorMixin) -> tuple[str, str]:
     """Return what the chat template makes of a question, and what it writes between that and its answer."""
-    prompt = processor.apply_chat_template(PROBE[:1], tokenize=False, add_generation_prompt=True)
-    row = processor.apply_chat_template(PROBE, tokenize=False)
+    prompt, row = _rendered(processor, PROBE[:1], ask=True), _rendered(processor, PROBE)
     if not row.startswith(prompt):
         return prompt, ""
     return prompt, row[len(prompt) :].partition(PROBE[1]["content"][0]["text"])[0]
@@ -186,7 +207,7 @@ def ask_and_answer(processor: ProcessorMixin) -> tuple[str, str]:
 
 def asks_as_written(processor: ProcessorMixin) -> bool:
     """Return whether the tokens of a question are the first tokens of the row with its answer."""
-    prompt, row = ask_and_answer(processor)[0], processor.apply_chat_template(PROBE, tokenize=False)
+    prompt, row = ask_and_answer(processor)[0], _rendered(processor, PROBE)
     ids = plain_ids(processor, prompt)
     return row.startswith(prompt) and plain_ids(processor, row)[: len(ids)] == ids
 
@@ -195,7 +216,7 @@ def turn_end_id(processor: ProcessorMixin) -> int | None:
     """Return the special token that the chat template puts after an answer, or None when it puts none."""
     if not processor.chat_template:
         return None
-    tail = processor.apply_chat_template(PROBE, tokenize=False).rpartition("answer")[2]
+    tail = _rendered(processor, PROBE).rpartition("answer")[2]
     special = special_token_ids(processor)
     ends = [token for token in processor.tokenizer(tail, add_special_tokens=False)["input_ids"] if token in special]
     return ends[0] if ends else None

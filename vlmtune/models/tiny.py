@@ -196,7 +196,7 @@ def tiny_model(config: Json, preprocessor: Json, folder: Path, seed: int = 0) ->
     tiny = AutoConfig.for_model(**small)
     tiny.get_text_config().vocab_size = len(tokenizer)
     torch.manual_seed(seed)
-    model = AutoModelForImageTextToText.from_config(tiny, dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_config(tiny, dtype=torch.float32, trust_remote_code=False)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)

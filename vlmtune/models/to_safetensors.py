@@ -5,7 +5,6 @@ Files are read with torch's `weights_only` loader, which makes tensors and refus
 code of the checkpoint is needed, and one file is in memory at a time.
 """
 
-import json
 import pickle
 import shutil
 import sys
@@ -18,9 +17,8 @@ from torch import Tensor
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, write_json
-from vlmtune.hub.download import INDEX, PICKLES, SINGLE
+from vlmtune.hub.shards import INDEX, PICKLES, SINGLE, weight_map
 from vlmtune.printing import printable
-from vlmtune.reading import JSON_BYTES, read_regular
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 
@@ -39,25 +37,24 @@ def convert(folder: str | Path) -> list[Path]:
     if shutil.disk_usage(folder).free < num_bytes:
         raise VlmtuneError(f"{folder} needs {num_bytes / 1e9:.1f} GB more room on its disk", "make room, or copy it")
     names = [_new_name(path, len(pickles)) for path in pickles]
-    weight_map: dict[str, str] = {}
+    places: dict[str, str] = {}
     total_bytes = 0
     for path, name in zip(pickles, names, strict=True):
         tensors = _tensors(path)
         save_file(tensors, folder / (name + PARTIAL), metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
+        places |= dict.fromkeys(tensors, name)
         total_bytes += sum(tensor.nbytes for tensor in tensors.values())
     for name in names:
         (folder / (name + PARTIAL)).replace(folder / name)
     if names != [SINGLE]:
-        index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(places.items()))}
         write_json(folder / INDEX, index)
     return [folder / name for name in names]
 
 
 def _pickles(folder: Path) -> list[Path]:
     if (folder / PICKLE_INDEX).is_file():
-        weight_map = json.loads(read_regular(folder / PICKLE_INDEX, JSON_BYTES))["weight_map"]
-        pickles = [folder / name for name in sorted(set(weight_map.values()))]
+        pickles = [folder / name for name in sorted(set(weight_map(folder / PICKLE_INDEX).values()))]
     else:
         pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
     missing = [path for path in pickles if not path.is_file()]

@@ -20,10 +20,12 @@ from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.hub.prequantised import refuse_silent
-from vlmtune.hub.shards import StoredTensor
+from vlmtune.hub.shards import StoredTensor, stored_in
 from vlmtune.models.streaming import read_parameter
 from vlmtune.runs.adapter import WEIGHTS
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""What safetensors calls the formats of plain weights."""
 SAMPLED_NUMBERS = 4096
 QUANTISATION_ERROR = 0.2
 """Of a block's largest value. Half the widest gap is 0.14 (nf4) or 0.17 (fp4); constants in 8 bits add some."""
@@ -41,8 +43,15 @@ class Comparison:
 def refuse_other_tensors(model: PreTrainedModel, stored: dict[str, StoredTensor], where: Path) -> None:
     """Raise unless `stored` has every tensor of the weightless, unquantised `model`, in the model's shapes."""
     refuse_silent(stored, where)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    described = model.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in described.items()}
     sources, converted = names_in_memory(model, stored)
+    for source in (*(source for name, source in sources.items() if _is_float(described.get(name))), *converted):
+        if not stored[source].packed and stored[source].dtype not in FLOATS:
+            raise VlmtuneError(
+                f"{stored[source].file} has {source} as {stored[source].dtype}, where the model has fractions",
+                "weights are in 16 or 32 bits (F32, BF16, F16): download the model again",
+            )
     wrong = [
         f"{name} (shape {list(stored[source].shape)} instead of {list(expected[name])})"
         for name, source in sources.items()
@@ -67,6 +76,11 @@ def refuse_other_numbers(model: PreTrainedModel, stored: dict[str, StoredTensor]
     tensors = model.state_dict(keep_vars=True)
     samples = _one_of_each_kind([name for name in sources if name in tensors])
     for name in samples:
+        if not _is_finite(stored[sources[name]], sources[name]):
+            raise VlmtuneError(
+                f"{stored[sources[name]].file}: {sources[name]} holds what is no number, or infinite",
+                "training would end at its first step: download the model again",
+            )
         if not _is_equal(read_parameter(model, tensors[name]), stored[sources[name]], sources[name]):
             raise VlmtuneError(
                 f"{name} in memory is not what {where} holds: the library has replaced it while loading",
@@ -75,27 +89,31 @@ def refuse_other_numbers(model: PreTrainedModel, stored: dict[str, StoredTensor]
     return Comparison(tuple(samples), tuple(converted))
 
 
-def refuse_other_base(base: nn.Module, adapter: Path) -> None:
-    """Raise when an adapter's tensors do not fit the modules of a base: it was trained on another model."""
+def refuse_other_base(base: nn.Module, adapter: Path, rank: int) -> None:
+    """Raise when an adapter's tensors are not of this rank, or do not fit the modules of a base."""
     modules = dict(base.named_modules())
-    with safe_open(adapter / WEIGHTS, "pt") as file:
-        for name in file.keys():  # noqa: SIM118  it is no mapping
-            path, _, half = name.removeprefix("base_model.model.").rpartition(".lora_")
-            module, shape = modules.get(path), file.get_slice(name).get_shape()
-            found = shape[1] if half.startswith("A") else shape[0]
-            wanted = module and (module.in_features if half.startswith("A") else module.out_features)
-            if found != wanted:
-                raise VlmtuneError(
-                    f"the adapter in {adapter} was trained on another model: its {path} has {found} numbers a token"
-                    + (f", that of this base {wanted}" if wanted else ", this base has no such layer"),
-                    "name the model that it was trained on, in the revision that versions.json is from",
-                )
+    for name, tensor in stored_in(adapter / WEIGHTS).items():
+        path, _, half = name.removeprefix("base_model.model.").rpartition(".lora_")
+        module, is_a = modules.get(path), half.startswith("A")
+        wanted = getattr(module, "in_features" if is_a else "out_features", None)
+        shape = (rank, wanted) if is_a else (wanted, rank)
+        if tensor.shape != shape or tensor.dtype not in FLOATS:
+            raise VlmtuneError(
+                f"the adapter in {adapter} was trained on another model: its {path} is {list(tensor.shape)} of "
+                f"{tensor.dtype}"
+                + (f", that of this run {list(shape)}" if wanted else ", this base has no such layer"),
+                "name the model that it was trained on, in the revision that versions.json is from",
+            )
 
 
 def sources_in(model: PreTrainedModel, stored: dict[str, StoredTensor], family: Family) -> list[str]:
     """Return the names in the files of what a model of some parts is loaded from."""
     parts = {family.part_of(name) for name in model.state_dict()}
     return [source for source, name, _ in _renamed(model, stored) if _part_or_none(name, family) in parts]
+
+
+def _is_float(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.is_floating_point()
 
 
 def _part_or_none(name: str, family: Family) -> str | None:
@@ -148,6 +166,10 @@ def _one_of_each_kind(names: list[str]) -> list[str]:
     for name in sorted(names):
         kinds.setdefault(re.sub(r"\d+", "N", name), []).append(name)
     return [names[len(names) // 2] for names in kinds.values()]
+
+
+def _is_finite(source: StoredTensor, name: str) -> bool:
+    return source.packed is not None or bool(_first_numbers(source.file, name).isfinite().all())
 
 
 def _is_equal(tensor: Tensor, source: StoredTensor, name: str) -> bool:

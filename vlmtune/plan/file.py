@@ -3,17 +3,21 @@
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import parse_json, relative_path, strict_json, write_json
+from vlmtune.files import json_value, parse_json, relative_path, strict_json, write_json
 from vlmtune.plan.migrations import VERSION, Values, migrate
 from vlmtune.plan.types import RunPlan
 from vlmtune.reading import JSON_BYTES, read_regular
 
+_OF_A_PART = r"[\w.]+\\\.(\(\?!\([\w.|]+\)\\\.\))?\.\*\\\.\([\w.|]+\)"
+TARGETS = re.compile(rf"{_OF_A_PART}(\|{_OF_A_PART})?")
+"""How `lora_targets` is written: other patterns may take for ever to be matched, and runs are shared."""
 SHA256 = "sha256"
 """Key of the digest of all others: a changed digit would be a plan too, and answers would be other ones."""
 OTHER_KEYS = ("missing", "unexpected_keyword_argument")
@@ -42,7 +46,7 @@ def load_plan(path: Path) -> RunPlan:
 def _todays_values(path: Path) -> Values:
     """Return what the file holds, as today's format has it."""
     try:
-        values = dict(json.loads(read_regular(path, JSON_BYTES, own=True)))
+        values = dict(json_value(read_regular(path, JSON_BYTES, own=True)))
     except (ValueError, TypeError):
         raise _damaged(path) from None
     written = values.pop(SHA256, None)
@@ -66,7 +70,10 @@ def _digest(values: Values) -> str:
 def _checked(values: Values, path: Path) -> RunPlan:
     """Return the values as a plan: keys that are missing have their defaults, others are refused."""
     try:
-        return parse_json(RunPlan, json.dumps(values), unknown_keys="forbid")
+        plan = parse_json(RunPlan, json.dumps(values), unknown_keys="forbid")
+        if plan.lora_targets is not None and not TARGETS.fullmatch(plan.lora_targets):
+            raise _damaged(path, "lora_targets is no pattern that vlmtune writes")
+        return plan
     except ValidationError as error:
         problems = error.errors(include_url=False)
     other_keys = [_place(problem) for problem in problems if problem["type"] in OTHER_KEYS]

@@ -1,8 +1,8 @@
 """A folder that holds an adapter alone: which base it needs, and what can be done with it."""
 
-import json
 from pathlib import Path
 
+from vlmtune.files import json_value
 from vlmtune.reading import JSON_BYTES, read_regular
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -26,8 +26,8 @@ def run_of(folder: Path) -> Path | None:
 def base_in_words(folder: Path) -> str:
     """Return how the base of an adapter is called, and what that name is where no hub knows it."""
     try:
-        base = json.loads(read_regular(folder / CONFIG, JSON_BYTES)).get("base_model_name_or_path")
-    except (ValueError, RecursionError, AttributeError):
+        base = json_value(read_regular(folder / CONFIG, JSON_BYTES)).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
         base = None
     if not isinstance(base, str) or not base:
         return "an unknown model"

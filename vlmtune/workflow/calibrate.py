@@ -158,16 +158,16 @@ def small_run(folder: Path) -> SmallRun:
 
 def _write_model(folder: Path) -> None:
     """The demo's processor, and a larger model of its kind."""
-    config = transformers.AutoConfig.from_pretrained(DEMO_MODEL)
+    config = transformers.AutoConfig.from_pretrained(DEMO_MODEL, trust_remote_code=False)
     config.vision_config.update(VISION | VISION_PIXELS)
     config.text_config.update(TEXT | TEXT_SIZES)
     side, patch = VISION_PIXELS["image_size"], VISION_PIXELS["patch_size"]
     config.image_seq_length = (side // patch) ** 2
-    processor = transformers.AutoProcessor.from_pretrained(DEMO_MODEL)
+    processor = transformers.AutoProcessor.from_pretrained(DEMO_MODEL, trust_remote_code=False)
     processor.patch_size = patch
     processor.image_processor.size = {"shortest_edge": side}
     processor.image_processor.crop_size = {"height": side, "width": side}
-    model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

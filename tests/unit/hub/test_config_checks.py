@@ -79,6 +79,30 @@ def test_sections_of_the_wrong_kind(tmp_path, config):
         opened(tmp_path, json.dumps(config))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("_attn_implementation", "evil/kernel"),
+        ("attn_implementation", "evil/kernel@main:attention"),
+        ("_experts_implementation", "evil/experts"),
+        ("architecture", "hf-hub:evil/tower"),
+        ("architecture", "local-dir:/tmp/tower"),
+    ],
+)
+@pytest.mark.parametrize("section", ["vision_config", "text_config"])
+def test_code_of_another_place_is_refused(tmp_path, section, key, value):
+    """The kernels package would download and run it where it is installed, and timm build a model of another folder."""
+    with pytest.raises(VlmtuneError, match=rf"config\.json: {section}\.{key} asks for code from elsewhere"):
+        opened(tmp_path, changed(section, key, value))
+    with pytest.raises(VlmtuneError, match=rf"config\.json: {key} asks for code from elsewhere"):
+        opened(tmp_path, json.dumps({**LLAVA, key: value}))
+
+
+@pytest.mark.parametrize("value", ["sdpa", "eager", "flash_attention_2", None])
+def test_kinds_of_attention_that_saved_models_name_pass(tmp_path, value):
+    assert opened(tmp_path, json.dumps({**LLAVA, "_attn_implementation": value}))
+
+
 def test_the_processor_class_of_a_processor_config_is_kept(tmp_path):
     """Pixtral has the model_type of LLaVA: only the class says how it counts image tokens."""
     from vlmtune.hub.source import open_model

@@ -82,14 +82,40 @@ def test_a_header_that_makes_no_sense(single, entry, said):
     assert said in error(single)
 
 
-@pytest.mark.parametrize("index", ["", "{}", "[]", '{"weight_map": []}', '{"weight_map": {}}'])
+def _at(start: int, stop: int) -> dict:
+    return {"dtype": "U8", "shape": [stop - start], "data_offsets": [start, stop]}
+
+
+@pytest.mark.parametrize(
+    "places",
+    [[(0, 48), (0, 48)], [(0, 30), (20, 48)], [(0, 20), (28, 48)], [(8, 48)]],
+    ids="same over hole late".split(),
+)
+def test_tensors_that_share_bytes_or_leave_some_out(single, places):
+    """Libraries differ in what they make of such files."""
+    text = json.dumps({f"{number}": _at(*place) for number, place in enumerate(places)}).encode()
+    (single / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text + bytes(48))
+    assert "does not begin where another tensor ends" in error(single)
+
+
+def test_a_header_of_a_hundred_megabytes_is_not_read(single):
+    with (single / SINGLE).open("r+b") as file:
+        file.write((90_000_000).to_bytes(8, "little"))
+        file.truncate(100_000_000)
+    assert "it is cut off, or no safetensors file" in error(single)
+
+
+@pytest.mark.parametrize(
+    "index", ["", "{}", "[]", "[" * 100_000, "9" * 5_000, '{"weight_map": []}', '{"weight_map": {}}']
+)
 def test_a_damaged_index(sharded, index):
     (sharded / INDEX).write_text(index)
     assert f"{INDEX} is damaged" in error(sharded)
 
 
-def test_an_index_that_leads_out_of_the_folder(sharded):
-    (sharded / INDEX).write_text(json.dumps({"weight_map": {"a.weight": "../../etc/passwd"}}))
+@pytest.mark.parametrize("name", ["../../etc/passwd", "..", "a" * 10_000, "\0", "\ud800", ""])
+def test_an_index_that_leads_out_of_the_folder(sharded, name):
+    (sharded / INDEX).write_text(json.dumps({"weight_map": {"a.weight": name}}))
     assert "names no files of this folder" in error(sharded)
 
 

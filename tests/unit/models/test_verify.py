@@ -116,6 +116,49 @@ def test_a_missing_tensor_is_named_before_loading(copy, monkeypatch):
         build.load_base(tiny_plan(copy))
 
 
+@pytest.mark.parametrize("dtype", ["I32", "U32", "BOOL", "I64"])
+def test_whole_numbers_in_place_of_weights_are_refused_before_loading(copy, monkeypatch, dtype):
+    """The bytes of a weight under another name: the run had a loss of 2.6e10, and ended well."""
+    monkeypatch.setattr(build.AutoModelForImageTextToText, "from_pretrained", None)
+    sizes = {"I32": 1, "U32": 1, "BOOL": 4, "I64": 0.5}
+    name = _relabelled(copy / "model.safetensors", "q_proj.weight", dtype, sizes[dtype])
+    with pytest.raises(VlmtuneError, match=rf"model\.safetensors has {name} as {dtype}, where the model has fractions"):
+        build.load_base(tiny_plan(copy))
+
+
+def _relabelled(path, ending: str, dtype: str, times: float) -> str:
+    """Give the first weight with this ending another format in the header; its bytes stay."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    name = next(name for name in header if name.endswith(ending))
+    rows, columns = header[name]["shape"]
+    header[name].update(dtype=dtype, shape=[rows, int(columns * times)])
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])
+    return name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_named(copy, value):
+    tensors = load_file(copy / "model.safetensors")
+    for name in tensors:
+        if name.endswith("q_proj.weight"):
+            tensors[name][0, 0] = value
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(VlmtuneError, match=r"model\.safetensors: \S*q_proj\.weight holds what is no number"):
+        build.load_base(tiny_plan(copy))
+
+
+@pytest.mark.parametrize("text", ['{"eos_token_id": ' + "9" * 5_000 + "}", "[" * 100_000, "{"])
+def test_a_broken_generation_config_is_one_message(copy, text):
+    (copy / "generation_config.json").write_text(text)
+    try:
+        build.load_base(tiny_plan(copy))
+    except VlmtuneError as error:
+        assert f"the model {copy} cannot be loaded" in error.message and error.hint
+
+
 def test_a_head_that_is_the_embedding_need_not_be_in_the_files(folder):
     stored = stored_tensors(folder("qwen2_vl"))
     assert not any("lm_head" in name for name in stored)

@@ -12,6 +12,7 @@ from vlmtune.families import FAMILIES
 from vlmtune.hub.source import ModelSource, open_model
 from vlmtune.levers.method import lora_targets
 from vlmtune.plan.decide import make_plan
+from vlmtune.plan.file import TARGETS
 from vlmtune.plan.types import Device, RunPlan
 
 CPU = Device("cpu", "CPU", bf16=False)
@@ -256,6 +257,7 @@ def linear_names():
 def test_adapters_go_to_every_linear_layer_of_their_parts(linear_names, model_type, with_vision):
     family = next(family for family in FAMILIES if model_type in family.model_types)
     pattern = lora_targets(family, with_vision)
+    assert TARGETS.fullmatch(pattern)
     parts = {"text", "vision"} if with_vision else {"text"}
     expected = [name for name in linear_names[model_type] if family.part_of(name) in parts]
     assert [name for name in linear_names[model_type] if re.fullmatch(pattern, name)] == expected

@@ -127,6 +127,16 @@ def test_a_value_of_another_type_is_named(path):
     )
 
 
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", r"(.*)*\.x", r".*.*.*.*.*\.(x)", r"model\.(.*)\.(q_proj)", "(" * 5000, "(a|a)" * 40]
+)
+def test_a_pattern_that_nobody_writes_is_refused(path, pattern):
+    """It could be matched for ever: run folders come from other people too."""
+    change(path, lora_targets=pattern)
+    with pytest.raises(VlmtuneError, match=r"plan\.json is damaged: lora_targets is no pattern"):
+        load_plan(path)
+
+
 def test_every_format_has_one_step_to_the_next():
     assert [migration.from_version for migration in MIGRATIONS] == list(range(VERSION))
     assert all(migration.name for migration in MIGRATIONS)

@@ -5,12 +5,12 @@
 `bbox_type` shares of it; `image_id` says for each box which of the row's images it is in, the first where nothing does.
 """
 
-import json
 import math
 import re
 
 from vlmtune.data.boxes.marks import Box, name_mark
 from vlmtune.data.types import RowProblem, count, kind_of, shortened
+from vlmtune.files import json_value
 
 COLUMN = "objects"
 _NAME, _BOX = "<ref-object>", "<bbox>"
@@ -54,8 +54,8 @@ def filled(texts: list[str], objects: object, num_images: int) -> list[str]:
 def _parsed(objects: object) -> dict:
     if isinstance(objects, str):
         try:
-            objects = json.loads(objects)
-        except (ValueError, RecursionError):
+            objects = json_value(objects)
+        except ValueError:
             raise RowProblem(f"{COLUMN} is not valid JSON", _HINT) from None
     if not isinstance(objects, dict):
         raise RowProblem(f"{COLUMN} is {kind_of(objects)} where an object is expected", _HINT)

@@ -1,10 +1,10 @@
 """Class numbers in Parquet files of Hugging Face's `datasets` -> the names that the file's features give them."""
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from vlmtune.data.types import RowProblem
+from vlmtune.files import json_value
 
 METADATA_KEY = b"huggingface"
 NO_LABEL = -1
@@ -16,7 +16,7 @@ Named = Callable[[Any], Any]
 def named_columns(metadata: Mapping[bytes, bytes] | None) -> dict[str, Named]:
     """Columns of a Parquet file that hold class numbers, by the metadata of its schema, and what names them."""
     try:
-        features = json.loads((metadata or {}).get(METADATA_KEY, b"{}"))["info"]["features"]
+        features = json_value((metadata or {}).get(METADATA_KEY, b"{}"))["info"]["features"]
     except (ValueError, LookupError, TypeError):
         return {}
     return _named_inside(features, "") if isinstance(features, dict) else {}

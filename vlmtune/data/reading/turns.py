@@ -8,6 +8,7 @@ import json
 from typing import Any, NamedTuple
 
 from vlmtune.data.types import Role, RowProblem, kind_of, shortened
+from vlmtune.files import json_value
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -186,8 +187,8 @@ def _calls(content: object, number: int) -> list[dict]:
 
 def _parsed(text: str, label: str, example: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return json_value(text)
+    except ValueError:
         raise RowProblem(f"{label} is not valid JSON", f"write {example}") from None
 
 

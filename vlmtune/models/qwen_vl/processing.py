@@ -1,6 +1,5 @@
 """Texts and images → what the model takes: ids with 256 slots an image, and pixels in a fixed square."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from transformers import ProcessorMixin
 from vlmtune.compat import modeling as borrowed
 from vlmtune.compat.transformers import optional_file
 from vlmtune.errors import VlmtuneError
+from vlmtune.files import json_value
 from vlmtune.models.qwen_vl.configuration import NUM_QUERIES, VISUAL_DEFAULTS
 from vlmtune.models.qwen_vl.tokenizer import FILE_NAME, IMAGE, build_tokenizer
 from vlmtune.reading import JSON_BYTES, read_regular
@@ -68,7 +68,7 @@ class QwenVLProcessor(ProcessorMixin):
                 f"{pretrained_model_name_or_path} has no {FILE_NAME}: there is no tokenizer", "download the model again"
             )
         config = _file(pretrained_model_name_or_path, "config.json", kwargs)
-        visual = json.loads(read_regular(config, JSON_BYTES)).get("visual", {}) if config else {}
+        visual = json_value(read_regular(config, JSON_BYTES)).get("visual", {}) if config else {}
         side_px = visual.get("image_size", VISUAL_DEFAULTS["image_size"])
         images = QwenVLImageProcessor(size={"height": side_px, "width": side_px})
         return cls(image_processor=images, tokenizer=build_tokenizer(ranks))

@@ -1,0 +1,1 @@
+"""Tokenizers, processors and chat templates that strangers wrote, opened behind limits."""
