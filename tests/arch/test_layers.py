@@ -42,6 +42,9 @@ def module_name(file: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
+NAMES = {module_name(file) for file in FILES}
+
+
 def imported_modules(file: Path):
     """The vlmtune modules that a file imports, wherever in the file, except for type checkers."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -100,8 +103,7 @@ def test_no_room_and_no_module_is_imported_by_what_it_imports():
 
 def _known(imported: str) -> str:
     """The module that an imported dotted name lies in."""
-    names = {module_name(file) for file in FILES}
-    while imported and imported not in names:
+    while imported and imported not in NAMES:
         imported = imported.rpartition(".")[0]
     return imported
 

@@ -264,11 +264,14 @@ def test_other_savings_than_those_that_keep_adapters_and_rows_are_never_taken():
         "training.batch_size",
         "training.gradient_accumulation_steps",
         "hardware.streamed_layers",
+        "hardware.lean_lora",
+        "hardware.varlen_attention",
         "data.cache_features",
         "data.cache_features_gib",
         "model.cache_quantized",
     }
-    assert by_rule[OnResume.UNTIL_CHECKPOINT] == {"training.optim", "data.image_size"}
+    until_checkpoint = {"training.optim", "data.image_size", "training.packing", "training.pack_tokens"}
+    assert by_rule[OnResume.UNTIL_CHECKPOINT] == until_checkpoint
     assert {"training.lora.rank", "data.max_length", "training.method"} <= by_rule[OnResume.PINNED]
 
 

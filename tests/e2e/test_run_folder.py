@@ -151,6 +151,7 @@ def test_nothing_but_our_own_lines_is_printed(project):
         "warning: 2 steps teach",
         "warning: 7 of 7 rows in data.val_path are trained on too",
         "quiet: ",
+        "the chat template is vlmtune's: ",
         "step 1/2",
         "evaluating rows: 0 of 7",
         "step 1/2",
