@@ -15,7 +15,7 @@ _ALLOCATOR = (
     r"\w+:(\[.*\]|[^,]+)(,\w+:(\[.*\]|[^,]+))*,?",
     "options such as expandable_segments:True",
 )
-_ADDRESS = (r"https?://\S+", "an address such as https://huggingface.co")
+_ADDRESS = (r"https?://\S+", "an address that begins with https://")
 _GPU = r"(-?[0-9]+|(GPU|MIG)-[\w/-]+)"
 FORMS = {
     "HF_HUB_ETAG_TIMEOUT": _NUMBERS,
