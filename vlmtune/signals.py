@@ -16,15 +16,24 @@ def stopping_signals() -> tuple[signal.Signals, ...]:
 @contextmanager
 def all_as_ctrl_c() -> Iterator[None]:
     """Let each of them raise KeyboardInterrupt, which says where the run stands, for a while."""
-    before = {number: signal.getsignal(number) for number in stopping_signals()[1:]}
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in stopping_signals()}
+    if before[signal.SIGINT] is not signal.default_int_handler:
+        del before[signal.SIGINT]  # somebody else's, or turned off
     for number in before:
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     try:
         yield
+    except Exception as error:
+        # Of what a handler raises in the middle of it, C code may make an error of its own: torch, of a sequence.
+        if came:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

@@ -143,8 +143,8 @@ class ModelFacts:
         value = next((section[key] for section in sections if section.get(key) is not None), None)
         if value is None:
             value = getattr(self._library and self._library.get_text_config(), key, None)
-        if type(value) is not int:
-            raise self._damaged(f"{key} is {value!r}, no whole number")
+        if type(value) is not int or value < 1:
+            raise self._damaged(f"{key} is {value!r}, no whole number above 0")
         return value
 
     @cached_property

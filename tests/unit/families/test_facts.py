@@ -10,6 +10,7 @@ import pytest
 
 from vlmtune.catalog import catalog
 from vlmtune.config.schema import TrainingConfig
+from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import CAPPED_BY_DEFAULT, PER_LAYER_BY_DEFAULT, ModelFacts
 from vlmtune.hub.source import open_model
 from vlmtune.plan.decide import BYTES_PER_LOGIT, LOSS_CHUNK_BYTES, make_plan
@@ -91,3 +92,12 @@ def test_nothing_is_asked_of_the_library_that_the_file_says(monkeypatch):
     facts = source.facts("m")
     assert (facts.num_layers, facts.vocabulary, facts.caps_attention) == (36, 151_936, False)
     assert facts.fixed_images is False and dataclasses.is_dataclass(facts.family)
+
+
+@pytest.mark.parametrize("value", [0, -1, "many", 1.5, True])
+@pytest.mark.parametrize("fact", ["vocabulary", "num_layers", "hidden_size"])
+def test_a_number_that_no_model_has_is_a_damaged_config(fact, value):
+    keys = {"vocabulary": "vocab_size", "num_layers": "num_hidden_layers", "hidden_size": "hidden_size"}
+    facts = ModelFacts({"model_type": "llava", "text_config": {keys[fact]: value}}, {}, "org/model")
+    with pytest.raises(VlmtuneError, match=f"{keys[fact]} is {value!r}, no whole number above 0"):
+        getattr(facts, fact)
