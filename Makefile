@@ -92,7 +92,7 @@ readme: install  ## run every command in the README, in order, as written, witho
 docs: install  ## renew what is generated: tables in README and docs/, configs/schema.json, configs/all-keys.yaml, the picture
 	$(BIN)/python docs/renew.py
 
-kills: install  ## kill runs of every kind at 200 random moments, each until it has ended, and image encoding at twenty; ten minutes (KILLS=200)
+kills: install  ## kill runs of every kind at 200 random moments, each until it has ended, and image encoding at twenty; four minutes (KILLS=200)
 	VLMTUNE_KILLS=20 $(BIN)/python -m pytest -q -n0 tests/unit/data/features/test_kills.py
 	$(BIN)/python tests/bench/kills.py $(KILLS)
 
@@ -102,7 +102,7 @@ damage: install  ## damage every file of a run in seven ways and ask every comma
 full-disk: install  ## fill the disk after every few KB of a run (Linux, user namespaces); five minutes (PAGES=1: after every 4 KB)
 	$(BIN)/python tests/bench/full_disk.py $(PAGES)
 
-fuzz: install  ## read 20,000 damaged rows, configs, models, images and run folders (VLMTUNE_FUZZ=N); 15 minutes
+fuzz: install  ## read 20,000 damaged rows, configs, models, images and run folders (VLMTUNE_FUZZ=N); two minutes
 	VLMTUNE_FUZZ=$${VLMTUNE_FUZZ:-20000} $(BIN)/python -m pytest -q -n 2 tests/fuzz
 
 audit: install  ## look up known weaknesses of all that is installed; fails where no advisories can be reached
