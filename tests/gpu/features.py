@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import QWEN25_3B, Case, prepare  # noqa: E402
+from gpu.kernels import kernels_of, on_card, seconds_of  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
@@ -46,10 +47,8 @@ class Clock(TrainerCallback):
         self.seconds.append(self._now() - self.started)
         if self.profiler:
             self.profiler.stop()
-            # Not `events()`: making objects of half a million of them takes minutes.
-            events = [one for one in self.profiler.profiler.kineto_results.events() if one.device_type().name == "CUDA"]
-            kernels_ns = [one.duration_ns() for one in events if not one.name().startswith(("Memcpy", "Memset"))]
-            self.kernels_s, self.launches = sum(kernels_ns) / 1e9, len(kernels_ns)
+            kernels = kernels_of(on_card(self.profiler))
+            self.kernels_s, self.launches = seconds_of(kernels), len(kernels)
 
     def _now(self) -> float:
         if torch.cuda.is_available():
@@ -57,16 +56,16 @@ class Clock(TrainerCallback):
         return time.perf_counter()
 
 
-def write_pages(folder: Path) -> None:
-    """Write the rows."""
+def write_rows(path: Path, number: int, picture_px: tuple[int, int], chars: tuple[int, int]) -> None:
+    """Write rows of one noisy picture each and so many characters, from least to most."""
     rng, lines = random.Random(0), []
-    for number in range(ROWS):
-        Image.effect_noise(PAGE_PX, 64).convert("RGB").save(folder / f"page-{number}.jpg")
-        words = "".join(rng.choice("abcdefgh ") for _ in range(rng.randint(*CHARS)))
+    for row in range(number):
+        picture = path.with_name(f"{path.stem}-{row}.jpg")
+        Image.effect_noise(picture_px, 64).convert("RGB").save(picture)
+        words = "".join(rng.choice("abcdefgh ") for _ in range(rng.randint(*chars)))
         half = len(words) // 2
-        row = {"image": f"page-{number}.jpg", "question": "a" + words[:half], "answer": f"b{words[half:]}b"}
-        lines.append(json.dumps(row))
-    (folder / "pages.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines.append(json.dumps({"image": picture.name, "question": f"a{words[:half]}", "answer": f"b{words[half:]}b"}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def run(folder: Path, cached: bool) -> dict:
@@ -136,7 +135,7 @@ def main(out: Path, catalogue: Path, model: str) -> None:
         prepare(Case("features", model), catalogue, folder)
         weights = [sys.executable, ROOT / "tests/gpu/measure.py", "--weights", folder / "model"]
         subprocess.run([*map(str, weights)], check=True)
-        write_pages(folder)
+        write_rows(folder / "pages.jsonl", ROWS, PAGE_PX, CHARS)
         for cached in (False, True):
             result = folder / f"{cached}.json"
             command = [sys.executable, __file__, "--run", str(folder), str(cached), str(result)]

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
 from gpu.compare import CATALOGUE, prepared, replay_of  # noqa: E402
+from gpu.kernels import kernels_of, on_card, seconds_of  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
 
 from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES  # noqa: E402
@@ -79,24 +79,23 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.started)
         if step == PROFILED:
             self.profiler.__exit__(None, None, None)
-            self.kernels = kernels_of(self.profiler)
+            self.kernels = figures_of(self.profiler)
         if step == WATCHED:
             torch.cuda.set_sync_debug_mode("default")
             self.catching.__exit__(None, None, None)
             self.waits.update(f"{Path(one.filename).name}:{one.lineno}" for one in self.caught)
 
 
-def kernels_of(profiler: profile) -> dict:
-    """Return the time of all that ran on the card, how often something was launched, and what took most."""
-    events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
-    by_name: dict[str, list[float]] = {}
-    for event in events:
-        by_name.setdefault(event.name[:100], []).append(event.time_range.elapsed_us() / 1e3)
-    most = sorted(by_name, key=lambda name: -sum(by_name[name]))[:TOP_KERNELS]
+def figures_of(profiler: profile) -> dict:
+    """Return the time of all kernels, how many were launched, and which took most."""
+    kernels, by_name = kernels_of(on_card(profiler)), {}
+    for span in kernels:
+        by_name.setdefault(span.name[:100], []).append(span)
+    most = sorted(by_name, key=lambda name: -seconds_of(by_name[name]))[:TOP_KERNELS]
     return {
-        "kernel_ms": sum(map(sum, by_name.values())),
-        "launches": len(events),
-        "most": [[name, round(sum(by_name[name]), 2), len(by_name[name])] for name in most],
+        "kernel_ms": seconds_of(kernels) * 1e3,
+        "launches": len(kernels),
+        "most": [[name, round(seconds_of(by_name[name]) * 1e3, 2), len(by_name[name])] for name in most],
     }
 
 

@@ -11,7 +11,6 @@ what is there is written after each run.
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -20,13 +19,13 @@ import time
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import QWEN25_3B, Case, prepare  # noqa: E402
+from gpu.features import write_rows  # noqa: E402
+from gpu.kernels import kernels_of, on_card, seconds_of  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
@@ -36,7 +35,6 @@ ROWS, ROWS_PER_STEP, WARM_UP = 48, 16, 3
 MANY_STEPS, FEW_STEPS = 50, 10
 PICTURE_PX, CHARS = (448, 336), (40, 120)
 BATCHES, PACKS = (4, 8, 16), (2048, 4096)
-NOT_KERNELS = ("Memcpy", "Memset")
 
 
 class Clock(TrainerCallback):
@@ -59,10 +57,8 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.started)
         if self.profiler:
             self.profiler.__exit__(None, None, None)
-            events = [event for event in self.profiler.events() if event.device_type == DeviceType.CUDA]
-            kernels = [event for event in events if not event.name.startswith(NOT_KERNELS)]
-            self.kernels_s = sum(event.time_range.elapsed_us() for event in kernels) / 1e6
-            self.launches = len(kernels)
+            kernels = kernels_of(on_card(self.profiler))
+            self.kernels_s, self.launches = seconds_of(kernels), len(kernels)
 
     def figures(self) -> dict:
         """Return what a row takes."""
@@ -78,17 +74,6 @@ class Clock(TrainerCallback):
             "kernel_ms_per_row": self.kernels_s / ROWS_PER_STEP * 1e3,
             "launches_per_row": self.launches / ROWS_PER_STEP,
         }
-
-
-def write_rows(folder: Path) -> None:
-    """Write the short rows."""
-    rng, lines = random.Random(0), []
-    for number in range(ROWS):
-        Image.effect_noise(PICTURE_PX, 64).convert("RGB").save(folder / f"short-{number}.png")
-        words = "".join(rng.choice("abcdefgh ") for _ in range(rng.randint(*CHARS)))
-        half = len(words) // 2
-        lines.append({"image": f"short-{number}.png", "question": "a" + words[:half], "answer": f"b{words[half:]}b"})
-    (folder / "short.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def prepared(folder: Path, changes: dict):
@@ -194,7 +179,7 @@ def main(out: Path, catalogue: Path, model: str, every: list[dict]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(Case("packing", model), catalogue, folder)
-        write_rows(folder)
+        write_rows(folder / "short.jsonl", ROWS, PICTURE_PX, CHARS)
         estimates = [started("estimate", folder, number, changes) for number, changes in enumerate(every)]
         expected = [ended(*one) for one in estimates]
         for number, changes in enumerate(every):

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import UNSEEN, Case, prepare  # noqa: E402
+from gpu.kernels import kernels_of, on_card, seconds_of, seconds_of_both  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
 
 from vlmtune.data.collate import WHERE, Collator  # noqa: E402
@@ -117,35 +117,10 @@ def device_times(run) -> tuple[float, float, float, tuple[str, ...]]:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         run()
         torch.cuda.synchronize()
-    events = [event for event in profiled.events() if event.device_type == DeviceType.CUDA]
-    copies = [event for event in events if event.name.startswith(FROM_MAIN_MEMORY)]
-    kernels = [event for event in events if not event.name.startswith(("Memcpy", "Memset"))]
-    seconds = [sum(event.time_range.elapsed_us() for event in some) / 1e6 for some in (kernels, copies)]
-    return *seconds, shared_us(spans_of(copies), spans_of(kernels)) / 1e6, tuple(sorted({one.name for one in copies}))
-
-
-def spans_of(events: list) -> list[tuple[float, float]]:
-    """Return when something ran, in µs: spans in order that do not overlap."""
-    spans: list[tuple[float, float]] = []
-    for start, end in sorted((event.time_range.start, event.time_range.end) for event in events):
-        if spans and start <= spans[-1][1]:
-            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
-        else:
-            spans.append((start, end))
-    return spans
-
-
-def shared_us(some: list[tuple[float, float]], others: list[tuple[float, float]]) -> float:
-    """Return how long two lists of spans run at once."""
-    shared, place = 0.0, 0
-    for start, end in some:
-        while place < len(others) and others[place][1] <= start:
-            place += 1
-        for other_start, other_end in others[place:]:
-            if other_start >= end:
-                break
-            shared += min(end, other_end) - max(start, other_start)
-    return shared
+    spans = on_card(profiled)
+    copies, kernels = [span for span in spans if span.name.startswith(FROM_MAIN_MEMORY)], kernels_of(spans)
+    names = tuple(sorted({span.name for span in copies}))
+    return seconds_of(kernels), seconds_of(copies), seconds_of_both(copies, kernels), names
 
 
 def bandwidth_of(stream: LayerStream) -> float:
