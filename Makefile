@@ -96,10 +96,10 @@ kills: install  ## kill runs of every kind at 200 random moments, each until it 
 	VLMTUNE_KILLS=20 $(BIN)/python -m pytest -q -n0 tests/unit/data/features/test_kills.py
 	$(BIN)/python tests/bench/kills.py $(KILLS)
 
-damage: install  ## damage every file of a run in seven ways and ask every command that reads it; half an hour (DAMAGES=200: so many of them)
+damage: install  ## damage every file of a run in seven ways and ask every command that reads it, 1,036 times (DAMAGES=200: so many of them)
 	VLMTUNE_DAMAGES=$(DAMAGES) $(BIN)/python -m pytest -q -n0 -s tests/e2e/test_damage_matrix.py
 
-full-disk: install  ## fill the disk after every few KB of a run (Linux, user namespaces); five minutes (PAGES=1: after every 4 KB)
+full-disk: install  ## fill the disk after every few KB of a run (Linux, user namespaces; PAGES=1: after every 4 KB)
 	$(BIN)/python tests/bench/full_disk.py $(PAGES)
 
 fuzz: install  ## read 20,000 damaged rows, configs, models, images and run folders (VLMTUNE_FUZZ=N); two minutes

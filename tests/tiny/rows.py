@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import nn
 
 from tiny import save_tiny
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.families import find_family
 from vlmtune.hub.source import open_model
+from vlmtune.models.build import build_model
 from vlmtune.models.processor import load_processor
 from vlmtune.plan.decide import make_plan
 from vlmtune.plan.types import Device, RunPlan
@@ -58,3 +61,14 @@ class TinyModel:
         self.family = find_family(self.source.config, model_type)
         self.plan = tiny_plan(self.folder)
         self.processor = load_processor(self.plan)
+
+
+def built(plan: RunPlan) -> nn.Module:
+    """Return a plan's model as if it had learned something: new adapters change nothing, and have half no gradients."""
+    model = build_model(plan).train()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.05)
+    return model

@@ -86,7 +86,7 @@ def test_sections_of_the_wrong_kind(tmp_path, config):
         ("attn_implementation", "evil/kernel@main:attention"),
         ("_experts_implementation", "evil/experts"),
         ("architecture", "hf-hub:evil/tower"),
-        ("architecture", "local-dir:/tmp/tower"),
+        ("architecture", "local-dir:tower"),
     ],
 )
 @pytest.mark.parametrize("section", ["vision_config", "text_config"])

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from tiny import TINY
-from tiny.rows import TinyModel, colour_rows, tiny_plan
+from tiny.rows import TinyModel, built, colour_rows, tiny_plan
 from torch import Tensor, nn
 
 from vlmtune.compat.bitsandbytes import state_of
@@ -34,16 +34,6 @@ PASSES = 2
 
 def plan_of(tiny: TinyModel, streamed: int, **hardware) -> RunPlan:
     return tiny_plan(tiny.folder, hardware={"streamed_layers": streamed, **hardware})
-
-
-def built(plan: RunPlan) -> nn.Module:
-    model = build_model(plan).train()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=0.05)
-    return model
 
 
 def batch_of(tiny: TinyModel, folder) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Packing: rows behind each other in packs of so many tokens; as many rows a step, whatever the packs.
 
-Which rows make a pack is data/collate.py, that they do not see each other models/attention/packs.py.
+Which rows make a pack is data/batches/packs.py, that they do not see each other models/attention/packs.py.
 """
 
 from typing import TYPE_CHECKING
@@ -23,10 +23,9 @@ AUTO = False
 
 
 def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:
-    wish = config.training.packing
-    if wish is True and (reason := _why_not(model)):
+    if config.training.packing is True and (reason := _why_not(model)):
         raise VlmtuneError(f"{KEY}: true, but {reason}", f"leave {KEY} out, or set it to false")
-    packs = wish is True or (wish == "auto" and AUTO and config.training.batch_size == 1 and not _why_not(model))
+    packs = packs_rows(config, model)
     tokens, most = _tokens(config), model.family.most_pack_tokens
     if packs and most and tokens > most:
         raise VlmtuneError(
@@ -35,6 +34,12 @@ def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Deci
             f"use at most {most}",
         )
     return Decision({"pack_tokens": tokens if packs else 0})
+
+
+def packs_rows(config: TrainingConfig, model: ModelFacts) -> bool:
+    """Return whether rows of this model are packed."""
+    wish = config.training.packing
+    return wish is True or (wish == "auto" and AUTO and config.training.batch_size == 1 and not _why_not(model))
 
 
 def _tokens(config: TrainingConfig) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Choice, Decision, Lever, OnResume
+from vlmtune.levers.speed.packing import packs_rows
 
 if TYPE_CHECKING:
     from vlmtune.plan.types import Device
@@ -36,7 +37,7 @@ def _why_not(config: TrainingConfig, model: ModelFacts, device: "Device") -> str
         return "the kernel computes in 16 bits"
     if model.caps_attention:
         return "the model caps its attention scores"
-    if config.training.packing is not True and not model.family.tower_loops:
+    if not model.family.tower_loops and not packs_rows(config, model):
         return "nothing is packed, and the tower calls attention once a layer"
     return None
 

@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import TrainerCallback
 
 from vlmtune.compat.transformers import SAVE_ON_CPU
+from vlmtune.data.batches.packs import PackCollator, collate_of
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.features.prepare import Teller, features_of
@@ -71,6 +72,8 @@ STREAMED = [
     {"hardware": {"streamed_layers": 4, "offload_activations": True, "offload_embeddings": True}},
 ]
 CACHED = {"data": {"train_path": "rows.jsonl", "val_path": "val.jsonl", "cache_features": True}}
+LEAN = {"hardware": {"lean_lora": True}}
+PACKED = {"training": {"packing": True, "pack_tokens": 200}}
 UNTIED = ("idefics3", "instructblip", "llava", "qwen", "qwen2_5_vl", "smolvlm")
 CASES = [
     *((name, 2, {}) for name in TINY),
@@ -83,6 +86,10 @@ CASES = [
     ("llava", 5, {**HEAD_8BIT, **STREAMED[-1]}),
     *((name, 2, CACHED) for name in ("qwen3_vl", "gemma3", "smolvlm")),
     ("qwen2_5_vl", 5, {**CACHED, **STREAMED[-1], "training": {"batch_size": 2}}),
+    *((name, 2, LEAN) for name in ("llava", "qwen3_vl", "gemma3")),
+    ("qwen2_5_vl", 5, {"hardware": {**STREAMED[-1]["hardware"], "lean_lora": True}}),
+    *((name, 2, PACKED) for name in ("llava", "qwen2_5_vl", "gemma3", "paligemma")),
+    ("qwen3_vl", 2, {**PACKED, **CACHED, "hardware": {"lean_lora": True}}),
 ]
 """(model, layers of its text model, sections of the config)."""
 aten = torch.ops.aten
@@ -124,10 +131,11 @@ class Device(TorchFunctionMode):
         def made(*args):
             with ThreadPoolExecutor(1) as thread:
                 out = thread.submit(make, *args).result()
-            for value in out.values() if isinstance(out, dict) else ():
-                if isinstance(value, Tensor):
-                    value.in_main_memory = True
-                    self.recorder.add(value, MAIN_MEMORY)
+            for batch in out if isinstance(out, list) else [out]:
+                for value in batch.values() if isinstance(batch, dict) else ():
+                    if isinstance(value, Tensor):
+                        value.in_main_memory = True
+                        self.recorder.add(value, MAIN_MEMORY)
             return out
 
         return made
@@ -178,7 +186,7 @@ class Case:
     def simulated(self) -> Log:
         """What the estimate says that the run allocates."""
         (rows, tower), (val, _) = (rows_in_training(part, self.plan) for part in (self.rows, self.val))
-        steps = collated(steps_of_run(self.plan, self.lengths), rows, self.collator)
+        steps = collated(steps_of_run(self.plan, self.lengths), rows, collate_of(self.plan, self.collator))
         [[row]] = collated([[[0]]], val, self.collator)
         return simulate(self.plan, Run(steps, load=None, evaluated=row, form=tower and tower.form))
 
@@ -193,7 +201,8 @@ class Case:
         recorder = recorder_of(model, self.plan, hidden)
         device = Device(recorder)
         monkeypatch.setattr(TuneDataset, "__getitem__", device.in_main_memory(TuneDataset.__getitem__))
-        monkeypatch.setattr(Collator, "__call__", device.in_main_memory(Collator.__call__))
+        for collator in (Collator, PackCollator):
+            monkeypatch.setattr(collator, "__call__", device.in_main_memory(collator.__call__))
         rows, run = RunRows(rows, val, self.lengths, self.collator), RunFolder.create(self.folder / "run")
         run.plan.touch()  # a folder without one counts as removed
         with (self.folder / "shown").open("w") as shown, LiveView("run", Console(file=shown)) as view:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from tiny.rows import TinyModel, colour_rows, tiny_plan
+from tiny.rows import TinyModel, built, colour_rows, tiny_plan
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -15,7 +15,7 @@ from vlmtune.data.collate import WHERE, collate
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.simulate.record import GRADIENTS, PRODUCT_4BIT, RECOMPUTED, Recorder
-from vlmtune.models.build import base_of, build_model
+from vlmtune.models.build import base_of
 from vlmtune.models.lora.lean import make_lean
 
 IN, OUT, RANK, ROWS = 128, 192, 8, 24
@@ -195,16 +195,6 @@ def learned(tiny: TinyModel, batch: dict[str, Tensor], hardware: dict, training:
     losses.append(forward_loss(model.train(), batch, plan))
     losses[2].backward()
     return [*(loss.detach() for loss in losses), *(p.grad for p in model.parameters() if p.requires_grad)]
-
-
-def built(plan) -> nn.Module:
-    model = build_model(plan).train()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=0.05)
-    return model
 
 
 def test_a_call_takes_two_outputs_at_most_and_a_layer_s_weights_are_copied_once(models, tmp_path):
