@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from vlmtune.compat.trainer import COMPUTE_STEPS, EXPORTABLE_STATE, STATEFUL_CALLBACKS
 from vlmtune.engine.monitor import LiveView
+from vlmtune.engine.ranks import group
 from vlmtune.engine.trainer import TuneTrainer, Work
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
@@ -99,7 +100,8 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
 
     def _add(self, record: StepRecord) -> None:
         self.records.append(record)
-        self.folder.append_log(record)
+        if group.is_first():
+            self.folder.append_log(record)
         self.view.update(record)
 
     def _record(self, state, logs: dict) -> StepRecord:
@@ -241,23 +243,6 @@ def _digest(tensor: torch.Tensor) -> int:
     for piece in places.split(DIGEST_BYTES):
         total += int(piece[::2].sum(dtype=torch.int64)) * 1_000_003 + int(piece[1::2].sum(dtype=torch.int64))
     return total
-
-
-class SaveByMinutes(TrainerCallback):
-    """Asks for a checkpoint after the step in which so many minutes have gone by since the last one."""
-
-    def __init__(self, minutes: float) -> None:
-        self.seconds = minutes * 60
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.saved = time.monotonic()  # which nobody sets, as clocks are
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        if time.monotonic() - self.saved >= self.seconds:
-            control.should_save = True
-
-    def on_save(self, args, state, control, **kwargs) -> None:
-        self.saved = time.monotonic()
 
 
 class StopOnInterrupt(TrainerCallback):
