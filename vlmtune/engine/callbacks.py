@@ -170,7 +170,7 @@ class FirstStepCheck(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.untaught = {self.family.part_of(name) for name, _ in self._parameters(True)}
-        self.frozen = {name: _digest(parameter) for name, parameter in self._parameters(False)}
+        self.frozen = {name: digest(parameter) for name, parameter in self._parameters(False)}
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         if not self.untaught:
@@ -192,7 +192,7 @@ class FirstStepCheck(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if not self.frozen:
             return
-        changed = [name for name, parameter in self._parameters(False) if _digest(parameter) != self.frozen[name]]
+        changed = [name for name, parameter in self._parameters(False) if digest(parameter) != self.frozen[name]]
         self.frozen = {}
         if changed:
             raise VlmtuneError(
@@ -224,7 +224,7 @@ class MovedCheck(TrainerCallback):
             )
 
     def _digests(self) -> list[int]:
-        return [_digest(parameter) for parameter in self.trainer.model.parameters() if parameter.requires_grad]
+        return [digest(parameter) for parameter in self.trainer.model.parameters() if parameter.requires_grad]
 
 
 def _limit_bytes() -> int:
@@ -233,7 +233,7 @@ def _limit_bytes() -> int:
     return int(total_bytes * torch.cuda.get_per_process_memory_fraction())
 
 
-def _digest(tensor: torch.Tensor) -> int:
+def digest(tensor: torch.Tensor) -> int:
     """Return a sum over the tensor's bytes, place by place: any step of an optimizer changes it.
 
     A MiB at a time: a sum over all bytes at once would convert them first, eight times their memory.

@@ -1,7 +1,6 @@
 """Checkpoints that a kill or a full disk cannot half-write: a marker is written last, old ones go after that."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, as_other_files, remove, sync
@@ -126,20 +125,3 @@ def disk_full(folder: RunFolder, what: str) -> VlmtuneError:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-class SaveByMinutes(TrainerCallback):
-    """Asks for a checkpoint after the step in which so many minutes have gone by since the last one."""
-
-    def __init__(self, minutes: float) -> None:
-        self.seconds = minutes * 60
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.saved = time.monotonic()  # which nobody sets, as clocks are
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        if time.monotonic() - self.saved >= self.seconds:
-            control.should_save = True
-
-    def on_save(self, args, state, control, **kwargs) -> None:
-        self.saved = time.monotonic()

@@ -16,21 +16,14 @@ from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_withou
 from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.data.workers import READERS, workers_for_training
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
-from vlmtune.engine.checkpoints import (
-    WRITE_ERRORS,
-    SaveByMinutes,
-    disk_full,
-    drop_incomplete,
-    newest_whole,
-    save_adapter,
-    save_whole,
-)
+from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
 from vlmtune.engine.evaluate import serve_ends
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.ranks import group
-from vlmtune.engine.ranks.follow import FollowFirst
+from vlmtune.engine.ranks.follow import FollowFirst, SaveByMinutes
+from vlmtune.engine.ranks.report import facts_of_all
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, is_disk_full, remove
@@ -118,6 +111,7 @@ def _train(
         **_facts_of_model(inventory(model, family)),
         **_facts_of_training(recorder),
         **_facts_of_gpu(watch),
+        **facts_of_all(trainer.model),
         notes=_notes(data, plan, watch),
     )
     if group.is_first():
@@ -168,8 +162,8 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     watches = [watch] if watch else []
     checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
     by_minutes = [SaveByMinutes(plan.save_minutes)] if plan.save_minutes else []
-    following = [FollowFirst(interrupt)] if group.size() > 1 else []
-    for callback in (interrupt, recorder, *checks, *by_minutes, *watches, *_services(plan, folder), *following):
+    services = _services(plan, folder)
+    for callback in (interrupt, recorder, *checks, *by_minutes, *watches, *services, FollowFirst(interrupt)):
         trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)
     return Running(trainer, recorder, interrupt, watch)

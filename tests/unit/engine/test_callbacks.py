@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from vlmtune.engine import callbacks
-from vlmtune.engine.checkpoints import SaveByMinutes
+from vlmtune.engine.ranks.follow import SaveByMinutes
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """One process decides, all do: when to log, evaluate, write a checkpoint and stop."""
 
+import time
+
 from transformers import TrainerCallback, TrainerControl
 
 from vlmtune.engine.callbacks import StopOnInterrupt
@@ -27,3 +29,20 @@ class FollowFirst(TrainerCallback):
         )
         for name, value in zip(DECISIONS, decided, strict=True):
             setattr(control, name, value)
+
+
+class SaveByMinutes(TrainerCallback):
+    """Asks for a checkpoint after the step in which so many minutes have gone by since the last one."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = minutes * 60
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.saved = time.monotonic()  # which nobody sets, as clocks are
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if time.monotonic() - self.saved >= self.seconds:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        self.saved = time.monotonic()

@@ -26,13 +26,17 @@ def sum_gradients(
     holders = total([float(parameter.grad is not None) for parameter in parameters])
     learning = [parameter for parameter, held_by in zip(parameters, holders, strict=True) if held_by]
     for bucket in _buckets(learning):
-        for parameter in bucket:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([parameter.grad.reshape(-1) for parameter in bucket])
-        add_up(flat)
-        for parameter, summed in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
-            parameter.grad.copy_(summed.view_as(parameter))
+        _sum_bucket(bucket, add_up)
+
+
+def _sum_bucket(parameters: list[nn.Parameter], add_up: Callable[[Tensor], None]) -> None:
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.reshape(-1) for parameter in parameters])
+    add_up(flat)
+    for parameter, summed in zip(parameters, flat.split([one.numel() for one in parameters]), strict=True):
+        parameter.grad.copy_(summed.view_as(parameter))
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

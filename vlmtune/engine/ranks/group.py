@@ -5,11 +5,23 @@ Small things go over the CPU (gloo): it sees at once that a process is gone, whe
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+
+@dataclass
+class Communication:
+    """What the sums over all processes take of this one's GPU."""
+
+    taken_bytes: int = 0
+    """Outside of PyTorch's allocator; measured when the process joined."""
+
+
+COMMUNICATION = Communication()
 
 
 class LostPeer(Exception):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vlmtune.engine.ranks.single import forget_launchers, gpus_there, note_gpus, take_gpu
 from vlmtune.errors import VlmtuneError
+from vlmtune.hardware.communication import NCCL_SETTINGS
 from vlmtune.hardware.sensors import has_driver, visible_gpus
 from vlmtune.runs.versions import library_versions
 
@@ -24,8 +25,8 @@ START_WITHIN_S = 600
 WAIT_FOR_S = 24 * 3600
 """The first process may encode images or evaluate for hours; one that is gone is noticed at once all the same."""
 OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-NCCL_SETTINGS = {"NCCL_MAX_NCHANNELS": "2", "NCCL_BUFFSIZE": str(2**20)}
-"""One sum a step needs few channels, and each takes memory of the card outside of PyTorch's allocator."""
+SUMMED = 2**20
+"""Numbers: as many as make NCCL take what large sums take."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,22 @@ def join(place: Place) -> None:
     uuid = str(torch.cuda.get_device_properties(0).uuid) if on_gpu else None
     _refuse_differences(group.gathered((socket.gethostname(), uuid, library_versions())))
     if on_gpu:
-        with nccl_as_found():
-            group.add_up(torch.zeros(1, device="cuda"))  # NCCL reads its settings now, and takes its memory
+        with nccl_as_found():  # NCCL reads them now
+            group.COMMUNICATION.taken_bytes = _taken_by_first_sum()
+
+
+def _taken_by_first_sum() -> int:
+    """Add something up on the GPUs for the first time; return what NCCL has taken for that and all later sums."""
+    import torch
+
+    from vlmtune.engine.ranks import group
+
+    summed = torch.zeros(SUMMED, device="cuda")
+    torch.cuda.synchronize()
+    free_bytes, _ = torch.cuda.mem_get_info()
+    group.add_up(summed)
+    torch.cuda.synchronize()
+    return free_bytes - torch.cuda.mem_get_info()[0]
 
 
 def _store(place: Place) -> "Store":
