@@ -136,7 +136,6 @@ LOAD_RNG_STATE = Override(
     "transformers.Trainer._load_rng_state",
     TUNE_TRAINER,
     "of several processes, each goes on with random numbers of its own.",
-    read_by="transformers.Trainer._inner_training_loop",
 )
 FLOATING_POINT_OPS = Override(
     TRANSFORMERS,

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vlmtune.engine import callbacks
+from vlmtune.engine.ranks import follow
 from vlmtune.engine.ranks.follow import SaveByMinutes
 
 
@@ -12,7 +12,7 @@ from vlmtune.engine.ranks.follow import SaveByMinutes
 def clock(monkeypatch):
     """The time, in seconds, as `now`."""
     clock = SimpleNamespace(now=1e6)
-    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 

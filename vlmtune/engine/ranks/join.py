@@ -128,12 +128,9 @@ def _store(place: Place) -> "Store":
     at = place.file or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     limit = timedelta(seconds=within_s)
     try:
-        if place.file:
-            store = dist.FileStore(place.file, place.size)
-        else:
-            store, _, _ = next(dist.rendezvous("env://", place.number, place.size, timeout=limit))
-        store.set(f"vlmtune/{place.number}", "here")
-        store.wait([f"vlmtune/{number}" for number in range(place.size)], limit)
+        store = dist.FileStore(place.file, place.size) if place.file else _store_of_launcher(place, limit)
+        store.set(str(place.number), "here")
+        store.wait([str(number) for number in range(place.size)], limit)
     except (RuntimeError, ValueError) as error:
         raise VlmtuneError(
             f"process {place.number} of {place.size} did not meet the others at {at} within {within_s} s: "
@@ -142,6 +139,18 @@ def _store(place: Place) -> "Store":
         ) from None
     store.set_timeout(timedelta(seconds=WAIT_FOR_S))
     return store
+
+
+def _store_of_launcher(place: Place, limit: timedelta) -> "Store":
+    """Return the store at the address that torchrun names; where it keeps none there, the first process does."""
+    from torch import distributed as dist
+
+    is_there = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(
+        host, port, place.size, is_master=place.number == 0 and not is_there, timeout=limit, wait_for_workers=False
+    )
+    return dist.PrefixStore(f"vlmtune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def _refuse_differences(processes: list[tuple[str, str | None, dict[str, str]]]) -> None:
