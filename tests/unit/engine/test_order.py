@@ -72,7 +72,7 @@ def test_processes_share_the_rows_of_each_step(dealt, num_gpus, how):
         assert {len(one) for one in of_processes} == {len(of_processes[0])}
         given = [row for one in of_processes for row in one if row != NO_ROW]
         assert sorted(given) == sorted(step)
-        if how and num_gpus == 4 and len(step) == 8:
+        if "pack_tokens" not in how and len(step) == 8:  # of packs there may be fewer than processes
             assert all(any(row != NO_ROW for row in one) for one in of_processes)
     assert shares[0][0][0] == LONGEST
 
