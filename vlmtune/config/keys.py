@@ -3,8 +3,14 @@
 from dataclasses import dataclass
 from functools import cache
 
-from vlmtune.config.schema import Section, TrainingConfig
+from vlmtune.config.schema import HUB_ID, RUN_NAME, SPLIT_NAME, Section, TrainingConfig
 
+PATTERNS = {
+    RUN_NAME: "letters, digits, '.', '_', '-'",
+    HUB_ID: "the form org/data",
+    SPLIT_NAME: "letters, digits, '_', '.'",
+}
+"""What a pattern allows, in words."""
 REQUIRED = object()
 """Default of a key that has none."""
 
@@ -42,8 +48,14 @@ def section_at(path: tuple[str, ...]) -> type[Section] | None:
 @cache
 def all_keys() -> tuple[Key, ...]:
     """Every key, in the order of the schema."""
-    schema = TrainingConfig.model_json_schema()
-    return tuple(_walk(schema, schema["$defs"], ()))
+    return keys_of(TrainingConfig)
+
+
+@cache
+def keys_of(section: type[Section]) -> tuple[Key, ...]:
+    """Every key of a section, and of those inside it."""
+    schema = section.model_json_schema()
+    return tuple(_walk(schema, schema.get("$defs", {}), ()))
 
 
 @cache
@@ -77,15 +89,16 @@ def _walk(schema: dict, definitions: dict, path: tuple[str, ...]):
 
 def _key(path: tuple[str, ...], prop: dict) -> Key:
     options = prop.get("anyOf", [prop])
-    kind = next(option for option in options if option.get("type") != "null")
+    kinds = [option for option in options if option.get("type") != "null"]
+    kind = kinds[0]
     return Key(
         path=path,
-        allowed=_in_words(kind),
+        allowed=_in_words(kind) if len(kinds) == 1 else "text, a source or a list of both",
         default=prop["default"] if "default" in prop else REQUIRED,
         meaning=prop.get("description", ""),
         json_type=kind.get("type", "any"),
         choices=tuple(map(_as_written, kind.get("enum", ()))),
-        nullable=len(options) > 1,
+        nullable=len(kinds) < len(options),
     )
 
 
@@ -98,13 +111,15 @@ def _in_words(kind: dict) -> str:
     if "enum" in kind:
         return f"one of {', '.join(map(_as_written, kind['enum']))}"
     name = kind["type"]
+    if name == "object":
+        return "pairs of names"
     if name == "array":
         return f"a list with any of {', '.join(kind['items']['enum'])}"
     if name in ("integer", "number"):
         return f"{'a whole number' if name == 'integer' else 'a number'}{_range_in_words(kind)}"
     if name == "boolean":
         return "true or false"
-    return "text of letters, digits, '.', '_', '-'" if "pattern" in kind else "text"
+    return f"text of {PATTERNS[kind['pattern']]}" if "pattern" in kind else "text"
 
 
 def _range_in_words(kind: dict) -> str:

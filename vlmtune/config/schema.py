@@ -12,6 +12,9 @@ from vlmtune.config.text import MAX_NAME_CHARS
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+HUB_ID = r"^[\w.-]+/[\w.-]+$"
+SPLIT_NAME = r"^\w+(\.\w+)*$"
 
 
 class Section(BaseModel):
@@ -42,15 +45,76 @@ class ChatTemplateSection(Section):
     """Whether the model is to think before it answers. Default: as its template does; off where rows would not fit."""
 
 
+PathText = Annotated[str, Field(min_length=1)]
+
+
+class SourceSection(Section):
+    """One source of rows: files (`path`) or a data set of the hub (`name`)."""
+
+    path: PathText | None = None
+    """A file, a pattern of files, or a folder. Relative to the config file."""
+    name: Annotated[str, Field(pattern=HUB_ID)] | None = None
+    """A data set of the hub (`org/data`)."""
+    subset: PathText | None = None
+    """Of a hub data set: the configuration, where it has several."""
+    revision: PathText | None = None
+    """Of a hub data set: branch, tag or commit. The commit is kept with the run."""
+    split: Annotated[str, Field(pattern=SPLIT_NAME)] | None = None
+    """Split of a hub data set or a folder. Default: `train` where there are several."""
+    weight: Annotated[float, Field(gt=0.0, le=1000.0)] = 1.0
+    """How often an epoch takes the rows: 2 twice, 0.5 half of them, another half each epoch. Training rows only."""
+    columns: dict[str, str] = {}
+    """As `data.columns`, which it replaces for this source."""
+    image_dir: PathText | None = None
+    """As `data.image_dir`, which it replaces for this source."""
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> "SourceSection":
+        """Raise where it is not one of the two, or has keys of the other."""
+        if (self.path is None) == (self.name is None):
+            raise ValueError("give one of path (files) and name (a hub data set)")
+        if self.path is not None and (self.subset or self.revision):
+            raise ValueError("subset and revision are for hub data sets (name)")
+        return self
+
+
+Sources = PathText | SourceSection | Annotated[tuple[PathText | SourceSection, ...], Field(min_length=1)]
+"""Where rows come from: a path, a source, or a list of both."""
+
+
+class AugmentSection(Section):
+    """Random changes of training pictures, others in each epoch. Off: none."""
+
+    rotation: Annotated[float, Field(ge=0.0, le=45.0)] = 0.0
+    """Turn pictures by up to so many degrees either way; their size stays, the corners become white."""
+    color_jitter: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Change brightness, contrast and saturation by up to this share."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Compress pictures as JPEG, with a quality from this one to 100."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any picture is changed."""
+        return bool(self.rotation or self.color_jitter or self.jpeg_quality)
+
+
 class DataSection(Section):
     """What the model learns from."""
 
-    train_path: Annotated[str, Field(min_length=1)]
-    """Training rows: a `.jsonl`, `.json` or `.parquet` file. Relative to the config file."""
-    val_path: str | None = None
-    """Rows held out for evaluation, same formats."""
+    train_path: Sources
+    """Training rows: a file, a pattern, a folder, a hub data set, or a list of them. Relative to the config file."""
+    val_path: Sources | None = None
+    """Rows held out for evaluation, written in the same way."""
+    val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of the training rows that is held out, chosen by `training.seed`. Rows of one image stay together."""
+    max_samples: Count | None = None
+    """Take at most so many rows of `train_path`, chosen by `training.seed`."""
+    columns: dict[str, str] = {}
+    """Names of columns in the data and what they are here: `{caption_en: answer}`."""
     image_dir: str | None = None
     """Folder that relative image paths start from. Default: the folder of the data file."""
+    augment: AugmentSection = AugmentSection()
+    """Random changes of training pictures. Default: none."""
     max_length: Annotated[int, Field(ge=16, le=1_000_000)] = 1024
     """Longest allowed text in tokens. Image tokens come on top and are never cut."""
     image_size: Annotated[int, Field(ge=28, le=16_384)] | None = None
@@ -178,7 +242,7 @@ class HardwareSection(Section):
 class TrainingConfig(Section):
     """One training run, as written in YAML."""
 
-    experiment_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME_CHARS)] = "run"
+    experiment_name: Annotated[str, Field(pattern=RUN_NAME, max_length=MAX_NAME_CHARS)] = "run"
     """Name of the run folder inside `output_dir`: letters, digits, `.`, `_`, `-`."""
     output_dir: Annotated[str, Field(min_length=1)] = "runs"
     """Folder that holds the run folders. Relative to the current folder."""
@@ -222,8 +286,10 @@ class TrainingConfig(Section):
             found.append(
                 f"training.quantization.quantize_head: method {training.method} quantises nothing; use method: qlora"
             )
-        if training.eval_steps and not self.data.val_path:
-            found.append("training.eval_steps: there is nothing to evaluate without data.val_path")
+        if self.data.val_path and self.data.val_fraction:
+            found.append("data.val_fraction: data.val_path names the rows to hold out already; keep one of the two")
+        if training.eval_steps and not (self.data.val_path or self.data.val_fraction):
+            found.append("training.eval_steps: nothing to evaluate without data.val_path or data.val_fraction")
         if found:
             raise ValueError("\n".join(found))
         return self

@@ -11,12 +11,15 @@ from vlmtune.data.boxes.writing import written
 from vlmtune.data.encode import Encoded, cut, encode, encode_prompt
 from vlmtune.data.features.rows import RowFeatures, features_for_pixels, with_features
 from vlmtune.data.images import open_image
+from vlmtune.data.pictures.augment import augmented
 from vlmtune.data.progress import Advance, nobody
 from vlmtune.data.types import Sample
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.models.features import FEATURES, PIXELS
-from vlmtune.plan.types import RunPlan
+from vlmtune.plan.types import Augment, RunPlan
+
+NOTHING = Augment()
 
 
 class TuneDataset(Dataset):
@@ -29,13 +32,18 @@ class TuneDataset(Dataset):
         family: Family,
         plan: RunPlan,
         features: RowFeatures | None = None,
+        augment: Augment = NOTHING,
     ) -> None:
-        """With `features` no image is opened: rows carry what the tower made of them."""
+        """With `features` no image is opened: rows carry what the tower made of them.
+
+        `augment` is for rows that are trained on: a number of `take * num_rows + row` says which take of it this is.
+        """
         self.samples = written(samples, plan, processor, family)
         self.processor = processor
         self.family = family
         self.plan = plan
         self.features = features
+        self.augment = augment
         self.on_read: Advance = nobody
         """Told of each row's number before it is read."""
 
@@ -44,16 +52,17 @@ class TuneDataset(Dataset):
 
     def __getitem__(self, index: int) -> Encoded | VlmtuneError:
         """Return the row. What is wrong with it is raised, in a worker returned: torch would make a traceback of it."""
-        self.on_read(index)
+        take, row = divmod(index, len(self))
+        self.on_read(row)
         try:
-            return self._row(index)
+            return self._row(row, take)
         except VlmtuneError as error:
             if get_worker_info() is None:
                 raise
             return error
 
-    def _row(self, index: int) -> Encoded:
-        row = encode(self.samples[index], self._images(index), self._processor, self.family)
+    def _row(self, index: int, take: int) -> Encoded:
+        row = encode(self.samples[index], self._images(index, take), self._processor, self.family)
         if self.features:
             row = with_features(row, self.features.of_row(index))
         return cut(row, self.plan.max_length) if self.plan.truncation == "cut" else row
@@ -72,12 +81,13 @@ class TuneDataset(Dataset):
     def _processor(self) -> ProcessorMixin:
         return self.features.processor if self.features else self.processor
 
-    def _images(self, index: int) -> list[Image]:
+    def _images(self, index: int, take: int = 0) -> list[Image]:
         """Return the row's pictures; where their features are known, blanks of their sizes."""
         if self.features:
             return self.features.blanks(index)
         sample = self.samples[index]
         try:
-            return [open_image(ref, self.plan.image_size) for ref in sample.images]
+            images = [open_image(ref, self.plan.image_size) for ref in sample.images]
         except VlmtuneError as error:
             raise VlmtuneError(f"{sample.where}: {error.message}", error.hint) from None
+        return augmented(images, self.augment, (self.plan.seed, sample.number, take)) if self.augment.is_on else images

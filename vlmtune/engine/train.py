@@ -14,6 +14,7 @@ from vlmtune.data.features.prepare import Teller, features_of
 from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
+from vlmtune.data.sources.takes import Takes
 from vlmtune.data.workers import READERS, workers_for_training
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, SaveByMinutes, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
@@ -77,7 +78,7 @@ def _train(
     _refuse_blind_tower(lengths, plan)
     _check_longest(TuneDataset(data.train.samples, processor, family, plan), lengths, plan)
     val_features, features = _features(plan, source, (data.val, data.train), processor, view)
-    rows = TuneDataset(data.train.samples, processor, family, plan, features)
+    rows = TuneDataset(data.train.samples, processor, family, plan, features, plan.augment)
     val_rows = TuneDataset(data.val.samples, processor, family, plan, val_features)
     plan = replace(plan, num_workers=workers_for_training(plan, rows[lengths.most_pixels()].tensors, view.note))
     checkpoint = _checkpoint(folder, resume, view)
@@ -86,7 +87,7 @@ def _train(
         serve_features(base_of(model), features.form)
     if plan.device == "cuda":
         torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
-    run_rows = RunRows(rows, val_rows, lengths.total.tolist(), Collator(processor))
+    run_rows = RunRows(rows, val_rows, lengths.total.tolist(), Collator(processor), data.takes(plan))
     running = build_running(plan, model, folder, view, run_rows)
     trainer, recorder, interrupt, watch = running.trainer, running.recorder, running.interrupt, running.watch
     try:
@@ -132,6 +133,8 @@ class RunRows:
     lengths: list[int]
     """Tokens of each row to train on."""
     collator: Collator
+    takes: Takes | None = None
+    """Which rows an epoch takes; None: each once."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
     data = {"train_dataset": rows.train, "eval_dataset": rows.val}
     trainer = TuneTrainer(plan, model, folder, rows.lengths, rows.collator, view.between_steps, **data)
+    trainer.order.takes = rows.takes
     interrupt, recorder = StopOnInterrupt(view, trainer), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
     checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
