@@ -1,6 +1,6 @@
 """Samples as a map-style dataset: images are opened, or features read, in the workers, when a row is asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from PIL.Image import Image
 from torch import Tensor
@@ -49,6 +49,10 @@ class TuneDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def __iter__(self) -> Iterator[Encoded]:
+        """Yield each row once; without this, Python would count on past the last, which is the first again."""
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> Encoded | VlmtuneError:
         """Return the row. What is wrong with it is raised, in a worker returned: torch would make a traceback of it."""
