@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from vlmtune.plan.file import load_plan
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
@@ -155,3 +157,74 @@ def test_a_source_is_trained_on_and_its_rows_are_named(kind, project):
     checked = project.run_cli("validate", project.config, "--json", "--set", "data.max_samples=1000")
     assert checked.code == 0 and json.loads(checked.stdout)["data"]["train_path"]["rows"] == num_rows
     assert last in project.run_cli("validate", project.config, "--preview", num_rows).stdout
+
+
+WEIGHTED = [{"path": "a.jsonl", "weight": 0.5}, {"path": "b.jsonl", "weight": 3}]
+AUGMENT = {"rotation": 5.0, "color_jitter": 0.3, "jpeg_quality": 30}
+
+
+def test_a_weighted_and_augmented_run_goes_on_bit_for_bit(project, assert_same_weights):
+    """Killed and resumed, with reading processes beside it, and straight through without."""
+    listed(project.root, project.rows)
+    set_source(project, WEIGHTED, augment=AUGMENT)
+    assert project.train("straight").code == 0
+    report = json.loads(project.run("straight").report_json.read_text())
+    assert report["steps"] == 12, "two epochs of 2 and 9 rows, two a step"
+    project.train_killed("killed")
+    resumed = project.train("killed", "hardware.num_workers=1", resume=True)
+    assert resumed.code == 0, resumed.stderr
+    assert_same_weights(project.run("straight"), project.run("killed"))
+
+
+def test_augmentation_changes_what_is_learned_and_not_what_is_evaluated(project, monkeypatch):
+    from vlmtune.data import dataset
+
+    seen = []
+    monkeypatch.setattr(dataset, "augmented", lambda images, augment, seed: seen.append(seed) or images)
+    set_source(project, "rows.jsonl", augment=AUGMENT, val_fraction=0.3)
+    done = project.train("run", "training.seed=3")
+    assert done.code == 0, done.stderr
+    report = json.loads(project.run("run").report_json.read_text())
+    assert report["num_rows"] == 5 and report["eval_loss"] is not None
+    takes = {(number, take) for seed, number, take in seen}
+    assert {seed for seed, _, _ in seen} == {3} and {take for _, take in takes} == {0, 1}
+    assert len({number for number, _ in takes}) == 5, "no held-out row is among them"
+
+
+def test_augmented_pictures_have_no_kept_features(project):
+    set_source(project, "rows.jsonl", augment=AUGMENT)
+    refused = project.train("run", "data.cache_features=true")
+    assert refused.code == 1
+    assert "data.cache_features: true, but pictures are changed anew in each epoch (data.augment)" in refused.stderr
+    set_source(project, "rows.jsonl", augment=AUGMENT)
+    assert project.train("run", "training.max_steps=1").code == 0
+    assert not load_plan(project.run("run").plan).cache_features
+
+
+def test_boxes_are_not_turned_with_their_picture(project):
+    objects = {"ref": ["it"], "bbox": [[1, 1, 9, 9]]}
+    boxed = {"question": "Where is <ref-object>?", "answer": "<bbox>", "objects": objects}
+    project.write_rows([*project.rows, project.rows[0] | boxed])
+    set_source(project, "rows.jsonl", augment=AUGMENT)
+    refused = project.run_cli("validate", project.config)
+    assert refused.code == 1
+    assert "data.augment.rotation: 1 of 8 rows hold boxes, which do not turn with their picture" in refused.stderr
+
+
+def test_held_out_rows_are_the_same_when_the_run_is_evaluated(project):
+    set_source(project, "rows.jsonl", val_fraction=0.4, max_samples=6)
+    assert project.train("run", "training.max_steps=1").code == 0
+    trained = json.loads(project.run("run").report_json.read_text())
+    asked = project.run_cli("evaluate", project.run("run").path, "--max-new-tokens", 1, "--json")
+    assert asked.code == 0, asked.stderr
+    result = json.loads(asked.stdout)
+    assert trained["num_rows"] == 4 and len(result["answers"]) == 2
+    assert abs(result["loss"] - trained["eval_loss"]) < 1e-4
+
+
+def test_images_on_both_sides_are_a_warning(project):
+    other = [row | {"question": "And what is the colour here?"} for row in project.rows[:2]]
+    project.write_rows(other, "held-out.jsonl")
+    set_source(project, "rows.jsonl", val_path="held-out.jsonl")
+    done = project.train("run", "training.max_steps=1")
+    assert "warning: the images of 2 of 2 held-out rows are trained on too" in done.stdout

@@ -47,11 +47,14 @@ def read_training(loaded: "LoadedConfig", *, live: bool) -> ReadRows:
     Raises:
         VlmtuneError: a source cannot be opened or read, or the split leaves no row.
     """
+    from vlmtune.data.boxes.check import refuse_turned_boxes
     from vlmtune.data.sources.shares import split
     from vlmtune.data.types import Rows
 
     data, seed = loaded.config.data, loaded.config.training.seed
     read = read_rows(loaded, data.train_path, live=live, max_samples=data.max_samples)
+    if data.augment.rotation:
+        refuse_turned_boxes(read.rows.samples)
     if data.val_fraction is None or not read.rows.samples:
         return read
     train, held_out = split(read.rows.samples, data.val_fraction, seed)
