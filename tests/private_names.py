@@ -57,6 +57,7 @@ PUBLIC: dict[str, set[str] | None] = {
     "torch.random": EVERYTHING,
     "torch.optim": EVERYTHING,
     "torch.testing": EVERYTHING,
+    "torch.distributed": EVERYTHING,
     "torch.optim.lr_scheduler": EVERYTHING,
     "torch.utils.checkpoint": EVERYTHING,
     "torch.utils.data": EVERYTHING,

@@ -93,12 +93,12 @@ def _key(path: tuple[str, ...], prop: dict) -> Key:
     kind = kinds[0]
     return Key(
         path=path,
-        allowed=_in_words(kind) if len(kinds) == 1 else "text, a source or a list of both",
+        allowed=", or ".join(map(_in_words, kinds)),
         default=prop["default"] if "default" in prop else REQUIRED,
         meaning=prop.get("description", ""),
         json_type=kind.get("type", "any"),
         choices=tuple(map(_as_written, kind.get("enum", ()))),
-        nullable=len(kinds) < len(options),
+        nullable=len(options) > len(kinds),
     )
 
 
@@ -108,11 +108,17 @@ def _as_written(choice: str | bool) -> str:
 
 def _in_words(kind: dict) -> str:
     """A JSON-schema type as a person would say it."""
+    if "const" in kind:
+        return kind["const"]
     if "enum" in kind:
         return f"one of {', '.join(map(_as_written, kind['enum']))}"
+    if "$ref" in kind:
+        return "a source"
     name = kind["type"]
     if name == "object":
         return "pairs of names"
+    if name == "array" and "enum" not in kind["items"]:
+        return "a list of both"
     if name == "array":
         return f"a list with any of {', '.join(kind['items']['enum'])}"
     if name in ("integer", "number"):

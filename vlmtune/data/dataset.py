@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from transformers import ProcessorMixin
 
+from vlmtune.data.batches.order import NO_ROW
 from vlmtune.data.boxes.writing import written
 from vlmtune.data.encode import Encoded, cut, encode, encode_prompt
 from vlmtune.data.features.rows import RowFeatures, features_for_pixels, with_features
@@ -54,8 +55,10 @@ class TuneDataset(Dataset):
         """Yield each row once; without this, Python would count on past the last, which is the first again."""
         return map(self.__getitem__, range(len(self)))
 
-    def __getitem__(self, index: int) -> Encoded | VlmtuneError:
+    def __getitem__(self, index: int) -> Encoded | VlmtuneError | None:
         """Return the row. What is wrong with it is raised, in a worker returned: torch would make a traceback of it."""
+        if index == NO_ROW:
+            return None
         take, row = divmod(index, len(self))
         self.on_read(row)
         try:
