@@ -6,7 +6,7 @@ from typing import Any
 
 from vlmtune.config.load import LoadedConfig
 from vlmtune.config.reader import yaml_of
-from vlmtune.config.schema import SourceSection
+from vlmtune.config.sections import SourceSection
 from vlmtune.files import relative_path, write_atomically
 
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from functools import cache
 
-from vlmtune.config.schema import HUB_ID, RUN_NAME, SPLIT_NAME, Section, TrainingConfig
+from vlmtune.config.schema import RUN_NAME, TrainingConfig
+from vlmtune.config.sections import HUB_ID, SPLIT_NAME, Section
 
 PATTERNS = {
     RUN_NAME: "letters, digits, '.', '_', '-'",

@@ -3,7 +3,7 @@
 from pydantic import ValidationError
 
 from vlmtune.config.keys import keys_of
-from vlmtune.config.schema import SourceSection
+from vlmtune.config.sections import SourceSection
 from vlmtune.config.text import nearest, shown
 
 EXAMPLE = 'a source: {path: "shards/*.parquet"} or {name: org/data, split: train}'

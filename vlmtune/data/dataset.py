@@ -14,13 +14,12 @@ from vlmtune.data.features.rows import RowFeatures, features_for_pixels, with_fe
 from vlmtune.data.images import open_image
 from vlmtune.data.pictures.augment import augmented
 from vlmtune.data.progress import Advance, nobody
+from vlmtune.data.sources.takes import Takes
 from vlmtune.data.types import Sample
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.models.features import FEATURES, PIXELS
-from vlmtune.plan.types import Augment, RunPlan
-
-NOTHING = Augment()
+from vlmtune.plan.types import RunPlan
 
 
 class TuneDataset(Dataset):
@@ -33,18 +32,15 @@ class TuneDataset(Dataset):
         family: Family,
         plan: RunPlan,
         features: RowFeatures | None = None,
-        augment: Augment = NOTHING,
     ) -> None:
-        """With `features` no image is opened: rows carry what the tower made of them.
-
-        `augment` is for rows that are trained on: a number of `take * num_rows + row` says which take of it this is.
-        """
+        """With `features` no image is opened: rows carry what the tower made of them."""
         self.samples = written(samples, plan, processor, family)
         self.processor = processor
         self.family = family
         self.plan = plan
         self.features = features
-        self.augment = augment
+        self.takes: Takes | None = None
+        """Which rows an epoch takes, where these are trained on: then pictures are changed as the plan says."""
         self.on_read: Advance = nobody
         """Told of each row's number before it is read."""
 
@@ -97,4 +93,6 @@ class TuneDataset(Dataset):
             images = [open_image(ref, self.plan.image_size) for ref in sample.images]
         except VlmtuneError as error:
             raise VlmtuneError(f"{sample.where}: {error.message}", error.hint) from None
-        return augmented(images, self.augment, (self.plan.seed, sample.number, take)) if self.augment.is_on else images
+        if self.takes is None or not self.plan.augment.is_on:
+            return images
+        return augmented(images, self.plan.augment, (self.plan.seed, sample.number, take))

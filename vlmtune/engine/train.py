@@ -14,7 +14,6 @@ from vlmtune.data.features.prepare import Teller, features_of
 from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
-from vlmtune.data.sources.takes import Takes
 from vlmtune.data.workers import READERS, workers_for_training
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
@@ -82,7 +81,8 @@ def _train(
     _check_longest(TuneDataset(data.train.samples, processor, family, plan), lengths, plan)
     with group.first_alone(plan.cache_features):
         val_features, features = _features(plan, source, (data.val, data.train), processor, view)
-    rows = TuneDataset(data.train.samples, processor, family, plan, features, plan.augment)
+    rows = TuneDataset(data.train.samples, processor, family, plan, features)
+    rows.takes = data.takes(plan)
     val_rows = TuneDataset(data.val.samples, processor, family, plan, val_features)
     plan = replace(plan, num_workers=workers_for_training(plan, rows[lengths.most_pixels()].tensors, view.note))
     checkpoint = group.told_by_first(_checkpoint(folder, resume, view) if group.is_first() else None)
@@ -92,7 +92,7 @@ def _train(
         serve_features(base_of(model), features.form)
     if plan.device == "cuda":
         torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
-    run_rows = RunRows(rows, val_rows, lengths.total.tolist(), Collator(processor), data.takes(plan))
+    run_rows = RunRows(rows, val_rows, lengths.total.tolist(), Collator(processor))
     running = build_running(plan, model, folder, view, run_rows)
     trainer, recorder, interrupt, watch = running.trainer, running.recorder, running.interrupt, running.watch
     try:
@@ -141,8 +141,6 @@ class RunRows:
     lengths: list[int]
     """Tokens of each row to train on."""
     collator: Collator
-    takes: Takes | None = None
-    """Which rows an epoch takes; None: each once."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,6 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
     data = {"train_dataset": rows.train, "eval_dataset": rows.val}
     trainer = TuneTrainer(plan, model, folder, rows.lengths, rows.collator, view.between_steps, **data)
-    trainer.order.takes = rows.takes
     interrupt, recorder = StopOnInterrupt(view, trainer), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
     checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
@@ -272,10 +269,8 @@ def _notes(data: RunData, plan: RunPlan, watch: MemoryWatch | None) -> list[str]
 
 
 def _facts_of_model(parts: list[InventoryRow]) -> dict:
-    return {
-        "trainable_parameters": sum(row.parameters for row in parts if row.trainable),
-        "total_parameters": sum(row.parameters for row in parts),
-    }
+    trainable = sum(row.parameters for row in parts if row.trainable)
+    return {"trainable_parameters": trainable, "total_parameters": sum(row.parameters for row in parts)}
 
 
 def _facts_of_training(recorder: Recorder) -> dict:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmtune.config.schema import SourceSection
+from vlmtune.config.sections import SourceSection
 from vlmtune.data.reading.data_files import DataFile, DataFiles, FoundFile, Source, names_of
 from vlmtune.data.reading.image_refs import ImageRules
 from vlmtune.data.samples import check_image_dir
