@@ -209,6 +209,18 @@ def test_without_a_connection_the_rows_are_those_of_the_cache(online_data, proje
     assert json.loads(offline.stdout)["data"]["train_path"]["rows"] == 7
 
 
+def test_without_a_connection_no_other_commit_takes_its_place(online_data, project, written):
+    """`datasets` takes the rows that it has kept last, whatever commit they are of."""
+    first = online_data(project.rows)
+    online_data(project.rows[:3], "two")
+    written(train_path=HUB)
+    assert project.run_cli("validate", project.config).code == 0
+    online_data.hub.status = 500
+    written(train_path=HUB | {"revision": first})
+    refused = project.run_cli("validate", project.config)
+    assert f"org/colours: commit {first} is not in the local cache" in error_of(refused)
+
+
 def test_a_row_of_a_hub_data_set_is_named(online_data, project, written):
     online_data([*project.rows[:2], project.rows[2] | {"answer": ""}])
     written(train_path=HUB)

@@ -228,3 +228,14 @@ def test_images_on_both_sides_are_a_warning(project):
     set_source(project, "rows.jsonl", val_path="held-out.jsonl")
     done = project.train("run", "training.max_steps=1")
     assert "warning: the images of 2 of 2 held-out rows are trained on too" in done.stdout
+
+
+def test_an_estimate_is_for_the_rows_of_all_sources(project):
+    """The longest row, which decides it, is the last one of the second source."""
+    longest = project.rows[0] | {"question": "What colour is this? " * 9}
+    write_table(project.root / "rows.csv", project.rows[:2])
+    write_tar(project.root / "shard-0.tar", project.root, [project.rows[0], longest])
+    set_source(project, ["rows.csv", "shard-*.tar"], max_samples=1000)
+    done = project.run_cli("estimate-vram", project.config, "--gpu", "rtx-4060", "--fast", "--json")
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["worst_row"] == "shard-0.tar row 2"

@@ -45,6 +45,10 @@ def hub_files(name: str, subset: str | None, split: str, commit: str | None) -> 
         from datasets import load_dataset
 
         arrow = _arrow_files(load_dataset(name, subset, split=split, revision=commit), name)
+    if commit and not all(commit in file.parts for file, _ in arrow):  # without a hub, the library takes what it has
+        raise VlmtuneError(
+            f"{name}: commit {commit} is not in the local cache, and the hub cannot be reached", "check the connection"
+        )
     called = f"{name}[{split}]"
     origin = text_sha256(f"{name} {subset} {split} {commit}")
     return [FoundFile(file, file, first_number, called, origin) for file, first_number in arrow]
