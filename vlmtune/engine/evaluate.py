@@ -18,9 +18,10 @@ from vlmtune.data.progress import Advance, nobody
 from vlmtune.data.types import Sample
 from vlmtune.engine.step import forward_loss
 from vlmtune.engine.tuned import Tuned
+from vlmtune.families.base import THOUGHT_ENDS
 from vlmtune.models.build import base_of, family_of
 from vlmtune.models.embeddings import where_it_computes
-from vlmtune.models.processor import THOUGHT_ENDS, plain_ids, special_token_ids, turn_end_id
+from vlmtune.models.processor import plain_ids, special_token_ids, turn_end_id
 from vlmtune.plan.types import RunPlan
 
 

@@ -11,6 +11,8 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.families.boxes import THOUSANDTHS, BoxConvention
 
 Json = Mapping[str, Any]
+THOUGHT_ENDS = ("</think>", "[/THINK]")
+"""How thoughts end, in the templates of models that think before they answer."""
 PIXEL_LIMITS = ("min_pixels", "max_pixels")
 """Older names of `size` in files of image processors: where a file has both, the library goes by these."""
 
