@@ -106,6 +106,10 @@ RENAMED = {
     "offload_embedding": "hardware.offload_embeddings",
     "dataloader_num_workers": "hardware.num_workers",
     "preprocessing_num_workers": "hardware.num_workers",
+    # the evaluation
+    "predict_with_generate": "evaluation.generate_rows",
+    "compute_metrics": "evaluation.metrics",
+    "eval_metric": "evaluation.metrics",
     # the run
     "run_name": "experiment_name",
     "output": "output_dir",

@@ -86,6 +86,9 @@ class Family:
     not_packable: str = ""
     """Why its rows cannot stand behind each other in packs; empty where they can."""
 
+    answers_alone: str = ""
+    """Why rows are answered one by one; empty where several can be at once."""
+
     most_pack_tokens: int | None = None
     """Tokens of the longest pack in which its rows count on from nothing but their own start; None: of any."""
 
