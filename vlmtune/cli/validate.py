@@ -89,6 +89,7 @@ def shown(value: object) -> str:
 def _check_data(loaded: "LoadedConfig", live: bool) -> tuple[dict[str, "ReadRows"], list[VlmtuneError]]:
     """The rows of each data file that could be read, pictures looked at, and what stands in the way of training."""
     from vlmtune.data.samples import require_good
+    from vlmtune.metrics.suit import refuse_metrics
     from vlmtune.workflow.rows import ReadRows, read_training, with_commits
 
     loaded, _ = with_commits(loaded, {})
@@ -99,7 +100,9 @@ def _check_data(loaded: "LoadedConfig", live: bool) -> tuple[dict[str, "ReadRows
             continue
         try:
             found[key] = read_training(loaded, live=live) if key == "train_path" else _held_out(loaded, live)
-            require_good(found[key].rows, data.on_bad_row)
+            samples = require_good(found[key].rows, data.on_bad_row)
+            if key == "val_path":
+                refuse_metrics(loaded.config.evaluation, samples)
         except VlmtuneError as error:
             prefix = "" if error.message.startswith("data.") else f"data.{key}: "
             errors.append(VlmtuneError(f"{prefix}{error.message}", error.hint, problems=error.problems))

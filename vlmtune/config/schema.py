@@ -14,6 +14,8 @@ from vlmtune.config.text import MAX_NAME_CHARS
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+MetricName = Literal["exact", "contains", "cer", "wer", "anls", "token_f1", "json_valid", "json_fields", "iou"]
+"""Those of `vlmtune.metrics.table`."""
 
 
 class ModelSection(Section):
@@ -179,6 +181,19 @@ class HardwareSection(Section):
     """Out of GPU memory: `error` names the changes that would have fitted; `retry` takes less at a time and goes on."""
 
 
+class EvaluationSection(Section):
+    """How answers to held-out rows are judged, by `vlmtune evaluate` and during training."""
+
+    metrics: tuple[MetricName, ...] = ("exact",)
+    """What answers are judged by, beside the loss; the first one calls rows right or wrong. `docs/evaluation.md`."""
+    batch_size: Count | None = None
+    """Rows that are answered at once. Default: as many as memory leaves room for, 16 at most."""
+    generate_rows: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Held-out rows that are answered at each evaluation in training, spread over all; 0: none, the loss alone."""
+    generate_minutes: Annotated[float, Field(gt=0.0, le=10_000.0)] = 5.0
+    """What answering may take at each evaluation in training; if the first takes longer, later ones have fewer rows."""
+
+
 class TrainingConfig(Section):
     """One training run, as written in YAML."""
 
@@ -192,6 +207,7 @@ class TrainingConfig(Section):
     data: DataSection
     training: TrainingSection = TrainingSection()
     hardware: HardwareSection = HardwareSection()
+    evaluation: EvaluationSection = EvaluationSection()
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "TrainingConfig":
@@ -226,13 +242,22 @@ class TrainingConfig(Section):
             found.append(
                 f"training.quantization.quantize_head: method {training.method} quantises nothing; use method: qlora"
             )
-        if self.data.val_path and self.data.val_fraction:
-            found.append("data.val_fraction: data.val_path names the rows to hold out already; keep one of the two")
-        if training.eval_steps and not (self.data.val_path or self.data.val_fraction):
-            found.append("training.eval_steps: nothing to evaluate without data.val_path or data.val_fraction")
+        found += self._contradictions_of_held_out_rows()
         if found:
             raise ValueError("\n".join(found))
         return self
+
+    def _contradictions_of_held_out_rows(self) -> list[str]:
+        data, found = self.data, []
+        if data.val_path and data.val_fraction:
+            found.append("data.val_fraction: data.val_path names the rows to hold out already; keep one of the two")
+        if not (data.val_path or data.val_fraction):
+            need_rows = {
+                "training.eval_steps: nothing to evaluate": self.training.eval_steps,
+                "evaluation.generate_rows: nothing to answer": self.evaluation.generate_rows,
+            }
+            found += [f"{what} without data.val_path or data.val_fraction" for what, asked in need_rows.items() if asked]
+        return found
 
     @property
     def run_dir(self) -> Path:

@@ -81,7 +81,7 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
             self._add(self._record(state, logs))
         elif "eval_loss" in logs:
             last, eta_s = self.records[-1], self._eta_s(state, is_evaluated=True)
-            self._add(dataclasses.replace(last, eval_loss=logs["eval_loss"], elapsed_s=self._elapsed(), eta_s=eta_s))
+            self._add(dataclasses.replace(last, **self.trainer.evaluated, elapsed_s=self._elapsed(), eta_s=eta_s))
             self.last = time.perf_counter()
 
     def _kept_in(self, states: dict[str, dict]) -> dict:
@@ -278,7 +278,7 @@ class StopOnInterrupt(TrainerCallback):
         # SIGTERM and SIGHUP come twice where a scheduler, or both shell and system, send them: only Ctrl-C is meant so.
         if os.getpid() != self._process or self.stopped:
             return
-        self.stopped = True
+        self.stopped = self.trainer.is_stopping = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         why = "" if number == signal.SIGINT else f"{signal.Signals(number).name}: "
         running = "evaluation" if self.trainer.is_evaluating else "step"

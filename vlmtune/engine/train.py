@@ -15,10 +15,11 @@ from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.data.workers import READERS, workers_for_training
+from vlmtune.engine.answers.held_out import HeldOutAnswers
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
 from vlmtune.engine.evaluate import serve_ends
-from vlmtune.engine.memory import MemoryWatch
+from vlmtune.engine.memory import MemoryWatch, facts_of_gpu
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.ranks import group
@@ -111,7 +112,7 @@ def _train(
         **_facts_of_data(data, lengths, plan),
         **_facts_of_model(inventory(model, family)),
         **_facts_of_training(recorder),
-        **_facts_of_gpu(watch),
+        **facts_of_gpu(watch),
         **facts_of_all(trainer.model),
         notes=_notes(data, plan, watch),
     )
@@ -159,6 +160,9 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
     data = {"train_dataset": rows.train, "eval_dataset": rows.val}
     trainer = TuneTrainer(plan, model, folder, rows.lengths, rows.collator, view.between_steps, **data)
+    if plan.generate_rows and len(rows.val):
+        trainer.held_out = HeldOutAnswers(plan, rows.val, view.note)
+        trainer.add_callback(trainer.held_out)
     interrupt, recorder = StopOnInterrupt(view, trainer), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
     checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
@@ -276,24 +280,16 @@ def _facts_of_model(parts: list[InventoryRow]) -> dict:
 def _facts_of_training(recorder: Recorder) -> dict:
     losses = [record.loss for record in recorder.records]
     evals = [record.eval_loss for record in recorder.records if record.eval_loss is not None]
+    metrics = [record.eval_metrics for record in recorder.records if record.eval_metrics]
     work, seconds = recorder.totals, max(recorder.seconds, 1e-9)
     return {
         "train_loss_first": losses[0] if losses else None,
         "train_loss_last": losses[-1] if losses else None,
         "eval_loss": evals[-1] if evals else None,
+        "eval_metrics": metrics[-1] if metrics else None,
         "trained_tokens": work.trained_tokens,
         "seconds": recorder.seconds,
         "samples_per_s": work.rows / seconds,
         "tokens_per_s": work.tokens / seconds,
         "data_wait_share": min(1.0, work.waited_s / seconds),
-    }
-
-
-def _facts_of_gpu(watch: MemoryWatch | None) -> dict:
-    return {
-        "peak_allocated_bytes": torch.cuda.max_memory_allocated() if watch else None,
-        "peak_reserved_bytes": torch.cuda.max_memory_reserved() if watch else None,
-        "gpu": torch.cuda.get_device_name(0) if watch else None,
-        "memory_estimated": watch.estimated if watch else None,
-        "memory_measured": watch.measured() if watch else None,
     }

@@ -19,6 +19,7 @@ from vlmtune.data.batches.packs import PackCollator
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.progress import Progress, silent
 from vlmtune.data.workers import READERS
+from vlmtune.engine.answers.held_out import HeldOutAnswers
 from vlmtune.engine.arguments import Schedule, training_arguments
 from vlmtune.engine.checkpoints import (
     WRITE_ERRORS,
@@ -93,6 +94,12 @@ class TuneTrainer(Trainer):
         self.is_evaluating = False
         self.evaluations_s: list[float] = []
         """How long each evaluation took."""
+        self.held_out: HeldOutAnswers | None = None
+        """Who asks the model at evaluations; None: nobody."""
+        self.evaluated: dict[str, Any] = {}
+        """What the last evaluation has found, as the log has it."""
+        self.is_stopping = False
+        """Whether the run ends as soon as it can."""
         order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
         self.order = DealtRows(order, plan, group.number())
         torch.manual_seed(plan.seed + group.number())  # of dropout: other rows are not to lose the same numbers
@@ -209,16 +216,18 @@ class TuneTrainer(Trainer):
                 )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the evaluation loss: a mean over labelled tokens.
+        """Return the evaluation loss, a mean over labelled tokens, and metrics of answers as `eval_exact` or the like.
 
         Trainer's own loop is a mean over batches, however many tokens they have, of a loss with all logits.
         """
         started, self.is_evaluating = time.perf_counter(), True
         with self.progress("evaluating rows", len(self.eval_dataset)) as advance:
             loss = mean_loss(self.model, self.eval_dataset, self.collator, self.plan, advance)
+        answered = self.held_out.metrics(self) if self.held_out else {}
+        self.evaluated = {"eval_loss": loss, "eval_metrics": answered or None}
+        metrics = {"eval_loss": loss, **{f"eval_{name}": value for name, value in answered.items()}}
         self.is_evaluating = False
         self.evaluations_s.append(time.perf_counter() - started)
-        metrics = {"eval_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

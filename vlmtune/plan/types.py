@@ -137,6 +137,12 @@ class RunPlan:
     """Digest of each source of training rows: says which one has changed, where `data_sha256` says that one has."""
     data_commits: dict[str, str] = field(default_factory=dict)
     """`org/data@main` → the commit that it stood for when the run began."""
+    metrics: tuple[str, ...] = ()
+    """What answers are judged by."""
+    generate_rows: int = 0
+    """Held-out rows that are answered at each evaluation in training."""
+    generate_minutes: float = 0.0
+    """What that may take each time."""
 
     def preprocessor(self, published: Json) -> dict[str, Any]:
         """The settings of the image processor: those of the model's files, and what the plan sets in their place."""

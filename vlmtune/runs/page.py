@@ -181,6 +181,7 @@ def _tables(report: TrainReport) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
     run = [
         ("steps", f"{report.steps:,}"),
+        *((f"{name} of held-out answers", f"{value:.1%}") for name, value in (report.eval_metrics or {}).items()),
         ("parameters", f"{report.total_parameters:,}"),
         ("trainable", f"{report.trainable_parameters:,} ({share:.2%})"),
         ("precision", report.precision),

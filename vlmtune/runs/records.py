@@ -43,6 +43,8 @@ class StepRecord:
     gpu_limit_bytes: int | None
     gpu_temperature_c: int | None
     eval_loss: float | None = None
+    eval_metrics: dict[str, float] | None = None
+    """Metric -> value over the held-out rows that were answered; None where none were."""
     gpu_estimate_bytes: int | None = None
     """The peak that was estimated before the run."""
 
@@ -111,6 +113,8 @@ class TrainReport:
     notes: list[str] = field(default_factory=list)
     memory_estimated: Memory | None = None
     """None without an estimate, as on a CPU."""
+    eval_metrics: dict[str, float] | None = None
+    """Those of the last evaluation that had some."""
     memory_measured: Memory | None = None
     """None on a CPU, and where no step was made."""
     gpus: list[OneGpu] = field(default_factory=list)
@@ -134,3 +138,62 @@ class Outcome:
     def is_finished(self) -> bool:
         """Whether the run has learned all that it was to learn."""
         return self.status == "finished"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What one model made of a held-out row."""
+
+    answer: str
+    loss: Annotated[float, NullIsNaN()]
+    """Mean cross-entropy a labelled token of the expected answer."""
+    cut: bool
+    """The model would have written more."""
+    scores: dict[str, float]
+    """Metric -> value for this row, the best over the accepted answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedRow(Answered):
+    """A held-out row and what the model made of it."""
+
+    where: str
+    """As messages name the row: `held-out.jsonl:12`."""
+    images: list[str]
+    """Paths relative to the run folder, or addresses; of pictures inside of the row their sizes in words."""
+    question: str
+    expected: list[str]
+    """Every accepted answer; training learns the first."""
+    before: Answered | None = None
+    """What the model it is compared with made of the same row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What one model made of all held-out rows."""
+
+    asked: str
+    """`adapter`, `model`, `checkpoint-40`, `base`; of another run its name before it: `other-run/adapter`."""
+    loss: Annotated[float, NullIsNaN()]
+    """Mean cross-entropy a labelled token over all rows."""
+    metrics: dict[str, float]
+    """Metric -> value over all rows."""
+    num_cut: int
+    """Answers that would have been longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord(Summary):
+    """Everything in `evaluation.json`, the newest evaluation of a run."""
+
+    data: str
+    """Name of the file with the rows."""
+    max_new_tokens: int
+    """Tokens that an answer may have had."""
+    before: Summary | None = None
+    """Of the model it is compared with; None without `--compare`."""
+    rows: list[EvaluatedRow]
+
+    def to_json(self) -> str:
+        """Return the record as strict JSON text."""
+        return strict_json(asdict(self), indent=2) + "\n"

@@ -169,6 +169,7 @@ def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     """Read and check the rows; raise one error that names every bad one. `live`: it may be shown on a terminal."""
     from vlmtune.data.run_data import MeasuredRows, RunData, digest_of, warning_of_shared_rows
     from vlmtune.data.samples import require_good
+    from vlmtune.metrics.suit import refuse_metrics
     from vlmtune.workflow.rows import read_rows, read_training
 
     data = loaded.config.data
@@ -178,6 +179,7 @@ def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     val_rows: Sequence[Sample] = []
     if held_out or read.held_out:
         val_rows = require_good(held_out.rows if held_out else read.held_out, data.on_bad_row)
+        refuse_metrics(loaded.config.evaluation, val_rows)
     warning = warning_of_shared_rows(train_rows, val_rows, read.files, held_out and held_out.files)
     skipped = tuple(f"{bad.where}: {bad.problem}" for bad in read.rows.bad_rows)
     train, val = (MeasuredRows(samples, data.on_bad_row) for samples in (train_rows, val_rows))
