@@ -252,11 +252,11 @@ class TrainingConfig(Section):
         if data.val_path and data.val_fraction:
             found.append("data.val_fraction: data.val_path names the rows to hold out already; keep one of the two")
         if not (data.val_path or data.val_fraction):
-            need_rows = {
+            wishes = {
                 "training.eval_steps: nothing to evaluate": self.training.eval_steps,
                 "evaluation.generate_rows: nothing to answer": self.evaluation.generate_rows,
             }
-            found += [f"{what} without data.val_path or data.val_fraction" for what, asked in need_rows.items() if asked]
+            found += [f"{what} without data.val_path or data.val_fraction" for what, wish in wishes.items() if wish]
         return found
 
     @property
