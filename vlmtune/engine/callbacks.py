@@ -80,7 +80,8 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
             self._add(self._record(state, logs))
         elif "eval_loss" in logs:
             last, eta_s = self.records[-1], self._eta_s(state, is_evaluated=True)
-            self._add(dataclasses.replace(last, eval_loss=logs["eval_loss"], elapsed_s=self._elapsed(), eta_s=eta_s))
+            found = {"eval_loss": logs["eval_loss"], "eval_row_losses": self.trainer.eval_row_losses}
+            self._add(dataclasses.replace(last, **found, elapsed_s=self._elapsed(), eta_s=eta_s))
             self.last = time.perf_counter()
 
     def _kept_in(self, states: dict[str, dict]) -> dict:
@@ -124,6 +125,8 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
             gpu_limit_bytes=_limit_bytes() if self.on_gpu else None,
             gpu_temperature_c=gpu.temperature_c if gpu else None,
             gpu_estimate_bytes=self.estimate_bytes,
+            gpu_allocated_bytes=torch.cuda.memory_allocated() if self.on_gpu else None,
+            gpu_allocated_peak_bytes=torch.cuda.max_memory_allocated() if self.on_gpu else None,
         )
 
     def _eta_s(self, state, *, is_evaluated: bool) -> float:

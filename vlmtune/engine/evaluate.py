@@ -57,9 +57,8 @@ class Answer:
         return normalize("NFC", self.answer.strip()) == normalize("NFC", self.expected.strip())
 
 
-def mean_loss(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan, on_row: Advance = nobody) -> float:
-    """Return the evaluation loss: the mean cross-entropy a labelled token over all rows."""
-    losses = row_losses(model, rows, collator, plan, on_row)
+def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
+    """Return the evaluation loss, a mean over labelled tokens, of what `row_losses` found."""
     return sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses))
 
 
@@ -144,7 +143,7 @@ def evaluate_rows(
             rows.samples, generate(tuned, samples, limit, on_answer), losses, strict=True
         )
     ]
-    return Evaluation(sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses)), answers, limit)
+    return Evaluation(mean_loss(losses), answers, limit)
 
 
 def num_answer_tokens(sample: Sample, tuned: Tuned) -> int:

@@ -28,7 +28,7 @@ from vlmtune.engine.checkpoints import (
     save_adapter,
     save_trained,
 )
-from vlmtune.engine.evaluate import mean_loss
+from vlmtune.engine.evaluate import mean_loss, row_losses
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
@@ -38,6 +38,7 @@ from vlmtune.models.build import base_of
 from vlmtune.models.verify import refuse_other_base
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.histogram import Histogram, histogram_of_losses
 
 ABSURD_LOSS = 1_000.0  # before the first step; who guesses among all tokens has 13 at most
 
@@ -114,6 +115,8 @@ class TuneTrainer(Trainer):
         self.is_evaluating = False
         self.evaluations_s: list[float] = []
         """How long each evaluation took."""
+        self.eval_row_losses: Histogram | None = None
+        """Of the last evaluation."""
         self.order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
@@ -209,10 +212,11 @@ class TuneTrainer(Trainer):
         """
         started, self.is_evaluating = time.perf_counter(), True
         with self.progress("evaluating rows", len(self.eval_dataset)) as advance:
-            loss = mean_loss(self.model, self.eval_dataset, self.collator, self.plan, advance)
+            losses = row_losses(self.model, self.eval_dataset, self.collator, self.plan, advance)
         self.is_evaluating = False
         self.evaluations_s.append(time.perf_counter() - started)
-        metrics = {"eval_loss": loss}
+        self.eval_row_losses = histogram_of_losses(loss / max(1, tokens) for loss, tokens in losses)
+        metrics = {"eval_loss": mean_loss(losses)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlmtune.files import strict_json
+from vlmtune.runs.histogram import Histogram
 from vlmtune.runs.memory import Memory
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ class StepRecord:
     eval_loss: float | None = None
     gpu_estimate_bytes: int | None = None
     """The peak that was estimated before the run."""
+    gpu_allocated_bytes: int | None = None
+    """Between two steps; what is reserved is more."""
+    gpu_allocated_peak_bytes: int | None = None
+    """The highest so far."""
+    eval_row_losses: Histogram | None = None
+    """Of the mean loss of each held-out row; there where `eval_loss` is."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,8 @@ class TrainReport:
     """None without an estimate, as on a CPU."""
     memory_measured: Memory | None = None
     """None on a CPU, and where no step was made."""
+    row_lengths: Histogram | None = None
+    """Tokens of the rows to train on."""
 
     def to_json(self) -> str:
         """Return the report as strict JSON text."""
