@@ -16,8 +16,6 @@ from vlmtune.cli import (
     calibrate,
     doctor,
     estimate_vram,
-    evaluate,
-    generate,
     guide,
     merge,
     models,
@@ -26,6 +24,7 @@ from vlmtune.cli import (
     train,
     validate,
 )
+from vlmtune.cli.ask import evaluate, generate
 from vlmtune.environment import check_environment
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.printing import say

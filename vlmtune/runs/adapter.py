@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vlmtune.errors import VlmtuneError
 from vlmtune.files import json_value
 from vlmtune.reading import JSON_BYTES, read_regular
 
@@ -33,3 +34,14 @@ def base_in_words(folder: Path) -> str:
         return "an unknown model"
     is_hub_id = base.count("/") == 1 and not base.startswith((".", "/", "~"))
     return base if is_hub_id or Path(base).is_dir() else f"{base}, a folder where it was trained"
+
+
+def no_run(adapter: Path) -> VlmtuneError:
+    """Return what people are told who give an adapter in place of its run."""
+    if run := run_of(adapter):
+        return VlmtuneError(f"{adapter} is inside of a run folder", f"give that: {run}")
+    return VlmtuneError(
+        f"{adapter} is an adapter without its run folder, trained on {base_in_words(adapter)}",
+        "give the whole run folder; PEFT loads an adapter alone where base_model_name_or_path in its "
+        "adapter_config.json is a hub id or the path of a folder with that model",
+    )

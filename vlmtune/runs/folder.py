@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, parse_json, strict_json, write_atomically, write_json
 from vlmtune.reading import JSON_BYTES, read_regular, refuse_other_kinds
-from vlmtune.runs.adapter import base_in_words, is_adapter, missing_file, run_of
+from vlmtune.runs.adapter import is_adapter, missing_file, no_run
 from vlmtune.runs.manifest import damage, refuse_damaged
 from vlmtune.runs.memory import Memory
 from vlmtune.runs.records import Outcome, Retry, StepRecord
@@ -93,6 +93,11 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def evaluation(self) -> Path:
+        """The newest evaluation, row by row."""
+        return self.path / "evaluation.json"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files, when asked for."""
         return self.path / "tensorboard"
@@ -151,7 +156,7 @@ class RunFolder:
         folder.refuse_others_files()
         if not folder.has_begun():
             if is_adapter(path):
-                raise _no_run(path)
+                raise no_run(path)
             raise VlmtuneError(
                 f"{path} is not a run folder: it has no {folder.plan.name}",
                 hint="give the folder that `vlmtune train` wrote, not one inside or above it",
@@ -162,7 +167,7 @@ class RunFolder:
         """Raise where a link, a pipe or the like is in the place of a file or folder of the run."""
         files = (self.config, self.plan, self.versions, self.estimate, self.retries, self.log, self.lock, self.holder)
         refuse_other_kinds(
-            files=(*files, self.report_json, self.report_html),
+            files=(*files, self.report_json, self.report_html, self.evaluation),
             folders=(self.adapter, self.model, self.checkpoints, self.tensorboard),
         )
 
@@ -219,7 +224,7 @@ class RunFolder:
 
     def read_estimate(self) -> Memory | None:
         """Return what the memory was estimated to be, None without an estimate."""
-        return _read(self.estimate, Memory) if self.estimate.exists() else None
+        return read_json(self.estimate, Memory) if self.estimate.exists() else None
 
     def add_retry(self, retry: Retry) -> None:
         """Note one more change that the run makes of itself."""
@@ -227,7 +232,7 @@ class RunFolder:
 
     def read_retries(self) -> list[Retry]:
         """Return the changes that the run made of itself, oldest first."""
-        return _read(self.retries, list[Retry]) if self.retries.exists() else []
+        return read_json(self.retries, list[Retry]) if self.retries.exists() else []
 
     def read_outcome(self) -> Outcome | None:
         """Return how the run ended; None before that, and where a full disk left half a report."""
@@ -262,16 +267,6 @@ class RunFolder:
         write_atomically(self.log, "".join(kept))
 
 
-def _no_run(adapter: Path) -> VlmtuneError:
-    if run := run_of(adapter):
-        return VlmtuneError(f"{adapter} is inside of a run folder", f"give that: {run}")
-    return VlmtuneError(
-        f"{adapter} is an adapter without its run folder, trained on {base_in_words(adapter)}",
-        "give the whole run folder; PEFT loads an adapter alone where base_model_name_or_path in its "
-        "adapter_config.json is a hub id or the path of a folder with that model",
-    )
-
-
 def _step_of(checkpoint: str, steps: dict[int, Path]) -> int:
     """Return the step of the checkpoint that is asked for, of those that are there."""
     if checkpoint == NEWEST:
@@ -289,7 +284,7 @@ def _missing(result: Path) -> str | None:
     return absent and f"{absent} is missing"
 
 
-def _read(path: Path, shape: type[T]) -> T:
+def read_json(path: Path, shape: type[T]) -> T:
     """Return what a JSON file holds."""
     try:
         return parse_json(shape, read_regular(path, JSON_BYTES, own=True))

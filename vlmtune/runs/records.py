@@ -128,3 +128,62 @@ class Outcome:
     def is_finished(self) -> bool:
         """Whether the run has learned all that it was to learn."""
         return self.status == "finished"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What one model made of a held-out row."""
+
+    answer: str
+    loss: Annotated[float, NullIsNaN()]
+    """Mean cross-entropy a labelled token of the expected answer."""
+    cut: bool
+    """The model would have written more."""
+    scores: dict[str, float]
+    """Metric -> value for this row, the best over the accepted answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedRow(Answered):
+    """A held-out row and what the model made of it."""
+
+    where: str
+    """As messages name the row: `held-out.jsonl:12`."""
+    images: list[str]
+    """Paths relative to the run folder, or addresses; of pictures inside of the row their sizes in words."""
+    question: str
+    expected: list[str]
+    """Every accepted answer; training learns the first."""
+    before: Answered | None = None
+    """What the model it is compared with made of the same row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What one model made of all held-out rows."""
+
+    asked: str
+    """`adapter`, `model`, `checkpoint-40`, `base`; of another run its name before it: `other-run/adapter`."""
+    loss: Annotated[float, NullIsNaN()]
+    """Mean cross-entropy a labelled token over all rows."""
+    metrics: dict[str, float]
+    """Metric -> value over all rows."""
+    num_cut: int
+    """Answers that would have been longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord(Summary):
+    """Everything in `evaluation.json`, the newest evaluation of a run."""
+
+    data: str
+    """Name of the file with the rows."""
+    max_new_tokens: int
+    """Tokens that an answer may have had."""
+    before: Summary | None = None
+    """Of the model it is compared with; None without `--compare`."""
+    rows: list[EvaluatedRow]
+
+    def to_json(self) -> str:
+        """Return the record as strict JSON text."""
+        return strict_json(asdict(self), indent=2) + "\n"
