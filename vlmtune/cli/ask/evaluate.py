@@ -46,6 +46,7 @@ def evaluate(
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.engine.tuned import load_tuned_for, load_untuned, plan_here, processor_of
     from vlmtune.models.processor import load_processor
+    from vlmtune.workflow.evaluated import keep_evaluation, record_of
     from vlmtune.workflow.fitting import fitting_samples
     from vlmtune.workflow.progress import progress as told
     from vlmtune.workflow.progress import standard_error
@@ -66,6 +67,10 @@ def evaluate(
             tuned, samples, max_new_tokens, partial(progress.advance, losses), partial(progress.advance, answers)
         )
     _print(result, as_json, is_longest=max_new_tokens is None)
+    record = record_of(result, samples, "base" if learned is None else learned.path.name)
+    keep_evaluation(folder, record, samples)
+    if not as_json:
+        say(f"\nevery row, with pictures: {folder.evaluation_html}")
 
 
 def _rows(folder: "RunFolder", data: Path | None, live: bool) -> "MeasuredRows":

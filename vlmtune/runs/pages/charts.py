@@ -124,16 +124,16 @@ def columns_chart(title: str, columns: Sequence[str], parts: dict[str, Sequence[
 PART_STYLES = ("first", "third", "second", "rest")
 
 
-def histogram_chart(title: str, axis: str, histograms: dict[str, Histogram]) -> Chart | None:
+def histogram_chart(title: str, axis: str, histograms: Iterable[tuple[str, Histogram]]) -> Chart | None:
     """Return a chart of histograms with the same edges, their bars side by side; None where all are empty."""
-    shown = {name: one for name, one in histograms.items() if any(one.counts)}
+    shown = [(name, one) for name, one in histograms if any(one.counts)]
     if not shown:
         return None
-    edges = next(iter(shown.values())).edges
-    frame = Frame(0, len(edges), _top([count for one in shown.values() for count in one.counts]))
+    edges = shown[0][1].edges
+    frame = Frame(0, len(edges), _top([count for _, one in shown for count in one.counts]))
     share = 0.9 / len(shown)
     curves = []
-    for number, (name, one) in enumerate(shown.items()):
+    for number, (name, one) in enumerate(shown):
         left = 0.05 + number * share
         bars = [frame.bar(place + left, place + left + share, 0, count) for place, count in enumerate(one.counts)]
         curves.append(Curve(name, ("first", "second")[number], bars=[bar for bar in bars if bar[3]]))

@@ -62,12 +62,16 @@ def _learning_rate_chart(records: Sequence[StepRecord]) -> Chart | None:
 def _row_losses_chart(records: Sequence[StepRecord]) -> Chart | None:
     """Return how the losses of the held-out rows spread at the last evaluation."""
     last = next((record.eval_row_losses for record in reversed(records) if record.eval_row_losses), None)
-    return histogram_chart("Loss of held-out rows", "loss of a row", {"rows, last evaluation": last}) if last else None
+    return (
+        histogram_chart("Loss of held-out rows", "loss of a row at the last evaluation", [("rows", last)])
+        if last
+        else None
+    )
 
 
 def _lengths_chart(report: TrainReport) -> Chart | None:
     lengths = report.row_lengths
-    return histogram_chart("Length of rows", "tokens of a row", {"rows to train on": lengths}) if lengths else None
+    return histogram_chart("Length of rows", "tokens of a row to train on", [("rows", lengths)]) if lengths else None
 
 
 def _memory_chart(records: Sequence[StepRecord]) -> Chart | None:

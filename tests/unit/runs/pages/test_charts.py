@@ -47,18 +47,18 @@ def test_labels_are_short(tick, shown):
 
 def test_two_histograms_stand_side_by_side_and_a_single_row_is_seen():
     many, one = Histogram([0.0, 0.1, 1.0], [0, 10_000, 0]), Histogram([0.0, 0.1, 1.0], [1, 0, 0])
-    chart = histogram_chart("Loss", "loss", {"after": many, "before": one})
+    chart = histogram_chart("Loss", "loss", [("after", many), ("before", one)])
     [[left, top, width, height]], [[_, _, _, least]] = (curve.bars for curve in chart.curves)
     assert top + height == BOTTOM_PX and least == LEAST_BAR_PX
     assert LEFT_PX < left < left + width < RIGHT_PX
-    assert histogram_chart("Loss", "loss", {"none": Histogram([0.0], [0])}) is None
+    assert histogram_chart("Loss", "loss", [("none", Histogram([0.0], [0]))]) is None
 
 
 def test_powers_of_ten_are_labelled_where_a_histogram_has_them():
     edges = [0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
-    chart = histogram_chart("Loss", "loss", {"rows": Histogram(edges, [1] * 8)})
+    chart = histogram_chart("Loss", "loss", [("rows", Histogram(edges, [1] * 8))])
     assert [text for _, text in chart.x_ticks] == ["0.1", "1", "10"]
-    even = histogram_chart("Length", "tokens", {"rows": Histogram([float(edge) for edge in range(40, 64)], [1] * 24)})
+    even = histogram_chart("Length", "tokens", [("rows", Histogram([float(edge) for edge in range(40, 64)], [1] * 24))])
     assert [text for _, text in even.x_ticks] == ["40", "44", "48", "52", "56", "60"]
 
 

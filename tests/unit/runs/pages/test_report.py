@@ -4,30 +4,15 @@ import dataclasses
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
+from pages import Page, with_all_texts
 
 from vlmtune.runs.histogram import histogram_of_lengths, histogram_of_losses
 from vlmtune.runs.memory import Memory, parts_of_peak
 from vlmtune.runs.pages.report import render_page, write_report
 from vlmtune.runs.records import LongestRow
 from vlmtune.units import GIB
-
-
-class Page(HTMLParser):
-    """Collects the tags and the text of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.texts = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.texts.append(data.strip())
 
 
 def test_report_is_written_as_strict_json_and_as_a_page(folder, a_record, a_report):
@@ -46,23 +31,6 @@ def test_the_page_needs_nothing_from_elsewhere(folder, a_record, a_report):
     write_report(folder, a_report(), [a_record()])
     text = folder.report_html.read_text(encoding="utf-8")
     assert not re.search(r"<script|<link|<img|url\(|@import|https?:", text)
-
-
-def with_all_texts(value, text):
-    """A value of a report with every text in it replaced."""
-    if isinstance(value, str):
-        return text
-    if isinstance(value, list):
-        return [with_all_texts(item, text) for item in value]
-    if isinstance(value, dict):
-        return {with_all_texts(key, text): with_all_texts(item, text) for key, item in value.items()}
-    if dataclasses.is_dataclass(value):
-        return dataclasses.replace(value, **with_all_texts_in_fields(value, text))
-    return value
-
-
-def with_all_texts_in_fields(value, text):
-    return {field.name: with_all_texts(getattr(value, field.name), text) for field in dataclasses.fields(value)}
 
 
 def test_the_page_shows_what_users_wrote_as_text(folder, a_record, a_report):
@@ -113,7 +81,7 @@ def test_the_page_shows_how_rows_and_losses_spread(a_record, a_report):
     before, last = (histogram_of_losses([loss] * 3) for loss in (2.0, 0.0))
     records = [a_record(eval_row_losses=before), a_record(2, eval_row_losses=last), a_record(3)]
     page = Page(render_page(a_report(row_lengths=histogram_of_lengths([5, 5, 9])), records))
-    for text in ("Loss of held-out rows", "Length of rows", "tokens of a row", "Learning rate in 10⁻⁴"):
+    for text in ("Loss of held-out rows", "Length of rows", "tokens of a row to train on", "Learning rate in 10⁻⁴"):
         assert text in page.texts
     bars = [float(attributes["x"]) for tag, attributes in page.tags if tag == "rect"]
     assert len(bars) == 3 and bars[0] < 60, "one bin of the last evaluation, the lowest; two of lengths"
