@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from vlmtune.compat.trainer import COMPUTE_STEPS, EXPORTABLE_STATE, STATEFUL_CALLBACKS
+from vlmtune.engine.memory import memory_now
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.trainer import TuneTrainer, Work
 from vlmtune.errors import VlmtuneError
@@ -19,6 +20,7 @@ from vlmtune.models.build import base_of
 from vlmtune.models.streaming import read_parameter
 from vlmtune.plan.length import evaluations_from
 from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.histogram import histogram_of_losses
 from vlmtune.runs.records import StepRecord
 from vlmtune.signals import stopping_signals
 
@@ -80,7 +82,8 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
             self._add(self._record(state, logs))
         elif "eval_loss" in logs:
             last, eta_s = self.records[-1], self._eta_s(state, is_evaluated=True)
-            found = {"eval_loss": logs["eval_loss"], "eval_row_losses": self.trainer.eval_row_losses}
+            losses = histogram_of_losses(loss / max(1, tokens) for loss, tokens in self.trainer.last_row_losses)
+            found = {"eval_loss": logs["eval_loss"], "eval_row_losses": losses}
             self._add(dataclasses.replace(last, **found, elapsed_s=self._elapsed(), eta_s=eta_s))
             self.last = time.perf_counter()
 
@@ -120,13 +123,9 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
             data_wait_share=min(1.0, work.waited_s / seconds),
             elapsed_s=self._elapsed(),
             eta_s=self._eta_s(state, is_evaluated=False),
-            gpu_memory_bytes=torch.cuda.memory_reserved() if self.on_gpu else None,
-            gpu_peak_bytes=torch.cuda.max_memory_reserved() if self.on_gpu else None,
-            gpu_limit_bytes=_limit_bytes() if self.on_gpu else None,
             gpu_temperature_c=gpu.temperature_c if gpu else None,
             gpu_estimate_bytes=self.estimate_bytes,
-            gpu_allocated_bytes=torch.cuda.memory_allocated() if self.on_gpu else None,
-            gpu_allocated_peak_bytes=torch.cuda.max_memory_allocated() if self.on_gpu else None,
+            **memory_now(self.on_gpu),
         )
 
     def _eta_s(self, state, *, is_evaluated: bool) -> float:
@@ -226,12 +225,6 @@ class MovedCheck(TrainerCallback):
 
     def _digests(self) -> list[int]:
         return [_digest(parameter) for parameter in self.trainer.model.parameters() if parameter.requires_grad]
-
-
-def _limit_bytes() -> int:
-    """Return what the process may take: the card, or the share that set_per_process_memory_fraction leaves it."""
-    total_bytes = torch.cuda.get_device_properties(0).total_memory
-    return int(total_bytes * torch.cuda.get_per_process_memory_fraction())
 
 
 def _digest(tensor: torch.Tensor) -> int:

@@ -38,7 +38,6 @@ from vlmtune.models.build import base_of
 from vlmtune.models.verify import refuse_other_base
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
-from vlmtune.runs.histogram import Histogram, histogram_of_losses
 
 ABSURD_LOSS = 1_000.0  # before the first step; who guesses among all tokens has 13 at most
 
@@ -114,9 +113,7 @@ class TuneTrainer(Trainer):
         self.progress = progress
         self.is_evaluating = False
         self.evaluations_s: list[float] = []
-        """How long each evaluation took."""
-        self.eval_row_losses: Histogram | None = None
-        """Of the last evaluation."""
+        self.last_row_losses: list[tuple[float, int]] = []
         self.order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
@@ -212,11 +209,10 @@ class TuneTrainer(Trainer):
         """
         started, self.is_evaluating = time.perf_counter(), True
         with self.progress("evaluating rows", len(self.eval_dataset)) as advance:
-            losses = row_losses(self.model, self.eval_dataset, self.collator, self.plan, advance)
+            self.last_row_losses = row_losses(self.model, self.eval_dataset, self.collator, self.plan, advance)
         self.is_evaluating = False
         self.evaluations_s.append(time.perf_counter() - started)
-        self.eval_row_losses = histogram_of_losses(loss / max(1, tokens) for loss, tokens in losses)
-        metrics = {"eval_loss": mean_loss(losses)}
+        metrics = {"eval_loss": mean_loss(self.last_row_losses)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

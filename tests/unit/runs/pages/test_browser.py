@@ -1,8 +1,6 @@
 """Both pages in a browser, full of odd content: no error, no request, room on a phone."""
 
 import dataclasses
-import shutil
-from pathlib import Path
 
 import pytest
 from pages import an_evaluated_row, an_evaluation, with_all_texts
@@ -13,7 +11,6 @@ from vlmtune.runs.pages.evaluation import Picture, render_evaluation
 from vlmtune.runs.pages.report import render_page
 from vlmtune.units import GIB
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ODD = (
     "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">" + "W" * 300 + "\u202e دیده"
 )
@@ -23,15 +20,15 @@ PICTURES = [Picture(ODD, DOT), Picture(ODD, "", "cannot be opened")]
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pages are not tried in a browser: no playwright")
-    with sync_api.sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-        program = next(filter(None, map(shutil.which, PROGRAMS)), own if Path(own).exists() else None)
-        if program is None:
-            pytest.skip(f"pages are not tried in a browser: there is none of {', '.join(PROGRAMS)}")
-        browser = playwright.chromium.launch(executable_path=program)
-        yield browser
-        browser.close()
+    try:
+        from browsers import NoBrowser, open_browser
+    except ImportError as error:
+        pytest.skip(f"pages are not tried in a browser: {error}")
+    try:
+        with open_browser() as browser:
+            yield browser
+    except NoBrowser as error:
+        pytest.skip(f"pages are not tried in a browser: {error}")
 
 
 @pytest.fixture
@@ -110,7 +107,7 @@ def test_rows_are_chosen_and_put_in_order(show):
     assert seen() == ["3", "2", "1"]
     page.get_by_label("as in the file").check()
     assert seen() == ["1", "2", "3"]
-    page.get_by_label("most got worse").check()
+    page.get_by_label("loss rose most").check()
     assert seen() == ["2", "3", "1"]
     page.get_by_label("wrong (2)").check()
     assert seen() == ["3", "1"]
