@@ -14,6 +14,7 @@ RUN = RunFolder(ROOT / "runs" / "smoke")
 SIZES_PX = {"": ("light", 860, 1180), "-phone": ("dark", 360, 1180)}
 """Ending of the name → colours, width and height of the window."""
 
+
 def main() -> None:
     """Write every page in every size."""
     pages = (RUN.report_html, RUN.evaluation_html)
@@ -26,7 +27,9 @@ def main() -> None:
                 window = browser.new_page(viewport=size, color_scheme=scheme, device_scale_factor=1.5)
                 window.goto(page.as_uri())
                 photo = Image.open(io.BytesIO(window.screenshot())).convert("RGB")
-                photo.quantize(method=Image.Quantize.MAXCOVERAGE).save(ROOT / "docs" / "pages" / f"{page.stem}{ending}.png", optimize=True)
+                photo.quantize(method=Image.Quantize.MAXCOVERAGE).save(
+                    ROOT / "docs" / "pages" / f"{page.stem}{ending}.png", optimize=True
+                )
 
 
 if __name__ == "__main__":

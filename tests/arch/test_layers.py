@@ -15,6 +15,7 @@ LAYERS = (
     ("guide", "contract"),
     ("estimate",),
     ("engine",),
+    ("metrics",),
     ("data",),
     ("models",),
     ("levers", "plan"),

@@ -15,7 +15,7 @@ from vlmtune.data.images import open_image
 from vlmtune.data.measure.counting import text_tokens
 from vlmtune.data.types import Sample, Turn
 from vlmtune.engine import evaluate as module
-from vlmtune.engine.evaluate import Evaluation, evaluate_rows, without_thought
+from vlmtune.engine.evaluate import Evaluation, Terms, evaluate_rows, without_thought
 from vlmtune.engine.tuned import Tuned
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.build import build_model
@@ -58,7 +58,7 @@ def perfect_evaluation(tiny, rows: list[Sample], monkeypatch, processor=None) ->
 
     monkeypatch.setattr(module, "greedy", write)
     monkeypatch.setattr(module, "row_losses", lambda model, rows, *rest: [(0.0, 1)] * len(rows))
-    return evaluate_rows(Tuned(tiny.plan, build_model(tiny.plan), processor), rows, None)
+    return evaluate_rows(Tuned(tiny.plan, build_model(tiny.plan), processor), rows, Terms(rows_at_once=1))
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
@@ -66,8 +66,8 @@ def test_a_perfect_model_is_exact(tiny, kind, tmp_path, monkeypatch):
     image = picture(tmp_path, "a", (60, 60), "red")
     rows = [sample(f"question {n}?", answer, image) for n, answer in enumerate(ANSWERS[kind])]
     found = perfect_evaluation(tiny, rows, monkeypatch)
-    assert [(answer.expected, answer.answer) for answer in found.answers if not answer.exact] == []
-    assert found.exact_match == 1.0 and found.num_cut == 0
+    assert [(answer.expected, answer.answer) for answer in found.answers if not answer.scores["exact"]] == []
+    assert found.metrics == {"exact": 1.0} and found.num_cut == 0
 
 
 def test_only_the_last_answer_is_asked_for(tiny, tmp_path, monkeypatch):
@@ -81,14 +81,14 @@ def test_only_the_last_answer_is_asked_for(tiny, tmp_path, monkeypatch):
     )
     one_answer = (Turn("user", (image, "two?")), turns[-1])
     row = Sample(one_answer if tiny.family.one_answer else turns, "rows.jsonl:1")
-    assert perfect_evaluation(tiny, [row], monkeypatch).exact_match == 1.0
+    assert perfect_evaluation(tiny, [row], monkeypatch).metrics["exact"] == 1.0
 
 
 def test_a_last_answer_that_was_not_learned_is_asked_for_too(models, tmp_path, monkeypatch):
     tiny = models("qwen2_vl")
     first = (Turn("user", ("one?",)), Turn("assistant", ("a",)), Turn("user", ("two?",)))
     row = Sample((*first, Turn("assistant", ("a longer one",), is_learned=False)), "rows.jsonl:1")
-    assert perfect_evaluation(tiny, [row], monkeypatch).exact_match == 1.0
+    assert perfect_evaluation(tiny, [row], monkeypatch).metrics["exact"] == 1.0
 
 
 def test_an_answer_that_does_not_end_is_counted_as_cut(tiny, tmp_path, monkeypatch):
@@ -96,10 +96,10 @@ def test_an_answer_that_does_not_end_is_counted_as_cut(tiny, tmp_path, monkeypat
     rows = [sample("one?", "red", image), sample("two?", "a longer one", image)]
     perfect_evaluation(tiny, rows, monkeypatch)
     tuned = Tuned(tiny.plan, build_model(tiny.plan), tiny.processor)
-    found = evaluate_rows(tuned, rows, 5)
+    found = evaluate_rows(tuned, rows, Terms(max_new_tokens=5, rows_at_once=1))
     assert [answer.cut for answer in found.answers] == [False, True] and found.num_cut == 1
-    assert found.max_new_tokens == 5 and found.as_dict()["num_cut"] == 1
-    assert evaluate_rows(tuned, rows, None).max_new_tokens in (13, 14)  # some begin with a blank
+    assert found.max_new_tokens == 5
+    assert evaluate_rows(tuned, rows, Terms(rows_at_once=1)).max_new_tokens in (13, 14)  # some begin with a blank
 
 
 CASES = {  # template, what the config says, how the prompt ends, what is said
@@ -122,7 +122,7 @@ def test_a_model_that_thinks_is_asked_as_it_was_taught(template, wish, end, said
     image = picture(tmp_path, "a", (60, 60), "red")
     rows = [sample("Colour?", "red", image), sample("Which one?", "\nblue", image)]
     found = perfect_evaluation(tiny, rows, monkeypatch, processor)
-    assert [answer.answer for answer in found.answers] == ["red", "blue"] and found.exact_match == 1.0
+    assert [answer.answer for answer in found.answers] == ["red", "blue"] and found.metrics["exact"] == 1.0
     processor.save_pretrained(tmp_path / "served")
     served = AutoProcessor.from_pretrained(tmp_path / "served")
     asked = [

@@ -26,3 +26,9 @@ BaseModelOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Rows that are answered at once. Default: as many as memory leaves room for.", show_default=False
+    ),
+]

@@ -12,6 +12,8 @@ from vlmtune.config.text import MAX_NAME_CHARS
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+MetricName = Literal["exact", "contains", "cer", "wer", "anls", "token_f1", "json_valid", "json_fields", "iou"]
+"""Those of `vlmtune.metrics.table`."""
 
 
 class Section(BaseModel):
@@ -175,6 +177,19 @@ class HardwareSection(Section):
     """Out of GPU memory: `error` names the changes that would have fitted; `retry` takes less at a time and goes on."""
 
 
+class EvaluationSection(Section):
+    """How answers to held-out rows are judged, by `vlmtune evaluate` and during training."""
+
+    metrics: tuple[MetricName, ...] = ("exact",)
+    """What answers are judged by, beside the loss: docs/evaluation.md says what each is."""
+    batch_size: Count | None = None
+    """Rows that are answered at once. Default: as many as memory leaves room for, 16 at most."""
+    generate_rows: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Held-out rows that are answered at each evaluation in training, spread over all; 0: none, the loss alone."""
+    generate_minutes: Annotated[float, Field(gt=0.0, le=10_000.0)] = 5.0
+    """What answering may take at each evaluation in training; if the first takes longer, later ones have fewer rows."""
+
+
 class TrainingConfig(Section):
     """One training run, as written in YAML."""
 
@@ -188,6 +203,7 @@ class TrainingConfig(Section):
     data: DataSection
     training: TrainingSection = TrainingSection()
     hardware: HardwareSection = HardwareSection()
+    evaluation: EvaluationSection = EvaluationSection()
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "TrainingConfig":
@@ -224,6 +240,8 @@ class TrainingConfig(Section):
             )
         if training.eval_steps and not self.data.val_path:
             found.append("training.eval_steps: there is nothing to evaluate without data.val_path")
+        if self.evaluation.generate_rows and not self.data.val_path:
+            found.append("evaluation.generate_rows: there is nothing to answer without data.val_path")
         if found:
             raise ValueError("\n".join(found))
         return self

@@ -106,6 +106,10 @@ RENAMED = {
     "offload_embedding": "hardware.offload_embeddings",
     "dataloader_num_workers": "hardware.num_workers",
     "preprocessing_num_workers": "hardware.num_workers",
+    # the evaluation
+    "predict_with_generate": "evaluation.generate_rows",
+    "compute_metrics": "evaluation.metrics",
+    "eval_metric": "evaluation.metrics",
     # the run
     "run_name": "experiment_name",
     "output": "output_dir",
@@ -145,7 +149,7 @@ NOT_HERE = {
     "split_dataset_ratio": "put the rows to hold out into a file of their own and name it in data.val_path",
     "min_pixels": "the model's own processor says how small an image may be; remove the line",
     "image_min_pixels": "the model's own processor says how small an image may be; remove the line",
-    "per_device_eval_batch_size": "evaluation takes one row at a time; remove the line",
+    "per_device_eval_batch_size": "the loss is taken of one row at a time; answers: evaluation.batch_size",
     "vit_lr": "there is one learning rate, training.learning_rate",
     "vision_lr": "there is one learning rate, training.learning_rate",
     "merger_lr": "there is one learning rate, training.learning_rate",

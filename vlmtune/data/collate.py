@@ -36,9 +36,16 @@ class Collator:
     def __call__(self, rows: list) -> dict:
         return collate(rows, self.pad_token_id)
 
+    def prompts(self, rows: list[Encoded]) -> dict[str, Tensor]:
+        """Return prompts as one batch, padded on the left, so that all answers begin at the same place."""
+        batch = collate(rows, self.pad_token_id, on_left=True)
+        return {key: value for key, value in batch.items() if key not in (WHERE, "labels")}
 
-def collate(rows: list[Encoded | VlmtuneError], pad_token_id: int) -> dict[str, Tensor | list[str]] | VlmtuneError:
-    """Return the batch: token tensors padded on the right to [B, T], `labels` [B, T], images joined, row names.
+
+def collate(
+    rows: list[Encoded | VlmtuneError], pad_token_id: int, *, on_left: bool = False
+) -> dict[str, Tensor | list[str]] | VlmtuneError:
+    """Return the batch: token tensors padded to [B, T], `labels` [B, T], images joined, row names.
 
     Rows without images may stand among rows with images: models place image features by their tokens' positions.
     A row that is an error, which a worker could not raise, is returned in place of the batch.
@@ -49,13 +56,14 @@ def collate(rows: list[Encoded | VlmtuneError], pad_token_id: int) -> dict[str, 
     longest = max(row.labels.shape[1] for row in rows)
     pads = {"input_ids": pad_token_id}
     batch: dict[str, Tensor | list[str]] = {
-        "labels": torch.cat([_padded(row.labels, longest, IGNORED) for row in rows]),
+        "labels": torch.cat([_padded(row.labels, longest, IGNORED, on_left) for row in rows]),
         WHERE: [row.where for row in rows],
     }
     for key in {key: None for row in rows for key in row.tensors}:
         with_key = [row for row in rows if key in row.tensors]
         if all(is_token_tensor(key, row.tensors[key], row.labels.shape[1]) for row in with_key):
-            batch[key] = torch.cat([_padded(token_tensor(row, key), longest, pads.get(key, 0)) for row in rows])
+            padded = [_padded(token_tensor(row, key), longest, pads.get(key, 0), on_left) for row in rows]
+            batch[key] = torch.cat(padded)
         elif key in QFORMER_KEYS:
             most = max(row.tensors[key].shape[1] for row in rows)
             batch[key] = torch.cat([_padded(row.tensors[key], most, 0) for row in rows])
@@ -80,8 +88,9 @@ def token_tensor(row: Encoded, key: str) -> Tensor:
     return row.tensors[key] if key in row.tensors else torch.zeros_like(row.labels)
 
 
-def _padded(tensor_1T: Tensor, length: int, value: int) -> Tensor:
-    return F.pad(tensor_1T, (0, length - tensor_1T.shape[1]), value=value)
+def _padded(tensor_1T: Tensor, length: int, value: int, on_left: bool = False) -> Tensor:
+    missing = length - tensor_1T.shape[1]
+    return F.pad(tensor_1T, (missing, 0) if on_left else (0, missing), value=value)
 
 
 def _as_large(tensors: list[Tensor]) -> list[Tensor]:

@@ -2,20 +2,19 @@
 
 from collections.abc import Sequence
 
+import torch
 from PIL.Image import Image
-from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from transformers import ProcessorMixin
 
 from vlmtune.data.boxes.writing import written
-from vlmtune.data.encode import Encoded, cut, encode, encode_prompt
+from vlmtune.data.encode import IGNORED, Encoded, cut, encode, encode_prompt
 from vlmtune.data.features.rows import RowFeatures, features_for_pixels, with_features
 from vlmtune.data.images import open_image
 from vlmtune.data.progress import Advance, nobody
 from vlmtune.data.types import Sample
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
-from vlmtune.models.features import FEATURES, PIXELS
 from vlmtune.plan.types import RunPlan
 
 
@@ -58,15 +57,16 @@ class TuneDataset(Dataset):
             row = with_features(row, self.features.of_row(index))
         return cut(row, self.plan.max_length) if self.plan.truncation == "cut" else row
 
-    def prompt(self, index: int) -> dict[str, Tensor]:
-        """Return everything before a row's last answer, as the model sees it when it is asked."""
-        prompt = encode_prompt(self.samples[index], self._images(index), self._processor, self.family)
+    def prompt(self, index: int) -> Encoded:
+        """Return everything before a row's last answer, as the model sees it when it is asked; nothing is labelled."""
+        sample = self.samples[index]
+        prompt = encode_prompt(sample, self._images(index), self._processor, self.family)
+        ids_1T = prompt["input_ids"]
         features = self.features.of_row(index) if self.features else None
-        if features is None:
-            return prompt
-        prompt = features_for_pixels(prompt, prompt["input_ids"].shape[1], features)
-        prompt[PIXELS] = prompt.pop(FEATURES)
-        return prompt
+        if features is not None:
+            prompt = features_for_pixels(prompt, ids_1T.shape[1], features)
+        is_image = torch.zeros(ids_1T.shape[1], dtype=torch.bool)
+        return Encoded(prompt, torch.full_like(ids_1T, IGNORED), is_image, sample.where)
 
     @property
     def _processor(self) -> ProcessorMixin:

@@ -60,6 +60,8 @@ class Sample:
     """The 12 of `where`: the order of rows, whatever their file is called."""
     tools: str = ""
     """Definitions of the tools that the model may call, as JSON for its chat template."""
+    accepted: tuple[str, ...] = ()
+    """Other answers that are as right as the last turn's, for metrics; nothing learns them."""
 
     @property
     def images(self) -> tuple[ImageRef, ...]:

@@ -1,10 +1,10 @@
-"""How good a model is: mean loss, and exact match of what it writes."""
+"""How good a model is: mean loss, and metrics of what it writes."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-from unicodedata import normalize
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,19 @@ from transformers import ProcessorMixin
 
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.dataset import TuneDataset
-from vlmtune.data.encode import IGNORED, render
+from vlmtune.data.encode import IGNORED, Encoded, render
 from vlmtune.data.progress import Advance, nobody
 from vlmtune.data.types import Sample
+from vlmtune.engine.answers.together import Together, free_bytes, row_bytes_of
 from vlmtune.engine.step import forward_loss
 from vlmtune.engine.tuned import Tuned
+from vlmtune.families.base import THOUGHT_ENDS, Family
+from vlmtune.metrics.table import over_rows, scores_of, value
 from vlmtune.models.build import base_of, family_of
 from vlmtune.models.embeddings import where_it_computes
-from vlmtune.models.processor import THOUGHT_ENDS, plain_ids, special_token_ids, turn_end_id
+from vlmtune.models.processor import plain_ids, special_token_ids, turn_end_id
 from vlmtune.plan.types import RunPlan
+from vlmtune.runs.records import EvaluatedRow
 
 
 @dataclass(frozen=True)
@@ -34,27 +38,6 @@ class Written:
     """What it wrote before, where its chat template knows thoughts."""
     is_cut: bool
     """It had not ended when the limit was reached."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One held-out row and what the model made of it."""
-
-    where: str
-    question: str
-    expected: str
-    answer: str
-    loss: float
-    cut: bool
-    """The model would have written more."""
-
-    @property
-    def exact(self) -> bool:
-        """Whether the answers agree, but for blanks at their ends and for how accents are encoded.
-
-        Many tokenizers compose accents, so that no model could write them otherwise.
-        """
-        return normalize("NFC", self.answer.strip()) == normalize("NFC", self.expected.strip())
 
 
 def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
@@ -84,12 +67,24 @@ def row_losses(
 
 
 @dataclass(frozen=True)
+class Terms:
+    """How rows are asked, and by what answers are judged."""
+
+    metrics: tuple[str, ...] = ("exact",)
+    max_new_tokens: int | None = None
+    """Of an answer. None: as many as the longest expected one has."""
+    rows_at_once: int | None = None
+    """None: as many as memory leaves room for."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Every held-out row's answer, and the loss over all of them."""
+    """Every held-out row's answer and scores, and loss and metrics over all of them."""
 
     loss: float
     """Mean cross-entropy a labelled token."""
-    answers: list[Answer]
+    metrics: dict[str, float]
+    answers: list[EvaluatedRow]
     max_new_tokens: int
     """Tokens that an answer may have had."""
 
@@ -98,58 +93,59 @@ class Evaluation:
         """Answers that would have been longer."""
         return sum(answer.cut for answer in self.answers)
 
-    @property
-    def exact_match(self) -> float:
-        """Share of answers that are exactly the expected ones."""
-        return sum(answer.exact for answer in self.answers) / len(self.answers)
-
-    def as_dict(self) -> dict:
-        """Return everything as JSON values."""
-        rows = [{**dataclasses.asdict(answer), "exact": answer.exact} for answer in self.answers]
-        return {
-            "rows": len(self.answers),
-            "loss": self.loss,
-            "exact_match": self.exact_match,
-            "max_new_tokens": self.max_new_tokens,
-            "num_cut": self.num_cut,
-            "answers": rows,
-        }
-
 
 def evaluate_rows(
     tuned: Tuned,
     samples: Sequence[Sample],
-    max_new_tokens: int | None,
+    terms: Terms = Terms(),
     on_loss: Advance = nobody,
     on_answer: Advance = nobody,
 ) -> Evaluation:
-    """Return loss and generated answer of every row; each is told of with 1.
-
-    Without `max_new_tokens` an answer may have as many tokens as the longest expected one.
-    """
+    """Return loss, generated answer and scores of every row; each is told of with 1."""
     rows = TuneDataset(samples, tuned.processor, family_of(tuned.plan), tuned.plan, tuned.features)
-    limit = max_new_tokens or max(num_answer_tokens(sample, tuned) for sample in rows.samples)
+    limit = terms.max_new_tokens or longest_answer_tokens(rows, range(len(rows)))
     losses = row_losses(tuned.model, rows, Collator(tuned.processor), tuned.plan, on_loss)
-    answers = [
-        Answer(
-            sample.where,
-            sample.turns[-2].text,
-            without_thought(sample.answer, tuned.processor)[1],
-            written.answer,
-            loss / max(1, tokens),
-            written.is_cut,
+    together = together_for(tuned.plan, terms.rows_at_once)
+    written = answers_to(rows, range(len(rows)), tuned.model, limit, together, on_answer)
+    answers, scores = [], []
+    for sample, one, (loss, tokens) in zip(rows.samples, written, losses, strict=True):
+        expected = expected_answers(sample, tuned.processor)
+        scores.append(scores_of(terms.metrics, one.answer, expected))
+        answers.append(
+            EvaluatedRow(
+                where=sample.where,
+                images=[ref.name for ref in sample.images],
+                question=sample.turns[-2].text,
+                expected=expected,
+                answer=one.answer,
+                loss=loss / max(1, tokens),
+                cut=one.is_cut,
+                scores={name: value(ratio) for name, ratio in scores[-1].items()},
+            )
         )
-        for sample, written, (loss, tokens) in zip(
-            rows.samples, generate(tuned, samples, limit, on_answer), losses, strict=True
-        )
-    ]
-    return Evaluation(mean_loss(losses), answers, limit)
+    return Evaluation(mean_loss(losses), over_rows(scores), answers, limit)
 
 
-def num_answer_tokens(sample: Sample, tuned: Tuned) -> int:
+def together_for(plan: RunPlan, rows_at_once: int | None = None) -> Together:
+    """Return how many rows a model of a plan answers at once."""
+    if family_of(plan).answers_alone:
+        return Together(1)
+    return Together(rows_at_once) if rows_at_once else Together(room_bytes=partial(free_bytes, plan.device))
+
+
+def expected_answers(sample: Sample, processor: ProcessorMixin) -> list[str]:
+    """Return every accepted answer of a row: the one that is learned, without its thought, and the others."""
+    return [without_thought(sample.answer, processor)[1], *sample.accepted]
+
+
+def longest_answer_tokens(rows: TuneDataset, indices: Iterable[int]) -> int:
+    """Return the most tokens that the learned answer of one of these rows has."""
+    return max(num_answer_tokens(rows.samples[index], rows.processor, rows.family) for index in indices)
+
+
+def num_answer_tokens(sample: Sample, processor: ProcessorMixin, family: Family) -> int:
     """Return the tokens of the row's last answer, the one that ends it included."""
-    processor = tuned.processor
-    if family_of(tuned.plan).one_answer:
+    if family.one_answer:
         return len(plain_ids(processor, sample.answer)) + 1
     asked = dataclasses.replace(sample.turns[-1], is_learned=True)
     text, answers = render(dataclasses.replace(sample, turns=(*sample.turns[:-1], asked)), processor)
@@ -160,23 +156,35 @@ def num_answer_tokens(sample: Sample, tuned: Tuned) -> int:
 def generate(
     tuned: Tuned, samples: Sequence[Sample], max_new_tokens: int, on_answer: Advance = nobody
 ) -> list[Written]:
-    """Return what the model writes (greedily) in place of each sample's last answer."""
-    plan, processor, answers = tuned.plan, tuned.processor, []
-    ends = end_token_ids(base_of(tuned.model), processor)
-    rows = TuneDataset(samples, processor, family_of(plan), plan, tuned.features)
-    for index in range(len(samples)):
-        prompt = {key: value.to(plan.device) for key, value in rows.prompt(index).items()}
-        ids = greedy(
-            tuned.model,
-            prompt,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=ends,
-            pad_token_id=processor.tokenizer.pad_token_id,
-        )
-        new_ids = ids[0, prompt["input_ids"].shape[1] :].tolist()
-        answers.append(_written(new_ids, ends, processor))
-        on_answer(1)
-    return answers
+    """Return what the model writes (greedily) in place of each sample's last answer, one row at a time."""
+    rows = TuneDataset(samples, tuned.processor, family_of(tuned.plan), tuned.plan, tuned.features)
+    return [*answers_to(rows, range(len(rows)), tuned.model, max_new_tokens, Together(1), on_answer)]
+
+
+def answers_to(
+    rows: TuneDataset,
+    indices: Iterable[int],
+    model: nn.Module,
+    max_new_tokens: int,
+    together: Together,
+    on_answer: Advance = nobody,
+) -> Iterator[Written]:
+    """Yield what the model writes (greedily) in place of the last answer of these rows; each is told of with 1."""
+    processor, collator = rows.processor, Collator(rows.processor)
+    ends = end_token_ids(base_of(model), processor)
+
+    def written(prompts: list[Encoded]) -> list[Written]:
+        batch = {key: value.to(rows.plan.device) for key, value in collator.prompts(prompts).items()}
+        settings = {"eos_token_id": ends, "pad_token_id": processor.tokenizer.pad_token_id}
+        ids_BT = greedy(model, batch, max_new_tokens=max_new_tokens, **settings)
+        new_ids = ids_BT[:, batch["input_ids"].shape[1] :].tolist()
+        return [_written(ids, ends, processor) for ids in new_ids]
+
+    prompts = (rows.prompt(index) for index in indices)
+    for batch in together.batches(prompts, row_bytes_of(model, max_new_tokens)):
+        answers = together.halved(batch, written)
+        on_answer(len(answers))
+        yield from answers
 
 
 def _written(ids: list[int], ends: list[int], processor: ProcessorMixin) -> Written:
@@ -197,7 +205,7 @@ def without_thought(text: str, processor: ProcessorMixin) -> tuple[str, str]:
 
 
 def greedy(model: nn.Module, prompt: dict[str, Tensor], **settings: Any) -> Tensor:
-    """Return prompt and answer [1, T], always the likeliest token; `settings` are those of transformers' generate.
+    """Return prompts and answers [B, T], always the likeliest token; `settings` are those of transformers' generate.
 
     With a cache of keys and values whatever the model's config says: SmolVLM's says no.
     """

@@ -11,6 +11,8 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.families.boxes import THOUSANDTHS, BoxConvention
 
 Json = Mapping[str, Any]
+THOUGHT_ENDS = ("</think>", "[/THINK]")
+"""How thoughts end, in the templates of models that think before they answer."""
 PIXEL_LIMITS = ("min_pixels", "max_pixels")
 """Older names of `size` in files of image processors: where a file has both, the library goes by these."""
 
@@ -83,6 +85,9 @@ class Family:
 
     not_packable: str = ""
     """Why its rows cannot stand behind each other in packs; empty where they can."""
+
+    answers_alone: str = ""
+    """Why rows are answered one by one; empty where several can be at once."""
 
     most_pack_tokens: int | None = None
     """Tokens of the longest pack in which its rows count on from nothing but their own start; None: of any."""

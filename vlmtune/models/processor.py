@@ -11,6 +11,7 @@ from transformers import ProcessorMixin
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.families import FAMILIES
+from vlmtune.families.base import THOUGHT_ENDS
 from vlmtune.families.facts import ModelFacts
 from vlmtune.files import is_disk_full
 from vlmtune.hub.download import checkpoint_folder
@@ -20,8 +21,6 @@ from vlmtune.models.opened.processor import REFUSALS, open_processor
 from vlmtune.plan.types import RunPlan
 
 THINKING = "enable_thinking"
-THOUGHT_ENDS = ("</think>", "[/THINK]")
-"""How thoughts end, in the templates of models that think before they answer."""
 TOLD = "{{% if {name} is not defined %}}{{% set {name} = {value} %}}{{% endif %}}"
 MEDIA_TOKENS = ("image_token", "boi_token", "video_token", "audio_token")
 PROBE = [

@@ -119,7 +119,8 @@ def test_empty_file(error_of, content):
         (
             GOOD + '"k\\e[31m": 1\n',
             "k\\x1b[31m is not a known key  (run.yaml:3)",
-            "remove it; the keys at the top are experiment_name, output_dir, preset, model, data, training, hardware",
+            "remove it; the keys at the top are experiment_name, output_dir, preset, model, data, training, hardware, "
+            "evaluation",
         ),
     ],
 )

@@ -65,7 +65,7 @@ def with_image(value: object) -> dict:
         ({"question": "q", "answer": " \n"}, "turn 2 (assistant) is an empty answer", ANSWER),
         ({"question": "", "answer": "a"}, "turn 1 (user) is empty", "write its text, or remove the turn"),
         ({"question": "q", "answer": ["a", "b"]}, "answer is a list where a string is expected",
-         "keep one of them, or write one row for each"),
+         "keep one of them, or write one row for each; several right ones go into answers, the first is learned"),
         ({"question": "q", "answer": True}, "answer is true/false where a string is expected", SIMPLE),
         ({"question": "q", "answer": float("nan")}, "answer is nan where a string is expected", SIMPLE),
         ({"question": 3, "answer": "a"}, "question is a number where a string is expected", SIMPLE),

@@ -1,126 +1,209 @@
-"""`vlmtune evaluate`: evaluation loss and exact match on held-out rows, and the rows that went worst."""
+"""`vlmtune evaluate`: loss and metrics on held-out rows, the rows that went worst, and what changed against another."""
 
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmtune.cli.options import BaseModelOption, CheckpointOption, JsonOption, RunArgument
-from vlmtune.errors import VlmtuneError
+from vlmtune.cli.options import BaseModelOption, BatchSizeOption, CheckpointOption, JsonOption, RunArgument
 from vlmtune.printing import say
 
 if TYPE_CHECKING:
-    from vlmtune.data.run_data import MeasuredRows
-    from vlmtune.engine.evaluate import Evaluation
-    from vlmtune.runs.folder import RunFolder
+    from collections.abc import Sequence
 
-EXAMPLE = "Example: [bold]vlmtune evaluate runs/my-run --data heldout.jsonl[/bold]"
-WORST_ROWS = 10
+    from rich.table import Table
+
+    from vlmtune.data.types import Sample
+    from vlmtune.runs.folder import RunFolder
+    from vlmtune.runs.records import EvaluatedRow, EvaluationRecord
+    from vlmtune.workflow.evaluation import Candidate
+
+EXAMPLE = "Example: [bold]vlmtune evaluate runs/my-run --data heldout.jsonl --compare base[/bold]"
+SHOWN_ROWS = 10
 
 
 def evaluate(
     run: RunArgument,
     data: Annotated[Path | None, typer.Option("--data", help="Rows to ask. Default: data.val_path of the run.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Evaluate the model as it was before the run.")] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Ask this run too, or `base`: the model as it was before; show the rows that changed."
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Judge answers by this metric. Repeatable. Default: evaluation.metrics of the run."),
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer in tokens. Default: that of the longest expected one.")
     ] = None,
+    batch_size: BatchSizeOption = None,
     checkpoint: CheckpointOption = None,
     base_model: BaseModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the tuned model every held-out row; print evaluation loss, exact match and the worst rows."""
+    """Ask the tuned model every held-out row; print evaluation loss, metrics and the worst rows."""
     from vlmtune.runs.folder import RunFolder
+    from vlmtune.workflow.evaluation import BASE, Candidate, evaluations, held_rows, record_of
 
-    if base and checkpoint:
-        raise typer.BadParameter("--base asks the model before the run, which is no checkpoint", param_hint="--base")
+    _refuse_contradictions(base, compare, checkpoint)
+    _refuse_unknown(metric or ())
     folder = RunFolder.open_existing(run)
-    learned = None if base else folder.learned(checkpoint)
-    rows = _rows(folder, data, live=not as_json)
+    asked = Candidate(folder, None if base else folder.learned(checkpoint))
+    before = [_other(compare, folder)] if compare else []
+    held = held_rows(folder, data, metric or (), live=not as_json)
     from vlmtune.workflow.start import start_on_gpu
 
     start_on_gpu()
-    from vlmtune.data.features.prepare import Teller
-    from vlmtune.engine.evaluate import evaluate_rows
-    from vlmtune.engine.runtime import quiet_libraries
-    from vlmtune.engine.tuned import load_tuned_for, load_untuned, plan_here, processor_of
-    from vlmtune.models.processor import load_processor
-    from vlmtune.workflow.evaluated import keep_evaluation, record_of
-    from vlmtune.workflow.fitting import fitting_samples
-    from vlmtune.workflow.progress import progress as told
-    from vlmtune.workflow.progress import standard_error
+    from vlmtune.engine.evaluate import Terms
 
-    quiet_libraries()
-    teller = Teller(told(not as_json), lambda note: say(note, err=True))
-    plan = plan_here(folder, base_model)
-    if learned and learned.note:
-        say(learned.note, err=True)
-    samples = fitting_samples(rows, plan, processor_of(plan, learned) if learned else load_processor(plan))
-    tuned = load_tuned_for(plan, learned, samples, teller) if learned else load_untuned(plan)
-    from rich.progress import Progress
-
-    console = standard_error(live=not as_json)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        losses, answers = (progress.add_task(name, total=len(samples)) for name in ("evaluation loss", "answers"))
-        result = evaluate_rows(
-            tuned, samples, max_new_tokens, partial(progress.advance, losses), partial(progress.advance, answers)
-        )
-    _print(result, as_json, is_longest=max_new_tokens is None)
-    record = record_of(result, samples, "base" if learned is None else learned.path.name)
-    keep_evaluation(folder, record, samples)
-    if not as_json:
-        say(f"\nevery row, with pictures: {folder.evaluation_html}")
+    terms = Terms(held.section.metrics, max_new_tokens, batch_size or held.section.batch_size)
+    samples, (*first, found) = evaluations([*before, asked], held, terms, base_model, live=not as_json)
+    record = record_of(asked, found, held, (before[0], first[0]) if before else None)
+    if as_json:
+        _print_json(record)
+    else:
+        _print(record, is_longest=max_new_tokens is None)
+    if asked.name != BASE:
+        _keep(folder, record, samples, tell=not as_json)
 
 
-def _rows(folder: "RunFolder", data: Path | None, live: bool) -> "MeasuredRows":
-    from vlmtune.config.load import load_config
-    from vlmtune.data.run_data import MeasuredRows
-    from vlmtune.data.samples import require_good
-    from vlmtune.workflow.rows import read_rows
-
-    loaded = load_config(folder.config)
-    val_path = loaded.config.data.val_path
-    if data is None and val_path is None:
-        raise VlmtuneError(f"{folder.path} was trained without data.val_path", "say what to evaluate: --data FILE")
-    path = data or loaded.resolve_path(val_path)
-    if data is None and not path.exists():
-        raise VlmtuneError(
-            f"the rows that {folder.path} was evaluated on are not there: {path}",
-            "the run folder or the rows were moved: say where they are now, --data FILE",
-        )
-    on_bad_row = loaded.config.data.on_bad_row
-    return MeasuredRows(require_good(read_rows(loaded, path, live=live), on_bad_row), on_bad_row)
+def _refuse_contradictions(base: bool, compare: str | None, checkpoint: str | None) -> None:
+    if base and checkpoint:
+        raise typer.BadParameter("--base asks the model before the run, which is no checkpoint", param_hint="--base")
+    if base and compare:
+        raise typer.BadParameter("--base asks the base alone; --compare base asks both", param_hint="--base")
 
 
-def _print(result: "Evaluation", as_json: bool, *, is_longest: bool) -> None:
+def _refuse_unknown(metrics: list[str]) -> None:
+    from vlmtune.metrics.table import METRICS
+
+    if unknown := [name for name in metrics if name not in METRICS]:
+        raise typer.BadParameter(f"{unknown[0]} is none of {', '.join(METRICS)}", param_hint="--metric")
+
+
+def _other(compare: str, folder: "RunFolder") -> "Candidate":
+    """Return what is compared with: what another run has left, or the base of this one."""
+    from vlmtune.runs.folder import RunFolder
+    from vlmtune.workflow.evaluation import BASE, Candidate
+
+    if compare == BASE:
+        return Candidate(folder, None)
+    other = RunFolder.open_existing(Path(compare))
+    return Candidate(other, other.learned())
+
+
+def _keep(folder: "RunFolder", record: "EvaluationRecord", samples: "Sequence[Sample]", *, tell: bool) -> None:
+    from vlmtune.runs.evaluation import write_evaluation
+    from vlmtune.workflow.gallery import write_gallery
+
+    try:
+        write_evaluation(folder, record)
+        write_gallery(folder, record, samples)
+    except OSError as error:
+        say(f"the evaluation cannot be written into {folder.path}: {error.strerror}", err=True)
+        return
+    if tell:
+        say(f"\nevery row, with its pictures: {folder.evaluation_html}")
+
+
+def _print_json(record: "EvaluationRecord") -> None:
+    from vlmtune.files import strict_json
+    from vlmtune.printing import say_json
+    from vlmtune.workflow.evaluation import changed_rows
+
+    values = asdict(record)
+    answers = values.pop("rows")
+    exact = {"exact_match": record.metrics["exact"]} if "exact" in record.metrics else {}
+    changed = dict(zip(("better", "worse"), _places(changed_rows(record)), strict=True)) if record.before else {}
+    say_json(strict_json({"rows": len(answers), **values, **exact, **changed, "answers": answers}, indent=2))
+
+
+def _places(parts: "tuple[list[EvaluatedRow], ...]") -> list[list[str]]:
+    return [[row.where for row in part] for part in parts]
+
+
+def _print(record: "EvaluationRecord", *, is_longest: bool) -> None:
     from vlmtune.cli.show import render
 
-    if as_json:
-        render.print_json(result.as_dict())
-        return
-    exact = sum(answer.exact for answer in result.answers)
-    out = render.console()
-    out.print(f"rows             {len(result.answers)}")
-    out.print(f"evaluation loss  {result.loss:.4f}")
-    out.print(f"exact match      {result.exact_match:.1%} ({exact} of {len(result.answers)})")
-    if result.num_cut:
+    out, number = render.console(), len(record.rows)
+    out.print(f"rows             {number}")
+    if record.before:
+        out.print(_side_by_side(record))
+    else:
+        out.print(f"evaluation loss  {record.loss:.4f}")
+        for name, share in record.metrics.items():
+            out.print(f"{'exact match' if name == 'exact' else name:<16} {share:.1%}{_of_all(name, record)}")
+    if record.num_cut:
         longest = "the longest expected answer has no more; " if is_longest else ""
         out.print(
-            f"cut              {result.num_cut} of {len(result.answers)} answers at {result.max_new_tokens} tokens: "
+            f"cut              {record.num_cut} of {number} answers at {record.max_new_tokens} tokens: "
             f"{longest}--max-new-tokens sets it",
             soft_wrap=True,
             highlight=False,
         )
-    wrong = sorted((a for a in result.answers if not a.exact), key=lambda a: -a.loss)[:WORST_ROWS]
-    if wrong:
-        table = render.table("worst rows", "question", "expected", "answer", "loss", right=("loss",))
-        for row in wrong:
-            table.add_row(
-                row.where, *(_short(text) for text in (row.question, row.expected, row.answer)), f"{row.loss:.2f}"
-            )
+    for table in _changes(record) if record.before else _worst(record):
         out.print()
         out.print(table)
+
+
+def _of_all(name: str, record: "EvaluationRecord") -> str:
+    """Return how many rows are right, where each is right or wrong."""
+    values = [row.scores[name] for row in record.rows]
+    return f" ({sum(map(int, values))} of {len(values)})" if set(values) <= {0.0, 1.0} else ""
+
+
+def _side_by_side(record: "EvaluationRecord") -> "Table":
+    from vlmtune.cli.show import render
+
+    before = record.before
+    table = render.table("", before.asked, record.asked, "change", right=(before.asked, record.asked, "change"))
+    losses = (before.loss, record.loss)
+    table.add_row("evaluation loss", *(f"{loss:.4f}" for loss in losses), f"{losses[1] - losses[0]:+.4f}")
+    for name, share in record.metrics.items():
+        earlier = before.metrics[name]
+        table.add_row(name, f"{earlier:.1%}", f"{share:.1%}", f"{100 * (share - earlier):+.1f} points")
+    return table
+
+
+def _changes(record: "EvaluationRecord") -> "list[Table]":
+    """Return the tables of the rows that became better and worse by the first metric."""
+    from vlmtune.cli.show import render
+    from vlmtune.workflow.evaluation import changed_rows
+
+    tables, name = [], next(iter(record.metrics))
+    for what, rows in zip(("better", "worse"), changed_rows(record), strict=True):
+        title = f"{what} by {name}: {len(rows)} of {len(record.rows)} rows"
+        title += f", the first {SHOWN_ROWS}" if len(rows) > SHOWN_ROWS else ""
+        table = render.table(title, "question", "expected", record.before.asked, record.asked)
+        for row in rows[:SHOWN_ROWS]:
+            texts = (row.question, _all(row.expected), row.before.answer, row.answer)
+            table.add_row(row.where, *map(_short, texts))
+        tables.append(table)
+    return tables
+
+
+def _worst(record: "EvaluationRecord") -> "list[Table]":
+    """Return the table of the rows that the first metric does not call perfect and the model found least likely."""
+    from vlmtune.cli.show import render
+    from vlmtune.metrics.table import METRICS
+
+    name = next(iter(record.metrics))
+    perfect = 0.0 if METRICS[name].is_error else 1.0
+    wrong = sorted((row for row in record.rows if row.scores[name] != perfect), key=lambda row: -row.loss)
+    table = render.table("worst rows", "question", "expected", "answer", "loss", right=("loss",))
+    for row in wrong[:SHOWN_ROWS]:
+        texts = (row.question, _all(row.expected), row.answer)
+        table.add_row(row.where, *map(_short, texts), f"{row.loss:.2f}")
+    return [table] if wrong else []
+
+
+def _all(expected: list[str]) -> str:
+    """Return the accepted answers in one text."""
+    return " | ".join(expected)
 
 
 def _short(text: str, max_chars: int = 60) -> str:

@@ -56,7 +56,7 @@ class BoxWriter:
             turns = tuple(self._turn(turn, written) for turn in sample.turns)
         except VlmtuneError as error:
             raise VlmtuneError(f"{sample.where}: {error.message}", error.hint) from None
-        return replace(sample, turns=turns)
+        return replace(sample, turns=turns, accepted=tuple(self._text(text, written) for text in sample.accepted))
 
     def seen_size_px(self, original_px: tuple[int, int]) -> tuple[int, int]:
         """Return the size in whose pixels the model's numbers are, of a picture of this size."""
@@ -67,10 +67,11 @@ class BoxWriter:
     def _turn(self, turn: Turn, written: Callable[[Box], str]) -> Turn:
         if not has_marks(turn.text):
             return turn
-        parts = (
-            replaced(part, written, self.convention.named) if isinstance(part, str) else part for part in turn.parts
-        )
+        parts = (self._text(part, written) if isinstance(part, str) else part for part in turn.parts)
         return replace(turn, parts=tuple(parts))
+
+    def _text(self, text: str, written: Callable[[Box], str]) -> str:
+        return replaced(text, written, self.convention.named)
 
 
 def num_with_boxes(samples: Sequence[Sample]) -> int:
@@ -80,7 +81,7 @@ def num_with_boxes(samples: Sequence[Sample]) -> int:
 
 def has_boxes(sample: Sample) -> bool:
     """Return whether a row holds boxes, or names of them, that are still to be written."""
-    return any(has_marks(turn.text) for turn in sample.turns)
+    return any(map(has_marks, (*(turn.text for turn in sample.turns), *sample.accepted)))
 
 
 def writer_for(plan: "RunPlan", source: "ModelSource") -> BoxWriter:

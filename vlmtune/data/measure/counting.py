@@ -56,7 +56,7 @@ def question_text(text: str, family: Family) -> str:
 def _batches(samples: Sequence[Sample]) -> Iterator[Batch]:
     for start in range(0, len(samples), ROWS_AT_ONCE):
         some = samples[start : start + ROWS_AT_ONCE]
-        shapes, texts, _, _ = zip(*map(laid_out, some), strict=True)
+        shapes, texts, *_ = zip(*map(laid_out, some), strict=True)
         yield shapes, texts, [sample.where for sample in some]
 
 

@@ -12,6 +12,8 @@ from functools import lru_cache
 
 from vlmtune.data.boxes.objects import COLUMN as OBJECTS
 from vlmtune.data.boxes.rows import with_marks
+from vlmtune.data.reading.answers import COLUMN as ANSWERS
+from vlmtune.data.reading.answers import accepted_answers
 from vlmtune.data.reading.image_refs import IMAGE_KEYS, ImageRules, image_ref, image_refs, is_utf8
 from vlmtune.data.reading.misspelt import refuse_misspelt
 from vlmtune.data.reading.turns import (
@@ -80,7 +82,9 @@ def parse_row(row: object, where: str, rules: ImageRules, number: int = 0) -> Pa
     turns = tuple(
         Turn(turn.role, tuple(some), turn.is_learned, turn.more) for turn, some in zip(raw_turns, parts, strict=True)
     )
-    sample = Sample(turns, where, number, tools_of(columns["tools"]) if "tools" in columns else "")
+    tools = tools_of(columns["tools"]) if "tools" in columns else ""
+    accepted = [text for text in _accepted(columns) if text != turns[-1].text]
+    sample = Sample(turns, where, number, tools, tuple(accepted))
     _check_turns(turns)
     for turn, label in zip(turns, labels, strict=True):
         for part in turn.parts:
@@ -89,7 +93,7 @@ def parse_row(row: object, where: str, rules: ImageRules, number: int = 0) -> Pa
     sample, has_objects = with_marks(sample, columns.get(OBJECTS))
     used |= {OBJECTS} if has_objects else set()
     is_number = type(columns.get("label")) is int and "label" in used
-    unused = columns.keys() - used - {"system", "tools", image_column}
+    unused = columns.keys() - used - {"system", "tools", ANSWERS, image_column}
     if unused:
         refuse_misspelt(columns, unused, _absent(bool(image_column), "system" in columns))
         refuse_unread(columns, unused, sample.images)
@@ -138,6 +142,8 @@ def _raw_turns(columns: dict) -> tuple[list[RawTurn], set[str]]:
 
 def _simple_turns(columns: dict) -> tuple[list[RawTurn], set[str]]:
     question, answer = _only(columns, QUESTION_COLUMNS, "question"), _only(columns, ANSWER_COLUMNS, "answer")
+    if answer is None and _accepted(columns):
+        columns, answer = columns | {ANSWERS: _accepted(columns)[0]}, ANSWERS
     if answer is None and CAPTION_COLUMN in columns and _did_you_mean(columns) is None:
         answer = CAPTION_COLUMN
     if question is None and answer is None:
@@ -152,9 +158,18 @@ def _simple_turns(columns: dict) -> tuple[list[RawTurn], set[str]]:
     for name, value in ((question, columns[question]), (answer, text)):
         if not isinstance(value, str):
             found = str(value) if isinstance(value, float) else kind_of(value)
-            hint = "keep one of them, or write one row for each" if isinstance(value, list) else _HINT_SIMPLE
+            hint = _hint_of_list(name) if isinstance(value, list) else _HINT_SIMPLE
             raise RowProblem(f"{name} is {found} where a string is expected", hint)
     return [RawTurn("user", columns[question]), RawTurn("assistant", text)], {question, answer}
+
+
+def _accepted(columns: dict) -> list[str]:
+    return accepted_answers(columns[ANSWERS]) if ANSWERS in columns else []
+
+
+def _hint_of_list(name: str) -> str:
+    accepted = "" if name in QUESTION_COLUMNS else f"; several right ones go into {ANSWERS}, the first is learned"
+    return f"keep one of them, or write one row for each{accepted}"
 
 
 def _only(columns: dict, names: tuple[str, ...], what: str) -> str | None:

@@ -29,6 +29,8 @@ class Layout(NamedTuple):
     """Paths and addresses."""
     blobs: Iterable[bytes]
     """Embedded images."""
+    accepted: Iterable[str] = ()
+    """As in `Sample`."""
 
 
 def laid_out(sample: Sample) -> Layout:
@@ -55,12 +57,12 @@ def laid_out(sample: Sample) -> Layout:
             else:
                 letters.append(URL if part.url is not None else PATH)
                 refs.append(part.url or part.path or "")
-    return Layout("".join(letters), texts, refs, blobs)
+    return Layout("".join(letters), texts, refs, blobs, sample.accepted)
 
 
 def assembled(layout: Layout, where: str, number: int = 0) -> Sample:
     """Return the sample that was taken apart."""
-    texts, refs, blobs = map(iter, layout[1:])
+    texts, refs, blobs = map(iter, layout[1:4])
     made = {
         TEXT: lambda: next(texts),
         PATH: lambda: ImageRef(path=next(refs)),
@@ -73,7 +75,7 @@ def assembled(layout: Layout, where: str, number: int = 0) -> Sample:
         more = next(texts) if letters[1:2] == MORE else ""
         parts = tuple(made[letter]() for letter in letters[1:] if letter != MORE)
         turns.append(Turn(ROLES[letters[0]], parts, letters[0] != NOT_LEARNED, more))
-    return Sample(tuple(turns), where, number, tools)
+    return Sample(tuple(turns), where, number, tools, tuple(layout.accepted))
 
 
 def without_images(shape: str, texts: Iterable[str], where: str) -> Sample:

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 import vlmtune.data
-from vlmtune.data.boxes.marks import has_marks
 from vlmtune.data.boxes.texts import lists_of_four
+from vlmtune.data.boxes.writing import has_boxes
 from vlmtune.data.images import Look, checked_look, without_warnings
 from vlmtune.data.progress import Progress
 from vlmtune.data.reading.files import Piece, pieces
@@ -166,7 +166,7 @@ def _write_part(task: _Task) -> _Part:
         for sample in samples_of(task.piece, task.rules, found):
             layout = laid_out(sample)
             part.add(sample.number, layout)
-            flags = any(map(has_marks, layout.texts)), any(map(lists_of_four, layout.texts))
+            flags = has_boxes(sample), any(map(lists_of_four, layout.texts))
             index.append((sample.number, len(layout.refs), len(layout.blobs), *flags))
             blobs += [_look(blob, sample, found) for blob in layout.blobs]
     return _Part(found, np.array(index, ROW), np.array(blobs, BLOB))

@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         "texts": pa.list_(pa.string()),
         "refs": pa.list_(pa.string()),
         "blobs": pa.list_(pa.binary()),
+        "accepted": pa.list_(pa.string()),
     }
 )
 ROW = np.dtype(

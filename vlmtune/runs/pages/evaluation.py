@@ -4,9 +4,11 @@ It stays of a size that a phone opens, however many rows there are, and says wha
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from vlmtune.runs.histogram import histogram_of_losses
 from vlmtune.runs.pages.charts import Chart, histogram_chart
@@ -18,7 +20,6 @@ TEXT_CHARS = 1000
 """The most that is shown of a text."""
 MOST_LISTED = 8
 """Accepted answers and scores of a row."""
-EXACT = "exact"
 
 
 @dataclass(frozen=True)
@@ -33,37 +34,59 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """The metric by which answers are right or wrong, better or worse."""
+
+    metric: str
+    is_error: bool
+    """Less is better."""
+
+    def goodness(self, given: Answered) -> float:
+        """Return the score, 1 where nothing could be better; the less, the worse."""
+        score = given.scores[self.metric]
+        return 1 - score if self.is_error else score
+
+    def verdict(self, given: Answered) -> str:
+        """Return `right` or `wrong`, nothing between."""
+        good = self.goodness(given)
+        return "right" if good >= 1 else "wrong" if good <= 0 else ""
+
+    def kinds(self, row: EvaluatedRow) -> dict[str, bool]:
+        """Return what a row can be chosen by."""
+        gain = self.goodness(row) - self.goodness(row.before) if row.before else 0.0
+        return {"wrong": self.goodness(row) < 1, "better": gain > 0, "worse": gain < 0, "cut": row.cut}
+
+    def words(self, given: Answered) -> str:
+        """Return verdict, loss and scores of an answer."""
+        verdict = self.verdict(given)
+        scores = (f"{_short(name)} {_share(value)}" for name, value in given.scores.items())
+        shown = (text for name, text in zip(given.scores, scores, strict=True) if name != self.metric or not verdict)
+        cut = "cut" if given.cut else ""
+        return " · ".join(filter(None, [verdict, f"loss {given.loss:.3g}", *islice(shown, MOST_LISTED), cut]))
+
+
+@dataclass(frozen=True)
 class Shown:
     """One row of the gallery."""
 
     row: EvaluatedRow
     pictures: Sequence[Picture]
-    kinds: tuple[str, ...]
-    """Of KINDS: what it can be looked for by."""
+    kinds: Sequence[str]
     by_loss: int
-    by_change: int
-    number: int
-    """Its place in the file."""
+    """Its place in that order, as below."""
+    by_rise: int
+    by_number: int
 
     @property
-    def answers(self) -> list[tuple[str, str, Answered]]:
-        """What was answered: by whom, right or wrong where that is known, and what; the newest first."""
-        given = [("answer", self.row), ("before", self.row.before)]
-        return [(name, _verdict(one), one) for name, one in given if one]
+    def answers(self) -> list[tuple[str, Answered]]:
+        """What was answered, the newest first."""
+        return [("answer", self.row), *([("before", self.row.before)] if self.row.before else [])]
 
     @property
     def expected(self) -> list[str]:
         """The accepted answers that are shown."""
         more = len(self.row.expected) - MOST_LISTED
         return self.row.expected[:MOST_LISTED] + ([f"… and {more:,} more"] if more > 0 else [])
-
-
-KINDS = {
-    "wrong": "not the expected answer",
-    "learned": "right now, wrong before",
-    "lost": "wrong now, right before",
-    "cut": "answer cut",
-}
 
 
 def rows_shown(record: EvaluationRecord) -> list[int]:
@@ -74,16 +97,13 @@ def rows_shown(record: EvaluationRecord) -> list[int]:
     return list(dict.fromkeys([*worst, *range(min(FIRST_ROWS, num_rows))]))
 
 
-def render_evaluation(record: EvaluationRecord, name: str, pictures: Mapping[int, Sequence[Picture]]) -> str:
+def render_evaluation(
+    record: EvaluationRecord, name: str, judge: Judge, pictures: Mapping[int, Sequence[Picture]]
+) -> str:
     """Return the page; `pictures` are those of the rows that `rows_shown` names."""
     places = rows_shown(record)
-    by_change = {place: rank for rank, place in enumerate(sorted(places, key=partial(_change, record.rows)))}
-    by_loss = {place: rank for rank, place in enumerate(sorted(places, key=partial(_badness, record.rows)))}
-    shown = [
-        Shown(row, pictures.get(place, ()), _kinds(row), by_loss[place], by_change[place], place)
-        for place, row in ((place, record.rows[place]) for place in places)
-    ]
-    kinds = {kind: sum(kind in one.kinds for one in shown) for kind in KINDS}
+    shown = _shown(record, judge, pictures, places)
+    kinds = Counter(kind for one in shown for kind in one.kinds)
     return render(
         "evaluation.html.j2",
         name=name,
@@ -91,61 +111,58 @@ def render_evaluation(record: EvaluationRecord, name: str, pictures: Mapping[int
         tiles=_tiles(record),
         charts=[chart for chart in [_loss_chart(record)] if chart],
         shown=shown,
-        kinds={kind: number for kind, number in kinds.items() if number},
-        words=KINDS,
+        kinds={kind: kinds[kind] for kind in ("wrong", "better", "worse", "cut") if kinds[kind]},
         left_out=_left_out(record, places),
+        judge=judge,
         short=_short,
-        scores=_scores,
     )
 
 
+def _shown(
+    record: EvaluationRecord, judge: Judge, pictures: Mapping[int, Sequence[Picture]], places: Sequence[int]
+) -> list[Shown]:
+    by_loss, by_rise = (
+        {place: rank for rank, place in enumerate(sorted(places, key=partial(key, record.rows)))}
+        for key in (_badness, _rise)
+    )
+    rows = ((place, record.rows[place]) for place in places)
+    return [
+        Shown(
+            row=row,
+            pictures=pictures.get(place, ()),
+            kinds=[kind for kind, holds in judge.kinds(row).items() if holds],
+            by_loss=by_loss[place],
+            by_rise=by_rise[place],
+            by_number=place,
+        )
+        for place, row in rows
+    ]
+
+
 def _badness(rows: Sequence[EvaluatedRow], place: int) -> tuple[float, int]:
-    loss = rows[place].loss
-    return (-loss if math.isfinite(loss) else -math.inf), place
+    return _downwards(rows[place].loss), place
 
 
-def _change(rows: Sequence[EvaluatedRow], place: int) -> tuple[float, int]:
-    """Return a key that puts first what became worse most."""
+def _rise(rows: Sequence[EvaluatedRow], place: int) -> tuple[float, int]:
     row = rows[place]
-    change = row.loss - row.before.loss if row.before else 0.0
-    return (-change if math.isfinite(change) else -math.inf), place
+    return _downwards(row.loss - row.before.loss if row.before else 0.0), place
 
 
-def _kinds(row: EvaluatedRow) -> tuple[str, ...]:
-    now, before = _verdict(row), _verdict(row.before) if row.before else ""
-    is_kind = {
-        "wrong": now == "wrong",
-        "learned": (before, now) == ("wrong", "right"),
-        "lost": (before, now) == ("right", "wrong"),
-        "cut": row.cut,
-    }
-    return tuple(kind for kind, holds in is_kind.items() if holds)
-
-
-def _verdict(given: Answered) -> str:
-    """Return `right` or `wrong`, nothing where exact answers are not asked for."""
-    exact = given.scores.get(EXACT)
-    return "" if exact is None else "right" if exact >= 1 else "wrong"
+def _downwards(value: float) -> float:
+    """Return a key that sorts high values, and what is no number, first."""
+    return -value if math.isfinite(value) else -math.inf
 
 
 def _tiles(record: EvaluationRecord) -> list[tuple[str, str, str]]:
     """Return the numbers at the top: name, value and that before."""
     before = record.before
-
-    def told(value: float | None) -> str:
-        return f"{_number(value)} before" if value is not None else ""
-
+    loss = ("evaluation loss", f"{record.loss:.4f}", f"{before.loss:.4f} before" if before else "")
     metrics = [
-        (name, _number(value), told(before.metrics.get(name) if before else None))
-        for name, value in list(record.metrics.items())[:MOST_LISTED]
+        (name, f"{share:.1%}", f"{before.metrics[name]:.1%} before" if before else "")
+        for name, share in islice(record.metrics.items(), MOST_LISTED)
     ]
     cut = [("answers cut", f"{record.num_cut:,}", f"at {record.max_new_tokens:,} tokens")] if record.num_cut else []
-    return [
-        ("rows", f"{len(record.rows):,}", record.data),
-        ("evaluation loss", _number(record.loss), told(before.loss if before else None)),
-        *metrics,
-        *cut,
-    ]
+    return [("rows", f"{len(record.rows):,}", record.data), loss, *metrics, *cut]
 
 
 def _loss_chart(record: EvaluationRecord) -> Chart | None:
@@ -171,13 +188,5 @@ def _short(text: str) -> str:
     return text if len(text) <= TEXT_CHARS else f"{text[:TEXT_CHARS]}… ({len(text):,} characters)"
 
 
-def _scores(given: Answered) -> str:
-    """Return verdict, loss and scores of an answer in words."""
-    named = [("loss", given.loss), *((name, value) for name, value in given.scores.items() if name != EXACT)]
-    shown = (f"{_short(name)} {value:.3g}" for name, value in named[: MOST_LISTED + 1])
-    return " · ".join(filter(None, [_verdict(given), *shown, "cut" if given.cut else ""]))
-
-
-def _number(value: float) -> str:
-    """Return a score or a loss with as many places as say something."""
-    return f"{value:.4f}".rstrip("0").rstrip(".") if math.isfinite(value) else "no number"
+def _share(value: float) -> str:
+    return f"{100 * value:.3g}%"

@@ -73,6 +73,7 @@ def test_a_prompt_carries_features_where_the_model_looks_for_pixels(models, rows
     model = models("qwen2_5_vl")
     features = featured(model, rows)
     plain, cached = pair(model, rows, features)
-    prompt, expected = cached.prompt(1), plain.prompt(1)
+    collator = Collator(model.processor)
+    prompt, expected = (collator.prompts([rows.prompt(1)]) for rows in (cached, plain))
     assert torch.equal(prompt[PIXELS], features.of_row(1)) and prompt.keys() == expected.keys()
     assert torch.equal(prompt["input_ids"], expected["input_ids"])

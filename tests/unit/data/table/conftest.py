@@ -36,6 +36,7 @@ def data(tmp_path) -> Path:
     rows: list[object] = [{"question": f"question {number}?", "answer": f"answer {number}"} for number in range(14)]
     rows[3] = {"image": "a.png", "question": "one picture?", "answer": "yes"}
     rows[4] = {"images": ["b.png", "a.png"], "question": "two pictures?", "answer": "yes"}
+    rows[5] = {"question": "question 5?", "answers": ["answer 5", "five"]}
     rows[7] = {"question": "no answer?"}
     rows.append({"image": "gone.png", "question": "no picture?", "answer": "no"})
     rows.append("not a row")

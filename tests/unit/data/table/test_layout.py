@@ -17,9 +17,10 @@ TURNS = st.builds(
     st.sampled_from(["", '{"tool_calls": []}']),
 )
 SAMPLES = st.builds(
-    lambda turns, tools: Sample(tuple(turns), "rows.jsonl:7", 7, tools),
+    lambda turns, tools, accepted: Sample(tuple(turns), "rows.jsonl:7", 7, tools, accepted),
     st.lists(TURNS, min_size=1, max_size=6),
     st.sampled_from(["", "[{}]"]),
+    st.sampled_from([(), ("a", "an a")]),
 )
 
 
@@ -27,7 +28,7 @@ def test_a_shape_says_who_speaks_and_where_images_stand():
     parts = (ImageRef(path="/a.png"), "what?", ImageRef(url="https://b.org"), ImageRef(data=b"c"))
     turns = (Turn("system", ("be brief",)), Turn("user", parts), Turn("assistant", ("this", " and that")))
     layout = laid_out(Sample(turns, "rows.jsonl:1"))
-    assert layout == ("StUptudAtt", ["be brief", "what?", "this", " and that"], ["/a.png", "https://b.org"], [b"c"])
+    assert layout == ("StUptudAtt", ["be brief", "what?", "this", " and that"], ["/a.png", "https://b.org"], [b"c"], ())
 
 
 def test_a_shape_says_what_is_learned_and_what_templates_are_given():
@@ -38,7 +39,7 @@ def test_a_shape_says_what_is_learned_and_what_templates_are_given():
         Turn("assistant", ("a",)),
     )
     layout = laid_out(Sample(turns, "rows.jsonl:1", tools="[2]"))
-    assert layout == ("xUtNxTtAt", ["[2]", "q", "{1}", "ok", "a"], [], [])
+    assert layout == ("xUtNxTtAt", ["[2]", "q", "{1}", "ok", "a"], [], [], ())
 
 
 @given(SAMPLES)

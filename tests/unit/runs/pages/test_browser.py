@@ -7,7 +7,7 @@ from pages import an_evaluated_row, an_evaluation, with_all_texts
 
 from vlmtune.runs.histogram import histogram_of_lengths, histogram_of_losses
 from vlmtune.runs.memory import Memory, parts_of_peak
-from vlmtune.runs.pages.evaluation import Picture, render_evaluation
+from vlmtune.runs.pages.evaluation import Judge, Picture, render_evaluation
 from vlmtune.runs.pages.report import render_page
 from vlmtune.units import GIB
 
@@ -69,7 +69,9 @@ def odd_report(a_record, a_report) -> str:
 
 def odd_evaluation() -> str:
     record = an_evaluation([an_evaluated_row(before=0.0), an_evaluated_row(2, exact=0.0)], with_base=True)
-    return render_evaluation(with_all_texts(record, ODD), ODD, {0: PICTURES, 1: PICTURES * 3})
+    return render_evaluation(
+        with_all_texts(record, ODD), ODD, Judge(f"{ODD}0", is_error=False), {0: PICTURES, 1: PICTURES * 3}
+    )
 
 
 @pytest.mark.parametrize("width_px", (360, 1200))
@@ -98,7 +100,10 @@ def test_rows_are_chosen_and_put_in_order(show):
         an_evaluated_row(3, loss=9.0, exact=0.0, before=0.0),
     ]
     rows[2] = dataclasses.replace(rows[2], before=dataclasses.replace(rows[2].before, loss=9.0))
-    page = show(render_evaluation(an_evaluation(rows, with_base=True), "cats", {0: PICTURES}), 360)
+    page = show(
+        render_evaluation(an_evaluation(rows, with_base=True), "cats", Judge("exact", is_error=False), {0: PICTURES}),
+        360,
+    )
 
     def seen() -> list[str]:
         boxes = [(one.bounding_box(), one.locator(".where").inner_text()) for one in page.locator(".row").all()]
@@ -111,5 +116,5 @@ def test_rows_are_chosen_and_put_in_order(show):
     assert seen() == ["2", "3", "1"]
     page.get_by_label("wrong (2)").check()
     assert seen() == ["3", "1"]
-    page.get_by_label("lost (1)").check()
+    page.get_by_label("worse (1)").check()
     assert seen() == ["1"] and page.said == []
