@@ -28,8 +28,7 @@ demo: install  ## teach a tiny model to read handwritten digits, on the CPU, in 
 	$(BIN)/python -m vlmtune.demo.digits demo-data
 	rm -rf runs/smoke
 	$(BIN)/vlmtune train configs/smoke.yaml
-	$(BIN)/vlmtune evaluate runs/smoke --base
-	$(BIN)/vlmtune evaluate runs/smoke
+	$(BIN)/vlmtune evaluate runs/smoke --compare base
 
 demo-levers: install  ## the demo with every exact memory lever and without, three seeds: the same weights; ten minutes
 	$(BIN)/python tests/bench/exact_levers.py
