@@ -12,10 +12,12 @@ from vlmtune.cli import app
 from vlmtune.config.keys import all_keys, section_docs
 
 HELP = ("--help", "-h")
-KEY = re.compile(r"(?:data|training|hardware)(?:\.[a-z][a-z0-9_]*)+|model\.(?:name|type|revision)")
+KEY = re.compile(
+    r"(?:data|training|hardware|evaluation(?!\.(?:json|html)))(?:\.[a-z][a-z0-9_]*)+|model\.(?:name|type|revision)"
+)
 PATH = re.compile(r"[\w./-]+\.(?:py|yaml|yml|md|json|jsonl|txt|svg|toml)|(?:tests|docs|configs|vlmtune)/[\w./-]+")
 OF_USERS = re.compile(
-    r"my-run\.yaml|(?:config|report|plan|estimate|manifest|retries|running|versions|log|vlmtune)\.(?:yaml|jsonl?)"
+    r"my-run\.yaml|(?:config|report|evaluation|plan|estimate|manifest|retries|running|versions|log|vlmtune)\.(?:yaml|jsonl?)"
 )
 """What users write, and what stands in a run folder or beside a model's weights."""
 

@@ -122,6 +122,7 @@ def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> 
 
     loss = "-" if report.train_loss_last is None else f"{report.train_loss_last:.4f}"
     evaluated = "" if report.eval_loss is None else f", evaluation loss {report.eval_loss:.4f}"
+    evaluated += "".join(f", {name} {value:.1%}" for name, value in (report.eval_metrics or {}).items())
     say(f"{report.status}: {report.steps} steps in {report.seconds:.0f} s, loss {loss}{evaluated}")
     _print_memory(report)
     if report.num_cut_rows:

@@ -86,6 +86,7 @@ def shown(value: object) -> str:
 def _check_data(loaded: "LoadedConfig", live: bool) -> tuple[dict[str, "Rows"], list[VlmtuneError]]:
     """The rows of each data file that could be read, pictures looked at, and what stands in the way of training."""
     from vlmtune.data.samples import require_good
+    from vlmtune.metrics.suit import refuse_metrics
     from vlmtune.workflow.rows import read_rows
 
     data = loaded.config.data
@@ -96,7 +97,9 @@ def _check_data(loaded: "LoadedConfig", live: bool) -> tuple[dict[str, "Rows"], 
             continue
         try:
             found[key] = read_rows(loaded, loaded.resolve_path(value), live=live)
-            require_good(found[key], data.on_bad_row)
+            samples = require_good(found[key], data.on_bad_row)
+            if key == "val_path":
+                refuse_metrics(loaded.config.evaluation, samples)
         except VlmtuneError as error:
             errors.append(VlmtuneError(f"data.{key}: {error.message}", error.hint, problems=error.problems))
     if len(found) > 1:

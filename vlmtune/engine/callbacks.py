@@ -20,7 +20,6 @@ from vlmtune.models.build import base_of
 from vlmtune.models.streaming import read_parameter
 from vlmtune.plan.length import evaluations_from
 from vlmtune.runs.folder import RunFolder
-from vlmtune.runs.histogram import histogram_of_losses
 from vlmtune.runs.records import StepRecord
 from vlmtune.signals import stopping_signals
 
@@ -82,9 +81,7 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
             self._add(self._record(state, logs))
         elif "eval_loss" in logs:
             last, eta_s = self.records[-1], self._eta_s(state, is_evaluated=True)
-            losses = histogram_of_losses(loss / max(1, tokens) for loss, tokens in self.trainer.last_row_losses)
-            found = {"eval_loss": logs["eval_loss"], "eval_row_losses": losses}
-            self._add(dataclasses.replace(last, **found, elapsed_s=self._elapsed(), eta_s=eta_s))
+            self._add(dataclasses.replace(last, **self.trainer.evaluated, elapsed_s=self._elapsed(), eta_s=eta_s))
             self.last = time.perf_counter()
 
     def _kept_in(self, states: dict[str, dict]) -> dict:
@@ -289,7 +286,7 @@ class StopOnInterrupt(TrainerCallback):
         # SIGTERM and SIGHUP come twice where a scheduler, or both shell and system, send them: only Ctrl-C is meant so.
         if os.getpid() != self._process or self.stopped:
             return
-        self.stopped = True
+        self.stopped = self.trainer.is_stopping = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         why = "" if number == signal.SIGINT else f"{signal.Signals(number).name}: "
         running = "evaluation" if self.trainer.is_evaluating else "step"

@@ -33,6 +33,7 @@ class Course:
     last: StepRecord | None = None
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=SPARK_VALUES))
     eval_loss: float | None = None
+    eval_metrics: dict[str, float] = field(default_factory=dict)
     now: str | None = FIRST_STEP
     """What is done while no step is."""
 
@@ -40,6 +41,7 @@ class Course:
         """Go on by one record."""
         self.last, self.now = record, None
         self.losses.append(record.loss)
+        self.eval_metrics = record.eval_metrics or self.eval_metrics
         self.eval_loss = self.eval_loss if record.eval_loss is None else record.eval_loss
 
 
@@ -57,6 +59,8 @@ def panel_of(course: Course, title: str, slowdown_c: int | None) -> RenderableTy
     if last:
         rows.add_row("step", _step_row(last, is_done=last.step >= last.total_steps and not course.now))
         rows.add_row("loss", _loss_row(last, course))
+        if course.eval_metrics:
+            rows.add_row("answers", Text("  ".join(_in_words(course.eval_metrics))))
         rows.add_row("rate", _rate_row(last))
         rows.add_row("speed", _speed_row(last))
         rows.add_row(*_memory_row(last))
@@ -85,6 +89,7 @@ class _Narrowed:
 def plain_line(record: StepRecord, *, slowdown_c: int | None = None) -> str:
     """Return one line of plain text about `record`."""
     evaluated = [f"evaluation loss {record.eval_loss:.3f}"] if record.eval_loss is not None else []
+    evaluated += _in_words(record.eval_metrics or {})
     return "  ".join(
         [
             f"step {record.step}/{record.total_steps}",
@@ -171,6 +176,10 @@ def _loss_row(last: StepRecord, course: Course) -> RenderableType:
     losses = tuple(course.losses)
     line = _Fitted(lambda width: Text(sparkline(losses, min(width, SPARK_VALUES)), style="cyan"))
     return _beside(line, text, text_first=True)
+
+
+def _in_words(metrics: dict[str, float]) -> list[str]:
+    return [f"{name} {value:.1%}" for name, value in metrics.items()]
 
 
 def _rate_row(record: StepRecord) -> Text:

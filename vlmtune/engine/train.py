@@ -15,6 +15,7 @@ from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.data.workers import READERS, workers_for_training
+from vlmtune.engine.answers.held_out import HeldOutAnswers
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, SaveByMinutes, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
 from vlmtune.engine.evaluate import serve_ends
@@ -151,6 +152,9 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
     data = {"train_dataset": rows.train, "eval_dataset": rows.val}
     trainer = TuneTrainer(plan, model, folder, rows.lengths, rows.collator, view.between_steps, **data)
+    if plan.generate_rows and len(rows.val):
+        trainer.held_out = HeldOutAnswers(plan, rows.val, view.note)
+        trainer.add_callback(trainer.held_out)
     interrupt, recorder = StopOnInterrupt(view, trainer), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
     checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
@@ -270,11 +274,13 @@ def _facts_of_model(parts: list[InventoryRow]) -> dict:
 def _facts_of_training(recorder: Recorder) -> dict:
     losses = [record.loss for record in recorder.records]
     evals = [record.eval_loss for record in recorder.records if record.eval_loss is not None]
+    metrics = [record.eval_metrics for record in recorder.records if record.eval_metrics]
     work, seconds = recorder.totals, max(recorder.seconds, 1e-9)
     return {
         "train_loss_first": losses[0] if losses else None,
         "train_loss_last": losses[-1] if losses else None,
         "eval_loss": evals[-1] if evals else None,
+        "eval_metrics": metrics[-1] if metrics else None,
         "trained_tokens": work.trained_tokens,
         "seconds": recorder.seconds,
         "samples_per_s": work.rows / seconds,

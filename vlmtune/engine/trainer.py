@@ -3,16 +3,15 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import Trainer, TrainingArguments
 
 from vlmtune.compat.trainer import BASE_DATALOADER, DEVICE_PLACEMENT, MODEL_ACCEPTS_LOSS_KWARGS
 from vlmtune.data.batches.order import LengthGroupedOrder
@@ -20,6 +19,7 @@ from vlmtune.data.batches.packs import PackCollator
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.progress import Progress, silent
 from vlmtune.data.workers import READERS
+from vlmtune.engine.answers.held_out import HeldOutAnswers
 from vlmtune.engine.checkpoints import (
     WRITE_ERRORS,
     disk_full,
@@ -30,6 +30,7 @@ from vlmtune.engine.checkpoints import (
 )
 from vlmtune.engine.evaluate import mean_loss, row_losses
 from vlmtune.engine.oom import out_of_memory
+from vlmtune.engine.settings.schedule import Schedule
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import is_disk_full
@@ -38,32 +39,9 @@ from vlmtune.models.build import base_of
 from vlmtune.models.verify import refuse_other_base
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.histogram import histogram_of_losses
 
 ABSURD_LOSS = 1_000.0  # before the first step; who guesses among all tokens has 13 at most
-
-
-class Schedule(LambdaLR):
-    """transformers' schedule, one step ahead: its warm-up starts at 0, and a step at 0 learns nothing.
-
-    It is that of one step more, so that a decay reaches 0 after the last step and not before it.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, args: TrainingArguments, num_steps: int) -> None:
-        def rates(num_steps: int, warmup: int = args.get_warmup_steps(num_steps)) -> list[Callable[[int], float]]:
-            return get_scheduler(args.lr_scheduler_type, optimizer, warmup, num_steps).lr_lambdas
-
-        self.ahead, self.of_0_1_0 = 1, rates(num_steps)
-        super().__init__(optimizer, [lambda step, rate=rate: rate(step + 1) for rate in rates(num_steps + 1)])
-
-    def state_dict(self) -> dict:
-        """Return what a checkpoint keeps."""
-        return {name: value for name, value in super().state_dict().items() if name != "of_0_1_0"}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from a checkpoint; a run of version 0.1.0, which began at 0, as it began."""
-        super().load_state_dict({"ahead": 0, **state_dict})
-        if not self.ahead:
-            self.lr_lambdas = self.of_0_1_0
 
 
 @dataclass(frozen=True)
@@ -113,7 +91,13 @@ class TuneTrainer(Trainer):
         self.progress = progress
         self.is_evaluating = False
         self.evaluations_s: list[float] = []
-        self.last_row_losses: list[tuple[float, int]] = []
+        """How long each evaluation took."""
+        self.held_out: HeldOutAnswers | None = None
+        """Who asks the model at evaluations; None: nobody."""
+        self.evaluated: dict[str, Any] = {}
+        """What the last evaluation has found, as the log has it."""
+        self.is_stopping = False
+        """Whether the run ends as soon as it can."""
         self.order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
@@ -203,16 +187,22 @@ class TuneTrainer(Trainer):
                 )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the evaluation loss: a mean over labelled tokens.
+        """Return the evaluation loss, a mean over labelled tokens, and metrics of answers as `eval_exact` or the like.
 
         Trainer's own loop is a mean over batches, however many tokens they have, of a loss with all logits.
         """
         started, self.is_evaluating = time.perf_counter(), True
         with self.progress("evaluating rows", len(self.eval_dataset)) as advance:
-            self.last_row_losses = row_losses(self.model, self.eval_dataset, self.collator, self.plan, advance)
+            losses = row_losses(self.model, self.eval_dataset, self.collator, self.plan, advance)
+        answered = self.held_out.metrics(self) if self.held_out else {}
+        spread = histogram_of_losses(loss / max(1, tokens) for loss, tokens in losses)
+        self.evaluated = {"eval_loss": mean_loss(losses), "eval_metrics": answered or None, "eval_row_losses": spread}
+        metrics = {
+            "eval_loss": self.evaluated["eval_loss"],
+            **{f"eval_{name}": value for name, value in answered.items()},
+        }
         self.is_evaluating = False
         self.evaluations_s.append(time.perf_counter() - started)
-        metrics = {"eval_loss": mean_loss(self.last_row_losses)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

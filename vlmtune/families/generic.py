@@ -42,6 +42,9 @@ PACKABLE = (
     *("video_llama_3", "video_llava", "vipllava"),
 )
 """Model types whose packed rows learn what they learn one by one: a test holds it (5.17 to 5.23)."""
+ANSWERED_ALONE = ("minicpmv4_6", "minicpmv4_7", "mllama")
+"""Model types that answer otherwise, or not at all, where several rows are asked at once (5.23)."""
+ALONE = "several at once, they answer otherwise than alone"
 NOT_PACKABLE = "nobody has shown that their rows do not see each other"
 
 
@@ -88,6 +91,7 @@ def _derived(config_json: str, model_name: str) -> Family:
         unpacked=unpacked,
         other=other,
         not_cacheable="" if hasattr(model.base_model, "get_image_features") else NOT_CACHEABLE,
+        answers_alone=ALONE if config["model_type"] in ANSWERED_ALONE else "",
         not_packable="" if config["model_type"] in PACKABLE else NOT_PACKABLE,
         projector_embeds=config["model_type"] in PROJECTOR_EMBEDS,
         boxes={kind: one for kind, one in OF_MODEL_TYPES.items() if kind == config["model_type"]},

@@ -2,14 +2,22 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from vlmtune.config.schema import EvaluationSection
 from vlmtune.data.boxes.marks import has_marks
 from vlmtune.data.types import Sample, count
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import THOUGHT_ENDS
 from vlmtune.metrics.boxes import no_boxes
-from vlmtune.metrics.table import METRICS
+from vlmtune.metrics.table import METRICS, require_installed
 
 KEY = "evaluation.metrics"
+
+
+def refuse_metrics(evaluation: EvaluationSection, samples: Sequence[Sample]) -> None:
+    """Raise where the metrics of a config cannot be taken on the rows that it holds out, in training or after it."""
+    if evaluation.generate_rows:
+        require_installed(evaluation.metrics)
+    refuse_unsuited(evaluation.metrics, samples)
 
 
 def refuse_unsuited(names: Iterable[str], samples: Sequence[Sample]) -> None:

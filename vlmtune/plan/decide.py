@@ -62,6 +62,7 @@ def make_plan(
         "save_steps": training.save_steps,
         "save_minutes": training.save_minutes,
         "save_total_limit": training.save_total_limit,
+        **config.evaluation.model_dump(include={"metrics", "generate_rows", "generate_minutes"}),
         "report_to": _installed(training.report_to),
         **_levers(config, model, device, choices),
     }

@@ -16,6 +16,9 @@ FREE_FIELDS = {
     "save_minutes",
     "save_total_limit",
     "report_to",
+    "metrics",
+    "generate_rows",
+    "generate_minutes",
 }
 """Fields that no lever owns and that decide nothing of the result but the order in which numbers are added."""
 

@@ -112,6 +112,13 @@ class RunPlan:
     save_minutes: float = 0.0
     """After which a checkpoint is written between those of `save_steps`; 0: never."""
 
+    metrics: tuple[str, ...] = ()
+    """What answers are judged by."""
+    generate_rows: int = 0
+    """Held-out rows that are answered at each evaluation in training."""
+    generate_minutes: float = 0.0
+    """What that may take each time."""
+
     def preprocessor(self, published: Json) -> dict[str, Any]:
         """The settings of the image processor: those of the model's files, and what the plan sets in their place."""
         older_names = PIXEL_LIMITS if "size" in self.image_overrides else ()

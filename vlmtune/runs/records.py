@@ -44,6 +44,8 @@ class StepRecord:
     gpu_limit_bytes: int | None
     gpu_temperature_c: int | None
     eval_loss: float | None = None
+    eval_metrics: dict[str, float] | None = None
+    """Metric -> value over the held-out rows that were answered; None where none were."""
     gpu_estimate_bytes: int | None = None
     """The peak that was estimated before the run."""
     gpu_allocated_bytes: int | None = None
@@ -107,6 +109,8 @@ class TrainReport:
     notes: list[str] = field(default_factory=list)
     memory_estimated: Memory | None = None
     """None without an estimate, as on a CPU."""
+    eval_metrics: dict[str, float] | None = None
+    """Those of the last evaluation that had some."""
     memory_measured: Memory | None = None
     """None on a CPU, and where no step was made."""
     row_lengths: Histogram | None = None

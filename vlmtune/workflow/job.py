@@ -162,6 +162,7 @@ def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     """Read and check the rows; raise one error that names every bad one. `live`: it may be shown on a terminal."""
     from vlmtune.data.run_data import MeasuredRows, RunData, warning_of_shared_rows
     from vlmtune.data.samples import require_good
+    from vlmtune.metrics.suit import refuse_metrics
     from vlmtune.workflow.rows import read_rows
 
     data = loaded.config.data
@@ -170,6 +171,7 @@ def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     val_rows: Sequence[Sample] = []
     if data.val_path:
         val_rows = require_good(read_rows(loaded, loaded.resolve_path(data.val_path), live=live), data.on_bad_row)
+        refuse_metrics(loaded.config.evaluation, val_rows)
     warning = data.val_path and warning_of_shared_rows(
         train_rows, val_rows, *(loaded.resolve_path(path) for path in (data.train_path, data.val_path))
     )

@@ -15,6 +15,9 @@ MOST_LABELS = 6
 LEAST_BAR_PX = 1.5
 """A row among a million is seen."""
 
+STYLES = ("first", "second", "third", "rest")
+"""Colours of `page.css` for series of which none is special."""
+
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 """Left, top, width, height."""
@@ -115,13 +118,10 @@ def columns_chart(title: str, columns: Sequence[str], parts: dict[str, Sequence[
         bars = [
             frame.bar(place + 0.25, place + 0.75, *ends) for place, ends in enumerate(zip(below, high, strict=True))
         ]
-        curves.append(Curve(name, PART_STYLES[number], bars=bars))
+        curves.append(Curve(name, STYLES[number], bars=bars))
         below = high
     x_ticks = [(frame.place(place + 0.5, 0)[0], name) for place, name in enumerate(columns)]
     return Chart(title, "", curves, x_ticks, frame.y_ticks())
-
-
-PART_STYLES = ("first", "third", "second", "rest")
 
 
 def histogram_chart(title: str, axis: str, histograms: Iterable[tuple[str, Histogram]]) -> Chart | None:
@@ -136,7 +136,7 @@ def histogram_chart(title: str, axis: str, histograms: Iterable[tuple[str, Histo
     for number, (name, one) in enumerate(shown):
         left = 0.05 + number * share
         bars = [frame.bar(place + left, place + left + share, 0, count) for place, count in enumerate(one.counts)]
-        curves.append(Curve(name, ("first", "second")[number], bars=[bar for bar in bars if bar[3]]))
+        curves.append(Curve(name, STYLES[number], bars=[bar for bar in bars if bar[3]]))
     return Chart(title, axis, curves, _edge_ticks(edges, frame), frame.y_ticks())
 
 

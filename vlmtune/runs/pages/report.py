@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from vlmtune.files import write_atomically
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.memory import OF_OPTIMIZER, OF_STEP, OF_WEIGHTS, Memory, compare
-from vlmtune.runs.pages.charts import Chart, Series, columns_chart, histogram_chart, line_chart, stacked_chart
+from vlmtune.runs.pages.charts import STYLES, Chart, Series, columns_chart, histogram_chart, line_chart, stacked_chart
 from vlmtune.runs.pages.rendering import render
 from vlmtune.runs.records import StepRecord, TrainReport
 from vlmtune.units import GIB
@@ -25,6 +25,7 @@ def render_page(report: TrainReport, records: Sequence[StepRecord]) -> str:
     """Return the report as one HTML page."""
     charts = (
         _loss_chart(records),
+        _metrics_chart(records),
         _learning_rate_chart(records),
         _row_losses_chart(records),
         _lengths_chart(report),
@@ -46,6 +47,17 @@ def _loss_chart(records: Sequence[StepRecord]) -> Chart | None:
             Series("evaluation", "second", evaluated, with_dots=True),
         ],
     )
+
+
+def _metrics_chart(records: Sequence[StepRecord]) -> Chart | None:
+    """Return the chart of the metrics of held-out answers; those that have no colour of their own are in the table."""
+    answered = [(record.step, record.eval_metrics) for record in records if record.eval_metrics]
+    names = dict.fromkeys(name for _, metrics in answered for name in metrics)
+    series = [
+        Series(name, style, [(step, 100 * metrics[name]) for step, metrics in answered if name in metrics], True)
+        for name, style in zip(names, STYLES, strict=False)
+    ]
+    return line_chart("Held-out answers in %", series)
 
 
 def _learning_rate_chart(records: Sequence[StepRecord]) -> Chart | None:
@@ -112,8 +124,8 @@ def _parts_chart(report: TrainReport, records: Sequence[StepRecord]) -> Chart | 
         "GPU memory by part in GiB",
         [
             series(OF_WEIGHTS, "first", (loaded for _ in sizes)),
-            series(OF_OPTIMIZER, "third", (now - loaded for _, now, _ in sizes)),
-            series(OF_STEP, "second", (peak - now for _, now, peak in sizes)),
+            series(OF_OPTIMIZER, "second", (now - loaded for _, now, _ in sizes)),
+            series(OF_STEP, "third", (peak - now for _, now, peak in sizes)),
         ],
     )
 
@@ -160,6 +172,7 @@ def _tables(report: TrainReport) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
     run = [
         ("steps", f"{report.steps:,}"),
+        *((f"{name} of held-out answers", f"{value:.1%}") for name, value in (report.eval_metrics or {}).items()),
         ("parameters", f"{report.total_parameters:,}"),
         ("trainable", f"{report.trainable_parameters:,} ({share:.2%})"),
         ("precision", report.precision),

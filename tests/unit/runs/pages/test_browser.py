@@ -61,7 +61,7 @@ def odd_report(a_record, a_report) -> str:
     report = dataclasses.replace(
         report, memory_measured=memory, memory_estimated=memory, row_lengths=histogram_of_lengths([5, 70, 9_000_000])
     )
-    evaluated = {"eval_loss": 1e6, "eval_row_losses": histogram_of_losses([0.1, 3.0])}
+    evaluated = {"eval_loss": 1e6, "eval_metrics": {ODD: 0.5}, "eval_row_losses": histogram_of_losses([0.1, 3.0])}
     memory_now = {"gpu_allocated_bytes": 4 * GIB, "gpu_allocated_peak_bytes": 5 * GIB, "gpu_estimate_bytes": 5 * GIB}
     records = [a_record(step * 1_000_000, loss=1e-9, **evaluated, **memory_now) for step in range(1, 9)]
     return render_page(report, records)

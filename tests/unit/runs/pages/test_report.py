@@ -87,6 +87,13 @@ def test_the_page_shows_how_rows_and_losses_spread(a_record, a_report):
     assert len(bars) == 3 and bars[0] < 60, "one bin of the last evaluation, the lowest; two of lengths"
 
 
+def test_the_page_shows_metrics_of_held_out_answers(a_record, a_report):
+    metrics = [{"exact": 0.5, "cer": 0.25}, None, {"exact": 1.0, "cer": 0.0}]
+    page = Page(render_page(a_report(), [a_record(step, eval_metrics=one) for step, one in enumerate(metrics, 1)]))
+    assert "Held-out answers in %" in page.texts and {"exact", "cer"} <= set(page.texts)
+    assert [tag for tag, _ in page.tags].count("circle") == 4
+
+
 def test_the_page_shows_memory_by_part(a_record, a_report):
     measured = Memory(6 * GIB, 5 * GIB, parts_of_peak(3 * GIB, 4 * GIB, 5 * GIB))
     peaks = (5 * GIB, 6 * GIB)

@@ -1,0 +1,97 @@
+"""Held-out rows answered in training: the same ones each time, within some minutes and the memory of a step."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny.rows import colour_rows
+
+from vlmtune.data.dataset import TuneDataset
+from vlmtune.data.progress import silent
+from vlmtune.engine.answers import held_out
+from vlmtune.engine.answers.held_out import HeldOutAnswers
+from vlmtune.engine.evaluate import Written
+
+
+@pytest.fixture
+def asking(models, tmp_path, monkeypatch):
+    """A function that returns held-out answers of ten rows, notes, and rows asked; all but every third are right."""
+
+    def make(**changes):
+        tiny = models("llava")
+        plan = replace(tiny.plan, metrics=("exact",), generate_minutes=5.0, **changes)
+        rows = TuneDataset(colour_rows(tmp_path, 10), tiny.processor, tiny.family, plan)
+        notes, asked = [], []
+
+        def answer(rows, indices, *rest):
+            for index in indices:
+                asked.append(index)
+                yield Written(rows.samples[index].answer if index % 3 else "?", "", False)
+
+        monkeypatch.setattr(held_out, "answers_to", answer)
+        return HeldOutAnswers(plan, rows, notes.append), notes, asked
+
+    return make
+
+
+@pytest.fixture
+def a_trainer():
+    return SimpleNamespace(model=torch.nn.Linear(1, 1).train(), is_stopping=False, progress=silent)
+
+
+def test_the_same_rows_are_asked_each_time(asking, a_trainer):
+    held, notes, asked = asking(generate_rows=4)
+    found = held.metrics(a_trainer)
+    assert found == {"exact": sum(index % 3 > 0 for index in asked) / 4} == held.metrics(a_trainer)
+    assert len(set(asked)) == 4 and asked[:4] == asked[4:] and notes == []
+    assert a_trainer.model.training
+    again, _, asked_again = asking(generate_rows=40)
+    again.metrics(a_trainer)
+    assert sorted(asked_again) == list(range(10)) and asked_again[:4] == asked[:4], "any number of them is a draw"
+
+
+def test_when_the_minutes_are_over_later_evaluations_have_the_rows_that_were_answered(asking, a_trainer, monkeypatch):
+    held, notes, asked = asking(generate_rows=8)
+    times = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(held_out, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    held.metrics(a_trainer)
+    assert len(asked) == 4, "after 400 s"
+    assert notes == ["4 of 8 held-out rows are answered at each evaluation: evaluation.generate_minutes are over"]
+    held.metrics(a_trainer)
+    assert asked[4:] == asked[:4]
+
+
+def test_a_run_that_is_to_stop_answers_no_more(asking, a_trainer):
+    held, _, asked = asking(generate_rows=8)
+    a_trainer.is_stopping = True
+    assert held.metrics(a_trainer) == {} and asked == []
+
+
+def test_no_memory_for_an_answer_ends_the_answers_and_not_the_run(asking, a_trainer, monkeypatch):
+    held, notes, _ = asking(generate_rows=8)
+
+    def full(*args):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(held_out, "answers_to", full)
+    assert held.metrics(a_trainer) == {} == held.metrics(a_trainer)
+    assert notes == ["no memory for an answer beside the training: the loss alone is evaluated from here on"]
+
+
+def test_on_a_card_rows_stay_within_what_a_step_has_taken(asking, a_trainer, monkeypatch):
+    held, notes, asked = asking(generate_rows=10, device="cuda")
+    monkeypatch.setattr(held, "_give_back", lambda: None)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: silent("", 0))
+    lengths = sorted(held.rows.prompt(index).labels.shape[1] for index in range(10))
+    monkeypatch.setattr(held_out, "row_bytes_of", lambda model, limit: lambda tokens: tokens)
+    monkeypatch.setattr(held_out, "taken_by_a_step", lambda: 2 * lengths[5])
+    assert held._together(a_trainer.model).most_rows == 1, "no step was made"
+    held.on_step_end(None, None, None)
+    held.metrics(a_trainer)
+    assert 5 < len(asked) < 10
+    assert all(held.rows.prompt(index).labels.shape[1] <= lengths[5] for index in asked)
+    assert notes == [
+        f"{len(asked)} of 10 held-out rows are answered at each evaluation: "
+        "the others would take more memory than a training step"
+    ]

@@ -1,0 +1,1 @@
+"""What transformers' Trainer is given in place of its own."""
