@@ -13,7 +13,7 @@ from vlmtune.config.keys import all_keys, section_docs
 
 HELP = ("--help", "-h")
 KEY = re.compile(
-    r"(?:data|training|hardware|evaluation(?!\.(?:json|html)))(?:\.[a-z][a-z0-9_]*)+|model\.(?:name|type|revision)"
+    r"(?:data|training|hardware|evaluation(?!\.(?:json|html|py)))(?:\.[a-z][a-z0-9_]*)+|model\.(?:name|type|revision)"
 )
 PATH = re.compile(r"[\w./-]+\.(?:py|yaml|yml|md|json|jsonl|txt|svg|toml)|(?:tests|docs|configs|vlmtune)/[\w./-]+")
 OF_USERS = re.compile(
