@@ -8,6 +8,7 @@ from tiny.rows import TinyModel, built, picture, sample
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.answers.together import Together
 from vlmtune.engine.evaluate import answers_to
+from vlmtune.engine.tuned import Tuned
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,10 @@ def test_they_are_the_same_answers(name, pictures, tmp_path, monkeypatch):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.mul_(5)  # a head that is the embedding would repeat the last token of the prompt
-    alone = list(answers_to(rows, range(len(rows)), model, 12, Together(1)))
+    tuned = Tuned(tiny.plan, model, tiny.processor)
+    alone = list(answers_to(rows.prompts(), tuned, 12, Together(1)))
     asked = []
-    together = list(answers_to(rows, range(len(rows)), model, 12, Together(len(rows)), asked.append))
+    together = list(answers_to(rows.prompts(), tuned, 12, Together(len(rows)), asked.append))
     assert asked == [len(rows)]
     assert together == alone
     assert len(set(alone)) > 1, "answers that are all the same show nothing"

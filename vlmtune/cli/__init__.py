@@ -24,7 +24,7 @@ from vlmtune.cli import (
     train,
     validate,
 )
-from vlmtune.cli.ask import evaluate, generate
+from vlmtune.cli.ask import evaluate, generate, predict
 from vlmtune.environment import check_environment
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.printing import say
@@ -45,6 +45,7 @@ app.command("estimate-vram", epilog=estimate_vram.EXAMPLE)(estimate_vram.estimat
 app.command(epilog=plan.EXAMPLE)(plan.plan)
 app.command(epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=generate.EXAMPLE)(generate.generate)
+app.command(epilog=predict.EXAMPLE)(predict.predict)
 app.command(epilog=merge.EXAMPLE)(merge.merge)
 app.command(epilog=validate.EXAMPLE)(validate.validate)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)

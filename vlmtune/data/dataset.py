@@ -1,6 +1,6 @@
 """Samples as a map-style dataset: images are opened, or features read, in the workers, when a row is asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from PIL.Image import Image
@@ -56,6 +56,10 @@ class TuneDataset(Dataset):
         if self.features:
             row = with_features(row, self.features.of_row(index))
         return cut(row, self.plan.max_length) if self.plan.truncation == "cut" else row
+
+    def prompts(self, indices: Iterable[int] | None = None) -> Iterator[Encoded]:
+        """Yield the prompts of some rows, or of all, each when it is asked for."""
+        return (self.prompt(index) for index in (range(len(self)) if indices is None else indices))
 
     def prompt(self, index: int) -> Encoded:
         """Return everything before a row's last answer, as the model sees it when it is asked; nothing is labelled."""

@@ -106,7 +106,7 @@ def evaluate_rows(
     limit = terms.max_new_tokens or longest_answer_tokens(rows, range(len(rows)))
     losses = row_losses(tuned.model, rows, Collator(tuned.processor), tuned.plan, on_loss)
     together = together_for(tuned.plan, terms.rows_at_once)
-    written = answers_to(rows, range(len(rows)), tuned.model, limit, together, on_answer)
+    written = answers_to(rows.prompts(), tuned, limit, together, on_answer)
     answers, scores = [], []
     for sample, one, (loss, tokens) in zip(rows.samples, written, losses, strict=True):
         expected = expected_answers(sample, tuned.processor)
@@ -158,29 +158,23 @@ def generate(
 ) -> list[Written]:
     """Return what the model writes (greedily) in place of each sample's last answer, one row at a time."""
     rows = TuneDataset(samples, tuned.processor, family_of(tuned.plan), tuned.plan, tuned.features)
-    return [*answers_to(rows, range(len(rows)), tuned.model, max_new_tokens, Together(1), on_answer)]
+    return [*answers_to(rows.prompts(), tuned, max_new_tokens, Together(1), on_answer)]
 
 
 def answers_to(
-    rows: TuneDataset,
-    indices: Iterable[int],
-    model: nn.Module,
-    max_new_tokens: int,
-    together: Together,
-    on_answer: Advance = nobody,
+    prompts: Iterable[Encoded], tuned: Tuned, max_new_tokens: int, together: Together, on_answer: Advance = nobody
 ) -> Iterator[Written]:
-    """Yield what the model writes (greedily) in place of the last answer of these rows; each is told of with 1."""
-    processor, collator = rows.processor, Collator(rows.processor)
+    """Yield what the model writes (greedily) after each prompt; `on_answer` is told how many are done."""
+    model, processor, collator = tuned.model, tuned.processor, Collator(tuned.processor)
     ends = end_token_ids(base_of(model), processor)
 
     def written(prompts: list[Encoded]) -> list[Written]:
-        batch = {key: value.to(rows.plan.device) for key, value in collator.prompts(prompts).items()}
+        batch = {key: value.to(tuned.plan.device) for key, value in collator.prompts(prompts).items()}
         settings = {"eos_token_id": ends, "pad_token_id": processor.tokenizer.pad_token_id}
         ids_BT = greedy(model, batch, max_new_tokens=max_new_tokens, **settings)
         new_ids = ids_BT[:, batch["input_ids"].shape[1] :].tolist()
         return [_written(ids, ends, processor) for ids in new_ids]
 
-    prompts = (rows.prompt(index) for index in indices)
     for batch in together.batches(prompts, row_bytes_of(model, max_new_tokens)):
         answers = together.halved(batch, written)
         on_answer(len(answers))

@@ -145,9 +145,9 @@ def _print(record: "EvaluationRecord", *, is_longest: bool) -> None:
             soft_wrap=True,
             highlight=False,
         )
-    for table in _changes(record) if record.before else _worst(record):
+    for part in _changes(record) if record.before else _worst(record):
         out.print()
-        out.print(table)
+        out.print(part, highlight=False)
 
 
 def _of_all(name: str, record: "EvaluationRecord") -> str:
@@ -169,8 +169,8 @@ def _side_by_side(record: "EvaluationRecord") -> "Table":
     return table
 
 
-def _changes(record: "EvaluationRecord") -> "list[Table]":
-    """Return the tables of the rows that became better and worse by the first metric."""
+def _changes(record: "EvaluationRecord") -> "list[Table | str]":
+    """Return titles and tables of the rows that became better and worse by the first metric."""
     from vlmtune.cli.show import render
     from vlmtune.workflow.evaluation import changed_rows
 
@@ -178,11 +178,11 @@ def _changes(record: "EvaluationRecord") -> "list[Table]":
     for what, rows in zip(("better", "worse"), changed_rows(record), strict=True):
         title = f"{what} by {name}: {len(rows)} of {len(record.rows)} rows"
         title += f", the first {SHOWN_ROWS}" if len(rows) > SHOWN_ROWS else ""
-        table = render.table(title, "question", "expected", record.before.asked, record.asked)
+        table = render.table("row", "question", "expected", record.before.asked, record.asked)
         for row in rows[:SHOWN_ROWS]:
             texts = (row.question, _all(row.expected), row.before.answer, row.answer)
             table.add_row(row.where, *map(_short, texts))
-        tables.append(table)
+        tables += [title, table] if rows else [title]
     return tables
 
 

@@ -14,6 +14,7 @@ from vlmtune.data.progress import Advance
 from vlmtune.data.types import count
 from vlmtune.engine.answers.together import SHARE_FOR_CACHE, Together, row_bytes_of
 from vlmtune.engine.evaluate import answers_to, expected_answers, longest_answer_tokens, together_for
+from vlmtune.engine.tuned import Tuned
 from vlmtune.metrics.table import over_rows, scores_of
 from vlmtune.models.build import DTYPES
 from vlmtune.plan.types import RunPlan
@@ -65,7 +66,8 @@ class HeldOutAnswers(TrainerCallback):
         self, model: nn.Module, together: Together, advance: Advance, is_stopping: Callable[[], bool]
     ) -> list[dict]:
         scores, started_s = [], time.monotonic()
-        answers = answers_to(self.rows, self.indices, model, self.limit, together, advance)
+        tuned = Tuned(self.plan, model, self.rows.processor)
+        answers = answers_to(self.rows.prompts(self.indices), tuned, self.limit, together, advance)
         for index, written in zip(self.indices, answers, strict=False):
             expected = expected_answers(self.rows.samples[index], self.rows.processor)
             scores.append(scores_of(self.plan.metrics, written.answer, expected))

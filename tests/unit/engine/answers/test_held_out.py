@@ -24,8 +24,8 @@ def asking(models, tmp_path, monkeypatch):
         rows = TuneDataset(colour_rows(tmp_path, 10), tiny.processor, tiny.family, plan)
         notes, asked = [], []
 
-        def answer(rows, indices, *rest):
-            for index in indices:
+        def answer(prompts, *rest):
+            for index in (int(prompt.where.removeprefix("rows.jsonl:")) - 1 for prompt in prompts):
                 asked.append(index)
                 yield Written(rows.samples[index].answer if index % 3 else "?", "", False)
 

@@ -1,0 +1,107 @@
+"""`vlmtune predict`, and `evaluate` with metrics and --compare, on one run."""
+
+import json
+import shutil
+
+import pytest
+
+from vlmtune.runs.evaluation import read_evaluation
+from vlmtune.workflow import prediction
+
+SHORT = ("--max-new-tokens", "4")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept") / "runs"
+
+
+@pytest.fixture
+def trained(project, kept):
+    """A project with a run of eight steps, trained once."""
+    rows = [row | {"answers": [row["answer"], "another"]} for row in project.rows[:3]]
+    project.write_rows(rows, "val.jsonl")
+    if not kept.exists():
+        done = project.train("run", "data.val_path=val.jsonl", "evaluation.metrics=[cer, exact]")
+        assert done.code == 0, done.stderr
+        shutil.copytree("runs", kept)
+    shutil.copytree(kept, "runs", dirs_exist_ok=True)
+    return project
+
+
+def lines_of(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_rows_and_pictures_are_answered_a_line_each(trained, monkeypatch):
+    monkeypatch.setattr(prediction, "ROWS_HELD", 2)
+    asked = [{"image": row["image"], "question": row["question"]} for row in trained.rows[:3]]
+    trained.write_rows(
+        [*asked, {"image": "gone.png", "question": "What?"}, {"image": "red0.png"}, asked[0]], "ask.jsonl"
+    )
+    done = trained.run_cli("predict", "runs/run", "ask.jsonl", *SHORT)
+    answered = lines_of(done.stdout)
+    assert done.code == 0 and [row["where"] for row in answered] == [f"ask.jsonl:{number}" for number in (1, 2, 3, 6)]
+    assert answered[0].keys() == {"where", "images", "question", "answer", "thought", "cut"}
+    assert answered[0]["answer"] == answered[3]["answer"]
+    alone = trained.run_cli("generate", "runs/run", "--image", "red0.png", "--prompt", asked[0]["question"], *SHORT)
+    assert alone.stdout == answered[0]["answer"] + "\n"
+    assert "left out: ask.jsonl:4: image" in done.stderr and "gone.png does not exist" in done.stderr
+    assert "left out: ask.jsonl:5: the row has no question (--prompt TEXT asks all such rows)" in done.stderr
+    assert "4 rows answered, 2 left out" in done.stderr
+    words = ("predict", "runs/run", trained.root, "--prompt", "What?", *SHORT, "-o", "out.jsonl", "--json")
+    done = json.loads(trained.run_cli(*words).stdout)
+    assert done == {"answered": 7, "left_out": 0, "bad_rows": [], "out": "out.jsonl"}
+    assert len(lines_of((trained.root / "out.jsonl").read_text())) == 7
+
+
+def test_what_cannot_be_predicted_is_one_error(trained):
+    (trained.root / "empty").mkdir()
+    (trained.root / "taken.jsonl").write_text("mine")
+    for words, code, said in (
+        ((trained.root,), 2, "pictures alone ask nothing"),
+        (("empty", "--prompt", "?"), 1, "empty holds no picture"),
+        (("gone.jsonl",), 1, "data file gone.jsonl does not exist"),
+        (("val.jsonl", "-o", "taken.jsonl"), 1, "taken.jsonl exists already"),
+        (("val.jsonl", "-o", "no/folder.jsonl"), 1, "no/folder.jsonl cannot be written: No such file or directory"),
+    ):
+        refused = trained.run_cli("predict", "runs/run", *words)
+        assert refused.code == code and said in refused.stderr and refused.stdout == ""
+    trained.write_rows([{"image": "gone.png", "question": "?"}], "bad.jsonl")
+    refused = trained.run_cli("predict", "runs/run", "bad.jsonl", "-o", "none.jsonl")
+    assert refused.code == 1 and "no row could be answered, 1 left out" in refused.stderr
+    assert not (trained.root / "none.jsonl").exists() and (trained.root / "taken.jsonl").read_text() == "mine"
+
+
+def test_an_evaluation_is_judged_by_its_metrics_and_kept(trained):
+    folder = trained.run("run")
+    printed = json.loads(trained.run_cli("evaluate", "runs/run", *SHORT, "--json").stdout)
+    kept = read_evaluation(folder)
+    assert kept.metrics.keys() == {"cer", "exact"} == kept.rows[0].scores.keys() and kept.before is None
+    assert (kept.asked, kept.data, len(kept.rows)) == ("adapter", "val.jsonl", 3)
+    assert kept.rows[0].expected == [trained.rows[0]["answer"], "another"]
+    assert kept.rows[0].images == ["../../red0.png"]
+    assert printed["metrics"] == kept.metrics and printed["exact_match"] == kept.metrics["exact"]
+    assert [row["answer"] for row in printed["answers"]] == [row.answer for row in kept.rows]
+    told = trained.run_cli("evaluate", "runs/run", *SHORT, "--metric", "contains", "--batch-size", "2")
+    assert "contains " in told.stdout and "cer" not in told.stdout
+    assert "it is red | another" in " ".join(told.stdout.split())
+    refused = trained.run_cli("evaluate", "runs/run", "--metric", "bleu")
+    assert refused.code == 2 and "bleu is none of exact," in refused.stderr
+
+
+def test_two_models_are_compared_row_by_row(trained):
+    found = json.loads(trained.run_cli("evaluate", "runs/run", *SHORT, "--compare", "base", "--json").stdout)
+    base = json.loads(trained.run_cli("evaluate", "runs/run", *SHORT, "--base", "--json").stdout)
+    assert found["before"]["asked"] == "base" and found["before"]["metrics"] == base["metrics"] != found["metrics"]
+    assert [row["before"]["answer"] for row in found["answers"]] == [row["answer"] for row in base["answers"]]
+    gains = {row["where"]: row["before"]["scores"]["cer"] - row["scores"]["cer"] for row in found["answers"]}
+    assert set(found["better"]) == {where for where, gain in gains.items() if gain > 0}
+    assert set(found["worse"]) == {where for where, gain in gains.items() if gain < 0}
+    assert found["better"] or found["worse"]
+    assert read_evaluation(trained.run("run")).before.asked == "base", "--base alone is not kept"
+    trained.train("other", "training.max_steps=1")
+    told = trained.run_cli("evaluate", "runs/run", *SHORT, "--compare", "runs/other").stdout
+    assert "other/adapter" in told and "points" in told and "better by cer: " in told
+    refused = trained.run_cli("evaluate", "runs/run", "--compare", "base", "--base")
+    assert refused.code == 2 and "--compare base" in refused.stderr

@@ -1,0 +1,167 @@
+"""`vlmtune predict`: answers to rows that have none, or to a folder of pictures, as JSON Lines."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmtune.cli.options import BaseModelOption, BatchSizeOption, CheckpointOption, JsonOption, RunArgument
+from vlmtune.errors import VlmtuneError
+from vlmtune.printing import say, say_json
+
+if TYPE_CHECKING:
+    from vlmtune.data.types import BadRow
+
+EXAMPLE = 'Example: [bold]vlmtune predict runs/my-run photos/ --prompt "What is this?" -o answers.jsonl[/bold]'
+SHOWN_PROBLEMS = 50
+
+
+def predict(
+    run: RunArgument,
+    rows: Annotated[
+        Path, typer.Argument(metavar="FILE_OR_FOLDER", help="Rows, with answers or without, or a folder of pictures.")
+    ],
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="The question of pictures, and of rows that have none.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write there. Default: standard output.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    batch_size: BatchSizeOption = None,
+    checkpoint: CheckpointOption = None,
+    base_model: BaseModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer every row of a file, or every picture of a folder: one JSON object a line, in their order.
+
+    With --out, --json prints what was done.
+    """
+    from vlmtune.data.reading.unanswered import rows_to_answer
+    from vlmtune.runs.folder import RunFolder
+
+    if prompt is None and _are_pictures(rows):
+        raise typer.BadParameter("pictures alone ask nothing: say what to ask of each", param_hint="--prompt")
+    if out and out.exists() and not force:
+        raise VlmtuneError(f"{out} exists already", "give another name, or overwrite it with --force")
+    folder = RunFolder.open_existing(run)
+    learned = folder.learned(checkpoint)
+    _refuse_nothing(rows, prompt)
+    from vlmtune.workflow.start import start_on_gpu
+
+    start_on_gpu()
+    from vlmtune.engine.runtime import quiet_libraries
+    from vlmtune.engine.tuned import load_tuned, plan_here
+    from vlmtune.files import strict_json
+    from vlmtune.workflow.evaluation import tell_of_one_by_one
+    from vlmtune.workflow.prediction import Predictor
+
+    quiet_libraries()
+    plan = plan_here(folder, base_model)
+    if learned.note:
+        say(learned.note, err=True)
+    tell_of_one_by_one(plan, 2, batch_size)
+    problems, is_seen = Problems(), not as_json and (out is not None or not sys.stdout.isatty())
+    with _target(out, force) as write:
+        tuned = load_tuned(plan, learned)
+        with _counted(is_seen) as on_answer:
+            predictor = Predictor(tuned, max_new_tokens, batch_size, problems.add, on_answer)
+            for answer in predictor.answers(rows_to_answer(rows, prompt, plan.allow_urls)):
+                write(strict_json(answer))
+    _tell(predictor.num_answered, problems, out, as_json)
+
+
+class Problems:
+    """Rows that cannot be asked: each is said when it comes, the first ones of very many."""
+
+    def __init__(self) -> None:
+        self.rows: list[BadRow] = []
+        self.number = 0
+
+    def add(self, bad: "BadRow") -> None:
+        """Say one more."""
+        self.number += 1
+        if self.number <= SHOWN_PROBLEMS:
+            self.rows.append(bad)
+            say(f"left out: {bad.where}: {bad.problem}" + (f" ({bad.hint})" if bad.hint else ""), err=True)
+
+
+def _are_pictures(path: Path) -> bool:
+    from vlmtune.data.pictures.folder import pictures_in
+
+    return bool(pictures_in(path))
+
+
+def _refuse_nothing(path: Path, prompt: str | None) -> None:
+    """Raise before the model loads where there is nothing to read."""
+    from vlmtune.data.reading.unanswered import rows_to_answer
+
+    if next(rows_to_answer(path, prompt, allow_urls=True), None) is None:
+        raise VlmtuneError(f"{path} holds no rows")
+
+
+@contextmanager
+def _target(out: Path | None, force: bool) -> Iterator[Callable[[str], None]]:
+    """Yield what takes one line after the other; a file into which none came is removed."""
+    if out is None:
+        yield say_json
+        return
+    try:
+        file = out.open("w" if force else "x", encoding="utf-8", newline="\n")
+    except FileExistsError:
+        raise VlmtuneError(f"{out} exists already", "give another name, or overwrite it with --force") from None
+    except OSError as error:
+        raise _not_writable(out, error) from None
+
+    def write(line: str) -> None:
+        try:
+            file.write(line + "\n")
+            file.flush()  # a kill leaves what was answered
+        except OSError as error:
+            raise _not_writable(out, error) from None
+
+    try:
+        yield write
+    finally:
+        is_empty = file.tell() == 0
+        file.close()
+        if is_empty:
+            out.unlink()
+
+
+def _not_writable(out: Path, error: OSError) -> VlmtuneError:
+    return VlmtuneError(f"{out} cannot be written: {error.strerror}", "check the folder and the disk")
+
+
+@contextmanager
+def _counted(live: bool) -> Iterator:
+    """Show how many rows were answered, where somebody looks."""
+    from rich import progress as rich
+
+    from vlmtune.workflow.progress import standard_error
+
+    console = standard_error(live=live)
+    columns = (rich.SpinnerColumn(), rich.TextColumn("{task.completed:,.0f} answered"), rich.TimeElapsedColumn())
+    with rich.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task("", total=None)
+        yield lambda number: shown.advance(task, number)
+
+
+def _tell(num_answered: int, problems: Problems, out: Path | None, as_json: bool) -> None:
+    from vlmtune.data.types import count
+
+    left_out = f", {problems.number:,} left out" if problems.number else ""
+    if not num_answered:
+        raise VlmtuneError(f"no row could be answered{left_out}")
+    if as_json and out:
+        from vlmtune.cli.show import render
+
+        bad = [{"where": one.where, "problem": one.problem, "hint": one.hint} for one in problems.rows]
+        done = {"answered": num_answered, "left_out": problems.number, "bad_rows": bad, "out": str(out)}
+        render.print_json(done)
+    elif out or problems.number:
+        say(f"{count(num_answered, 'row')} answered{left_out}" + (f": {out}" if out else ""), err=out is None)
