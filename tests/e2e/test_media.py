@@ -66,7 +66,7 @@ def test_boxes_are_learned_and_evaluated_in_the_models_convention(project, qwen,
     evaluated = project.run_cli("evaluate", project.run("boxes").path, "--json")
     assert evaluated.code == 0, evaluated.stderr
     [answer] = json.loads(evaluated.stdout)["answers"]
-    assert (answer["question"], answer["expected"]) == ("find the cat", '{"bbox_2d": [11, 42, 56, 84]}')
+    assert (answer["question"], answer["expected"]) == ("find the cat", ['{"bbox_2d": [11, 42, 56, 84]}'])
 
 
 def test_boxes_in_bare_pixels_of_a_picture_that_is_shrunk_are_warned_of(project, qwen):
