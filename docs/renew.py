@@ -15,6 +15,7 @@ from vlmtune.catalog import catalog
 from vlmtune.catalog.stored import stored
 from vlmtune.config.docs import all_keys_yaml, config_table_markdown, schema_json
 from vlmtune.engine.panel import render
+from vlmtune.metrics.table import METRICS
 from vlmtune.runs.records import StepRecord
 from vlmtune.units import GIB
 
@@ -35,6 +36,14 @@ BY_OTHER_COMMANDS = (
 def errors_table() -> str:
     """Return how far estimates are off, without the single runs: the first table that compare.py wrote."""
     return "\n".join(_tables_of_errors()[0]) + "\n"
+
+
+def metrics_table() -> str:
+    """Return every metric and what it is."""
+    lines = ["| Metric | What it is | As defined by | Needs |", "|---|---|---|---|"]
+    for name, metric in METRICS.items():
+        lines.append(f"| `{name}` | {metric.says} | {metric.source} | {metric.package} |")
+    return "\n".join(lines) + "\n"
 
 
 def measured_table() -> str:
@@ -172,6 +181,7 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "docs/config.md": {"config": config_table_markdown},
     "docs/estimate.md": {"errors": errors_table, "cap": cap_table, "train": train_table},
     "docs/loading.md": {"loading": loading_table},
+    "docs/evaluation.md": {"metrics": metrics_table},
     "docs/levers.md": {"levers": levers_table, "savings": savings_table},
     "docs/contributing.md": {"make": make_table},
 }

@@ -46,6 +46,7 @@ GENERATED = (
     "docs/levers.md",
     "docs/loading.md",
     "docs/contributing.md",
+    "docs/evaluation.md",
 )
 
 

@@ -181,7 +181,7 @@ class EvaluationSection(Section):
     """How answers to held-out rows are judged, by `vlmtune evaluate` and during training."""
 
     metrics: tuple[MetricName, ...] = ("exact",)
-    """What answers are judged by, beside the loss: docs/evaluation.md says what each is."""
+    """What answers are judged by, beside the loss; the first one calls rows right or wrong. `docs/evaluation.md`."""
     batch_size: Count | None = None
     """Rows that are answered at once. Default: as many as memory leaves room for, 16 at most."""
     generate_rows: Annotated[int, Field(ge=0, le=1_000_000)] = 0
