@@ -1,5 +1,6 @@
 """The run folder: what is in it, that it can be shared, and that other programs can use it."""
 
+import errno
 import getpass
 import json
 import shutil
@@ -82,6 +83,16 @@ def test_no_trace_of_this_machine(done, project):
                 assert trace.encode() not in content, f"{path.name} holds {trace}"
             looked_at += 1
     assert looked_at >= 28
+
+
+def test_an_evaluation_that_cannot_be_kept_is_told_all_the_same(done, project, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vlmtune.workflow.gallery.write_gallery", full)
+    told = project.run_cli("evaluate", done.path)
+    assert told.code == 0 and told.stdout.startswith("rows             7\n") and "with its pictures" not in told.stdout
+    assert f"the evaluation cannot be written into {done.path}: No space left on device" in told.stderr
 
 
 def test_the_adapter_loads_with_peft_alone(done, project):
