@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from vlmtune.runs.evaluation import read_evaluation
-from vlmtune.workflow import prediction
+from vlmtune.workflow.asked import prediction
 
 SHORT = ("--max-new-tokens", "4")
 

@@ -89,7 +89,7 @@ def test_an_evaluation_that_cannot_be_kept_is_told_all_the_same(done, project, m
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("vlmtune.workflow.gallery.write_gallery", full)
+    monkeypatch.setattr("vlmtune.workflow.asked.gallery.write_gallery", full)
     told = project.run_cli("evaluate", done.path)
     assert told.code == 0 and told.stdout.startswith("rows             7\n") and "with its pictures" not in told.stdout
     assert f"the evaluation cannot be written into {done.path}: No space left on device" in told.stderr

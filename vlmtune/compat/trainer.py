@@ -62,7 +62,7 @@ GET_LENGTH_GROUPED_INDICES = Name(
 PLACE_MODEL_ON_DEVICE = Override(
     TRANSFORMERS,
     "transformers.TrainingArguments.place_model_on_device",
-    ("vlmtune.engine.trainer.Arguments",),
+    ("vlmtune.engine.arguments.Arguments",),
     "the model is where it belongs: Trainer would bring parts that are in main memory to the card.",
     read_by="transformers.Trainer",
 )
@@ -142,6 +142,12 @@ LOAD_FROM_CHECKPOINT = Override(
     TUNE_TRAINER,
     "it reads what `_save` wrote.",
     read_by="transformers.Trainer.train",
+)
+LOAD_RNG_STATE = Override(
+    TRANSFORMERS,
+    "transformers.Trainer._load_rng_state",
+    TUNE_TRAINER,
+    "of several processes, each goes on with random numbers of its own.",
 )
 FLOATING_POINT_OPS = Override(
     TRANSFORMERS,

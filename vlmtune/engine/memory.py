@@ -55,6 +55,17 @@ class MemoryWatch(TrainerCallback):
             self.view.warn(difference)
 
 
+def facts_of_gpu(watch: MemoryWatch | None) -> dict:
+    """Return what a report says of the card; None in each place without one."""
+    return {
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated() if watch else None,
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved() if watch else None,
+        "gpu": torch.cuda.get_device_name(0) if watch else None,
+        "memory_estimated": watch.estimated if watch else None,
+        "memory_measured": watch.measured() if watch else None,
+    }
+
+
 def memory_now(on_gpu: bool) -> dict[str, int | None]:
     """Return what a record of the log says of the card's memory."""
     values = {

@@ -74,6 +74,17 @@ class Retry:
 
 
 @dataclass(frozen=True)
+class OneGpu:
+    """What one of several GPUs has taken."""
+
+    name: str
+    peak_reserved_bytes: int
+    peak_allocated_bytes: int
+    communication_bytes: int
+    """Outside of PyTorch's allocator, for the sums over all GPUs."""
+
+
+@dataclass(frozen=True)
 class TrainReport:
     """Everything in `report.json`."""
 
@@ -115,6 +126,10 @@ class TrainReport:
     """None on a CPU, and where no step was made."""
     row_lengths: Histogram | None = None
     """Tokens of the rows to train on."""
+    gpus: list[OneGpu] = field(default_factory=list)
+    """Where several have trained together; the numbers above are those of the first."""
+    gpus_agree: bool | None = None
+    """Whether all have ended with the same weights, bit for bit; None where one has trained alone."""
 
     def to_json(self) -> str:
         """Return the report as strict JSON text."""

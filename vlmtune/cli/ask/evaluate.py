@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlmtune.data.types import Sample
     from vlmtune.runs.folder import RunFolder
     from vlmtune.runs.records import EvaluatedRow, EvaluationRecord
-    from vlmtune.workflow.evaluation import Candidate
+    from vlmtune.workflow.asked.evaluation import Candidate
 
 EXAMPLE = "Example: [bold]vlmtune evaluate runs/my-run --data heldout.jsonl --compare base[/bold]"
 SHOWN_ROWS = 10
@@ -47,7 +47,7 @@ def evaluate(
 ) -> None:
     """Ask the tuned model every held-out row; print evaluation loss, metrics and the worst rows."""
     from vlmtune.runs.folder import RunFolder
-    from vlmtune.workflow.evaluation import BASE, Candidate, evaluations, held_rows, record_of
+    from vlmtune.workflow.asked.evaluation import BASE, Candidate, evaluations, held_rows, record_of
 
     _refuse_contradictions(base, compare, checkpoint)
     _refuse_unknown(metric or ())
@@ -88,7 +88,7 @@ def _refuse_unknown(metrics: list[str]) -> None:
 def _other(compare: str, folder: "RunFolder") -> "Candidate":
     """Return what is compared with: what another run has left, or the base of this one."""
     from vlmtune.runs.folder import RunFolder
-    from vlmtune.workflow.evaluation import BASE, Candidate
+    from vlmtune.workflow.asked.evaluation import BASE, Candidate
 
     if compare == BASE:
         return Candidate(folder, None)
@@ -98,7 +98,7 @@ def _other(compare: str, folder: "RunFolder") -> "Candidate":
 
 def _keep(folder: "RunFolder", record: "EvaluationRecord", samples: "Sequence[Sample]", *, tell: bool) -> None:
     from vlmtune.runs.evaluation import write_evaluation
-    from vlmtune.workflow.gallery import write_gallery
+    from vlmtune.workflow.asked.gallery import write_gallery
 
     try:
         write_evaluation(folder, record)
@@ -113,7 +113,7 @@ def _keep(folder: "RunFolder", record: "EvaluationRecord", samples: "Sequence[Sa
 def _print_json(record: "EvaluationRecord") -> None:
     from vlmtune.files import strict_json
     from vlmtune.printing import say_json
-    from vlmtune.workflow.evaluation import changed_rows
+    from vlmtune.workflow.asked.evaluation import changed_rows
 
     values = asdict(record)
     answers = values.pop("rows")
@@ -172,7 +172,7 @@ def _side_by_side(record: "EvaluationRecord") -> "Table":
 def _changes(record: "EvaluationRecord") -> "list[Table | str]":
     """Return titles and tables of the rows that became better and worse by the first metric."""
     from vlmtune.cli.show import render
-    from vlmtune.workflow.evaluation import changed_rows
+    from vlmtune.workflow.asked.evaluation import changed_rows
 
     tables, name = [], next(iter(record.metrics))
     for what, rows in zip(("better", "worse"), changed_rows(record), strict=True):

@@ -57,8 +57,8 @@ def predict(
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.engine.tuned import load_tuned, plan_here
     from vlmtune.files import strict_json
-    from vlmtune.workflow.evaluation import tell_of_one_by_one
-    from vlmtune.workflow.prediction import Predictor
+    from vlmtune.workflow.asked.evaluation import tell_of_one_by_one
+    from vlmtune.workflow.asked.prediction import Predictor
 
     quiet_libraries()
     plan = plan_here(folder, base_model)

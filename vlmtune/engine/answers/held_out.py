@@ -14,8 +14,10 @@ from vlmtune.data.progress import Advance
 from vlmtune.data.types import count
 from vlmtune.engine.answers.together import SHARE_FOR_CACHE, Together, row_bytes_of
 from vlmtune.engine.evaluate import answers_to, expected_answers, longest_answer_tokens, together_for
+from vlmtune.engine.ranks import group
 from vlmtune.engine.tuned import Tuned
 from vlmtune.metrics.table import over_rows, scores_of
+from vlmtune.metrics.texts import Ratio
 from vlmtune.models.build import DTYPES
 from vlmtune.plan.types import RunPlan
 
@@ -30,9 +32,11 @@ class HeldOutAnswers(TrainerCallback):
         self.plan = plan
         self.rows = rows
         self.note = note
-        num_rows = min(plan.generate_rows, len(rows))
-        self.indices = random.Random(plan.seed).sample(range(len(rows)), num_rows)
-        self.limit = longest_answer_tokens(rows, self.indices) if num_rows else 0
+        drawn = random.Random(plan.seed).sample(range(len(rows)), min(plan.generate_rows, len(rows)))
+        self.limit = longest_answer_tokens(rows, drawn)
+        self.indices = drawn[group.number() :: group.size()]
+        """Those that this process asks."""
+        self.is_off = False
         self.has_trained = False
         self.is_bounded = False
         """Whether the rows are those that a training step's memory suffices for."""
@@ -41,9 +45,16 @@ class HeldOutAnswers(TrainerCallback):
         self.has_trained = True
 
     def metrics(self, trainer: "TuneTrainer") -> dict[str, float]:
-        """Return the metrics over the rows; none where the run is to stop, or memory does not suffice for one row."""
-        if not self.indices or trainer.is_stopping:
-            return {}
+        """Return the metrics over the rows, which the processes share; none where one of them could not answer its."""
+        shares = group.gathered(self._share(trainer))
+        return {} if None in shares else over_rows([score for share in shares for score in share])
+
+    def _share(self, trainer: "TuneTrainer") -> list[dict[str, Ratio]] | None:
+        """Return the scores of this process's rows; None where the run is to stop, or no memory is left for a row."""
+        if trainer.is_stopping:
+            return None
+        if not self.indices:
+            return None if self.is_off else []
         model, was_training = trainer.model, trainer.model.training
         model.eval()
         dtype = DTYPES[self.plan.autocast_dtype] if self.plan.autocast_dtype else None
@@ -52,19 +63,19 @@ class HeldOutAnswers(TrainerCallback):
         try:
             together = self._together(model)
             with autocast, trainer.progress("answering rows", len(self.indices)) as advance:
-                return over_rows(self._scores(model, together, advance, lambda: trainer.is_stopping))
+                return self._scores(model, together, advance, lambda: trainer.is_stopping)
         except torch.OutOfMemoryError:
             pass  # said outside of the handler, which holds what the forward pass had made
         finally:
             model.train(was_training)
             self._give_back()
-        self.indices = []
+        self.indices, self.is_off = [], True
         self.note("no memory for an answer beside the training: the loss alone is evaluated from here on")
-        return {}
+        return None
 
     def _scores(
         self, model: nn.Module, together: Together, advance: Advance, is_stopping: Callable[[], bool]
-    ) -> list[dict]:
+    ) -> list[dict[str, Ratio]] | None:
         scores, started_s = [], time.monotonic()
         tuned = Tuned(self.plan, model, self.rows.processor)
         answers = answers_to(self.rows.prompts(self.indices), tuned, self.limit, together, advance)
@@ -72,7 +83,7 @@ class HeldOutAnswers(TrainerCallback):
             expected = expected_answers(self.rows.samples[index], self.rows.processor)
             scores.append(scores_of(self.plan.metrics, written.answer, expected))
             if is_stopping():
-                return []
+                return None
             if time.monotonic() - started_s > 60 * self.plan.generate_minutes and len(scores) < len(self.indices):
                 self._keep(self.indices[: len(scores)], "evaluation.generate_minutes are over")
                 break

@@ -5,11 +5,12 @@ from dataclasses import replace
 from vlmtune.engine import evaluate
 from vlmtune.families import generic
 from vlmtune.models import build
-from vlmtune.workflow.evaluation import tell_of_one_by_one
+from vlmtune.workflow.asked.evaluation import tell_of_one_by_one
 
 
 def test_they_are_asked_one_by_one_and_that_is_said(models, monkeypatch, capsys):
     plan = models("llava").plan
+    capsys.readouterr()
     assert evaluate.together_for(plan, 8).most_rows == 8
     tell_of_one_by_one(plan, 9, None)
     assert capsys.readouterr().err == ""

@@ -6,7 +6,7 @@ from tiny.rows import colour_rows
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.runs.folder import RunFolder
-from vlmtune.workflow.gallery import write_gallery
+from vlmtune.workflow.asked.gallery import write_gallery
 
 
 @pytest.fixture

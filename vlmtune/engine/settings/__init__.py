@@ -1,1 +1,0 @@
-"""What transformers' Trainer is given in place of its own."""

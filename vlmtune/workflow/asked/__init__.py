@@ -1,0 +1,1 @@
+"""Rows asked of what runs have learned."""
