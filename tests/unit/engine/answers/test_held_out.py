@@ -95,3 +95,19 @@ def test_on_a_card_rows_stay_within_what_a_step_has_taken(asking, a_trainer, mon
         f"{len(asked)} of 10 held-out rows are answered at each evaluation: "
         "the others would take more memory than a training step"
     ]
+
+
+def test_several_processes_share_the_rows(asking, a_trainer, monkeypatch):
+    held, _, asked = asking(generate_rows=7)
+    alone, all_rows = held.metrics(a_trainer), list(asked)
+    shares = []
+    monkeypatch.setattr(held_out.group, "size", lambda: 2)
+    monkeypatch.setattr(held_out.group, "gathered", lambda share: shares.append(share) or shares)
+    for number in range(2):
+        monkeypatch.setattr(held_out.group, "number", lambda number=number: number)
+        one, _, asked = asking(generate_rows=7)
+        found = one.metrics(a_trainer)
+        assert asked == all_rows[number::2]
+    assert found == alone
+    shares.append(None)
+    assert one.metrics(a_trainer) == {}, "one of them could not answer"
