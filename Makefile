@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-lean gpu-packing gpu-ranks gpu-small-card kills ranks damage full-disk docs fuzz audit architectures catalogue guide plans clean
+.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-lean gpu-packing gpu-ranks gpu-small-card kills ranks damage full-disk docs screenshots fuzz audit architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,8 +28,7 @@ demo: install  ## teach a tiny model to read handwritten digits, on the CPU, in 
 	$(BIN)/python -m vlmtune.demo.digits demo-data
 	rm -rf runs/smoke
 	$(BIN)/vlmtune train configs/smoke.yaml
-	$(BIN)/vlmtune evaluate runs/smoke --base
-	$(BIN)/vlmtune evaluate runs/smoke
+	$(BIN)/vlmtune evaluate runs/smoke --compare base
 
 demo-levers: install  ## the demo with every exact memory lever and without, three seeds: the same weights; ten minutes
 	$(BIN)/python tests/bench/exact_levers.py
@@ -94,6 +93,9 @@ readme: install  ## run every command in the README, in order, as written, witho
 
 docs: install  ## renew what is generated: tables in README and docs/, configs/schema.json, configs/all-keys.yaml, the picture
 	$(BIN)/python docs/renew.py
+
+screenshots: install  ## photograph the pages of the demo's run into docs/pages, after `make demo`; needs Chromium
+	$(BIN)/python tests/screenshots.py
 
 kills: install  ## kill runs of every kind at 200 random moments, each until it has ended, and image encoding at twenty; four minutes (KILLS=200)
 	VLMTUNE_KILLS=20 $(BIN)/python -m pytest -q -n0 tests/unit/data/features/test_kills.py

@@ -1,5 +1,6 @@
 """The run folder: what is in it, that it can be shared, and that other programs can use it."""
 
+import errno
 import getpass
 import json
 import shutil
@@ -72,6 +73,8 @@ def test_files_of_full_tuning(project):
 
 def test_no_trace_of_this_machine(done, project):
     """Checkpoints hold numbers and names only, but people share whole folders."""
+    assert project.run_cli("evaluate", done.path).code == 0
+    assert done.evaluation_html.read_text(encoding="utf-8").count('<img src="data:image/jpeg') == len(project.rows)
     looked_at = 0
     for path in done.path.rglob("*"):
         if path.is_file():
@@ -79,7 +82,17 @@ def test_no_trace_of_this_machine(done, project):
             for trace in (str(project.root), str(project.root.parent), "/home/", f"/{getpass.getuser()}/"):
                 assert trace.encode() not in content, f"{path.name} holds {trace}"
             looked_at += 1
-    assert looked_at >= 26
+    assert looked_at >= 28
+
+
+def test_an_evaluation_that_cannot_be_kept_is_told_all_the_same(done, project, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vlmtune.workflow.asked.gallery.write_gallery", full)
+    told = project.run_cli("evaluate", done.path)
+    assert told.code == 0 and told.stdout.startswith("rows             7\n") and "with its pictures" not in told.stdout
+    assert f"the evaluation cannot be written into {done.path}: No space left on device" in told.stderr
 
 
 def test_the_adapter_loads_with_peft_alone(done, project):

@@ -179,7 +179,7 @@ def test_the_held_out_loss_is_the_mean_over_tokens(project, llava):
 
 
 def test_the_time_left_counts_evaluations(project, monkeypatch):
-    monkeypatch.setattr(trainer, "mean_loss", lambda *args: time.sleep(0.5) or 1.0)
+    monkeypatch.setattr(trainer, "row_losses", lambda *args: time.sleep(0.5) or [(1.0, 1)])
     settings = ("data.val_path=rows.jsonl", "training.eval_steps=2", "training.max_steps=7")
     done = project.train("run", *settings)
     assert done.stdout.count("evaluating rows: 0 of 7") == 4  # at 2, 4, 6 and 7

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from vlmtune.compat.trainer import COMPUTE_STEPS, EXPORTABLE_STATE, STATEFUL_CALLBACKS
+from vlmtune.engine.memory import memory_now
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.ranks import group
 from vlmtune.engine.trainer import TuneTrainer, Work
@@ -121,11 +122,9 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
             data_wait_share=min(1.0, work.waited_s / seconds),
             elapsed_s=self._elapsed(),
             eta_s=self._eta_s(state, is_evaluated=False),
-            gpu_memory_bytes=torch.cuda.memory_reserved() if self.on_gpu else None,
-            gpu_peak_bytes=torch.cuda.max_memory_reserved() if self.on_gpu else None,
-            gpu_limit_bytes=_limit_bytes() if self.on_gpu else None,
             gpu_temperature_c=gpu.temperature_c if gpu else None,
             gpu_estimate_bytes=self.estimate_bytes,
+            **memory_now(self.on_gpu),
         )
 
     def _eta_s(self, state, *, is_evaluated: bool) -> float:
@@ -225,12 +224,6 @@ class MovedCheck(TrainerCallback):
 
     def _digests(self) -> list[int]:
         return [digest(parameter) for parameter in self.trainer.model.parameters() if parameter.requires_grad]
-
-
-def _limit_bytes() -> int:
-    """Return what the process may take: the card, or the share that set_per_process_memory_fraction leaves it."""
-    total_bytes = torch.cuda.get_device_properties(0).total_memory
-    return int(total_bytes * torch.cuda.get_per_process_memory_fraction())
 
 
 def digest(tensor: torch.Tensor) -> int:

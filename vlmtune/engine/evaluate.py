@@ -41,9 +41,8 @@ class Written:
     """It had not ended when the limit was reached."""
 
 
-def mean_loss(model: nn.Module, rows: Dataset, collator: Callable, plan: RunPlan, on_row: Advance = nobody) -> float:
-    """Return the evaluation loss: the mean cross-entropy a labelled token over all rows."""
-    losses = row_losses(model, rows, collator, plan, on_row)
+def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
+    """Return the evaluation loss, a mean over labelled tokens, of what `row_losses` found."""
     return sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses))
 
 
@@ -126,8 +125,7 @@ def evaluate_rows(
                 scores={name: value(ratio) for name, ratio in scores[-1].items()},
             )
         )
-    loss = sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses))
-    return Evaluation(loss, over_rows(scores), answers, limit)
+    return Evaluation(mean_loss(losses), over_rows(scores), answers, limit)
 
 
 def together_for(plan: RunPlan, rows_at_once: int | None = None) -> Together:

@@ -64,3 +64,21 @@ def facts_of_gpu(watch: MemoryWatch | None) -> dict:
         "memory_estimated": watch.estimated if watch else None,
         "memory_measured": watch.measured() if watch else None,
     }
+
+
+def memory_now(on_gpu: bool) -> dict[str, int | None]:
+    """Return what a record of the log says of the card's memory."""
+    values = {
+        "gpu_memory_bytes": torch.cuda.memory_reserved,
+        "gpu_peak_bytes": torch.cuda.max_memory_reserved,
+        "gpu_limit_bytes": _limit_bytes,
+        "gpu_allocated_bytes": torch.cuda.memory_allocated,
+        "gpu_allocated_peak_bytes": torch.cuda.max_memory_allocated,
+    }
+    return {name: measure() if on_gpu else None for name, measure in values.items()}
+
+
+def _limit_bytes() -> int:
+    """Return what the process may take: the card, or the share that set_per_process_memory_fraction leaves it."""
+    total_bytes = torch.cuda.get_device_properties(0).total_memory
+    return int(total_bytes * torch.cuda.get_per_process_memory_fraction())

@@ -35,8 +35,9 @@ from vlmtune.models.inventory import InventoryRow, inventory
 from vlmtune.models.processor import load_processor, save_processor, template_notes
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.histogram import histogram_of_lengths
 from vlmtune.runs.manifest import write_manifest
-from vlmtune.runs.page import write_report
+from vlmtune.runs.pages.report import write_report
 from vlmtune.runs.records import LongestRow, TrainReport
 from vlmtune.runs.versions import library_versions
 
@@ -263,6 +264,7 @@ def _facts_of_data(data: RunData, lengths: Lengths, plan: RunPlan) -> dict:
         "text_tokens": int(lengths.text.sum()),
         "image_tokens": int(lengths.image.sum()),
         "longest_row": LongestRow(lengths.where(longest), int(lengths.total[longest])),
+        "row_lengths": histogram_of_lengths(lengths.total.tolist()),
     }
 
 

@@ -29,7 +29,7 @@ from vlmtune.engine.checkpoints import (
     save_adapter,
     save_trained,
 )
-from vlmtune.engine.evaluate import mean_loss
+from vlmtune.engine.evaluate import mean_loss, row_losses
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.ranks import group
 from vlmtune.engine.ranks.checkpoints import load_random_state, save_random_states
@@ -42,6 +42,7 @@ from vlmtune.models.build import base_of
 from vlmtune.models.verify import refuse_other_base
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.histogram import histogram_of_losses
 
 ABSURD_LOSS = 1_000.0  # before the first step; who guesses among all tokens has 13 at most
 
@@ -222,10 +223,14 @@ class TuneTrainer(Trainer):
         """
         started, self.is_evaluating = time.perf_counter(), True
         with self.progress("evaluating rows", len(self.eval_dataset)) as advance:
-            loss = mean_loss(self.model, self.eval_dataset, self.collator, self.plan, advance)
+            losses = row_losses(self.model, self.eval_dataset, self.collator, self.plan, advance)
         answered = self.held_out.metrics(self) if self.held_out else {}
-        self.evaluated = {"eval_loss": loss, "eval_metrics": answered or None}
-        metrics = {"eval_loss": loss, **{f"eval_{name}": value for name, value in answered.items()}}
+        spread = histogram_of_losses(loss / max(1, tokens) for loss, tokens in losses)
+        self.evaluated = {"eval_loss": mean_loss(losses), "eval_metrics": answered or None, "eval_row_losses": spread}
+        metrics = {
+            "eval_loss": self.evaluated["eval_loss"],
+            **{f"eval_{name}": value for name, value in answered.items()},
+        }
         self.is_evaluating = False
         self.evaluations_s.append(time.perf_counter() - started)
         self.log(metrics)

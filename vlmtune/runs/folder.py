@@ -98,6 +98,11 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def evaluation_html(self) -> Path:
+        """The same for people, with pictures."""
+        return self.path / "evaluation.html"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files, when asked for."""
         return self.path / "tensorboard"
@@ -167,7 +172,7 @@ class RunFolder:
         """Raise where a link, a pipe or the like is in the place of a file or folder of the run."""
         files = (self.config, self.plan, self.versions, self.estimate, self.retries, self.log, self.lock, self.holder)
         refuse_other_kinds(
-            files=(*files, self.report_json, self.report_html, self.evaluation),
+            files=(*files, self.report_json, self.report_html, self.evaluation, self.evaluation_html),
             folders=(self.adapter, self.model, self.checkpoints, self.tensorboard),
         )
 

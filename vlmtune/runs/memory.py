@@ -6,6 +6,8 @@ from vlmtune.units import GIB
 
 MAX_DIFFERENCE_SHARE = 0.05
 """Of the estimate: a measured peak that differs by less is what was expected."""
+OF_WEIGHTS, OF_OPTIMIZER, OF_STEP = "weights and adapters", "optimizer and workspaces", "step"
+"""Parts of the allocated peak."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ def parts_of_peak(loaded_bytes: int, between_steps_bytes: int, peak_allocated_by
         between_steps_bytes: allocated at the end of the first step.
     """
     return {
-        "weights and adapters": loaded_bytes,
-        "optimizer and workspaces": between_steps_bytes - loaded_bytes,
-        "step": peak_allocated_bytes - between_steps_bytes,
+        OF_WEIGHTS: loaded_bytes,
+        OF_OPTIMIZER: between_steps_bytes - loaded_bytes,
+        OF_STEP: peak_allocated_bytes - between_steps_bytes,
     }
 
 

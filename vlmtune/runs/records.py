@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlmtune.files import strict_json
+from vlmtune.runs.histogram import Histogram
 from vlmtune.runs.memory import Memory
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ class StepRecord:
     """Metric -> value over the held-out rows that were answered; None where none were."""
     gpu_estimate_bytes: int | None = None
     """The peak that was estimated before the run."""
+    gpu_allocated_bytes: int | None = None
+    """Between two steps; what is reserved is more."""
+    gpu_allocated_peak_bytes: int | None = None
+    """The highest so far."""
+    eval_row_losses: Histogram | None = None
+    """Of the mean loss of each held-out row; there where `eval_loss` is."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,8 @@ class TrainReport:
     """Those of the last evaluation that had some."""
     memory_measured: Memory | None = None
     """None on a CPU, and where no step was made."""
+    row_lengths: Histogram | None = None
+    """Tokens of the rows to train on."""
     gpus: list[OneGpu] = field(default_factory=list)
     """Where several have trained together; the numbers above are those of the first."""
     gpus_agree: bool | None = None

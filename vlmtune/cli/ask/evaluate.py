@@ -10,8 +10,11 @@ from vlmtune.cli.options import BaseModelOption, BatchSizeOption, CheckpointOpti
 from vlmtune.printing import say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
+    from vlmtune.data.types import Sample
     from vlmtune.runs.folder import RunFolder
     from vlmtune.runs.records import EvaluatedRow, EvaluationRecord
     from vlmtune.workflow.asked.evaluation import Candidate
@@ -58,14 +61,14 @@ def evaluate(
     from vlmtune.engine.evaluate import Terms
 
     terms = Terms(held.section.metrics, max_new_tokens, batch_size or held.section.batch_size)
-    *first, found = evaluations([*before, asked], held, terms, base_model, live=not as_json)
+    samples, (*first, found) = evaluations([*before, asked], held, terms, base_model, live=not as_json)
     record = record_of(asked, found, held, (before[0], first[0]) if before else None)
     if as_json:
         _print_json(record)
     else:
         _print(record, is_longest=max_new_tokens is None)
     if asked.name != BASE:
-        _keep(folder, record)
+        _keep(folder, record, samples, tell=not as_json)
 
 
 def _refuse_contradictions(base: bool, compare: str | None, checkpoint: str | None) -> None:
@@ -93,13 +96,18 @@ def _other(compare: str, folder: "RunFolder") -> "Candidate":
     return Candidate(other, other.learned())
 
 
-def _keep(folder: "RunFolder", record: "EvaluationRecord") -> None:
+def _keep(folder: "RunFolder", record: "EvaluationRecord", samples: "Sequence[Sample]", *, tell: bool) -> None:
     from vlmtune.runs.evaluation import write_evaluation
+    from vlmtune.workflow.asked.gallery import write_gallery
 
     try:
         write_evaluation(folder, record)
+        write_gallery(folder, record, samples)
     except OSError as error:
-        say(f"{folder.evaluation} cannot be written: {error.strerror}", err=True)
+        say(f"the evaluation cannot be written into {folder.path}: {error.strerror}", err=True)
+        return
+    if tell:
+        say(f"\nevery row, with its pictures: {folder.evaluation_html}")
 
 
 def _print_json(record: "EvaluationRecord") -> None:

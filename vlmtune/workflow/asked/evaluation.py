@@ -109,8 +109,8 @@ def replace_metrics(section: "EvaluationSection", metrics: Sequence[str]) -> "Ev
 
 def evaluations(
     candidates: Sequence[Candidate], held: Held, terms: "Terms", base_model: str | None, live: bool
-) -> "list[Evaluation]":
-    """Ask each candidate every row that all of them take; one model is loaded at a time."""
+) -> "tuple[Sequence[Sample], list[Evaluation]]":
+    """Ask each candidate every row that all of them take, and return these; one model is loaded at a time."""
     from vlmtune.data.run_data import MeasuredRows
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.engine.tuned import plan_here
@@ -126,7 +126,7 @@ def evaluations(
     for candidate, plan in zip(candidates, plans, strict=True):
         found.append(_evaluation(candidate, plan, rows.samples, terms, live))
         _release()
-    return found
+    return rows.samples, found
 
 
 def _fitting(candidate: Candidate, plan: "RunPlan", rows: "MeasuredRows") -> "Sequence[Sample]":

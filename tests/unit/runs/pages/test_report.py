@@ -4,29 +4,15 @@ import dataclasses
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
+from pages import Page, with_all_texts
 
-from vlmtune.runs.memory import Memory
-from vlmtune.runs.page import Series, make_chart, render_page, write_report
+from vlmtune.runs.histogram import histogram_of_lengths, histogram_of_losses
+from vlmtune.runs.memory import Memory, parts_of_peak
+from vlmtune.runs.pages.report import render_page, write_report
 from vlmtune.runs.records import LongestRow
 from vlmtune.units import GIB
-
-
-class Page(HTMLParser):
-    """Collects the tags and the text of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.texts = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.texts.append(data.strip())
 
 
 def test_report_is_written_as_strict_json_and_as_a_page(folder, a_record, a_report):
@@ -37,31 +23,14 @@ def test_report_is_written_as_strict_json_and_as_a_page(folder, a_record, a_repo
     page = Page(folder.report_html.read_text(encoding="utf-8"))
     for text in ("digits", "finished", "0.4000", "from 2.5000", "3 min 12 s", "6.00 GiB", "a note", "1,000 (1.00%)"):
         assert text in page.texts
-    assert [tag for tag, _ in page.tags].count("svg") == 2
-    assert [attributes["points"].count(",") for tag, attributes in page.tags if tag == "polyline"] == [3, 3, 3, 3]
+    assert [tag for tag, _ in page.tags].count("svg") == 3
+    assert [attributes["points"].count(",") for tag, attributes in page.tags if tag == "polyline"] == [3] * 5
 
 
 def test_the_page_needs_nothing_from_elsewhere(folder, a_record, a_report):
     write_report(folder, a_report(), [a_record()])
     text = folder.report_html.read_text(encoding="utf-8")
     assert not re.search(r"<script|<link|<img|url\(|@import|https?:", text)
-
-
-def with_all_texts(value, text):
-    """A value of a report with every text in it replaced."""
-    if isinstance(value, str):
-        return text
-    if isinstance(value, list):
-        return [with_all_texts(item, text) for item in value]
-    if isinstance(value, dict):
-        return {with_all_texts(key, text): with_all_texts(item, text) for key, item in value.items()}
-    if dataclasses.is_dataclass(value):
-        return dataclasses.replace(value, **with_all_texts_in_fields(value, text))
-    return value
-
-
-def with_all_texts_in_fields(value, text):
-    return {field.name: with_all_texts(getattr(value, field.name), text) for field in dataclasses.fields(value)}
 
 
 def test_the_page_shows_what_users_wrote_as_text(folder, a_record, a_report):
@@ -79,7 +48,7 @@ def test_a_cpu_run_without_evaluation_has_a_page(folder, a_record, a_report):
     write_report(folder, report, [a_record(step, **nothing) for step in (1, 2)])
     page = Page(folder.report_html.read_text(encoding="utf-8"))
     assert "CPU" in page.texts and "no evaluation data" in page.texts
-    assert [tag for tag, _ in page.tags].count("svg") == 1
+    assert [tag for tag, _ in page.tags].count("svg") == 2
 
 
 def test_the_page_shows_memory_as_estimated_and_as_measured(folder, a_record, a_report):
@@ -108,18 +77,35 @@ def test_a_run_without_records_has_a_page(folder, a_report):
     assert "<svg" not in folder.report_html.read_text(encoding="utf-8")
 
 
-def test_a_curve_is_interrupted_where_the_loss_is_not_a_number():
-    losses = [2.0, 1.0, math.nan, 1.0, math.nan, 1.0, 0.5]
-    chart = make_chart("Loss", [Series("training", "first", list(enumerate(losses)))])
-    assert [segment.count(",") for segment in chart.curves[0].segments] == [2, 2]
-    assert len(chart.curves[0].dots) == 1, "a value between two gaps is a dot"
-    assert make_chart("Loss", [Series("training", "first", [(1, math.nan)])]) is None
+def test_the_page_shows_how_rows_and_losses_spread(a_record, a_report):
+    before, last = (histogram_of_losses([loss] * 3) for loss in (2.0, 0.0))
+    records = [a_record(eval_row_losses=before), a_record(2, eval_row_losses=last), a_record(3)]
+    page = Page(render_page(a_report(row_lengths=histogram_of_lengths([5, 5, 9])), records))
+    for text in ("Loss of held-out rows", "Length of rows", "tokens of a row to train on", "Learning rate in 10⁻⁴"):
+        assert text in page.texts
+    bars = [float(attributes["x"]) for tag, attributes in page.tags if tag == "rect"]
+    assert len(bars) == 3 and bars[0] < 60, "one bin of the last evaluation, the lowest; two of lengths"
 
 
-@pytest.mark.parametrize("top", (0.0, 1e-6, 0.37, 1.0, 9.99, 12345.0))
-def test_an_axis_covers_its_values_with_few_round_ticks(top):
-    chart = make_chart("Loss", [Series("training", "first", [(1, 0.0), (40, top)])])
-    labels = [float(label) for _, label in chart.y_ticks]
-    assert labels[0] == 0.0 and labels[-1] >= top * 0.999
-    assert (3 if top else 2) <= len(labels) <= 7
-    assert all(0 <= y <= 232 for y, _ in chart.y_ticks)
+def test_the_page_shows_metrics_of_held_out_answers(a_record, a_report):
+    metrics = [{"exact": 0.5, "cer": 0.25}, None, {"exact": 1.0, "cer": 0.0}]
+    page = Page(render_page(a_report(), [a_record(step, eval_metrics=one) for step, one in enumerate(metrics, 1)]))
+    assert "Held-out answers in %" in page.texts and {"exact", "cer"} <= set(page.texts)
+    assert [tag for tag, _ in page.tags].count("circle") == 4
+
+
+def test_the_page_shows_memory_by_part(a_record, a_report):
+    measured = Memory(6 * GIB, 5 * GIB, parts_of_peak(3 * GIB, 4 * GIB, 5 * GIB))
+    peaks = (5 * GIB, 6 * GIB)
+    now = {"gpu_allocated_bytes": 4 * GIB}
+    records = [a_record(step, **now, gpu_allocated_peak_bytes=peak) for step, peak in enumerate(peaks, 1)]
+    page = Page(render_page(a_report(memory_measured=measured), records))
+    tops = [attributes["points"].split()[:2] for tag, attributes in page.tags if tag == "polygon"]
+    assert "GPU memory by part in GiB" in page.texts and "Peak by part in GiB" not in page.texts
+    assert [top.split(",")[1] for area in tops for top in area] == ["95.0", "95.0", "66.7", "66.7", "38.3", "10.0"]
+    estimated = Memory(7 * GIB, 5 * GIB, parts_of_peak(3 * GIB, 4 * GIB, 5 * GIB))
+    page = Page(render_page(a_report(memory_measured=measured, memory_estimated=estimated), []))
+    heights = [float(attributes["height"]) for tag, attributes in page.tags if tag == "rect"]
+    assert "Peak by part in GiB" in page.texts and heights[-1] == heights[-2] / 2 * 1, (
+        "of what lies free in the allocator"
+    )

@@ -1,52 +1,17 @@
-"""The one-page HTML report: numbers and curve geometry here, the page itself in `templates/report.html.j2`.
-
-The page carries everything in itself: no script, no font, no network.
-"""
+"""The one-page HTML report of a run: its numbers here, the page itself in `templates/report.html.j2`."""
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from vlmtune.files import write_atomically
-from vlmtune.printing import printable
 from vlmtune.runs.folder import RunFolder
-from vlmtune.runs.memory import compare
+from vlmtune.runs.memory import OF_OPTIMIZER, OF_STEP, OF_WEIGHTS, Memory, compare
+from vlmtune.runs.pages.charts import STYLES, Chart, Series, columns_chart, histogram_chart, line_chart, stacked_chart
+from vlmtune.runs.pages.rendering import render
 from vlmtune.runs.records import StepRecord, TrainReport
 from vlmtune.units import GIB
 
-LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 52, 708, 12, 196
-
-Point = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line of a chart, in SVG coordinates."""
-
-    label: str
-    style: str
-    segments: list[str]
-    dots: list[Point]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One chart, ready to be drawn."""
-
-    title: str
-    curves: list[Curve]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-
-
-@dataclass(frozen=True)
-class Series:
-    """The values of one curve over the steps; a value that is not finite interrupts the line."""
-
-    label: str
-    style: str
-    points: Sequence[Point]
-    with_dots: bool = False
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def write_report(folder: RunFolder, report: TrainReport, records: Sequence[StepRecord]) -> None:
@@ -58,54 +23,67 @@ def write_report(folder: RunFolder, report: TrainReport, records: Sequence[StepR
 
 def render_page(report: TrainReport, records: Sequence[StepRecord]) -> str:
     """Return the report as one HTML page."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vlmtune.runs"),
-        autoescape=True,
-        finalize=lambda value: printable(value) if isinstance(value, str) else value,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    charts = (
+        _loss_chart(records),
+        _metrics_chart(records),
+        _learning_rate_chart(records),
+        _row_losses_chart(records),
+        _lengths_chart(report),
+        _memory_chart(records),
+        _parts_chart(report, records),
+        _estimate_chart(report),
     )
-    charts = [chart for chart in (_loss_chart(records), _memory_chart(records)) if chart]
-    return environment.get_template("report.html.j2").render(
-        report=report, tiles=_tiles(report), tables=_tables(report), charts=charts
-    )
-
-
-def make_chart(title: str, series: Iterable[Series]) -> Chart | None:
-    """Return a chart of the series over a y axis from zero, or None when no series has a finite value."""
-    drawn = [one for one in series if any(math.isfinite(y) for _, y in one.points)]
-    if not drawn:
-        return None
-    xs = [x for one in drawn for x, _ in one.points]
-    y_ticks = _ticks(0.0, max(y for one in drawn for _, y in one.points if math.isfinite(y)))
-    x_low, x_span, y_high = min(xs), (max(xs) - min(xs)) or 1.0, y_ticks[-1]
-
-    def place(x: float, y: float) -> Point:
-        across = LEFT_PX + (x - x_low) / x_span * (RIGHT_PX - LEFT_PX)
-        return round(across, 1), round(BOTTOM_PX - y / y_high * (BOTTOM_PX - TOP_PX), 1)
-
-    steps = [tick for tick in _ticks(x_low, max(xs), whole=True) if x_low <= tick <= max(xs)]
-    return Chart(
-        title=title,
-        curves=[_curve(one, [place(x, y) for x, y in one.points]) for one in drawn],
-        x_ticks=[(place(tick, 0)[0], f"{tick:g}") for tick in steps],
-        y_ticks=[(place(0, tick)[1], f"{tick:g}") for tick in y_ticks],
-    )
+    shown = [chart for chart in charts if chart]
+    return render("report.html.j2", report=report, tiles=_tiles(report), tables=_tables(report), charts=shown)
 
 
 def _loss_chart(records: Sequence[StepRecord]) -> Chart | None:
     """Return the chart of training and evaluation loss."""
     evaluated = [(record.step, record.eval_loss) for record in records if record.eval_loss is not None]
-    return make_chart(
+    return line_chart(
         "Loss",
         [
             Series("training", "first", [(record.step, record.loss) for record in records]),
             Series("evaluation", "second", evaluated, with_dots=True),
         ],
     )
+
+
+def _metrics_chart(records: Sequence[StepRecord]) -> Chart | None:
+    """Return the chart of the metrics of held-out answers; those that have no colour of their own are in the table."""
+    answered = [(record.step, record.eval_metrics) for record in records if record.eval_metrics]
+    names = dict.fromkeys(name for _, metrics in answered for name in metrics)
+    series = [
+        Series(name, style, [(step, 100 * metrics[name]) for step, metrics in answered if name in metrics], True)
+        for name, style in zip(names, STYLES, strict=False)
+    ]
+    return line_chart("Held-out answers in %", series)
+
+
+def _learning_rate_chart(records: Sequence[StepRecord]) -> Chart | None:
+    """Return the chart of the learning rate, in the power of ten of the highest."""
+    highest = max((record.learning_rate for record in records), default=0.0)
+    if not highest > 0:
+        return None
+    power = math.floor(math.log10(highest))
+    rates = [(record.step, record.learning_rate / 10**power) for record in records]
+    unit = f"10{str(power).translate(SUPERSCRIPTS)}"
+    return line_chart(f"Learning rate in {unit}", [Series("learning rate", "first", rates)])
+
+
+def _row_losses_chart(records: Sequence[StepRecord]) -> Chart | None:
+    """Return how the losses of the held-out rows spread at the last evaluation."""
+    last = next((record.eval_row_losses for record in reversed(records) if record.eval_row_losses), None)
+    return (
+        histogram_chart("Loss of held-out rows", "loss of a row at the last evaluation", [("rows", last)])
+        if last
+        else None
+    )
+
+
+def _lengths_chart(report: TrainReport) -> Chart | None:
+    lengths = report.row_lengths
+    return histogram_chart("Length of rows", "tokens of a row to train on", [("rows", lengths)]) if lengths else None
 
 
 def _memory_chart(records: Sequence[StepRecord]) -> Chart | None:
@@ -115,7 +93,7 @@ def _memory_chart(records: Sequence[StepRecord]) -> Chart | None:
         points = zip((record.step for record in records), amounts, strict=True)
         return Series(label, style, [(step, amount / GIB) for step, amount in points if amount is not None])
 
-    return make_chart(
+    return line_chart(
         "GPU memory in GiB",
         [
             series("now", "first", (record.gpu_memory_bytes for record in records)),
@@ -126,32 +104,45 @@ def _memory_chart(records: Sequence[StepRecord]) -> Chart | None:
     )
 
 
-def _curve(series: Series, placed: Sequence[Point]) -> Curve:
-    """Return the series in SVG coordinates, cut into segments where a value is not finite."""
-    segments: list[list[Point]] = [[]]
-    for point in placed:
-        if math.isfinite(point[1]):
-            segments[-1].append(point)
-        elif segments[-1]:
-            segments.append([])
-    alone = [segment[0] for segment in segments if len(segment) == 1]
-    return Curve(
-        label=series.label,
-        style=series.style,
-        segments=[" ".join(f"{x},{y}" for x, y in segment) for segment in segments if len(segment) > 1],
-        dots=[point for segment in segments for point in segment] if series.with_dots else alone,
+def _parts_chart(report: TrainReport, records: Sequence[StepRecord]) -> Chart | None:
+    """Return what the allocated peak was made of at each logged step."""
+    sizes = [
+        (record.step, record.gpu_allocated_bytes, record.gpu_allocated_peak_bytes)
+        for record in records
+        if record.gpu_allocated_bytes is not None and record.gpu_allocated_peak_bytes is not None
+    ]
+    if not report.memory_measured or not sizes:
+        return None
+    loaded = report.memory_measured.parts[OF_WEIGHTS]
+
+    def series(label: str, style: str, amounts: Iterable[int]) -> Series:
+        return Series(
+            label, style, [(step, max(0, amount) / GIB) for (step, *_), amount in zip(sizes, amounts, strict=True)]
+        )
+
+    return stacked_chart(
+        "GPU memory by part in GiB",
+        [
+            series(OF_WEIGHTS, "first", (loaded for _ in sizes)),
+            series(OF_OPTIMIZER, "second", (now - loaded for _, now, _ in sizes)),
+            series(OF_STEP, "third", (peak - now for _, now, peak in sizes)),
+        ],
     )
 
 
-def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Return three to seven round numbers that cover `low` to `high`."""
-    span = (high - low) or abs(high) or 1.0
-    rough = span / 5
-    magnitude = 10 ** math.floor(math.log10(rough))
-    step = next(magnitude * factor for factor in (1, 2, 5, 10) if magnitude * factor >= rough * 0.999)
-    step = max(1.0, step) if whole else step
-    first, last = math.floor(low / step), math.ceil(round(high / step, 6))
-    return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
+def _estimate_chart(report: TrainReport) -> Chart | None:
+    """Return the peak by part, estimated beside measured."""
+    estimated, measured = report.memory_estimated, report.memory_measured
+    if not estimated or not measured:
+        return None
+
+    def sizes_gib(memory: Memory) -> dict[str, float]:
+        free_inside = memory.peak_reserved_bytes - memory.peak_allocated_bytes
+        return {name: size / GIB for name, size in {**memory.parts, "free in the allocator": free_inside}.items()}
+
+    expected, found = sizes_gib(estimated), sizes_gib(measured)
+    parts = {name: (expected[name], size) for name, size in found.items()}
+    return columns_chart("Peak by part in GiB", ("estimated", "measured"), parts)
 
 
 def _tiles(report: TrainReport) -> list[tuple[str, str, str]]:
