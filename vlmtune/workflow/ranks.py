@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -74,7 +74,10 @@ def try_on_several(one: Try) -> "Outcome":
     with tempfile.TemporaryDirectory(prefix="vlmtune-") as meeting:
         file = str(Path(meeting) / "store")
         places = [Place(number, size, gpus[number] if gpus else None, file) for number in range(size)]
-        with _started(places, one) as processes, _signals_to(processes[0].process):
+        with _started(places) as processes, _signals_to(processes[0].process):
+            for _, pipe in processes:
+                with suppress(OSError):  # one that is gone already has no last word either
+                    pipe.send(one)
             words = _last_words(processes)
     return _outcome(processes, words)
 
@@ -118,7 +121,7 @@ def try_launched(one: Try | None) -> "Outcome":
 
 
 @contextmanager
-def _started(places: "list[Place]", one: Try) -> Iterator[list[Process]]:
+def _started(places: "list[Place]") -> Iterator[list[Process]]:
     """Start the processes, and leave none behind."""
     from vlmtune.engine.runtime import nccl_as_found
 
@@ -127,8 +130,8 @@ def _started(places: "list[Place]", one: Try) -> Iterator[list[Process]]:
     try:
         with nccl_as_found():
             for place in places:
-                pipe, end = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(place, end, one), name=f"vlmtune-{place.number}")
+                pipe, end = context.Pipe()
+                process = context.Process(target=_work, args=(place, end), name=f"vlmtune-{place.number}")
                 with _seeing(place.gpu):
                     process.start()
                 end.close()
@@ -190,7 +193,7 @@ def _last_words(processes: list[Process]) -> dict[int, Word]:
 def _word(one: Process) -> Word:
     try:
         return one.pipe.recv()
-    except EOFError:  # killed
+    except (EOFError, OSError):  # killed
         one.process.join()
         return Word()
 
@@ -220,12 +223,12 @@ def _outcome(processes: list[Process], words: dict[int, Word]) -> "Outcome":
     raise RuntimeError("\n".join(["a process has failed", *(word.failure for word in words.values())]))
 
 
-def _work(place: "Place", pipe: Connection, one: Try) -> None:
+def _work(place: "Place", pipe: Connection) -> None:
     """Be one of the processes."""
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's Ctrl-C goes to the one that started this, which passes it on to the first
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    pipe.send(_said(place, one))
+    pipe.send(_said(place, pipe))
     pipe.close()
 
 
@@ -235,7 +238,7 @@ def _end_with_parent() -> None:
     os._exit(ExitCode.ERROR)
 
 
-def _said(place: "Place", one: Try) -> Word:
+def _said(place: "Place", pipe: Connection) -> Word:
     from vlmtune.engine.ranks.group import LostPeer
     from vlmtune.engine.ranks.join import join, leave
     from vlmtune.engine.runtime import prepare_environment
@@ -243,6 +246,7 @@ def _said(place: "Place", one: Try) -> Word:
     try:
         with all_as_ctrl_c():
             prepare_environment()
+            one: Try = pipe.recv()  # imports libraries
             join(place)
             outcome: Any = try_here(one.job, one.folder, as_json=one.as_json, resume=one.resume)
             if not isinstance(outcome, VlmtuneError):

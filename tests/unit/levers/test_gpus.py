@@ -63,7 +63,7 @@ def test_a_number_that_is_not_there_is_refused(wish, device, said):
 
 @pytest.mark.parametrize(
     ("batch_size", "accumulation", "gpus", "becomes"),
-    [(2, 4, 4, (2, 4, 1)), (2, 4, 3, (2, 4, 2)), (4, 2, 4, (2, 4, 1)), (6, 1, 4, (1, 6, 2)), (4, 1, 4, (1, 4, 1))],
+    [(2, 4, 4, (2, 4, 1)), (2, 4, 3, (2, 4, 2)), (4, 2, 4, (2, 4, 1)), (9, 1, 4, (1, 9, 3)), (4, 1, 4, (1, 4, 1))],
 )
 def test_a_step_keeps_its_rows(batch_size, accumulation, gpus, becomes):
     words = (f"training.batch_size={batch_size}", f"training.gradient_accumulation_steps={accumulation}")

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -97,8 +96,8 @@ def test_a_process_sees_its_gpu_alone_from_its_start(before, monkeypatch):
         monkeypatch.setenv(VISIBLE, before)
     Started.seen = []
     ends = SimpleNamespace(close=lambda: None)
-    context = SimpleNamespace(Process=Started, Pipe=lambda duplex: (ends, ends))
+    context = SimpleNamespace(Process=Started, Pipe=lambda: (ends, ends))
     monkeypatch.setattr(ranks.multiprocessing, "get_context", lambda how: context)
     places = [Place(number, 2, gpu, "store") for number, gpu in enumerate(("2", "5"))]
-    with ranks._started(places, ranks.Try(None, Path(), as_json=False, resume=False)):
+    with ranks._started(places):
         assert Started.seen == ["2", "5"] and os.environ.get(VISIBLE) == before
