@@ -28,7 +28,7 @@ from vlmtune.cli import (
 )
 from vlmtune.environment import check_environment
 from vlmtune.errors import ExitCode, VlmtuneError
-from vlmtune.printing import say
+from vlmtune.printing import escape_libraries, say
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 """All but tab and the ends of lines, which a prompt may hold."""
@@ -75,6 +75,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    escape_libraries()
     try:
         code = _run(args)
         sys.stdout.flush()
