@@ -77,15 +77,16 @@ def _walk(schema: dict, definitions: dict, path: tuple[str, ...]):
 
 def _key(path: tuple[str, ...], prop: dict) -> Key:
     options = prop.get("anyOf", [prop])
-    kind = next(option for option in options if option.get("type") != "null")
+    kinds = [option for option in options if option.get("type") != "null"]
+    kind = kinds[0]
     return Key(
         path=path,
-        allowed=_in_words(kind),
+        allowed=", or ".join(map(_in_words, kinds)),
         default=prop["default"] if "default" in prop else REQUIRED,
         meaning=prop.get("description", ""),
         json_type=kind.get("type", "any"),
         choices=tuple(map(_as_written, kind.get("enum", ()))),
-        nullable=len(options) > 1,
+        nullable=len(options) > len(kinds),
     )
 
 
@@ -95,6 +96,8 @@ def _as_written(choice: str | bool) -> str:
 
 def _in_words(kind: dict) -> str:
     """A JSON-schema type as a person would say it."""
+    if "const" in kind:
+        return kind["const"]
     if "enum" in kind:
         return f"one of {', '.join(map(_as_written, kind['enum']))}"
     name = kind["type"]

@@ -3,23 +3,23 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import Trainer
 
 from vlmtune.compat.trainer import BASE_DATALOADER, DEVICE_PLACEMENT, MODEL_ACCEPTS_LOSS_KWARGS
-from vlmtune.data.batches.order import LengthGroupedOrder
+from vlmtune.data.batches.order import DealtRows, LengthGroupedOrder
 from vlmtune.data.batches.packs import PackCollator
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.progress import Progress, silent
 from vlmtune.data.workers import READERS
+from vlmtune.engine.arguments import Schedule, training_arguments
 from vlmtune.engine.checkpoints import (
     WRITE_ERRORS,
     disk_full,
@@ -30,6 +30,9 @@ from vlmtune.engine.checkpoints import (
 )
 from vlmtune.engine.evaluate import mean_loss
 from vlmtune.engine.oom import out_of_memory
+from vlmtune.engine.ranks import group
+from vlmtune.engine.ranks.checkpoints import load_random_state, save_random_states
+from vlmtune.engine.ranks.gradients import sum_gradients
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import is_disk_full
@@ -40,30 +43,6 @@ from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 
 ABSURD_LOSS = 1_000.0  # before the first step; who guesses among all tokens has 13 at most
-
-
-class Schedule(LambdaLR):
-    """transformers' schedule, one step ahead: its warm-up starts at 0, and a step at 0 learns nothing.
-
-    It is that of one step more, so that a decay reaches 0 after the last step and not before it.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, args: TrainingArguments, num_steps: int) -> None:
-        def rates(num_steps: int, warmup: int = args.get_warmup_steps(num_steps)) -> list[Callable[[int], float]]:
-            return get_scheduler(args.lr_scheduler_type, optimizer, warmup, num_steps).lr_lambdas
-
-        self.ahead, self.of_0_1_0 = 1, rates(num_steps)
-        super().__init__(optimizer, [lambda step, rate=rate: rate(step + 1) for rate in rates(num_steps + 1)])
-
-    def state_dict(self) -> dict:
-        """Return what a checkpoint keeps."""
-        return {name: value for name, value in super().state_dict().items() if name != "of_0_1_0"}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from a checkpoint; a run of version 0.1.0, which began at 0, as it began."""
-        super().load_state_dict({"ahead": 0, **state_dict})
-        if not self.ahead:
-            self.lr_lambdas = self.of_0_1_0
 
 
 @dataclass(frozen=True)
@@ -114,7 +93,9 @@ class TuneTrainer(Trainer):
         self.is_evaluating = False
         self.evaluations_s: list[float] = []
         """How long each evaluation took."""
-        self.order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
+        order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
+        self.order = DealtRows(order, plan, group.number())
+        torch.manual_seed(plan.seed + group.number())  # of dropout: other rows are not to lose the same numbers
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
         # Trainer's own order by length would encode every row to learn its length, and follow torch's global generator:
@@ -159,14 +140,21 @@ class TuneTrainer(Trainer):
             batches, num_batches = iter(packs), len(packs)
         # Counted where the batches are: to read the number back from the card would be to wait for it.
         batches, num_items = super().get_batch_samples(batches, num_batches, torch.device("cpu"))
-        self.work += Work(
-            tokens=sum(int(batch["attention_mask"].sum()) for batch in batches),
-            rows=sum(len(batch[WHERE]) for batch in batches),
-            waited_s=time.perf_counter() - started,
-            trained_tokens=int(num_items or 0),
+        waited_s = time.perf_counter() - started
+        tokens, rows, images, trained_tokens = map(
+            int,
+            group.total(
+                [
+                    sum(int(batch["attention_mask"].sum()) for batch in batches if batch[WHERE]),
+                    sum(len(batch[WHERE]) for batch in batches),
+                    any("pixel_values" in batch for batch in batches),
+                    int(num_items or 0),
+                ]
+            ),
         )
-        self.step_has_images = any("pixel_values" in batch for batch in batches)
-        num_items = num_items if num_items is None else num_items.to(device, non_blocking=True)
+        self.work += Work(tokens, rows, waited_s, trained_tokens)
+        self.step_has_images = images > 0
+        num_items = torch.tensor(trained_tokens).to(device, non_blocking=True) if batches else None
         return [batches] if self.plan.pack_tokens and batches else batches, num_items
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -177,17 +165,34 @@ class TuneTrainer(Trainer):
 
         The packs of a step, a list, are one batch to Trainer, which knows no steps of so many batches as come.
         """
-        if isinstance(inputs, list):
-            return sum(self.training_step(model, pack, num_items_in_batch) for pack in inputs)
+        batches = inputs if isinstance(inputs, list) else [inputs]
+        loss = sum(self._pass(model, batch, num_items_in_batch) for batch in batches)
+        return loss + self._add_up() if self.accelerator.sync_gradients else loss
+
+    def _pass(self, model, inputs: dict[str, Any], num_items: Tensor) -> Tensor:
+        """Run forward and backward of one batch."""
         where = inputs.pop(WHERE)  # names of rows, which no model takes
+        if not where:
+            self.losses.append((torch.zeros((), device=self.args.device), where))
+            return self.losses[-1][0]
         try:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items)
         except torch.OutOfMemoryError as error:
             tokens = "×".join(str(size) for size in inputs["labels"].shape)
             rows = where[0] + (f" and {len(where) - 1} more" if len(where) > 1 else "")
             raise out_of_memory(error, f"at {rows} ({tokens} tokens)") from None
         self.losses.append((loss, where))
         return loss
+
+    def _add_up(self) -> Tensor | float:
+        """Add the gradients of all processes up, at the end of a step; return the others' losses."""
+        if group.size() == 1:
+            return 0.0
+        sum_gradients([one for one in self.model.parameters() if one.requires_grad], group.total, group.add_up)
+        own = torch.stack([loss for loss, _ in self.losses]).sum()
+        everyone = own.clone()
+        group.add_up(everyone)
+        return everyone - own
 
     def refuse_no_number(self) -> None:
         """Stop the run, and name the rows, if a loss of the last step cannot be; all are read at once."""
@@ -223,8 +228,12 @@ class TuneTrainer(Trainer):
         if checkpoint.is_symlink():  # what it leads to is not ours to write
             checkpoint.unlink()
         try:
-            super()._save_checkpoint(model, trial)
-            finish_checkpoint(checkpoint, keep=self.plan.save_total_limit)
+            if group.is_first():
+                super()._save_checkpoint(model, trial)
+                save_random_states(checkpoint)
+                finish_checkpoint(checkpoint, keep=self.plan.save_total_limit)
+            else:
+                save_random_states(None)
         except WRITE_ERRORS as error:
             if not is_disk_full(error):
                 raise
@@ -246,6 +255,11 @@ class TuneTrainer(Trainer):
             refuse_other_base(base_of(self.model), Path(resume_from_checkpoint), self.plan.lora_rank)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint:
+            load_random_state(Path(checkpoint), self.plan.seed)
+
     def floating_point_ops(self, inputs) -> int:
         """Return 0: counting parameters at each step costs time, and nobody reads the sum."""
         return 0
@@ -257,44 +271,3 @@ def _raising(batches: Iterator) -> Iterator:
         if isinstance(batch, VlmtuneError):
             raise batch
         yield batch
-
-
-class Arguments(TrainingArguments):
-    """Trainer's arguments for a model that is where it belongs."""
-
-    @property
-    def place_model_on_device(self) -> bool:
-        """Trainer would bring all of it to the card, parts in main memory too."""
-        return False
-
-
-def training_arguments(plan: RunPlan, folder: RunFolder) -> Arguments:
-    """Return the plan in transformers' words. Checkpointing, loss and optimizer are vlmtune's own and stay off here."""
-    return Arguments(
-        output_dir=str(folder.checkpoints),
-        run_name=plan.experiment_name,
-        per_device_train_batch_size=plan.rows_per_step if plan.pack_tokens else plan.batch_size,
-        gradient_accumulation_steps=1 if plan.pack_tokens else plan.gradient_accumulation_steps,
-        num_train_epochs=plan.num_epochs,
-        max_steps=plan.max_steps or -1,
-        learning_rate=plan.learning_rate,
-        warmup_steps=plan.warmup_ratio,  # below 1 it is a share of all steps
-        lr_scheduler_type=plan.lr_scheduler_type,
-        max_grad_norm=plan.max_grad_norm,
-        seed=plan.seed,
-        logging_steps=plan.logging_steps,
-        logging_nan_inf_filter=False,  # it would log an average in place of a loss that is no number
-        save_strategy="steps",
-        save_steps=plan.save_steps,
-        eval_strategy="steps" if plan.eval_steps else "no",
-        eval_steps=plan.eval_steps,
-        report_to=[name for name in plan.report_to if name == "wandb"],
-        remove_unused_columns=False,
-        dataloader_num_workers=plan.num_workers,
-        dataloader_persistent_workers=plan.num_workers > 0,
-        dataloader_pin_memory=plan.device == "cuda",
-        disable_tqdm=True,
-        use_cpu=plan.device == "cpu",
-        fp16=plan.loss_scaling,  # for the scaler of gradients: the loss enters autocast by itself
-        bf16=False,
-    )

@@ -59,7 +59,7 @@ def prepare(
     """
     from vlmtune.data.boxes.check import told_of_boxes
     from vlmtune.data.boxes.writing import writer_for
-    from vlmtune.engine.single import refuse_several_processes
+    from vlmtune.engine.ranks.single import refuse_several_processes
     from vlmtune.plan.length import begun_values, open_values, told_of_length
     from vlmtune.workflow.fitting import fitting_data
     from vlmtune.workflow.start import start_on_gpu
