@@ -14,7 +14,7 @@ import pytest
 
 from .test_damage import DAMAGES
 
-NUM_CASES = int(os.environ.get("VLMTUNE_DAMAGES", "4"))
+NUM_CASES = int(os.environ.get("VLMTUNE_DAMAGES", "2"))
 SETTINGS = (
     "data.cache_features=true",
     "model.cache_quantized=true",
