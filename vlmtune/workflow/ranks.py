@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import tempfile
 import threading
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
+from vlmtune.engine.ranks.single import VISIBLE
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.signals import all_as_ctrl_c, stopping_signals
 from vlmtune.workflow.here import try_here
@@ -127,8 +129,11 @@ def _started(places: "list[Place]", one: Try) -> Iterator[list[Process]]:
         with nccl_as_found():
             for place in places:
                 pipe, end = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(place, end, one), name=f"vlmtune-{place.number}")
-                process.start()
+                process = context.Process(
+                    target=_work, args=(place, end, pickle.dumps(one)), name=f"vlmtune-{place.number}"
+                )
+                with _seeing(place.gpu):
+                    process.start()
                 end.close()
                 processes.append(Process(process, pipe))
         yield processes
@@ -136,6 +141,22 @@ def _started(places: "list[Place]", one: Try) -> Iterator[list[Process]]:
         for process, _ in processes:
             process.kill()
             process.join()
+
+
+@contextmanager
+def _seeing(gpu: str | None) -> Iterator[None]:
+    """Let a process that is started see one GPU from its first import on: any library may start CUDA, which then stays.
+
+    Measured on two H100s: both processes, told later, trained on the first.
+    """
+    before = os.environ.get(VISIBLE)
+    if gpu is not None:
+        os.environ[VISIBLE] = gpu
+    try:
+        yield
+    finally:
+        if gpu is not None:
+            os.environ.pop(VISIBLE) if before is None else os.environ.update({VISIBLE: before})
 
 
 @contextmanager
@@ -202,12 +223,12 @@ def _outcome(processes: list[Process], words: dict[int, Word]) -> "Outcome":
     raise RuntimeError("\n".join(["a process has failed", *(word.failure for word in words.values())]))
 
 
-def _work(place: "Place", pipe: Connection, one: Try) -> None:
-    """Be one of the processes."""
+def _work(place: "Place", pipe: Connection, pickled: bytes) -> None:
+    """Be one of the processes; what it is to do is read once libraries can be imported, as it imports them."""
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's Ctrl-C goes to the one that started this, which passes it on to the first
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    pipe.send(_said(place, one))
+    pipe.send(_said(place, pickled))
     pipe.close()
 
 
@@ -217,7 +238,7 @@ def _end_with_parent() -> None:
     os._exit(ExitCode.ERROR)
 
 
-def _said(place: "Place", one: Try) -> Word:
+def _said(place: "Place", pickled: bytes) -> Word:
     from vlmtune.engine.ranks.group import LostPeer
     from vlmtune.engine.ranks.join import join, leave
     from vlmtune.engine.runtime import prepare_environment
@@ -226,6 +247,7 @@ def _said(place: "Place", one: Try) -> Word:
         with all_as_ctrl_c():
             prepare_environment()
             join(place)
+            one: Try = pickle.loads(pickled)  # noqa: S301  of the process that has started this one
             outcome: Any = try_here(one.job, one.folder, as_json=one.as_json, resume=one.resume)
             if not isinstance(outcome, VlmtuneError):
                 leave()
