@@ -15,9 +15,9 @@ HELP = ("--help", "-h")
 KEY = re.compile(r"(?:data|training|hardware)(?:\.[a-z][a-z0-9_]*)+|model\.(?:name|type|revision)")
 PATH = re.compile(r"[\w./-]+\.(?:py|yaml|yml|md|json|jsonl|txt|svg|toml)|(?:tests|docs|configs|vlmtune)/[\w./-]+")
 OF_USERS = re.compile(
-    r"my-run\.yaml|(?:config|report|plan|estimate|manifest|retries|running|versions|log|vlmtune)\.(?:yaml|jsonl?)"
+    r"my-run\.yaml|(?:config|report|plan|estimate|manifest|retries|running|versions|log|metadata|vlmtune)\.(?:yaml|jsonl?)"
 )
-"""What users write, and what stands in a run folder or beside a model's weights."""
+"""What users write, and what stands in a run folder, or beside pictures or a model's weights."""
 
 
 def code_in(text: str) -> list[str]:

@@ -8,6 +8,8 @@ from vlmtune.plan.types import RunPlan
 
 FREE_FIELDS = {
     "choices",
+    "data_sources",
+    "data_commits",
     "loss_chunk_tokens",
     "num_workers",
     "logging_steps",

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import pickle
 import signal
 import tempfile
 import threading
@@ -129,9 +128,7 @@ def _started(places: "list[Place]", one: Try) -> Iterator[list[Process]]:
         with nccl_as_found():
             for place in places:
                 pipe, end = context.Pipe(duplex=False)
-                process = context.Process(
-                    target=_work, args=(place, end, pickle.dumps(one)), name=f"vlmtune-{place.number}"
-                )
+                process = context.Process(target=_work, args=(place, end, one), name=f"vlmtune-{place.number}")
                 with _seeing(place.gpu):
                     process.start()
                 end.close()
@@ -223,12 +220,12 @@ def _outcome(processes: list[Process], words: dict[int, Word]) -> "Outcome":
     raise RuntimeError("\n".join(["a process has failed", *(word.failure for word in words.values())]))
 
 
-def _work(place: "Place", pipe: Connection, pickled: bytes) -> None:
-    """Be one of the processes; what it is to do is read once libraries can be imported, as it imports them."""
+def _work(place: "Place", pipe: Connection, one: Try) -> None:
+    """Be one of the processes."""
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's Ctrl-C goes to the one that started this, which passes it on to the first
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    pipe.send(_said(place, pickled))
+    pipe.send(_said(place, one))
     pipe.close()
 
 
@@ -238,7 +235,7 @@ def _end_with_parent() -> None:
     os._exit(ExitCode.ERROR)
 
 
-def _said(place: "Place", pickled: bytes) -> Word:
+def _said(place: "Place", one: Try) -> Word:
     from vlmtune.engine.ranks.group import LostPeer
     from vlmtune.engine.ranks.join import join, leave
     from vlmtune.engine.runtime import prepare_environment
@@ -247,7 +244,6 @@ def _said(place: "Place", pickled: bytes) -> Word:
         with all_as_ctrl_c():
             prepare_environment()
             join(place)
-            one: Try = pickle.loads(pickled)  # noqa: S301  of the process that has started this one
             outcome: Any = try_here(one.job, one.folder, as_json=one.as_json, resume=one.resume)
             if not isinstance(outcome, VlmtuneError):
                 leave()
