@@ -1,9 +1,10 @@
-"""Ends a run as a kill does, but in this process: another one would import everything anew, seven seconds of work.
+"""Ends a run as a kill does, in this process or in one forked from it: a new one would import everything anew.
 
-That a process which really dies leaves the same is shown by test_resume.py.
+That a process which really dies leaves the same as one that only seems to is shown by test_resume.py.
 """
 
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -28,3 +29,12 @@ def killed_after_step(step: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Recorder, "on_log", log_and_die)
         yield
+
+
+def exit_code_of(work: Callable[[], object]) -> int:
+    """Do this in a process of its own, which may change all that it finds, and return how it ended: -9, by a kill."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    process.kill()
+    return process.exitcode

@@ -3,8 +3,10 @@
 Names of files, columns, models and rows, templates and libraries' errors can hold anything. Everything may import this.
 """
 
+import logging
 import re
 import sys
+import warnings
 
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but tab and line end: escape sequences begin with one of them
@@ -36,6 +38,22 @@ def say_json(text: str) -> None:
     except (UnicodeEncodeError, LookupError):
         text = re.sub(r"[^\x00-\x7f]", lambda found: _json_escaped(found[0]), text)
     print(printable_json(text), flush=True)
+
+
+class _Record(logging.LogRecord):
+    """What a library logs, its message `printable`."""
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+_in_words = warnings.formatwarning
+
+
+def escape_libraries() -> None:
+    """Let what libraries log, and warnings, be `printable` from now on, whoever shows it: names of files are in it."""
+    logging.setLogRecordFactory(_Record)
+    warnings.formatwarning = lambda *args, **kwargs: printable(_in_words(*args, **kwargs))
 
 
 def _escaped(character: str) -> str:

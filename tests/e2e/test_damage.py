@@ -139,9 +139,13 @@ def test_a_damaged_adapter_is_named_and_not_used(project, run_cli):
     folder = project.run("run")
     whole = shutil.copytree(folder.adapter, folder.path.with_name("whole"))
     files = ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json")
+    words = ("experiment_name=run", "training.max_steps=1", "data.val_path=rows.jsonl")
+    resume = ("train", project.config, "--resume", *(word for one in words for word in ("--set", one)))
+    assert run_cli(*resume).stdout.endswith("runs/run is finished: 1 step; nothing to do\n")
+    commands = (*COMMANDS, resume)
     for number, (name, harm) in enumerate(product(files, DAMAGES.values())):
         harm(folder.adapter / name)
-        refused = run_cli(*COMMANDS[number % len(COMMANDS)])
+        refused = run_cli(*commands[number % len(commands)])
         assert refused.code == 1
         assert refused.stderr.startswith(f"error: runs/run/adapter is damaged: {name} "), refused.stderr
         shutil.rmtree(folder.adapter)

@@ -10,6 +10,7 @@ import random
 import shutil
 from itertools import product
 from pathlib import Path
+from traceback import format_exc
 from typing import NamedTuple
 
 import pytest
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from vlmtune.cli import main
 from vlmtune.engine import trainer
+from vlmtune.runs.folder import COMPLETE
 from vlmtune.runs.records import Retry
 
 from .test_damage import COMMANDS, DAMAGES, OF_A_CHECKPOINT, SETTINGS
@@ -101,14 +103,12 @@ def test_damage_to_any_file_is_no_traceback_and_no_silent_difference(states):
     wrong = []
     for case in tried:
         try:
-            found = what_comes_of(states, case)
-        except Exception as error:
-            error.add_note(str(case))
-            raise
-        if problem := problem_of(case, found, expected[case.state, case.command]):
+            problem = problem_of(case, what_comes_of(states, case), expected[case.state, case.command])
+        except Exception:  # all of the table is wanted, not what comes before the first bug
+            problem = format_exc()
+        if problem:
             wrong.append(f"{case}: {problem}")
-            print(wrong[-1], flush=True)
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 def what_comes_of(root: Path, case: Case) -> tuple:
@@ -124,9 +124,7 @@ def what_comes_of(root: Path, case: Case) -> tuple:
     return code, out, err, weights
 
 
-def problem_of(case: Case, found: tuple | str, expected: tuple) -> str | None:
-    if isinstance(found, str):
-        return found
+def problem_of(case: Case, found: tuple, expected: tuple) -> str | None:
     code, out, err, weights = found
     name = Path(case.file).name
     if code == 1:
@@ -134,6 +132,8 @@ def problem_of(case: Case, found: tuple | str, expected: tuple) -> str | None:
         return None if err.startswith("error: ") and "hint:" in err and named else f"said {err!r}"
     if code != 0:
         return f"exit code {code}, {err!r}"
+    if name == COMPLETE and err == expected[2].replace("checkpoint-4", "checkpoint-2") != expected[2]:
+        return None  # as one that was never completed; which is used instead is told
     if case.command is not RESUME and out != expected[1]:
         return f"answered otherwise: {out!r} {err!r}"
     if weights.keys() != expected[3].keys() or any(not torch.equal(weights[key], expected[3][key]) for key in weights):

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("kept_estimates")
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
-    return save_tiny("qwen3_vl", tmp_path_factory.mktemp("plan") / "qwen3-vl")
+    return save_tiny("qwen3_vl", tmp_path_factory.mktemp("plan") / "qwen3-vl", layers=1)
 
 
 def needed_gib(run_cli, model, *settings) -> float:

@@ -1,13 +1,15 @@
 """A resumed run is the uninterrupted run: weights bit for bit, and the same log."""
 
 import json
+import os
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kills import Killed, killed_after_step
+import torch
+from kills import Killed, exit_code_of, killed_after_step
 
 from vlmtune.engine import callbacks, checkpoints, trainer
 from vlmtune.engine import train as engine_run
@@ -18,18 +20,6 @@ from vlmtune.workflow import train as command
 
 STEPS = 8  # of the project's config: two epochs of four steps, a checkpoint every third
 DROPOUT = ("training.lora.dropout=0.3",)
-
-KILL_WHILE_WRITING = """
-import os, signal, torch
-save = torch.save
-def die_half_way(value, path, *args, **kwargs):
-    if "checkpoint-6" in str(path) and "optimizer" in str(path):
-        with open(path, "wb") as file:
-            file.write(b"PK")
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(value, path, *args, **kwargs)
-torch.save = die_half_way
-"""
 
 
 def log_of(folder):
@@ -42,6 +32,20 @@ def assert_same_log(one, other):
     assert log_of(one) == log_of(other)
 
 
+def resume_and_die_half_way(project) -> None:
+    """Go on with the run, and kill this process while it writes the optimizer's file."""
+    real = torch.save
+
+    def die_half_way(value, path, *args, **kwargs):
+        if "checkpoint-6" in str(path) and "optimizer" in str(path):
+            Path(path).write_bytes(b"PK")
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(value, path, *args, **kwargs)
+
+    torch.save = die_half_way
+    project.train("killed", *DROPOUT, resume=True)
+
+
 def test_killed_between_and_during_checkpoints(project, assert_same_weights):
     straight = project.train("straight", *DROPOUT)
     assert straight.code == 0, straight.stderr
@@ -52,8 +56,7 @@ def test_killed_between_and_during_checkpoints(project, assert_same_weights):
         project.train("killed", *DROPOUT)
     assert folder.latest_checkpoint().name == "checkpoint-3" and log_of(folder)[-1][0] == 5
 
-    died = project.train_elsewhere(KILL_WHILE_WRITING, "killed", *DROPOUT, resume=True)
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert exit_code_of(lambda: resume_and_die_half_way(project)) == -signal.SIGKILL
     assert folder.latest_checkpoint().name == "checkpoint-3" and (folder.checkpoints / "checkpoint-6").is_dir()
 
     resumed = project.train("killed", *DROPOUT, resume=True)

@@ -130,7 +130,9 @@ def _write_rows(case: Case, folder: Path) -> None:
     for index in range(case.rows):
         picture = folder / f"{index}.png"
         share = rng.uniform(0.5, 1) if case.mixed_images else 1
-        Image.effect_noise(tuple(round(side * share) for side in case.image_px), 64).convert("RGB").save(picture)
+        Image.effect_noise(tuple(round(side * share) for side in case.image_px), 64).convert("RGB").save(
+            picture, compress_level=1
+        )
         chars = case.text_chars * (index + 1) // case.rows
         words = "".join(rng.choice("abcdefgh ") for _ in range(chars)).strip() or "ab"
         half = max(1, len(words) // 2)

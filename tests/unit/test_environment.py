@@ -1,7 +1,14 @@
 """Values of the environment that libraries answer with a traceback or a signal are one error of ours."""
 
+import errno
+import sys
+from pathlib import Path
+from unittest.mock import Mock
+
 import pytest
 
+import vlmtune
+from vlmtune.engine.runtime import prepare_environment
 from vlmtune.environment import FORMS, check_environment
 from vlmtune.errors import VlmtuneError
 
@@ -51,3 +58,39 @@ def test_commands_look_first(run_cli, monkeypatch):
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "nonsense")
     refused = run_cli("presets", "list")
     assert refused.code == 1 and refused.stderr.startswith("error: the environment variable PYTORCH_ALLOC_CONF is 'non")
+
+
+def test_a_value_that_pytorch_alone_can_read_is_one_error_too(monkeypatch, tmp_path):
+    """As its import ends with it; what it says of a right one is not changed."""
+    (tmp_path / "torch.py").write_text("raise ValueError('Invalid log settings: nonsense')")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TORCH_LOGS", "nonsense")
+    with pytest.raises(
+        VlmtuneError, match="^the environment variable TORCH_LOGS is 'nonsense', which PyTorch"
+    ) as raised:
+        prepare_environment()
+    assert raised.value.hint == "unset TORCH_LOGS"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']"),
+    ],
+)
+def test_no_room_for_temporary_files_is_one_error(run_cli, monkeypatch, error):
+    monkeypatch.setattr("tempfile.TemporaryDirectory", Mock(side_effect=error))
+    done = run_cli("models", "check", Path(vlmtune.__file__).parent / "demo" / "model")
+    assert done.code == 1
+    assert done.stderr.startswith(
+        "error: the disk is full: a temporary file could not be written\nhint:  free some space"
+    )
+    assert "TMPDIR" in done.stderr
+
+
+def test_another_error_of_the_system_is_a_bug(run_cli, monkeypatch):
+    monkeypatch.setattr("tempfile.TemporaryDirectory", Mock(side_effect=FileNotFoundError(errno.ENOENT, "other")))
+    with pytest.raises(FileNotFoundError):
+        run_cli("models", "check", Path(vlmtune.__file__).parent / "demo" / "model")

@@ -2,7 +2,9 @@
 
 import io
 import json
+import logging
 import sys
+import warnings
 
 import pytest
 from rich.panel import Panel
@@ -86,3 +88,18 @@ def test_errors_and_the_live_view_are_such_consoles(capsys, monkeypatch):
 def test_a_name_with_a_line_end_is_no_message_of_its_own(capsys):
     render.print_error(VlmtuneError("no file a\nerror: run this", "give\nhint: that", problems=()))
     assert capsys.readouterr().err == "error: no file a error: run this\nhint:  give hint: that\n"
+
+
+def test_what_libraries_log_and_warn_of_is_written_out_once_a_command_has_begun(run_cli, capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    before = logging.getLogRecordFactory()
+    try:
+        run_cli("--version")
+        handler, logger = logging.StreamHandler(sys.stderr), logging.getLogger("library")
+        logger.addHandler(handler)
+        logger.warning("no file %s", "\x1b[2J")
+        logger.removeHandler(handler)
+        sys.stderr.write(warnings.formatwarning("column \u202e", UserWarning, "m.py", 1))
+        assert capsys.readouterr().err == "no file \\x1b[2J\nm.py:1: UserWarning: column \\u202e\n"
+    finally:
+        logging.setLogRecordFactory(before)

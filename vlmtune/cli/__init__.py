@@ -27,10 +27,13 @@ from vlmtune.cli import (
 from vlmtune.cli.ask import evaluate, generate, predict
 from vlmtune.environment import check_environment
 from vlmtune.errors import ExitCode, VlmtuneError
-from vlmtune.printing import say
+from vlmtune.files import is_disk_full
+from vlmtune.printing import escape_libraries, say
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 """All but tab and the ends of lines, which a prompt may hold."""
+_NO_TMPDIR = "No usable temporary directory"
+"""What Python says where no folder for temporary files takes one."""
 
 app = typer.Typer(
     name="vlmtune",
@@ -75,6 +78,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    escape_libraries()
     try:
         code = _run(args)
         sys.stdout.flush()
@@ -108,9 +112,27 @@ def _run(args: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except VlmtuneError as error:
-        from vlmtune.cli.show.render import print_error
-
-        sys.stdout.flush()
-        print_error(error)
-        return error.code
+        return _told(error)
+    except OSError as error:
+        if not is_disk_full(error) and _NO_TMPDIR not in str(error):
+            raise
+        return _told(_full(error))
     raise AssertionError("Typer exits by itself in standalone mode")
+
+
+def _told(error: VlmtuneError) -> ExitCode:
+    """Print the error and return its exit code."""
+    from vlmtune.cli.show.render import print_error
+
+    sys.stdout.flush()
+    print_error(error)
+    return error.code
+
+
+def _full(error: OSError) -> VlmtuneError:
+    """Return the error for a disk that is full where nobody expected it: mostly that of temporary files."""
+    what = "a temporary file" if _NO_TMPDIR in str(error) or not error.filename else str(error.filename)
+    return VlmtuneError(
+        f"the disk is full: {what} could not be written",
+        "free some space; the environment variable TMPDIR names another folder for temporary files",
+    )

@@ -59,6 +59,7 @@ def train(
         return
     folder = open_folder(job)
     if job.begun and (outcome := folder.read_outcome()) and outcome.is_finished:
+        folder.learned()  # a result that is damaged is none
         _print_finished(folder, outcome, as_json)
         return
     _print_told(job, err=as_json)

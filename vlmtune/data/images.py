@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from vlmtune.data.pictures.bounds import Header, refuse_large
+from vlmtune.data.pictures.bounds import Header, refuse_large, refuse_slow
 from vlmtune.data.pictures.finding import other_spelling, reason_missing
 from vlmtune.data.pictures.formats import KNOWN, readable_formats, register_heic
 from vlmtune.data.pictures.other_files import HEAD_BYTES, is_heic, what_it_is
@@ -202,6 +202,7 @@ def _opened(ref: ImageRef) -> "Iterator[tuple[Image, BinaryIO]]":
                 register_heic()
             with _identified(stream, head, ref) as image:
                 refuse_large(image, is_deep(image), _label(ref))
+                refuse_slow(image, stream, _label(ref))
                 yield image, stream
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+from vlmtune.errors import VlmtuneError
 from vlmtune.plan.types import Device
+
+_TORCH_LOGS = "TORCH_LOGS"
 
 OF_NCCL = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
 _set_here: set[str] = set()
@@ -37,6 +40,19 @@ def prepare_environment() -> None:
         _set_here.add(name)
     # It speaks at import about an optional kernel package for CPUs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if os.environ.get(_TORCH_LOGS):
+        _import_with_logs()
+
+
+def _import_with_logs() -> None:
+    """Import torch, which alone knows the names that its variable may hold; raise for others."""
+    try:
+        import torch  # noqa: F401
+    except ValueError:
+        value = os.environ[_TORCH_LOGS]
+        raise VlmtuneError(
+            f"the environment variable {_TORCH_LOGS} is {value!r}, which PyTorch does not take", f"unset {_TORCH_LOGS}"
+        ) from None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import vlmtune
 from vlmtune.estimate.report import MemoryReport
-from vlmtune.files import cache_folder, code_sha256, parse_json, write_json
+from vlmtune.files import cache_folder, code_sha256, parse_json, strict_json, write_atomically
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.versions import library_versions
 
@@ -22,7 +22,7 @@ def cached(decided_by: Any, make: Callable[[], MemoryReport]) -> MemoryReport:
     key = hashlib.sha256(json.dumps([decided_by, library_versions(), _code()], default=str).encode()).hexdigest()
     path = cache_folder() / "estimates" / f"{key[:32]}.json"
     try:
-        return parse_json(MemoryReport, path.read_bytes())
+        return _read(path.read_bytes())
     except (OSError, ValueError):
         report = make()
     _keep(path, report)
@@ -42,11 +42,24 @@ def _keep(path: Path, report: MemoryReport) -> None:
     """Write the estimate, unless the folder cannot be written: then nothing is kept."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(report))
+        text = strict_json(asdict(report))
+        write_atomically(path, f"{_digest(text.encode())}\n{text}")
         for old in sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
             old.unlink(missing_ok=True)
     except OSError:
         return
+
+
+def _read(written: bytes) -> MemoryReport:
+    """Return the estimate of a kept file; raise ValueError where it is not what was written."""
+    digest, _, text = written.partition(b"\n")
+    if _digest(text).encode() != digest:
+        raise ValueError
+    return parse_json(MemoryReport, text)
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def _code() -> str:

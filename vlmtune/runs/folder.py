@@ -206,7 +206,9 @@ class RunFolder:
         result = next((folder for folder in (self.adapter, self.model) if folder.is_dir()), None)
         steps = self._complete_checkpoints()
         if result and checkpoint is None:
-            way_out = "--checkpoint newest takes a checkpoint" if steps else "train it again"
+            way_out = (
+                "evaluate, generate and merge take a checkpoint with --checkpoint newest" if steps else "train it again"
+            )
             refuse_damaged(result, damage(result) or _missing(result), way_out)
             return Learned(result)
         if not steps:

@@ -27,7 +27,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
     """Keep others from training in this folder, and leave word of who does.
 
     Raises:
-        VlmtuneError: another process is at it.
+        VlmtuneError: another process is at it, or no lock can be had there.
     """
     lock = FileLock(folder.lock)
     try:
@@ -37,6 +37,9 @@ def locked(folder: RunFolder) -> Iterator[None]:
             f"{folder.path} is being trained by {_holder(folder)}",
             "wait until it has ended, or stop it with Ctrl-C or SIGTERM; --resume goes on from its newest checkpoint",
         ) from None
+    except (OSError, NotImplementedError) as error:  # the disk is full, or its file system knows no locks
+        reason = getattr(error, "strerror", None) or error
+        raise VlmtuneError(f"cannot lock the run folder {folder.path}: {reason}", "choose another output_dir") from None
     try:
         with suppress(OSError):  # a full disk stops the run at its first own file, and says so
             write_json(folder.holder, asdict(Holder(os.getpid(), socket.gethostname())))

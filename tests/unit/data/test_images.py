@@ -203,6 +203,30 @@ def test_comments_without_end_are_not_read(monkeypatch, image_format):
     assert problem_of(encoded(picture(600, 400), image_format)) is None, "pixels are no header"
 
 
+def scanned(data: bytes, times: int) -> ImageRef:
+    """A JPEG whose last scan comes so many times."""
+    last = data.rindex(bounds.SCAN)
+    return ImageRef(data=data[:last] + data[last:-2] * times + data[-2:])
+
+
+def test_a_jpeg_is_not_decoded_a_thousand_times_over():
+    data = encoded(picture(600, 400), "JPEG", progressive=True).data
+    assert problem_of(scanned(data, 1)) is None and 5 < data.count(bounds.SCAN) < bounds.MAX_SCANS
+    ref = scanned(data, 1000)
+    assert problem_of(ref) == (
+        f"{ref.name} is a JPEG of {data.count(bounds.SCAN) + 999:,} scans: "
+        "each is a pass over all its pixels, and 100 are the most"
+    )
+
+
+def test_nor_where_each_scan_has_one_colour():
+    data = encoded(picture(), "JPEG").data
+    assert problem_of(scanned(data, 1000)) is None, "all colours are in the first scan: no other one is decoded"
+    scan = data.rindex(bounds.SCAN)
+    one_colour = data[:scan] + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + data[scan + 14 :]
+    assert "is a JPEG of 1,000 scans" in problem_of(scanned(one_colour, 1000))
+
+
 def test_files_that_cannot_be_opened_are_named_with_the_reason(tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("hello")

@@ -4,13 +4,12 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
+from kills import exit_code_of
 from safetensors import SafetensorError
 from tiny import TINY, save_tiny
 from tiny.rows import tiny_plan
@@ -285,15 +284,11 @@ def test_a_cache_that_can_only_be_read_is_read(llava, monkeypatch, quantised):
 
 
 def test_a_kill_in_the_middle_leaves_nothing_in_the_way(llava, quantised):
-    driver = (
-        "import dataclasses, os, sys; from pathlib import Path; from tiny.rows import tiny_plan\n"
-        "from vlmtune.models import kept; from vlmtune.models.build import load_base\n"
-        "kept.Made = lambda *args: os._exit(9)\n"
-        "load_base(dataclasses.replace(tiny_plan(Path(sys.argv[1])), cache_quantized=True))"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
-    killed = subprocess.run([sys.executable, "-c", driver, llava], env=environment, timeout=120)
-    assert killed.returncode == 9
+    def quantise_and_die() -> None:
+        kept.Made = lambda *args: os._exit(9)
+        load(plan_of(llava))
+
+    assert exit_code_of(quantise_and_die) == 9
     (partial,) = bases()
     assert (partial / "made" / WEIGHTS).exists()
     plan = plan_of(llava)

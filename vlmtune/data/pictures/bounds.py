@@ -1,6 +1,7 @@
 """What a picture may take of main memory and time: held before its pixels are decoded. Measured with Pillow 13."""
 
 import math
+import os
 from typing import TYPE_CHECKING, BinaryIO
 
 from vlmtune.data.types import RowProblem
@@ -17,6 +18,11 @@ _WHOLE_BYTES_PER_PX = {"WEBP": 16, "AVIF": 16, "HEIF": 16, "JPEG2000": 16}
 """By format: what its library holds beside the picture that Pillow makes."""
 _HEADERS_IN_PIECES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"P")
 """How files begin whose headers are read piece by piece until the pixels; others are read at once, or in places."""
+
+
+MAX_SCANS = 100
+"""Of a JPEG: a camera writes one, the web ten. Each one more is a pass over all pixels, for ten bytes."""
+SCAN = b"\xff\xda"
 
 
 class Header:
@@ -57,3 +63,26 @@ def refuse_large(image: "Image", is_deep: bool, label: str) -> None:
             f"more than {OPENED_BYTES // GIB} GiB",
             "shrink it",
         )
+
+
+def refuse_slow(image: "Image", stream: BinaryIO, label: str) -> None:
+    """Raise when a JPEG of few bytes would take minutes to decode: it goes over its pixels again and again."""
+    if image.format not in ("JPEG", "MPO") or (not image.info.get("progressive") and _is_all(image, stream)):
+        return
+    stream.seek(0)
+    scans = sum(data.count(SCAN) for data in iter(lambda: stream.read(MIB), b""))
+    if scans > MAX_SCANS:
+        raise RowProblem(
+            f"{label} is a JPEG of {scans:,} scans: each is a pass over all its pixels, and {MAX_SCANS} are the most",
+            "save it anew",
+        )
+
+
+def _is_all(image: "Image", stream: BinaryIO) -> bool:
+    """Return whether the first scan of a JPEG has all its colours, as a camera's: then no other one is read."""
+    stream.seek(2)
+    while (marker := stream.read(2)) != SCAN:
+        if len(marker) < 2 or marker[0] != 0xFF:
+            return False
+        stream.seek(int.from_bytes(stream.read(2)) - 2, os.SEEK_CUR)
+    return stream.read(3)[-1:] == bytes([len(image.getbands())])

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -39,7 +40,7 @@ PARTIAL = "partial-"
 ABANDONED_S = 24 * 3600
 """A half-made table that was not written to for so long belongs to a process that was killed."""
 FOUND = "found.json"
-"""Written last: sizes of the other files, and what reading found besides the rows."""
+"""Written last: digests of the other files, what reading found besides the rows, and the digest of both."""
 REFS_BATCH = 2**16
 REFS_SCHEMA = pa.schema({"ref": pa.large_string()})
 
@@ -67,7 +68,7 @@ def whole_table(folder: Path, files: DataFiles) -> Found | None:
     """Return what reading found besides the rows of a table, which is now in use; None where there is no whole one."""
     try:
         told = json.loads((folder / FOUND).read_text(encoding="utf-8"))
-        if any((folder / name).stat().st_size != size_bytes for name, size_bytes in told["sizes_bytes"].items()):
+        if told.pop("sha256") != _digest(told) or told["files"] != _digests(folder, told["files"]):
             return None
         found = Found.from_json(told["found"], files)
     except (OSError, ValueError, LookupError, TypeError):
@@ -75,6 +76,14 @@ def whole_table(folder: Path, files: DataFiles) -> Found | None:
     with suppress(OSError):  # a cache that cannot be written can be read
         os.utime(folder)
     return found
+
+
+def _digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: file_sha256(folder / name) for name in sorted(names)}
+
+
+def _digest(told: dict) -> str:
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _key(files: DataFiles) -> str:
@@ -130,9 +139,8 @@ def _write(folder: Path, files: DataFiles, progress: Progress) -> None:
     np.save(folder / BLOBS, np.concatenate(blobs))
     _write_refs(folder)
     pa.default_memory_pool().release_unused()  # Arrow would keep what all the names took, for a next time
-    sizes_bytes = {file.name: file.stat().st_size for file in folder.iterdir()}
-    told = {"sizes_bytes": sizes_bytes, "found": found.to_json()}
-    (folder / FOUND).write_text(json.dumps(told), encoding="utf-8")
+    told = {"files": _digests(folder, os.listdir(folder)), "found": found.to_json()}
+    (folder / FOUND).write_text(json.dumps({**told, "sha256": _digest(told)}), encoding="utf-8")
 
 
 def _write_refs(folder: Path) -> None:

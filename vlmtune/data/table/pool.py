@@ -5,12 +5,16 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from vlmtune.errors import VlmtuneError
+
 MAX_PROCESSES = 8
 """Each takes some 70 MiB."""
+HANGS_AFTER_S = 600
+"""A piece is read in seconds, on the slowest drive in less than this."""
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -20,17 +24,36 @@ def each(work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Resu
 
     Processes are spawned, not forked: the parent may have threads, and a small process needs little memory. Where they
     cannot be started, or one is killed, the rest of the work is done here.
+
+    Raises:
+        VlmtuneError: nothing came for `HANGS_AFTER_S`.
     """
     num_processes = max(1, min(len(tasks), num_cores(), MAX_PROCESSES))
     context = multiprocessing.get_context("spawn")
     num_done = 0
     try:
         with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_begin) as pool:
-            for result in pool.map(work, tasks):
-                yield result
-                num_done += 1
+            try:
+                for future in [pool.submit(work, task) for task in tasks]:
+                    yield _in_time(future)
+                    num_done += 1
+            finally:
+                pool.shutdown(cancel_futures=True)
     except BrokenProcessPool:
         yield from map(work, tasks[num_done:])
+
+
+def _in_time(future: "Future[Result]") -> Result:
+    """Return its result; a process that hangs in a read answers to nothing, and is ended with all others."""
+    try:
+        return future.result(HANGS_AFTER_S)
+    except TimeoutError:
+        for child in multiprocessing.active_children():
+            child.kill()
+        raise VlmtuneError(
+            f"the processes that read the data gave nothing for {HANGS_AFTER_S / 60:.0f} minutes",
+            "a drive or a mount that does not answer: look at the data files and the pictures that they name",
+        ) from None
 
 
 def num_cores() -> int:

@@ -12,6 +12,8 @@ storage_address = borrowed.STORAGE_ADDRESS.read
 META = torch.device("meta")
 SEQUENCES = (tuple, list)
 HOLDERS = (*SEQUENCES, dict)
+REMEMBERED = {"TensorType", "IntType", "SymIntType"}
+"""Kinds of results that sizes decide: attention tells its lengths beside its tensors."""
 
 
 class Sizes(NamedTuple):
@@ -30,11 +32,11 @@ class Outputs:
     """Runs operations; where one ran before on tensors of the same sizes, only its results are made."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple, Sizes | tuple[Sizes | None, ...]] = {}
+        self._known: dict[tuple, Sizes | tuple[Sizes | int | None, ...]] = {}
 
     def of(self, operation, args: tuple, kwargs: dict):
         """Return `operation(*args, **kwargs)`."""
-        if not _makes_tensors(operation):
+        if not _decided_by_sizes(operation):
             return operation(*args, **kwargs)
         try:
             key = (operation, _described(args), _described(kwargs) if kwargs else ())
@@ -46,17 +48,18 @@ class Outputs:
         results = out if isinstance(out, tuple) else (out,)
         given = {storage_address(tensor.untyped_storage()) for tensor in tensors_in((args, kwargs))}
         # aten._unsafe_view and the like share memory with what they were given, unlike what they say of themselves.
-        if all(one is None or (one.is_meta and storage_address(one.untyped_storage()) not in given) for one in results):
+        made = tensors_in(results)
+        if all(one.is_meta and storage_address(one.untyped_storage()) not in given for one in made):
             self._known[key] = _sizes_of(out)
         return out
 
 
 @cache
-def _makes_tensors(operation) -> bool:
-    """Return whether all results are tensors with memory of their own, by what the operation says of itself."""
+def _decided_by_sizes(operation) -> bool:
+    """Return whether all results are tensors with memory of their own or lengths, by what the operation says."""
     schema = borrowed.OPERATION_SCHEMA.read(operation)
     return not schema.is_mutable and all(
-        value.alias_info is None and value.type.kind() == "TensorType" for value in schema.returns
+        value.alias_info is None and value.type.kind() in REMEMBERED for value in schema.returns
     )
 
 
@@ -73,16 +76,16 @@ def _described(value):
     return type(value), value
 
 
-def _sizes_of(out: Tensor | tuple | None) -> Sizes | tuple | None:
+def _sizes_of(out: Tensor | tuple | int | None) -> Sizes | tuple | int | None:
     if isinstance(out, Tensor):
         return Sizes(out.shape, out.stride(), out.dtype)
-    return out and tuple(map(_sizes_of, out))
+    return tuple(map(_sizes_of, out)) if isinstance(out, tuple) else out
 
 
-def _made(sizes: Sizes | tuple | None) -> Tensor | tuple | None:
+def _made(sizes: Sizes | tuple | int | None) -> Tensor | tuple | int | None:
     if isinstance(sizes, Sizes):
         return torch.empty_strided(sizes.shape, sizes.stride, dtype=sizes.dtype, device=META)
-    return sizes and tuple(map(_made, sizes))
+    return tuple(map(_made, sizes)) if isinstance(sizes, tuple) else sizes
 
 
 def tensors_in(value) -> list[Tensor]:

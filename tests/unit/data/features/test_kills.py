@@ -3,12 +3,11 @@
 `make kills` kills it twenty times.
 """
 
+import multiprocessing
 import os
 import random
-import subprocess
-import sys
+import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,28 +20,6 @@ from vlmtune.data.features.store import features_folder
 NUM_KILLS = int(os.environ.get("VLMTUNE_KILLS", "2"))
 NUM_IMAGES = 20 * NUM_KILLS
 TWO_IMAGES = 2 * 3 * 28 * 28
-CODE = """
-import sys, time
-from dataclasses import replace
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from tiny.rows import ImageRef, sample, tiny_plan
-from vlmtune.data.features import encode, prepare
-from vlmtune.data.progress import silent
-from vlmtune.hub.source import open_model
-from vlmtune.models.processor import load_processor
-
-def slowly(*args):
-    time.sleep(0.05)
-    return real(*args)
-
-real, encode.features_of_batch = encode.features_of_batch, slowly
-encode.NUMBERS_AT_ONCE, encode.FILE_BYTES = int(sys.argv[3]), 1
-plan = replace(tiny_plan(Path(sys.argv[2])), cache_features=True)
-rows = [sample("?", "!", ImageRef(path=path)) for path in sys.argv[4:]]
-teller = prepare.Teller(silent, lambda note: print("encoding", flush=True))
-prepare.features_of(plan, open_model(plan.model, None, Path("/")), [rows], load_processor(plan), teller)
-"""
 
 
 def files() -> dict[str, dict[str, bytes]]:
@@ -52,18 +29,26 @@ def files() -> dict[str, dict[str, bytes]]:
 
 
 @pytest.fixture
-def killed_after(models, rows) -> Callable[[float], int]:
+def killed_after(models, rows, featured, monkeypatch) -> Callable[[float], int]:
     """Encodes in another process, kills it after so many seconds, returns how many files are left."""
-    words = [sys.executable, "-c", CODE, str(Path(__file__).parents[3]), models("llava").folder, TWO_IMAGES]
+    real, forked = encode.features_of_batch, multiprocessing.get_context("fork")
 
     def run(seconds: float) -> int:
-        paths = [row.images[0].path for row in rows]
-        with subprocess.Popen([*map(str, words), *paths], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-            process.stdout.readline()
-            try:
-                process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        began = forked.Event()
+
+        def slowly(*args):
+            began.set()
+            time.sleep(0.05)
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(encode, "features_of_batch", slowly)
+            process = forked.Process(target=featured, args=(models("llava"), rows))
+            process.start()
+        assert began.wait(60)
+        process.join(seconds)
+        process.kill()
+        process.join()
         return len(files())
 
     return run
@@ -79,12 +64,12 @@ def rows(tmp_path) -> list:
 
 
 def test_kills_lose_nothing_and_change_nothing(models, rows, featured, killed_after, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "NUMBERS_AT_ONCE", TWO_IMAGES)
+    monkeypatch.setattr(encode, "FILE_BYTES", 1)
     rng = random.Random(7)
     left = [killed_after(rng.uniform(0.3, 0.8)) for _ in range(NUM_KILLS)]
     assert left == sorted(left) and 0 < left[0] and left[-1] < NUM_IMAGES / 2
     kept = files()
-    monkeypatch.setattr(encode, "NUMBERS_AT_ONCE", TWO_IMAGES)
-    monkeypatch.setattr(encode, "FILE_BYTES", 1)
     after_kills = featured(models("llava"), rows)
     ended = files()
     assert kept.items() <= ended.items()

@@ -1,10 +1,13 @@
 """Work in processes of its own: in order, errors in their place, and done in any case."""
 
+import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 
+from vlmtune.data.table import pool
 from vlmtune.data.table.pool import each
 from vlmtune.errors import VlmtuneError
 
@@ -40,6 +43,20 @@ def test_the_first_error_is_raised_whole_where_its_result_would_come():
 
 def test_the_work_of_a_killed_process_is_done_here():
     assert list(each(square_or_die, [(number, HERE) for number in range(6)])) == [0, 1, 4, 9, 16, 25]
+
+
+def sleep_or_square(number: int) -> int:
+    time.sleep(600 if number == 1 else 0)
+    return number**2
+
+
+def test_processes_that_hang_are_ended_and_named(monkeypatch):
+    monkeypatch.setattr(pool, "HANGS_AFTER_S", 3)
+    results = each(sleep_or_square, [0, 1, 2])
+    assert next(results) == 0
+    with pytest.raises(VlmtuneError, match="the processes that read the data gave nothing for 0 minutes"):
+        next(results)
+    assert multiprocessing.active_children() == []
 
 
 def test_no_tasks_have_no_results():

@@ -1,6 +1,6 @@
 """The step simulated without weights takes what the same step takes on a real CPU, for every family.
 
-test_trainer.py compares the same for plans as they are by default and some others, event for event.
+test_trainer.py compares the same for plans as they are by default and some others, event for event: these are not here.
 """
 
 import gc
@@ -43,9 +43,10 @@ PUTS_16_INTO_32 = ("idefics3", "smolvlm")
 FULL_16BIT = {"training": {"method": "full"}, "hardware": {"mixed_precision": "bf16"}}
 UNTIED = ("llava", "qwen2_5_vl", "smolvlm")
 PLANS = [
-    *((name, KEEP) for name in TINY),
+    *((name, KEEP) for name in TINY if name != "qwen3_vl"),
     *(("qwen3_vl", sections) for sections in ON_ONE),
-    *((name, sections) for name in UNTIED for sections in (HEAD_4BIT, HEAD_8BIT)),
+    *((name, HEAD_4BIT) for name in UNTIED),
+    ("qwen2_5_vl", HEAD_8BIT),
     *((name, FULL_16BIT) for name in TINY if name not in PUTS_16_INTO_32),
     ("llava", {**HEAD_4BIT, "hardware": {"mixed_precision": "bf16", "checkpointed_layers": 1}}),
 ]
