@@ -55,7 +55,8 @@ def train(
         _dry_run(job, as_json)
         return
     folder = open_folder(job)
-    if job.begun and (outcome := folder.read_outcome()) and outcome.is_finished:
+    outcome = folder.read_outcome()
+    if job.begun and outcome and outcome.is_finished and not job.is_longer:
         _print_finished(folder, outcome, as_json)
         return
     _print_told(job, err=as_json)

@@ -14,7 +14,7 @@ def write_config(loaded: LoadedConfig, path: Path) -> None:
     for key in ("train_path", "val_path", "image_dir"):
         if values["data"][key] is not None:
             values["data"][key] = relative_path(loaded.resolve_path(values["data"][key]), path.parent)
-    folder = loaded.resolve_path(values["model"]["name"])
-    if folder.is_dir():
-        values["model"]["name"] = relative_path(folder, path.parent)
+    for key in ("name", "adapter"):
+        if (value := values["model"][key]) is not None and (folder := loaded.resolve_path(value)).is_dir():
+            values["model"][key] = relative_path(folder, path.parent)
     write_atomically(path, yaml_of(values) + "\n")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vlmtune.config.text import MAX_NAME_CHARS
 
+MAX_RANK, MAX_ALPHA = 1024, 10_000
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -31,6 +32,8 @@ class ModelSection(Section):
     """Model family, such as `llava` or `qwen2_vl`. Default: what the model's config.json says; checked against it."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
+    adapter: Annotated[str, Field(min_length=1)] | None = None
+    """Start from this LoRA adapter: its folder, or a finished run's. Its rank, alpha and layers are taken from it."""
     cache_quantized: bool = False
     """Keep the quantised base in the user's cache: the next start reads a quarter of the bytes, and the same model."""
 
@@ -72,9 +75,9 @@ class DataSection(Section):
 class LoraSection(Section):
     """The low-rank adapters (methods `qlora` and `lora`)."""
 
-    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 16
     """Rank r of every adapter."""
-    alpha: Annotated[int, Field(ge=1, le=10_000)] = 32
+    alpha: Annotated[int, Field(ge=1, le=MAX_ALPHA)] = 32
     """Scale: adapters act with alpha / rank."""
     dropout: Fraction = 0.0
     """Dropout before the adapters."""
@@ -198,6 +201,8 @@ class TrainingConfig(Section):
             found.append(
                 "training.quantization.load_in_4bit: false contradicts training.method: qlora; use method: lora"
             )
+        if training.method == "full" and self.model.adapter:
+            found.append("model.adapter: method full has no adapters; use method: qlora or lora")
         if training.method == "full" and lora.vision_tower:
             found.append(
                 "training.lora.vision_tower: method full has no adapters; set training.freeze_vision_tower: false"

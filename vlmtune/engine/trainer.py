@@ -64,6 +64,9 @@ class Schedule(LambdaLR):
         super().load_state_dict({"ahead": 0, **state_dict})
         if not self.ahead:
             self.lr_lambdas = self.of_0_1_0
+        self._last_lr = self.get_lr()  # the run may have been made longer since: the checkpoint's is of its old end
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ def make_plan(
         "device": device.kind,
         "attention": _attention(model, choices),
         "has_own_head": model.has_own_head,
+        **_start(model),
         **_number_formats(config, device, choices),
         "chat_template_kwargs": config.data.chat_template_kwargs.model_dump(exclude_none=True),
         "allow_urls": config.data.allow_urls,
@@ -102,6 +103,10 @@ def _checked_family(model: ModelFacts, config: TrainingConfig, choices: list[Cho
         reason = f"the model's config.json says so; model.type: {wanted} is not used"
         choices.append(Choice("model.type", family.name, reason))
     return family.name
+
+
+def _start(model: ModelFacts) -> dict[str, str]:
+    return {"adapter": str(model.adapter.folder), "adapter_sha256": model.adapter.sha256} if model.adapter else {}
 
 
 def _attention(model: ModelFacts, choices: list[Choice]) -> str:

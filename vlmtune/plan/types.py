@@ -124,6 +124,11 @@ class RunPlan:
     varlen_attention: bool = False
     """Whether rows of a pack, and windows or images of a tower, attend in one call."""
 
+    adapter: str = ""
+    """Absolute folder of the adapter that the run starts from; empty: a new one."""
+    adapter_sha256: str = ""
+    """Of its weights: a run that goes on started from the same ones."""
+
     @property
     def rows_per_step(self) -> int:
         """Rows that one optimizer step learns from."""
