@@ -50,7 +50,7 @@ GET_LENGTH_GROUPED_INDICES = Name(
 PLACE_MODEL_ON_DEVICE = Override(
     TRANSFORMERS,
     "transformers.TrainingArguments.place_model_on_device",
-    ("vlmtune.engine.trainer.Arguments",),
+    ("vlmtune.engine.arguments.Arguments",),
     "the model is where it belongs: Trainer would bring parts that are in main memory to the card.",
     read_by="transformers.Trainer",
 )

@@ -84,9 +84,14 @@ def _key(path: tuple[str, ...], prop: dict) -> Key:
         default=prop["default"] if "default" in prop else REQUIRED,
         meaning=prop.get("description", ""),
         json_type=kind.get("type", "any"),
-        choices=tuple(map(_as_written, kind.get("enum", ()))),
+        choices=_choices(kind),
         nullable=len(options) > 1,
     )
+
+
+def _choices(kind: dict) -> tuple[str, ...]:
+    """What may be written, where that is a list; of one choice a JSON schema makes a constant."""
+    return tuple(map(_as_written, kind.get("enum", [kind["const"]] if "const" in kind else ())))
 
 
 def _as_written(choice: str | bool) -> str:
@@ -95,8 +100,8 @@ def _as_written(choice: str | bool) -> str:
 
 def _in_words(kind: dict) -> str:
     """A JSON-schema type as a person would say it."""
-    if "enum" in kind:
-        return f"one of {', '.join(map(_as_written, kind['enum']))}"
+    if choices := _choices(kind):
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     name = kind["type"]
     if name == "array":
         return f"a list with any of {', '.join(kind['items']['enum'])}"

@@ -141,6 +141,10 @@ class TrainingSection(Section):
     """Minutes after which a checkpoint is written all the same; 0 leaves it to `save_steps`."""
     save_total_limit: Count = 2
     """Checkpoints kept."""
+    save_best_by: Literal["loss"] | None = None
+    """Keep the checkpoint of the best evaluation on held-out rows as the result. Default: the last step is it."""
+    early_stopping_patience: Count | None = None
+    """End the run after so many evaluations in a row without a better one (`save_best_by`). Default: never."""
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Also log to these services."""
     freeze_vision_tower: bool = True
@@ -229,9 +233,23 @@ class TrainingConfig(Section):
             )
         if training.eval_steps and not self.data.val_path:
             found.append("training.eval_steps: there is nothing to evaluate without data.val_path")
+        found += self._wrong_of_best()
         if found:
             raise ValueError("\n".join(found))
         return self
+
+    def _wrong_of_best(self) -> list[str]:
+        training, found = self.training, []
+        if training.save_best_by and not training.eval_steps:
+            found.append(
+                "training.save_best_by: the model is evaluated at the end only, so there is nothing to choose from; "
+                "set training.eval_steps, which needs held-out rows"
+            )
+        if training.early_stopping_patience and not training.save_best_by:
+            found.append(
+                "training.early_stopping_patience: nothing is better or worse; set training.save_best_by, such as loss"
+            )
+        return found
 
     @property
     def run_dir(self) -> Path:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from transformers import PrinterCallback, ProcessorMixin
@@ -16,24 +15,24 @@ from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_withou
 from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.data.workers import READERS, workers_for_training
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, SaveByMinutes, StopOnInterrupt
-from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
-from vlmtune.engine.evaluate import serve_ends
+from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
+from vlmtune.engine.results.best import callbacks_of, take_best
+from vlmtune.engine.results.save import partial_of, save_tuned
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import PARTIAL, is_disk_full, remove
+from vlmtune.files import is_disk_full, remove
 from vlmtune.hub.source import ModelSource
 from vlmtune.models.build import base_of, build_model, check_checkpoint, family_of
 from vlmtune.models.features import serve_features
 from vlmtune.models.inventory import InventoryRow, inventory
-from vlmtune.models.processor import load_processor, save_processor, template_notes
+from vlmtune.models.processor import load_processor, template_notes
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
-from vlmtune.runs.manifest import write_manifest
 from vlmtune.runs.page import write_report
-from vlmtune.runs.records import LongestRow, TrainReport
+from vlmtune.runs.records import Best, LongestRow, TrainReport
 from vlmtune.runs.versions import library_versions
 
 
@@ -53,7 +52,7 @@ def train(
     except WRITE_ERRORS as error:
         if not is_disk_full(error):
             raise
-        remove(_partial(plan, folder))
+        remove(partial_of(plan, folder))
         raise disk_full(folder, f"a file of {folder.path}") from None
 
 
@@ -89,6 +88,7 @@ def _train(
     run_rows = RunRows(rows, val_rows, lengths.total.tolist(), Collator(processor))
     running = build_running(plan, model, folder, view, run_rows)
     trainer, recorder, interrupt, watch = running.trainer, running.recorder, running.interrupt, running.watch
+    best = None
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
@@ -96,6 +96,7 @@ def _train(
     if not interrupt.stopped:
         if val_rows and not _evaluated_last(recorder, trainer):
             trainer.evaluate()
+        best = take_best(trainer, plan, folder, view)
         save_tuned(trainer.model, processor, plan, folder)
     report = TrainReport(
         status="interrupted" if interrupt.stopped else "finished",
@@ -103,7 +104,7 @@ def _train(
         **_facts_of_plan(plan),
         **_facts_of_data(data, lengths, plan),
         **_facts_of_model(inventory(model, family)),
-        **_facts_of_training(recorder),
+        **_facts_of_training(recorder, best),
         **_facts_of_gpu(watch),
         notes=_notes(data, plan, watch),
     )
@@ -154,33 +155,11 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     watches = [watch] if watch else []
     checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
     by_minutes = [SaveByMinutes(plan.save_minutes)] if plan.save_minutes else []
-    for callback in (interrupt, recorder, *checks, *by_minutes, *watches, *_services(plan, folder)):
+    best = callbacks_of(plan, folder)
+    for callback in (interrupt, recorder, *checks, *best, *by_minutes, *watches, *_services(plan, folder)):
         trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)
     return Running(trainer, recorder, interrupt, watch)
-
-
-def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan, folder: RunFolder) -> None:
-    """Write the adapter (or the whole model) with the processor as it was used; all of it or nothing."""
-    partial = _partial(plan, folder)
-    target = partial.with_suffix("")
-    folder.refuse_removed()
-    remove(partial)
-    if plan.method == "full":
-        serve_ends(model, processor)
-        save_whole(model, plan, partial)
-    else:
-        save_adapter(model, partial)
-    save_processor(processor, partial)
-    write_manifest(partial)
-    remove(target)
-    partial.rename(target)
-
-
-def _partial(plan: RunPlan, folder: RunFolder) -> Path:
-    """Return where the result lies while it is being written."""
-    target = folder.model if plan.method == "full" else folder.adapter
-    return target.with_name(target.name + PARTIAL)
 
 
 def _checkpoint(folder: RunFolder, resume: bool, view: LiveView) -> str | None:
@@ -265,14 +244,16 @@ def _facts_of_model(parts: list[InventoryRow]) -> dict:
     }
 
 
-def _facts_of_training(recorder: Recorder) -> dict:
+def _facts_of_training(recorder: Recorder, best: Best | None) -> dict:
     losses = [record.loss for record in recorder.records]
-    evals = [record.eval_loss for record in recorder.records if record.eval_loss is not None]
+    evals = {record.step: record.eval_loss for record in recorder.records if record.eval_loss is not None}
+    evaluated = best.step if best else max(evals, default=None)
     work, seconds = recorder.totals, max(recorder.seconds, 1e-9)
     return {
         "train_loss_first": losses[0] if losses else None,
         "train_loss_last": losses[-1] if losses else None,
-        "eval_loss": evals[-1] if evals else None,
+        "eval_loss": evals.get(evaluated),
+        "best": best,
         "trained_tokens": work.trained_tokens,
         "seconds": recorder.seconds,
         "samples_per_s": work.rows / seconds,

@@ -3,16 +3,15 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import Trainer
 
 from vlmtune.compat.trainer import BASE_DATALOADER, DEVICE_PLACEMENT, MODEL_ACCEPTS_LOSS_KWARGS
 from vlmtune.data.batches.order import LengthGroupedOrder
@@ -20,6 +19,7 @@ from vlmtune.data.batches.packs import PackCollator
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.progress import Progress, silent
 from vlmtune.data.workers import READERS
+from vlmtune.engine.arguments import Schedule, training_arguments
 from vlmtune.engine.checkpoints import (
     WRITE_ERRORS,
     disk_full,
@@ -40,33 +40,6 @@ from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 
 ABSURD_LOSS = 1_000.0  # before the first step; who guesses among all tokens has 13 at most
-
-
-class Schedule(LambdaLR):
-    """transformers' schedule, one step ahead: its warm-up starts at 0, and a step at 0 learns nothing.
-
-    It is that of one step more, so that a decay reaches 0 after the last step and not before it.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, args: TrainingArguments, num_steps: int) -> None:
-        def rates(num_steps: int, warmup: int = args.get_warmup_steps(num_steps)) -> list[Callable[[int], float]]:
-            return get_scheduler(args.lr_scheduler_type, optimizer, warmup, num_steps).lr_lambdas
-
-        self.ahead, self.of_0_1_0 = 1, rates(num_steps)
-        super().__init__(optimizer, [lambda step, rate=rate: rate(step + 1) for rate in rates(num_steps + 1)])
-
-    def state_dict(self) -> dict:
-        """Return what a checkpoint keeps."""
-        return {name: value for name, value in super().state_dict().items() if name != "of_0_1_0"}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from a checkpoint; a run of version 0.1.0, which began at 0, as it began."""
-        super().load_state_dict({"ahead": 0, **state_dict})
-        if not self.ahead:
-            self.lr_lambdas = self.of_0_1_0
-        self._last_lr = self.get_lr()  # the run may have been made longer since: the checkpoint's is of its old end
-        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = rate
 
 
 @dataclass(frozen=True)
@@ -151,8 +124,9 @@ class TuneTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Fetch the batches of one step, and note how long that took and what they hold."""
-        if self.state.global_step >= self.state.max_steps:
-            # Resumed from the last step's checkpoint: Trainer would take one step more before it looks.
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            # Resumed from the last step's checkpoint, or where an evaluation ends the run: Trainer would take one step
+            # more before it looks.
             self.control.should_training_stop = True
             return [], None
         started = time.perf_counter()
@@ -227,7 +201,7 @@ class TuneTrainer(Trainer):
             checkpoint.unlink()
         try:
             super()._save_checkpoint(model, trial)
-            finish_checkpoint(checkpoint, keep=self.plan.save_total_limit)
+            finish_checkpoint(checkpoint, self.plan.save_total_limit, self.state.best_global_step)
         except WRITE_ERRORS as error:
             if not is_disk_full(error):
                 raise
@@ -249,6 +223,10 @@ class TuneTrainer(Trainer):
             refuse_other_base(base_of(self.model), Path(resume_from_checkpoint), self.plan.lora_rank)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def load_trained_of(self, checkpoint: Path) -> None:
+        """Let the model be that of a checkpoint."""
+        self._load_from_checkpoint(str(checkpoint), self.model)
+
     def floating_point_ops(self, inputs) -> int:
         """Return 0: counting parameters at each step costs time, and nobody reads the sum."""
         return 0
@@ -260,44 +238,3 @@ def _raising(batches: Iterator) -> Iterator:
         if isinstance(batch, VlmtuneError):
             raise batch
         yield batch
-
-
-class Arguments(TrainingArguments):
-    """Trainer's arguments for a model that is where it belongs."""
-
-    @property
-    def place_model_on_device(self) -> bool:
-        """Trainer would bring all of it to the card, parts in main memory too."""
-        return False
-
-
-def training_arguments(plan: RunPlan, folder: RunFolder) -> Arguments:
-    """Return the plan in transformers' words. Checkpointing, loss and optimizer are vlmtune's own and stay off here."""
-    return Arguments(
-        output_dir=str(folder.checkpoints),
-        run_name=plan.experiment_name,
-        per_device_train_batch_size=plan.rows_per_step if plan.pack_tokens else plan.batch_size,
-        gradient_accumulation_steps=1 if plan.pack_tokens else plan.gradient_accumulation_steps,
-        num_train_epochs=plan.num_epochs,
-        max_steps=plan.max_steps or -1,
-        learning_rate=plan.learning_rate,
-        warmup_steps=plan.warmup_ratio,  # below 1 it is a share of all steps
-        lr_scheduler_type=plan.lr_scheduler_type,
-        max_grad_norm=plan.max_grad_norm,
-        seed=plan.seed,
-        logging_steps=plan.logging_steps,
-        logging_nan_inf_filter=False,  # it would log an average in place of a loss that is no number
-        save_strategy="steps",
-        save_steps=plan.save_steps,
-        eval_strategy="steps" if plan.eval_steps else "no",
-        eval_steps=plan.eval_steps,
-        report_to=[name for name in plan.report_to if name == "wandb"],
-        remove_unused_columns=False,
-        dataloader_num_workers=plan.num_workers,
-        dataloader_persistent_workers=plan.num_workers > 0,
-        dataloader_pin_memory=plan.device == "cuda",
-        disable_tqdm=True,
-        use_cpu=plan.device == "cpu",
-        fp16=plan.loss_scaling,  # for the scaler of gradients: the loss enters autocast by itself
-        bf16=False,
-    )

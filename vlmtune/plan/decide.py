@@ -63,6 +63,8 @@ def make_plan(
         "save_steps": training.save_steps,
         "save_minutes": training.save_minutes,
         "save_total_limit": training.save_total_limit,
+        "save_best_by": training.save_best_by,
+        "early_stopping_patience": training.early_stopping_patience,
         "report_to": _installed(training.report_to),
         **_levers(config, model, device, choices),
     }

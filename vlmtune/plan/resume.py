@@ -18,6 +18,7 @@ FREE_FIELDS = {
     "save_minutes",
     "save_total_limit",
     "report_to",
+    "early_stopping_patience",
 }
 """Fields that no lever owns and that decide nothing of the result but the order in which numbers are added."""
 

@@ -65,6 +65,16 @@ class Retry:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best evaluation of a run, whose weights are its result."""
+
+    name: str
+    """What was compared: `loss`, or the name of a metric."""
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
 class TrainReport:
     """Everything in `report.json`."""
 
@@ -102,6 +112,8 @@ class TrainReport:
     """None without an estimate, as on a CPU."""
     memory_measured: Memory | None = None
     """None on a CPU, and where no step was made."""
+    best: Best | None = None
+    """None where the last step is the result."""
 
     def to_json(self) -> str:
         """Return the report as strict JSON text."""

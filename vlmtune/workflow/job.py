@@ -71,7 +71,7 @@ def prepare(
     """
     from vlmtune.data.boxes.check import told_of_boxes
     from vlmtune.data.boxes.writing import writer_for
-    from vlmtune.engine.single import refuse_several_processes
+    from vlmtune.engine.ranks.single import refuse_several_processes
     from vlmtune.plan.length import begun_values, open_values, told_of_length
     from vlmtune.plan.resume import told_of_longer
     from vlmtune.runs.folder import RunFolder

@@ -11,8 +11,8 @@ def start_on_gpu() -> tuple[str, ...]:
     Raises:
         VlmtuneError: a launcher has started several processes.
     """
+    from vlmtune.engine.ranks.single import stay_single
     from vlmtune.engine.runtime import prepare_environment
-    from vlmtune.engine.single import stay_single
 
     prepare_environment()
     notes = stay_single()
