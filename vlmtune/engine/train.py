@@ -1,7 +1,7 @@
 """A plan and its rows → a trained adapter, a log and a report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from transformers import PrinterCallback, ProcessorMixin
@@ -20,7 +20,8 @@ from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.results.best import callbacks_of, take_best
-from vlmtune.engine.results.save import partial_of, save_tuned
+from vlmtune.engine.results.card import write_card
+from vlmtune.engine.results.save import partial_of, result_of, save_tuned
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import is_disk_full, remove
@@ -109,6 +110,8 @@ def _train(
         notes=_notes(data, plan, watch),
     )
     write_report(folder, report, recorder.records)
+    if not interrupt.stopped:
+        write_card(result_of(plan, folder), plan, asdict(report), whole=plan.method == "full")
     return report
 
 

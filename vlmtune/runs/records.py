@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from vlmtune.files import strict_json
+from vlmtune.files import json_value, strict_json
+from vlmtune.reading import JSON_BYTES, read_regular
 from vlmtune.runs.memory import Memory
 
 if TYPE_CHECKING:
@@ -118,6 +120,14 @@ class TrainReport:
     def to_json(self) -> str:
         """Return the report as strict JSON text."""
         return strict_json(asdict(self), indent=2) + "\n"
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return what a report.json holds, of any version; nothing of one that is not there or damaged."""
+    try:
+        return dict(json_value(read_regular(path, JSON_BYTES, own=True)))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
 
 
 @dataclass(frozen=True)
