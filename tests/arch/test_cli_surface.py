@@ -5,7 +5,7 @@ import typer
 from vlmtune.cli import app
 
 SURFACE = {
-    "": ["--version"],
+    "": ["--version", "--install-completion", "--show-completion"],
     "train": ["CONFIG", "--set", "--dry-run", "--resume", "--force", "--model", "--json"],
     "validate": ["CONFIG", "--set", "--json", "--schema", "--preview"],
     "estimate-vram": [
@@ -23,7 +23,11 @@ SURFACE = {
     ],
     "plan": ["--model", "--gpu", "--data", "--preset", "-o", "--force", "--platform", "--reserve-gib", "--json"],
     "evaluate": ["RUN", "--data", "--base", "--max-new-tokens", "--checkpoint", "--model", "--json"],
-    "generate": ["RUN", "--prompt", "--image", "--max-new-tokens", "--checkpoint", "--model", "--json"],
+    "generate": [
+        *("RUN", "--prompt", "--prompts", "--image", "--base", "--temperature", "--top-p", "--max-new-tokens"),
+        *("--checkpoint", "--model", "--json"),
+    ],
+    "chat": ["RUN", "--base", "--temperature", "--top-p", "--max-new-tokens", "--checkpoint", "--model"],
     "merge": ["RUN", "-o", "--checkpoint", "--model", "--json"],
     "doctor": ["--json"],
     "calibrate": ["--json"],

@@ -16,8 +16,6 @@ from vlmtune.cli import (
     calibrate,
     doctor,
     estimate_vram,
-    evaluate,
-    generate,
     guide,
     merge,
     models,
@@ -26,6 +24,7 @@ from vlmtune.cli import (
     train,
     validate,
 )
+from vlmtune.cli.ask import chat, evaluate, generate
 from vlmtune.environment import check_environment
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.printing import say
@@ -36,7 +35,6 @@ _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 app = typer.Typer(
     name="vlmtune",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,6 +44,7 @@ app.command("estimate-vram", epilog=estimate_vram.EXAMPLE)(estimate_vram.estimat
 app.command(epilog=plan.EXAMPLE)(plan.plan)
 app.command(epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=generate.EXAMPLE)(generate.generate)
+app.command(epilog=chat.EXAMPLE)(chat.chat)
 app.command(epilog=merge.EXAMPLE)(merge.merge)
 app.command(epilog=validate.EXAMPLE)(validate.validate)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)

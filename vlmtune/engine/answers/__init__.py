@@ -1,0 +1,1 @@
+"""Answers of a model: several rows at once, and those of held-out rows during training."""
