@@ -53,6 +53,7 @@ PUBLIC: dict[str, set[str] | None] = {
     "torch.ops": EVERYTHING,
     "torch.optim": EVERYTHING,
     "torch.testing": EVERYTHING,
+    "torch.distributed": EVERYTHING,
     "torch.optim.lr_scheduler": EVERYTHING,
     "torch.utils.checkpoint": EVERYTHING,
     "torch.utils.data": EVERYTHING,

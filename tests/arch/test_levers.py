@@ -223,6 +223,7 @@ def test_savings_come_in_the_order_of_what_they_give_up():
         "Embeddings in main memory",
         "Recompute activations",
         "Rows at a time",
+        "Several GPUs",
         "Rows in packs",
         "One attention call for all rows",
         "Vision features cached",

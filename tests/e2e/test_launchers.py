@@ -55,7 +55,7 @@ def test_torchrun_with_two_processes_is_refused_before_anything_is_read(project)
     (project.root / "rows.jsonl").unlink()
     done = torchrun(project, "launched", 2)
     assert done.returncode != 0 and not project.run("launched").path.exists()
-    assert "error: WORLD_SIZE=2: vlmtune is one process on one GPU" in done.stderr
+    assert "error: WORLD_SIZE=2: this command is one process on one GPU" in done.stderr
     assert "hint:  start vlmtune without a launcher, or unset WORLD_SIZE;" in done.stderr
     assert "rows.jsonl" not in done.stderr
 
@@ -65,4 +65,4 @@ def test_commands_that_load_a_run_are_refused_too(plain, run_cli, monkeypatch):
     for command in (["evaluate", "--data", "rows.jsonl"], ["generate", "--prompt", "?"], ["merge", "--out", "merged"]):
         refused = run_cli(command[0], plain.path, *command[1:])
         assert refused.code == 1
-        assert refused.stderr.startswith("error: WORLD_SIZE=2: vlmtune is one process on one GPU")
+        assert refused.stderr.startswith("error: WORLD_SIZE=2: this command is one process on one GPU")

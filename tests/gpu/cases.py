@@ -352,16 +352,36 @@ HEADS_AND_FILES = (
 """Heads in 8 bits and files in 4. A kept base is quantised by the run that is measured: nothing is there before."""
 
 
+LEAN = {"hardware.lean_lora": True}
+PACKS = {"training.packing": True, "training.gradient_accumulation_steps": 8}
+SPEED_LEVERS = (
+    Case("qwen3-2b-lean", QWEN3_2B, settings=LEAN),
+    Case("qwen25-3b-lean-native", QWEN25_3B, expandable=False, settings=LEAN),
+    Case("qwen25-3b-lean-large-image", QWEN25_3B, image_px=(1120, 840), settings=LEAN),
+    Case("qwen25-7b-lean", QWEN25_7B, settings=LEAN),
+    Case("qwen3-8b-lean-rank64", QWEN3_8B, settings={**LEAN, **RANK_64}),
+    Case("llava-7b-lean-batch2", LLAVA_7B, settings={**LEAN, "training.batch_size": 2}),
+    Case("smol-2b-lean-keep", SMOL_2B, settings={**LEAN, **KEEP, **ONE_TILE}),
+    Case("gemma-4b-lean", GEMMA_4B, settings=LEAN),
+    Case("pali-3b-lean-lora", PALI_3B, settings={**LEAN, "training.method": "lora", "training.lora.rank": 32}),
+    Case("qwen25-3b-packs", QWEN25_3B, rows=8, settings=PACKS),
+    Case("qwen25-3b-packs-lean", QWEN25_3B, rows=8, settings={**PACKS, **LEAN}),
+    Case("llava-7b-packs-lean", LLAVA_7B, rows=8, settings={**PACKS, **LEAN, "training.pack_tokens": 3072}),
+)
+"""Lean adapters and packs; measured likewise, after their rules."""
+
+
 def _uneven(case: Case, settings: dict) -> Case:
     return replace(case, rows=24, text_chars=600, mixed_images=True, settings={**settings, **case.settings})
 
 
-MEMORY_LEVERS = (
+LEVERS = (
     *ONE_MEMORY_LEVER,
     *SEVERAL_MEMORY_LEVERS,
     *(_uneven(case, EPOCHS) for case in LONG_MEMORY_LEVERS),
     *CACHED_FEATURES,
     *HEADS_AND_FILES,
+    *SPEED_LEVERS,
 )
 """Measured once, after the rules for them were there, and none was changed for these."""
 
@@ -420,7 +440,7 @@ CASES = (
     *FULL,
     *BLIND,
     *(_uneven(case, TWELVE_STEPS) for case in (*UNEVEN, *BLIND_UNEVEN)),
-    *MEMORY_LEVERS,
+    *LEVERS,
 )
 TWENTY_STEPS = {"training.max_steps": 20, "training.gradient_accumulation_steps": 1, "training.lora.rank": 8}
 SMALL_CARD = (

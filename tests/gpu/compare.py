@@ -18,7 +18,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import BLIND, BLIND_UNEVEN, CASES, HEADS_AND_FILES, MEMORY_LEVERS, UNSEEN, Case, prepare  # noqa: E402
+from gpu.cases import BLIND, BLIND_UNEVEN, CASES, HEADS_AND_FILES, LEVERS, SPEED_LEVERS, UNSEEN, Case, prepare  # noqa: E402
 
 from vlmtune.data.batches.packs import collate_of  # noqa: E402
 from vlmtune.data.collate import Collator  # noqa: E402
@@ -209,8 +209,9 @@ def table_of(errors: list[Errors]) -> str:
         _line("dropout", [e for e in errors if "dropout" in e.case.name]),
         _line("full tuning", [e for e in errors if "full" in e.case.name]),
         _line("blind: dropout and full tuning", [e for e in errors if e.case in BLIND]),
-        _line("memory levers", [e for e in errors if e.case in MEMORY_LEVERS]),
+        _line("memory and speed levers", [e for e in errors if e.case in LEVERS]),
         _line("of these: head in 8 bits, files in 4", [e for e in errors if e.case in HEADS_AND_FILES]),
+        _line("of these: lean adapters, packs", [e for e in errors if e.case in SPEED_LEVERS]),
         _line("blind: uneven rows over native segments", [e for e in errors if e.case.name in BLIND_UNEVEN_NAMES]),
     ]
     for family in dict.fromkeys(e.case.model for e in errors):

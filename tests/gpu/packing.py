@@ -173,15 +173,15 @@ def arrangements(batches: list[int], packs: list[int]) -> list[dict]:
     return runs
 
 
-def main(out: Path, catalogue: Path, model: str, every: list[dict]) -> None:
+def main(out: Path, catalogue: Path, model: str, every: list[dict], with_estimates: bool) -> None:
     """Write each run's figures to `out` as soon as they are there."""
     found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(Case("packing", model), catalogue, folder)
         write_rows(folder / "short.jsonl", ROWS, PICTURE_PX, CHARS)
-        estimates = [started("estimate", folder, number, changes) for number, changes in enumerate(every)]
-        expected = [ended(*one) for one in estimates]
+        started_estimates = [started("estimate", folder, *one) for one in enumerate(every)] if with_estimates else []
+        expected = [ended(*one) for one in started_estimates] or [{}] * len(every)
         for number, changes in enumerate(every):
             took = ended(*started("run", folder, number, changes))
             found.append({**changes, **expected[number], **took})
@@ -217,5 +217,7 @@ if __name__ == "__main__":
         parser.add_argument("--model", default=QWEN25_3B, help="folder in the catalogue")
         parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
         parser.add_argument("--packs", type=int, nargs="+", default=PACKS)
+        parser.add_argument("--no-estimates", action="store_true", help="they take a minute, on the processor")
         asked = parser.parse_args()
-        main(asked.out, asked.catalogue, asked.model, arrangements(asked.batches, asked.packs))
+        every = arrangements(asked.batches, asked.packs)
+        main(asked.out, asked.catalogue, asked.model, every, not asked.no_estimates)

@@ -47,10 +47,13 @@ def train(
     """Train as the config says; the run folder holds adapter, log and report afterwards."""
     from vlmtune.workflow.attempts import Flags
     from vlmtune.workflow.job import prepare
+    from vlmtune.workflow.ranks import follow_launcher
     from vlmtune.workflow.train import open_folder, train_in
 
     if base_model and not resume:
         raise typer.BadParameter("it is for --resume; a new run's model is named by model.name", param_hint="--model")
+    if follow_launcher():
+        return
     job = prepare(config, tuple(overrides or ()), resume=resume, err=as_json, base_model=base_model)
     if dry_run:
         _dry_run(job, as_json)

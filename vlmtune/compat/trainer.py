@@ -1,7 +1,7 @@
 """Names of transformers' Trainer, and of accelerate in it: hooks for vlmtune's own step, order of rows and files."""
 
 from vlmtune.compat.borrowed import Attribute, Name, Override
-from vlmtune.compat.libraries import ACCELERATE, TRANSFORMERS
+from vlmtune.compat.libraries import ACCELERATE, TORCH, TRANSFORMERS
 
 TRAINER = "transformers.Trainer"
 TUNE_TRAINER = ("vlmtune.engine.trainer.TuneTrainer",)
@@ -29,6 +29,18 @@ BASE_DATALOADER = Attribute(
     "base_dataloader",
     "the loader that starts the processes: what is set on the one around it does not reach them.",
     read_by="accelerate.data_loader.DataLoaderShard.__iter__",
+)
+PERSISTENT_PROCESSES = Attribute(
+    TORCH,
+    "torch.utils.data.DataLoader",
+    "_iterator",
+    "processes that outlive an epoch belong to it, and it is let go of with the loader, whenever that is.",
+    read_by="torch.utils.data.DataLoader.__iter__",
+)
+END_PROCESSES = Name(
+    TORCH,
+    "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._shutdown_workers",
+    "nothing public ends them; they ignore signals, so a process that ends with them still there waits for ever.",
 )
 CALLBACK_HANDLER = Attribute(
     TRANSFORMERS, TRAINER, "callback_handler", "an evaluation of vlmtune's own tells callbacks by it.", plain=True
@@ -130,6 +142,12 @@ LOAD_FROM_CHECKPOINT = Override(
     TUNE_TRAINER,
     "it reads what `_save` wrote.",
     read_by="transformers.Trainer.train",
+)
+LOAD_RNG_STATE = Override(
+    TRANSFORMERS,
+    "transformers.Trainer._load_rng_state",
+    TUNE_TRAINER,
+    "of several processes, each goes on with random numbers of its own.",
 )
 FLOATING_POINT_OPS = Override(
     TRANSFORMERS,

@@ -77,15 +77,16 @@ def _walk(schema: dict, definitions: dict, path: tuple[str, ...]):
 
 def _key(path: tuple[str, ...], prop: dict) -> Key:
     options = prop.get("anyOf", [prop])
-    kind = next(option for option in options if option.get("type") != "null")
+    kinds = [option for option in options if option.get("type") != "null"]
+    kind = kinds[0]
     return Key(
         path=path,
-        allowed=_in_words(kind),
+        allowed=", or ".join(map(_in_words, kinds)),
         default=prop["default"] if "default" in prop else REQUIRED,
         meaning=prop.get("description", ""),
         json_type=kind.get("type", "any"),
         choices=_choices(kind),
-        nullable=len(options) > 1,
+        nullable=len(options) > len(kinds),
     )
 
 

@@ -178,6 +178,8 @@ class HardwareSection(Section):
     """One attention call for all rows of a pack and all windows of a tower; Ampere and newer cards. `auto`: not yet."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
+    num_gpus: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None
+    """GPUs that train together, as many rows a step: time changes, not the result. `auto`: all here. Default: one."""
     on_oom: Literal["error", "retry"] = "error"
     """Out of GPU memory: `error` names the changes that would have fitted; `retry` takes less at a time and goes on."""
 

@@ -34,7 +34,13 @@ class Collator:
         self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def __call__(self, rows: list) -> dict:
-        return collate(rows, self.pad_token_id)
+        rows = [row for row in rows if row is not None]
+        return collate(rows, self.pad_token_id) if rows else without_rows()
+
+
+def without_rows() -> dict[str, Tensor | list[str]]:
+    """Return the batch of a process that has no row where others have."""
+    return {"labels": torch.empty(0, 0, dtype=torch.long), WHERE: []}
 
 
 def collate(rows: list[Encoded | VlmtuneError], pad_token_id: int) -> dict[str, Tensor | list[str]] | VlmtuneError:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from transformers import ProcessorMixin
 
+from vlmtune.data.batches.order import NO_ROW
 from vlmtune.data.boxes.writing import written
 from vlmtune.data.encode import Encoded, cut, encode, encode_prompt
 from vlmtune.data.features.rows import RowFeatures, features_for_pixels, with_features
@@ -42,8 +43,10 @@ class TuneDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Encoded | VlmtuneError:
+    def __getitem__(self, index: int) -> Encoded | VlmtuneError | None:
         """Return the row. What is wrong with it is raised, in a worker returned: torch would make a traceback of it."""
+        if index == NO_ROW:
+            return None
         self.on_read(index)
         try:
             return self._row(index)

@@ -16,6 +16,7 @@ from functools import partial
 from multiprocessing.sharedctypes import RawArray
 from typing import TYPE_CHECKING
 
+from vlmtune.compat.trainer import END_PROCESSES, PERSISTENT_PROCESSES
 from vlmtune.errors import VlmtuneError
 from vlmtune.hardware.machine import SHARED_MEMORY
 from vlmtune.plan.types import RunPlan
@@ -72,8 +73,8 @@ class Readers:
     """The processes that read for this one: which row each is at, so that an error can name it, and their end."""
 
     def __init__(self) -> None:
-        self.loaders: list[tuple[ctypes.Array, Callable[[int], str]]] = []
-        """For each data loader two numbers a process, its own and that of its row, and what rows are called."""
+        self.loaders: list[tuple[DataLoader, ctypes.Array, Callable[[int], str]]] = []
+        """Each data loader, two numbers a process, its own and that of its row, and what rows are called."""
 
     def watch(self, loader: "DataLoader", where: Callable[[int], str]) -> "DataLoader":
         """Let the loader's processes go on when a scheduler or a terminal signals all, and not wait for ever for them.
@@ -85,7 +86,7 @@ class Readers:
             at = RawArray("q", 2 * loader.num_workers)
             loader.timeout = HANGS_AFTER_S
             loader.worker_init_fn = partial(_begin, loader.worker_init_fn, at)
-            self.loaders.append((at, where))
+            self.loaders.append((loader, at, where))
         return loader
 
     @contextmanager
@@ -98,6 +99,7 @@ class Readers:
         try:
             with self._watched(), self._watched():  # torch raises wherever this process is at: also in the inner one
                 yield
+                self._end()
         finally:
             self.loaders.clear()
 
@@ -135,12 +137,19 @@ class Readers:
 
     def _rows(self, process: int | None) -> list[str]:
         """Return what the rows are called that a process, or any, is at."""
-        pairs = [(at[slot], at[slot + 1], where) for at, where in self.loaders for slot in range(0, len(at), 2)]
+        pairs = [(at[slot], at[slot + 1], where) for _, at, where in self.loaders for slot in range(0, len(at), 2)]
         return [where(row - 1) for one, row, where in pairs if row and process in (one, None)]
+
+    def _end(self) -> None:
+        """End the processes when all is read: in the middle of an epoch they are about to read what nobody asks for."""
+        for loader, *_ in self.loaders:
+            if (processes := PERSISTENT_PROCESSES.read(loader)) is not None:
+                END_PROCESSES(processes)
+        self._kill()
 
     def _kill(self) -> None:
         """End the processes: one that hangs answers to no signal, and is waited for as this process ends."""
-        ours = {at[slot] for at, _ in self.loaders for slot in range(0, len(at), 2)}
+        ours = {at[slot] for _, at, _ in self.loaders for slot in range(0, len(at), 2)}
         before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
         for child in multiprocessing.active_children():
             if child.pid in ours:

@@ -7,6 +7,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
 from vlmtune.compat.torch import LAST_RATES
+from vlmtune.engine.ranks import group
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 
@@ -38,8 +39,8 @@ class Schedule(LambdaLR):
             self.lr_lambdas = self.of_0_1_0
         rates = self.get_lr()  # the run may have been made longer since: the checkpoint's is that of its old end
         LAST_RATES.write(self, rates)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        for parameters, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            parameters["lr"] = rate
 
 
 class Arguments(TrainingArguments):
@@ -57,7 +58,7 @@ def training_arguments(plan: RunPlan, folder: RunFolder) -> Arguments:
         output_dir=str(folder.checkpoints),
         run_name=plan.experiment_name,
         per_device_train_batch_size=plan.rows_per_step if plan.pack_tokens else plan.batch_size,
-        gradient_accumulation_steps=1 if plan.pack_tokens else plan.gradient_accumulation_steps,
+        gradient_accumulation_steps=1 if plan.pack_tokens else plan.passes_per_step,
         num_train_epochs=plan.num_epochs,
         max_steps=plan.max_steps or -1,
         learning_rate=plan.learning_rate,
@@ -73,7 +74,7 @@ def training_arguments(plan: RunPlan, folder: RunFolder) -> Arguments:
         eval_steps=plan.eval_steps,
         metric_for_best_model=f"eval_{plan.save_best_by}" if plan.save_best_by else None,
         greater_is_better=plan.save_best_by not in LESS_IS_BETTER,
-        report_to=[name for name in plan.report_to if name == "wandb"],
+        report_to=[name for name in plan.report_to if name == "wandb" and group.is_first()],
         remove_unused_columns=False,
         dataloader_num_workers=plan.num_workers,
         dataloader_persistent_workers=plan.num_workers > 0,

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from vlmtune.compat.trainer import COMPUTE_STEPS, EXPORTABLE_STATE, STATEFUL_CALLBACKS
 from vlmtune.engine.monitor import LiveView
+from vlmtune.engine.ranks import group
 from vlmtune.engine.trainer import TuneTrainer, Work
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
@@ -99,7 +100,8 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
 
     def _add(self, record: StepRecord) -> None:
         self.records.append(record)
-        self.folder.append_log(record)
+        if group.is_first():
+            self.folder.append_log(record)
         self.view.update(record)
 
     def _record(self, state, logs: dict) -> StepRecord:
@@ -168,7 +170,7 @@ class FirstStepCheck(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.untaught = {self.family.part_of(name) for name, _ in self._parameters(True)}
-        self.frozen = {name: _digest(parameter) for name, parameter in self._parameters(False)}
+        self.frozen = {name: digest(parameter) for name, parameter in self._parameters(False)}
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         if not self.untaught:
@@ -190,7 +192,7 @@ class FirstStepCheck(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if not self.frozen:
             return
-        changed = [name for name, parameter in self._parameters(False) if _digest(parameter) != self.frozen[name]]
+        changed = [name for name, parameter in self._parameters(False) if digest(parameter) != self.frozen[name]]
         self.frozen = {}
         if changed:
             raise VlmtuneError(
@@ -222,7 +224,7 @@ class MovedCheck(TrainerCallback):
             )
 
     def _digests(self) -> list[int]:
-        return [_digest(parameter) for parameter in self.trainer.model.parameters() if parameter.requires_grad]
+        return [digest(parameter) for parameter in self.trainer.model.parameters() if parameter.requires_grad]
 
 
 def _limit_bytes() -> int:
@@ -231,7 +233,7 @@ def _limit_bytes() -> int:
     return int(total_bytes * torch.cuda.get_per_process_memory_fraction())
 
 
-def _digest(tensor: torch.Tensor) -> int:
+def digest(tensor: torch.Tensor) -> int:
     """Return a sum over the tensor's bytes, place by place: any step of an optimizer changes it.
 
     A MiB at a time: a sum over all bytes at once would convert them first, eight times their memory.
@@ -241,23 +243,6 @@ def _digest(tensor: torch.Tensor) -> int:
     for piece in places.split(DIGEST_BYTES):
         total += int(piece[::2].sum(dtype=torch.int64)) * 1_000_003 + int(piece[1::2].sum(dtype=torch.int64))
     return total
-
-
-class SaveByMinutes(TrainerCallback):
-    """Asks for a checkpoint after the step in which so many minutes have gone by since the last one."""
-
-    def __init__(self, minutes: float) -> None:
-        self.seconds = minutes * 60
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.saved = time.monotonic()  # which nobody sets, as clocks are
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        if time.monotonic() - self.saved >= self.seconds:
-            control.should_save = True
-
-    def on_save(self, args, state, control, **kwargs) -> None:
-        self.saved = time.monotonic()
 
 
 class StopOnInterrupt(TrainerCallback):

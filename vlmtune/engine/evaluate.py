@@ -16,6 +16,7 @@ from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.encode import IGNORED, render
 from vlmtune.data.progress import Advance, nobody
 from vlmtune.data.types import Sample
+from vlmtune.engine.ranks import group
 from vlmtune.engine.step import forward_loss
 from vlmtune.engine.tuned import Tuned
 from vlmtune.models.build import base_of, family_of
@@ -68,20 +69,21 @@ def row_losses(
 ) -> list[tuple[float, int]]:
     """Return (summed loss, labelled tokens) of each row; one at a time needs less memory than any training step.
 
-    `on_row` is called with 1 after each.
+    Several processes share them. `on_row` is called with the number of rows that are done by each step.
     """
     was_training = model.training
     model.eval()
     losses = []
     with torch.no_grad():
-        for index in range(len(rows)):
+        for index in range(group.number(), len(rows), group.size()):
             batch = collator([rows[index]])
             batch = {key: value.to(plan.device) for key, value in batch.items() if key != WHERE}
             tokens = int((batch["labels"] != IGNORED).sum())
             losses.append((forward_loss(model, batch, plan, num_items=1).item(), tokens))
-            on_row(1)
+            on_row(min(group.size(), len(rows) - index))
     model.train(was_training)
-    return losses
+    shares = group.gathered(losses)
+    return [shares[index % len(shares)][index // len(shares)] for index in range(len(rows))]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ class OutOfMemory(VlmtuneError):
         self.details = details
         self.available_bytes = available_bytes
 
+    def __reduce__(self) -> tuple:
+        return OutOfMemory, (self.headline, self.details, self.available_bytes)
+
     def without_traceback(self) -> "OutOfMemory":
         """Return the same error without what it was raised from: tracebacks keep the model in memory."""
         return OutOfMemory(self.headline, self.details, self.available_bytes)

@@ -11,6 +11,9 @@ from functools import cache
 
 from vlmtune.plan.types import Device
 
+OF_NCCL = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
+_set_here: set[str] = set()
+
 
 def prepare_environment() -> None:
     """Set what torch and transformers read when they are imported; call it before that.
@@ -28,11 +31,23 @@ def prepare_environment() -> None:
     # transformers would train on a TPU wherever torch_xla is installed, and report to a Kubeflow server unasked.
     os.environ["USE_TORCH_XLA"] = "0"
     os.environ.setdefault("DISABLE_KUBEFLOW_INTEGRATION", "TRUE")
-    # accelerate refuses pairs of RTX 40 cards on older drivers unless NCCL, unused here, is told to leave them alone.
-    os.environ.setdefault("NCCL_P2P_DISABLE", "1")
-    os.environ.setdefault("NCCL_IB_DISABLE", "1")
+    # accelerate refuses pairs of RTX 40 cards on older drivers unless NCCL is told to leave them alone.
+    for name in {*OF_NCCL} - os.environ.keys():
+        os.environ[name] = "1"
+        _set_here.add(name)
     # It speaks at import about an optional kernel package for CPUs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+@contextmanager
+def nccl_as_found() -> Iterator[None]:
+    """Let NCCL, or processes that are started, find its settings as they were: only accelerate was to see others."""
+    for name in _set_here:
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        os.environ.update(dict.fromkeys(_set_here, "1"))
 
 
 def quiet_libraries() -> None:
@@ -72,8 +87,19 @@ def probe_device() -> Device:
     """Return the GPU that torch will use, or the CPU."""
     import torch
 
+    from vlmtune.engine.ranks import group
+    from vlmtune.engine.ranks.single import gpus_there
+
+    launched = group.size() > 1
     if not torch.cuda.is_available():
-        return Device("cpu", "CPU", bf16=False)
+        return Device("cpu", "CPU", bf16=False, num_gpus=group.size() if launched else 0, launched=launched)
     properties = torch.cuda.get_device_properties(0)
     # Older cards emulate bf16 slowly; from Ampere on it is computed.
-    return Device("cuda", properties.name, bf16=properties.major >= 8, total_bytes=properties.total_memory)
+    return Device(
+        "cuda",
+        properties.name,
+        bf16=properties.major >= 8,
+        total_bytes=properties.total_memory,
+        num_gpus=group.size() if launched else len(gpus_there()),
+        launched=launched,
+    )

@@ -14,11 +14,14 @@ from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.data.workers import READERS, workers_for_training
-from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, SaveByMinutes, StopOnInterrupt
+from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
 from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole
 from vlmtune.engine.memory import MemoryWatch
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
+from vlmtune.engine.ranks import group
+from vlmtune.engine.ranks.follow import FollowFirst, SaveByMinutes
+from vlmtune.engine.ranks.report import facts_of_all
 from vlmtune.engine.results.best import callbacks_of, take_best
 from vlmtune.engine.results.card import write_card
 from vlmtune.engine.results.save import partial_of, result_of, save_tuned
@@ -76,12 +79,14 @@ def _train(
     tell_of_long_rows(lengths.total, plan, view.note)
     _refuse_blind_tower(lengths, plan)
     _check_longest(TuneDataset(data.train.samples, processor, family, plan), lengths, plan)
-    val_features, features = _features(plan, source, (data.val, data.train), processor, view)
+    with group.first_alone(plan.cache_features):
+        val_features, features = _features(plan, source, (data.val, data.train), processor, view)
     rows = TuneDataset(data.train.samples, processor, family, plan, features)
     val_rows = TuneDataset(data.val.samples, processor, family, plan, val_features)
     plan = replace(plan, num_workers=workers_for_training(plan, rows[lengths.most_pixels()].tensors, view.note))
-    checkpoint = _checkpoint(folder, resume, view)
-    model = build_model(plan, tell=view.note)
+    checkpoint = group.told_by_first(_checkpoint(folder, resume, view) if group.is_first() else None)
+    with group.first_alone(plan.cache_quantized):
+        model = build_model(plan, tell=view.note)
     if features and features.form:
         serve_features(base_of(model), features.form)
     if plan.device == "cuda":
@@ -98,7 +103,8 @@ def _train(
         if val_rows and not _evaluated_last(recorder, trainer):
             trainer.evaluate()
         best = take_best(trainer, plan, folder, view)
-        save_tuned(trainer.model, processor, plan, folder)
+        if group.is_first():
+            save_tuned(trainer.model, processor, plan, folder)
     report = TrainReport(
         status="interrupted" if interrupt.stopped else "finished",
         steps=trainer.state.global_step,
@@ -107,12 +113,18 @@ def _train(
         **_facts_of_model(inventory(model, family)),
         **_facts_of_training(recorder, best),
         **_facts_of_gpu(watch),
+        **facts_of_all(trainer.model),
         notes=_notes(data, plan, watch),
     )
-    write_report(folder, report, recorder.records)
-    if not interrupt.stopped:
-        write_card(result_of(plan, folder), plan, asdict(report), whole=plan.method == "full")
+    if group.is_first():
+        _write_down(report, recorder, plan, folder)
     return report
+
+
+def _write_down(report: TrainReport, recorder: Recorder, plan: RunPlan, folder: RunFolder) -> None:
+    write_report(folder, report, recorder.records)
+    if report.status == "finished":
+        write_card(result_of(plan, folder), plan, asdict(report), whole=plan.method == "full")
 
 
 def _features(
@@ -158,8 +170,8 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     watches = [watch] if watch else []
     checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
     by_minutes = [SaveByMinutes(plan.save_minutes)] if plan.save_minutes else []
-    best = callbacks_of(plan, folder)
-    for callback in (interrupt, recorder, *checks, *best, *by_minutes, *watches, *_services(plan, folder)):
+    best, services = callbacks_of(plan, folder), _services(plan, folder)
+    for callback in (interrupt, recorder, *checks, *best, *by_minutes, *watches, *services, FollowFirst(interrupt)):
         trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)
     return Running(trainer, recorder, interrupt, watch)
@@ -201,7 +213,7 @@ def _evaluated_last(recorder: Recorder, trainer: TuneTrainer) -> bool:
 
 
 def _services(plan: RunPlan, folder: RunFolder) -> list:
-    if "tensorboard" not in plan.report_to:
+    if "tensorboard" not in plan.report_to or not group.is_first():
         return []
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback

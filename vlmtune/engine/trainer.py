@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 
 from vlmtune.compat.trainer import BASE_DATALOADER, DEVICE_PLACEMENT, MODEL_ACCEPTS_LOSS_KWARGS
-from vlmtune.data.batches.order import LengthGroupedOrder
+from vlmtune.data.batches.order import DealtRows, LengthGroupedOrder
 from vlmtune.data.batches.packs import PackCollator
 from vlmtune.data.collate import WHERE, Collator
 from vlmtune.data.progress import Progress, silent
@@ -30,6 +30,9 @@ from vlmtune.engine.checkpoints import (
 )
 from vlmtune.engine.evaluate import mean_loss
 from vlmtune.engine.oom import out_of_memory
+from vlmtune.engine.ranks import group
+from vlmtune.engine.ranks.checkpoints import load_random_state, save_random_states
+from vlmtune.engine.ranks.gradients import sum_gradients
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import is_disk_full
@@ -90,7 +93,9 @@ class TuneTrainer(Trainer):
         self.is_evaluating = False
         self.evaluations_s: list[float] = []
         """How long each evaluation took."""
-        self.order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
+        order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
+        self.order = DealtRows(order, plan, group.number())
+        torch.manual_seed(plan.seed + group.number())  # of dropout: other rows are not to lose the same numbers
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
         # Trainer's own order by length would encode every row to learn its length, and follow torch's global generator:
@@ -136,14 +141,21 @@ class TuneTrainer(Trainer):
             batches, num_batches = iter(packs), len(packs)
         # Counted where the batches are: to read the number back from the card would be to wait for it.
         batches, num_items = super().get_batch_samples(batches, num_batches, torch.device("cpu"))
-        self.work += Work(
-            tokens=sum(int(batch["attention_mask"].sum()) for batch in batches),
-            rows=sum(len(batch[WHERE]) for batch in batches),
-            waited_s=time.perf_counter() - started,
-            trained_tokens=int(num_items or 0),
+        waited_s = time.perf_counter() - started
+        tokens, rows, images, trained_tokens = map(
+            int,
+            group.total(
+                [
+                    sum(int(batch["attention_mask"].sum()) for batch in batches if batch[WHERE]),
+                    sum(len(batch[WHERE]) for batch in batches),
+                    any("pixel_values" in batch for batch in batches),
+                    int(num_items or 0),
+                ]
+            ),
         )
-        self.step_has_images = any("pixel_values" in batch for batch in batches)
-        num_items = num_items if num_items is None else num_items.to(device, non_blocking=True)
+        self.work += Work(tokens, rows, waited_s, trained_tokens)
+        self.step_has_images = images > 0
+        num_items = torch.tensor(trained_tokens).to(device, non_blocking=True) if batches else None
         return [batches] if self.plan.pack_tokens and batches else batches, num_items
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -154,17 +166,34 @@ class TuneTrainer(Trainer):
 
         The packs of a step, a list, are one batch to Trainer, which knows no steps of so many batches as come.
         """
-        if isinstance(inputs, list):
-            return sum(self.training_step(model, pack, num_items_in_batch) for pack in inputs)
+        batches = inputs if isinstance(inputs, list) else [inputs]
+        loss = sum(self._pass(model, batch, num_items_in_batch) for batch in batches)
+        return loss + self._add_up() if self.accelerator.sync_gradients else loss
+
+    def _pass(self, model, inputs: dict[str, Any], num_items: Tensor) -> Tensor:
+        """Run forward and backward of one batch."""
         where = inputs.pop(WHERE)  # names of rows, which no model takes
+        if not where:
+            self.losses.append((torch.zeros((), device=self.args.device), where))
+            return self.losses[-1][0]
         try:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items)
         except torch.OutOfMemoryError as error:
             tokens = "×".join(str(size) for size in inputs["labels"].shape)
             rows = where[0] + (f" and {len(where) - 1} more" if len(where) > 1 else "")
             raise out_of_memory(error, f"at {rows} ({tokens} tokens)") from None
         self.losses.append((loss, where))
         return loss
+
+    def _add_up(self) -> Tensor | float:
+        """Add the gradients of all processes up, at the end of a step; return the others' losses."""
+        if group.size() == 1:
+            return 0.0
+        sum_gradients([one for one in self.model.parameters() if one.requires_grad], group.total, group.add_up)
+        own = torch.stack([loss for loss, _ in self.losses]).sum()
+        everyone = own.clone()
+        group.add_up(everyone)
+        return everyone - own
 
     def refuse_no_number(self) -> None:
         """Stop the run, and name the rows, if a loss of the last step cannot be; all are read at once."""
@@ -200,8 +229,12 @@ class TuneTrainer(Trainer):
         if checkpoint.is_symlink():  # what it leads to is not ours to write
             checkpoint.unlink()
         try:
-            super()._save_checkpoint(model, trial)
-            finish_checkpoint(checkpoint, self.plan.save_total_limit, self.state.best_global_step)
+            if group.is_first():
+                super()._save_checkpoint(model, trial)
+                save_random_states(checkpoint)
+                finish_checkpoint(checkpoint, self.plan.save_total_limit, self.state.best_global_step)
+            else:
+                save_random_states(None)
         except WRITE_ERRORS as error:
             if not is_disk_full(error):
                 raise
@@ -222,6 +255,11 @@ class TuneTrainer(Trainer):
         else:
             refuse_other_base(base_of(self.model), Path(resume_from_checkpoint), self.plan.lora_rank)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint:
+            load_random_state(Path(checkpoint), self.plan.seed)
 
     def load_trained_of(self, checkpoint: Path) -> None:
         """Let the model be that of a checkpoint."""

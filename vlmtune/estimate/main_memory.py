@@ -169,10 +169,10 @@ def _batches_bytes(plan: RunPlan, batches: "Batches") -> int:
 def passes_per_step(plan: RunPlan, batches: "Batches") -> int:
     """Return the batches of a step; of packs as many as there would be of the one with the most rows."""
     if not plan.pack_tokens:
-        return plan.gradient_accumulation_steps
+        return plan.passes_per_step
     from vlmtune.models.attention.packs import num_rows
 
-    return ceil(plan.rows_per_step / max((num_rows(batch) for batch in batches if batch), default=1))
+    return ceil(plan.rows_per_step / plan.num_gpus / max((num_rows(batch) for batch in batches if batch), default=1))
 
 
 def _saved_bytes(plan: RunPlan, weights: Weights) -> int:

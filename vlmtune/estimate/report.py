@@ -92,12 +92,14 @@ class MemoryReport:
     """What comes from main memory to the card in one optimizer step, of streamed layers."""
     encoding_reserved_bytes: int = 0
     """What is reserved at most while images are encoded, before the language model loads; 0 where that is not done."""
+    communication_bytes: int = 0
+    """What sums over several GPUs take of each, outside of PyTorch's allocator."""
 
     @property
     def most_bytes(self) -> int:
-        """What must fit: training, loading, and encoding before."""
+        """What must fit: training, loading, and encoding before; and what NCCL holds beside each of them."""
         load = next((phase.peak_allocated_bytes for phase in self.phases if phase.name == "load"), 0)
-        return max(self.peak_reserved_bytes, load, self.encoding_reserved_bytes)
+        return max(self.peak_reserved_bytes, load, self.encoding_reserved_bytes) + self.communication_bytes
 
     @property
     def swaps(self) -> bool:

@@ -11,6 +11,7 @@ from vlmtune.estimate.given_rows import GivenRows
 from vlmtune.estimate.main_memory import Weights, need_of, passes_per_step, stored_format
 from vlmtune.estimate.report import MainMemoryNeed, MemoryReport, Phase, Share, WithoutWorst, would_swap
 from vlmtune.hardware.cards import Card, Target
+from vlmtune.hardware.communication import communication_bytes
 from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.memory import parts_of_peak
@@ -162,11 +163,11 @@ class _Work:
 
 def _made_up_steps(plan: RunPlan, fast: bool) -> "RowBatches":
     """Return steps of batches of equal rows, numbered from the longest on: any two rows may be as long as allowed."""
-    if plan.gradient_accumulation_steps == 1:
+    if plan.passes_per_step == 1:
         steps = [[0], [2], [3]] if fast else [[0], [2], [3], [0]]
     else:
         steps = [[0, 0, 3]] if fast else [[0, 0, 2], [1, 2, 3], [0, 0, 3]]
-    return [[[row] * plan.batch_size for row in step[: plan.gradient_accumulation_steps]] for step in steps]
+    return [[[row] * plan.batch_size for row in step[: plan.passes_per_step]] for step in steps]
 
 
 def plan_of_texts(plan: RunPlan, share: float) -> RunPlan:
@@ -209,9 +210,9 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         fits=False,
         peak_reserved_bytes=peaks.reserved_bytes,
         peak_allocated_bytes=peaks.allocated_bytes,
-        device_total_bytes=peaks.reserved_bytes + target.card.context_bytes,
+        device_total_bytes=peaks.reserved_bytes + target.card.context_bytes + communication_bytes(plan.num_gpus),
         budget_bytes=0,
-        breakdown=_breakdown(peaks, target.card),
+        breakdown=_breakdown(peaks, target.card, communication_bytes(plan.num_gpus)),
         parts=_parts(peaks),
         peak_at=peaks.at[peaks.highest],
         phases=(*peaks.phases.values(), *([] if fast else [_answering(work, target)])),
@@ -228,6 +229,7 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         main_memory=_main_memory(work, log.weights, peaks),
         streamed_bytes_per_step=peaks.streamed_bytes_per_batch * passes_per_step(plan, work.batches),
         encoding_reserved_bytes=_encoding_bytes(work, target),
+        communication_bytes=communication_bytes(plan.num_gpus),
     )
 
 
@@ -274,16 +276,15 @@ def _answering(work: _Work, target: Target) -> Phase:
     return Phase("answering", peak, second.allocated_at_end_bytes + grown_bytes)
 
 
-def _breakdown(peaks: "Peaks", card: Card) -> tuple[Share, ...]:
+def _breakdown(peaks: "Peaks", card: Card, communication: int) -> tuple[Share, ...]:
     """Return what was allocated at the peak by kind, largest first, then what lies between and around it."""
     kinds = sorted(peaks.held[peaks.highest].items(), key=lambda item: -item[1])
     large = [Share(name, num_bytes) for name, num_bytes in kinds if num_bytes >= SMALLEST_SHARE_BYTES]
     named = sum(share.bytes for share in large)
     other = peaks.phases[peaks.highest].peak_allocated_bytes - named
-    shares = [*large, Share("other", other)]
-    shares.append(Share("reserved but free (fragmentation)", peaks.reserved_bytes - named - other))
-    shares.append(Share("CUDA context", card.context_bytes))
-    return tuple(shares)
+    free = Share("reserved but free (fragmentation)", peaks.reserved_bytes - named - other)
+    shares = (*large, Share("other", other), free, Share("CUDA context", card.context_bytes))
+    return (*shares, Share("NCCL", communication)) if communication else shares
 
 
 def _main_memory(work: _Work, weights: Weights, peaks: "Peaks") -> MainMemoryNeed:

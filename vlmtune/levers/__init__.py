@@ -15,6 +15,7 @@ from vlmtune.levers.lora.rank import LORA_RANK
 from vlmtune.levers.method import METHOD
 from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.recompute import RECOMPUTE
+from vlmtune.levers.speed.gpus import GPUS
 from vlmtune.levers.speed.packing import PACKING
 from vlmtune.levers.speed.varlen import VARLEN
 from vlmtune.levers.streaming import STREAMING
@@ -25,6 +26,7 @@ LEVERS: tuple[Lever, ...] = (
     EMBEDDINGS,
     RECOMPUTE,
     BATCH,
+    GPUS,
     PACKING,
     VARLEN,
     FEATURES_LEVER,

@@ -4,8 +4,11 @@ from typing import TYPE_CHECKING
 
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
+from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Decision, GivesUp, Lever, OnResume, Saving, Spending
+from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, OnResume, Saving, Spending
+from vlmtune.levers.speed.gpus import KEY as GPUS
+from vlmtune.levers.speed.gpus import num_gpus
 
 if TYPE_CHECKING:
     from vlmtune.plan.types import Device, RunPlan
@@ -18,7 +21,19 @@ ENOUGH_TOKENS = 4096
 
 
 def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:
-    return Decision({"batch_size": config.training.batch_size, "gradient_accumulation_steps": _accumulation(config)})
+    size, accumulation, gpus = config.training.batch_size, _accumulation(config), num_gpus(config, device)
+    if gpus <= accumulation:
+        return Decision({"batch_size": size, "gradient_accumulation_steps": accumulation})
+    rows = size * accumulation
+    if gpus > rows:
+        raise VlmtuneError(
+            f"{GPUS}: {gpus} GPUs have nothing to share: an optimizer step has {rows} row{'s' * (rows != 1)}",
+            f"fewer GPUs, or a larger {ACCUMULATION}, which changes the result",
+        )
+    fitting = max(fewer for fewer in range(1, size + 1) if rows % fewer == 0 and rows // fewer >= gpus)
+    reason = f"{gpus} GPUs share the {rows} rows of a step"
+    choices = (Choice(SIZE, str(fitting), reason), Choice(ACCUMULATION, str(rows // fitting), reason))
+    return Decision({"batch_size": fitting, "gradient_accumulation_steps": rows // fitting}, choices)
 
 
 def rows_per_step(config: TrainingConfig) -> int:

@@ -16,6 +16,10 @@ class Device:
     name: str
     bf16: bool
     total_bytes: int | None = None
+    num_gpus: int | None = None
+    """Such GPUs that a run may take, or processes that a launcher has started; None: as many as asked for."""
+    launched: bool = False
+    """Whether a launcher has started them."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,15 @@ class RunPlan:
     adapter_sha256: str = ""
     """Of its weights: a run that goes on started from the same ones."""
 
+    num_gpus: int = 1
+    """Processes that train together, each on a GPU of its own; on a CPU those that a launcher has started."""
+
     @property
     def rows_per_step(self) -> int:
-        """Rows that one optimizer step learns from."""
+        """Rows that one optimizer step learns from, over all GPUs."""
         return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def passes_per_step(self) -> int:
+        """Forward passes of each GPU for one optimizer step; for gaps it has none."""
+        return -(-self.gradient_accumulation_steps // self.num_gpus)

@@ -77,6 +77,17 @@ class Best:
 
 
 @dataclass(frozen=True)
+class OneGpu:
+    """What one of several GPUs has taken."""
+
+    name: str
+    peak_reserved_bytes: int
+    peak_allocated_bytes: int
+    communication_bytes: int
+    """Outside of PyTorch's allocator, for the sums over all GPUs."""
+
+
+@dataclass(frozen=True)
 class TrainReport:
     """Everything in `report.json`."""
 
@@ -116,6 +127,10 @@ class TrainReport:
     """None on a CPU, and where no step was made."""
     best: Best | None = None
     """None where the last step is the result."""
+    gpus: list[OneGpu] = field(default_factory=list)
+    """Where several have trained together; the numbers above are those of the first."""
+    gpus_agree: bool | None = None
+    """Whether all have ended with the same weights, bit for bit; None where one has trained alone."""
 
     def to_json(self) -> str:
         """Return the report as strict JSON text."""

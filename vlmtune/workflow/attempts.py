@@ -1,17 +1,17 @@
 """Trying a run: estimate, train, and after running out of memory the next, smaller try from the newest checkpoint."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlmtune.printing import say
+from vlmtune.workflow.here import try_here
 from vlmtune.workflow.job import Job
 from vlmtune.workflow.launch import Expected, expect, first_fitting, refuse_too_large, with_changes
+from vlmtune.workflow.ranks import Try, try_launched, try_on_several
 
 if TYPE_CHECKING:
     from vlmtune.config.values import Values
     from vlmtune.engine.oom import OutOfMemory
-    from vlmtune.plan.types import RunPlan
     from vlmtune.runs.folder import RunFolder
     from vlmtune.runs.records import TrainReport
 
@@ -29,6 +29,7 @@ class Flags:
 def train_and_retry(job: Job, folder: "RunFolder", flags: Flags) -> "TrainReport":
     """Estimate and train; after running out of memory, change the run and go on if the config says so."""
     from vlmtune.engine.oom import OutOfMemory, free_memory
+    from vlmtune.engine.ranks import group
 
     for num_retries in range(MAX_RETRIES + 1):
         expected = expect(job, err=flags.as_json)
@@ -41,7 +42,8 @@ def train_and_retry(job: Job, folder: "RunFolder", flags: Flags) -> "TrainReport
         # The failed run must be gone before the next is estimated: what is free on the card is what it may take.
         free_memory()
         values = None
-        if job.loaded.config.hardware.on_oom == "retry" and num_retries < MAX_RETRIES:
+        may_retry = group.size() == 1  # torchrun starts its processes anew
+        if may_retry and job.loaded.config.hardware.on_oom == "retry" and num_retries < MAX_RETRIES:
             values = _next_change(outcome, job, expected, has_checkpoint=folder.latest_checkpoint() is not None)
         if values is None:
             break
@@ -52,23 +54,14 @@ def train_and_retry(job: Job, folder: "RunFolder", flags: Flags) -> "TrainReport
 
 def _attempt(job: Job, folder: "RunFolder", flags: Flags, *, resume: bool) -> "TrainReport | OutOfMemory":
     """Return the report of the run, or the error when memory did not suffice: without what holds the memory."""
-    from vlmtune.engine.monitor import LiveView, RunConsole
-    from vlmtune.engine.oom import OutOfMemory
-    from vlmtune.engine.runtime import freeze_libraries, quiet_libraries
-    from vlmtune.engine.train import train as run
+    from vlmtune.engine.ranks import group
     from vlmtune.hub.download import checkpoint_folder
 
-    quiet_libraries()
-    freeze_libraries()
     checkpoint_folder(job.plan.model, job.plan.revision, live=not flags.as_json)
-    console = RunConsole(stderr=flags.as_json)
-    notes = (*job.data.notes, *(retry.note for retry in folder.read_retries()))
-    data = replace(job.data, notes=notes)
-    with LiveView(_title(job.plan), console, slowdown_c=_slowdown_c(job.plan)) as view:
-        try:
-            return run(job.plan, job.source, data, folder, view, resume=resume)
-        except OutOfMemory as error:
-            return error.without_traceback()
+    one = Try(job, folder, flags.as_json, resume)
+    if group.size() > 1:
+        return try_launched(one)
+    return try_on_several(one) if job.plan.num_gpus > 1 else try_here(*one[:2], as_json=flags.as_json, resume=resume)
 
 
 def _next_change(error: "OutOfMemory", job: Job, expected: Expected | None, has_checkpoint: bool) -> "Values | None":
@@ -119,16 +112,3 @@ def keep_job(job: Job, folder: "RunFolder") -> None:
     write_config(job.loaded, folder.config)
     if not folder.versions.exists():
         write_json(folder.versions, library_versions())
-
-
-def _title(plan: "RunPlan") -> str:
-    return f"{plan.experiment_name}: {plan.method} of {Path(plan.model_name).name} on {plan.device}"
-
-
-def _slowdown_c(plan: "RunPlan") -> int | None:
-    if plan.device != "cuda":
-        return None
-    from vlmtune.hardware.at_hand import reading_at_hand
-
-    reading = reading_at_hand()
-    return reading.slowdown_c if reading else None

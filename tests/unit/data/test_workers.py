@@ -83,6 +83,15 @@ def test_a_process_that_hangs_does_not_keep_this_one():
     assert multiprocessing.active_children() == []
 
 
+def test_processes_that_outlive_an_epoch_end_with_the_run():
+    """They ignore signals: left to a garbage collection that does not come, they keep this process from ending."""
+    rows = DataLoader(Rows(nobody_is_harmed), batch_size=None, num_workers=2, persistent_workers=True)
+    with READERS.ended():
+        reading = iter(READERS.watch(rows, str))
+        assert int(next(reading)) == 0
+    assert multiprocessing.active_children() == []
+
+
 def test_whole_rows_are_read_and_bugs_stay_bugs():
     assert read_all(nobody_is_harmed) == list(range(8))
     with pytest.raises(ZeroDivisionError):

@@ -4,15 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from vlmtune.engine import callbacks
-from vlmtune.engine.callbacks import SaveByMinutes
+from vlmtune.engine.ranks import follow
+from vlmtune.engine.ranks.follow import SaveByMinutes
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """The time, in seconds, as `now`."""
     clock = SimpleNamespace(now=1e6)
-    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 

@@ -18,6 +18,7 @@ def step(monkeypatch):
     def run(loss: float, after: int = 0) -> float:
         trainer = object.__new__(TuneTrainer)
         trainer.state, trainer.losses = SimpleNamespace(global_step=after + 1), []
+        trainer.accelerator = SimpleNamespace(sync_gradients=False)
         trainer.plan = SimpleNamespace(base_dtype="bf16", loss_scaling=False)
         monkeypatch.setattr(Trainer, "training_step", lambda *_: torch.tensor(loss))
         made = trainer.training_step(None, {WHERE: ["rows.jsonl:3"]})

@@ -49,7 +49,9 @@ def folder(tmp_path):
 def test_several_processes_are_refused(name, machine):
     machine(1)
     os.environ[name] = "4"
-    with pytest.raises(VlmtuneError, match=f"^{name}=4: vlmtune is one process on one GPU; each of 4 would") as raised:
+    with pytest.raises(
+        VlmtuneError, match=f"^{name}=4: this command is one process on one GPU; each of 4 would"
+    ) as raised:
         stay_single()
     assert f"unset {name}" in raised.value.hint
     for alone in ("1", "0", "", "many"):

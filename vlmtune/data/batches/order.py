@@ -1,11 +1,18 @@
-"""The order in which a run takes its rows."""
+"""The order in which a run takes its rows, and which of them each of its processes takes."""
+
+from collections.abc import Iterator
+from math import ceil
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 from vlmtune.compat.trainer import GET_LENGTH_GROUPED_INDICES
-from vlmtune.data.batches.packs import largest_packs
+from vlmtune.data.batches.packs import largest_packs, packs_of
+from vlmtune.plan.types import RunPlan
+
+NO_ROW = -1
+"""In place of a row where a process has fewer than others in a step."""
 
 
 class LengthGroupedOrder(Sampler[int]):
@@ -43,3 +50,48 @@ class LengthGroupedOrder(Sampler[int]):
         largest = int(largest_packs(np.asarray(self.lengths)[steps_SR], self.pack_tokens).argmax())
         steps_SR[[0, largest]] = steps_SR[[largest, 0]]
         return [*steps_SR.ravel().tolist(), *rows[steps_SR.size :]]
+
+
+class DealtRows(Sampler[int]):
+    """The rows of one process, as many places in each step as any other has: gaps are `NO_ROW`.
+
+    A step has the same rows however many processes there are. Its micro-batches, or packs, go round them; so the
+    first process has the longest row first, and none has a longer one.
+    """
+
+    def __init__(self, order: LengthGroupedOrder, plan: RunPlan, number: int) -> None:
+        """`number` is the process's, from 0 on."""
+        self.order = order
+        self.plan = plan
+        self.number = number
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch."""
+        self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        whole, left = divmod(len(self.order), self.plan.rows_per_step)
+        return whole * self._places(self.plan.rows_per_step) + self._places(left)
+
+    def __iter__(self) -> Iterator[int]:
+        rows, size = list(self.order), self.plan.rows_per_step
+        for start in range(0, len(rows), size):
+            step = rows[start : start + size]
+            mine = [row for batch in self._batches(step)[self.number :: self.plan.num_gpus] for row in batch]
+            yield from mine
+            yield from [NO_ROW] * (self._places(len(step)) - len(mine))
+
+    def _places(self, num_rows: int) -> int:
+        """Return the places that each process has for a step of so many rows."""
+        plan = self.plan
+        if plan.num_gpus == 1 or plan.pack_tokens:  # a process's packs are those of its rows
+            return num_rows
+        return ceil(ceil(num_rows / plan.batch_size) / plan.num_gpus) * plan.batch_size
+
+    def _batches(self, rows: list[int]) -> list[list[int]]:
+        """Return a step's micro-batches, or its packs."""
+        if self.plan.pack_tokens and self.plan.num_gpus > 1:
+            packs = packs_of([self.order.lengths[row] for row in rows], self.plan.pack_tokens)
+            return [[rows[place] for place in pack] for pack in packs]
+        size = self.plan.batch_size
+        return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmtune.data.collate import WHERE, Collate, Collator, collate, join_images, token_tensor
+from vlmtune.data.collate import WHERE, Collate, Collator, collate, join_images, token_tensor, without_rows
 from vlmtune.data.encode import IGNORED, Encoded, is_token_tensor
 from vlmtune.data.types import count
 from vlmtune.errors import VlmtuneError
@@ -27,8 +27,11 @@ class PackCollator:
     def __init__(self, pack_tokens: int) -> None:
         self.pack_tokens = pack_tokens
 
-    def __call__(self, rows: list[Encoded | VlmtuneError]) -> list[dict] | VlmtuneError:
+    def __call__(self, rows: list[Encoded | VlmtuneError | None]) -> list[dict] | VlmtuneError:
         """Return the packs; an error, which a worker could not raise, in their place."""
+        rows = [row for row in rows if row is not None]
+        if not rows:
+            return [without_rows()]
         if errors := [row for row in rows if isinstance(row, VlmtuneError)]:
             return errors[0]
         packs = packs_of([row.labels.shape[1] for row in rows], self.pack_tokens)

@@ -1,4 +1,4 @@
-"""One process on one GPU, whatever the environment would make of it.
+"""Each process on one GPU, whatever the environment would make of it.
 
 transformers' Trainer and accelerate follow it unasked: LOCAL_RANK starts a process group, a second visible GPU splits
 every batch between copies of the model, ACCELERATE_* change the precision, compile or shard (transformers
@@ -15,6 +15,8 @@ NUM_PROCESSES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WOR
 OF_LAUNCHERS = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE")
 OF_ACCELERATE = "ACCELERATE_"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+_FOUND: list[str] = []
+"""The GPUs that were visible before this process took the first of them."""
 
 
 def refuse_several_processes() -> None:
@@ -23,10 +25,21 @@ def refuse_several_processes() -> None:
         value = os.environ.get(name, "")
         if value.isdecimal() and int(value) > 1:
             raise VlmtuneError(
-                f"{name}={value}: vlmtune is one process on one GPU; each of {value} would do the same work "
+                f"{name}={value}: this command is one process on one GPU; each of {value} would do the same work "
                 "in the same folder",
-                f"start vlmtune without a launcher, or unset {name}; {VISIBLE} chooses the GPU",
+                f"start it without a launcher, or unset {name}; only `vlmtune train` runs on several GPUs: "
+                "hardware.num_gpus, or torchrun",
             )
+
+
+def gpus_there() -> tuple[str, ...]:
+    """Return the names, as CUDA_VISIBLE_DEVICES has them, of the GPUs that were visible when this process began."""
+    return tuple(_FOUND) or (os.environ.get(VISIBLE, "0").split(",")[0],)
+
+
+def take_gpu(name: str) -> None:
+    """Let CUDA see one of the GPUs there, before it starts in this process."""
+    os.environ[VISIBLE] = name
 
 
 def stay_single() -> tuple[str, ...]:
@@ -38,10 +51,10 @@ def stay_single() -> tuple[str, ...]:
         VlmtuneError: a launcher has started several processes.
     """
     refuse_several_processes()
-    return (*_forget_launchers(), *_take_one_gpu())
+    return (*forget_launchers(), *_take_one_gpu())
 
 
-def _forget_launchers() -> tuple[str, ...]:
+def forget_launchers() -> tuple[str, ...]:
     """Remove what launchers and accelerate's configuration leave in the environment."""
     names = sorted(name for name in os.environ if name in OF_LAUNCHERS or name.startswith(OF_ACCELERATE))
     for name in names:
@@ -54,6 +67,7 @@ def _take_one_gpu() -> tuple[str, ...]:
     num_gpus = len(visible_gpus())
     if num_gpus == 1 or not has_driver():
         return ()
+    note_gpus(num_gpus)
     # Also where NVML does not tell how many there are, as in containers without the driver's tools.
     os.environ[VISIBLE] = os.environ.get(VISIBLE, "0").split(",")[0]
     if num_gpus == 0:
@@ -65,3 +79,9 @@ def _take_one_gpu() -> tuple[str, ...]:
         return ()
     name = torch.cuda.get_device_properties(0).name
     return (f"{num_gpus} GPUs are visible, this process uses the first: {name}; {VISIBLE} chooses another",)
+
+
+def note_gpus(num_gpus: int) -> None:
+    """Keep the names of the visible GPUs, before one of them is taken."""
+    names = os.environ.get(VISIBLE, "").split(",") if os.environ.get(VISIBLE) else map(str, range(num_gpus))
+    _FOUND[:] = list(names)[:num_gpus]

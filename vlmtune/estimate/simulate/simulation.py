@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlmtune.compat import bitsandbytes as bnb
 from vlmtune.engine import callbacks
 from vlmtune.engine.evaluate import greedy
+from vlmtune.engine.ranks.gradients import sum_gradients
 from vlmtune.engine.runtime import collector_paused, freeze_libraries
 from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.allocator.caching import EMPTY_CACHE, RESET_PEAK
@@ -211,6 +212,8 @@ class _Training:
     def _update(self) -> None:
         self.recorder.kind = OPTIMIZER
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if self.plan.num_gpus > 1:
+            sum_gradients(trainable, total=lambda values: values, add_up=lambda flat: None)
         self.norm = torch.nn.utils.clip_grad_norm_(trainable, self.plan.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -155,14 +155,16 @@ def _order(order: LengthGroupedOrder, epoch: int) -> np.ndarray:
 def _divided(rows: np.ndarray, lengths: list[int], plan: RunPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the rows of an epoch as its batches have them, where a batch begins, and where a step does."""
     places, size = np.arange(len(rows)), plan.rows_per_step
-    batch = places % size // plan.batch_size
+    step, batch = places // size, places % size // plan.batch_size
     if plan.pack_tokens:
         tokens = np.zeros(ceil(len(rows) / size) * size, np.int64)
         tokens[: len(rows)] = np.asarray(lengths)[rows]
         batch = best_fit(tokens.reshape(-1, size), plan.pack_tokens).ravel()[: len(rows)]
-        by_pack = np.lexsort((batch, places // size))
+        by_pack = np.lexsort((batch, step))
         rows, batch = rows[by_pack], batch[by_pack]
-    is_first = places % size == 0
+    of_first_gpu = batch % plan.num_gpus == 0  # which has the longest
+    rows, step, batch = rows[of_first_gpu], step[of_first_gpu], batch[of_first_gpu]
+    is_first = np.diff(step, prepend=-1) != 0
     return rows, is_first | (np.diff(batch, prepend=-1) != 0), is_first
 
 

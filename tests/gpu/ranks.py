@@ -1,0 +1,179 @@
+"""Trains on one GPU and on all of them and writes times, peaks and NCCL's bytes: `make gpu-ranks`.
+
+`vlmtune train` itself, Qwen3-VL-2B with random weights loaded from files, rows of uneven texts and images. Then what
+NCCL takes of a card and of the time with other settings, and gloo in its place. What is not begun after seven minutes
+is left out; the results are written after each run.
+"""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from gpu.cases import QWEN3_2B, Case, prepare  # noqa: E402
+from gpu.train import write_rows  # noqa: E402
+
+from vlmtune.runs.versions import library_versions  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+BEGIN_WITHIN_S = 420.0
+SUMMED_NUMBERS = 40_000_000
+"""Adapters of rank 16 on a 7B model."""
+OF_A_STEP = ("training.num_epochs=2", "training.gradient_accumulation_steps=8")
+PLANS = {
+    "rank16": OF_A_STEP,
+    "rank64": (*OF_A_STEP, "training.lora.rank=64", "training.lora.alpha=128", "training.optim=adamw"),
+    "batch2": (*OF_A_STEP, "training.batch_size=2", "training.gradient_accumulation_steps=4"),
+    "tower": (*OF_A_STEP, "training.lora.vision_tower=true"),
+    "packs": (*OF_A_STEP, "training.packing=true"),
+    "few-rows": ("training.num_epochs=1", "training.gradient_accumulation_steps=4", "training.max_steps=8"),
+}
+SETTINGS = {
+    "ours": None,
+    "NCCL's own": {},
+    "1 channel, 256 KiB": {"NCCL_MAX_NCHANNELS": "1", "NCCL_BUFFSIZE": str(2**18)},
+    "1 channel, 1 MiB": {"NCCL_MAX_NCHANNELS": "1", "NCCL_BUFFSIZE": str(2**20)},
+    "4 channels, 1 MiB": {"NCCL_MAX_NCHANNELS": "4", "NCCL_BUFFSIZE": str(2**20)},
+    "gloo": {},
+}
+
+
+@dataclass
+class Results:
+    """What is known so far, on the disk after each run."""
+
+    out: Path
+    runs: list[dict]
+    sums: list[dict]
+    began: float
+
+    def write(self) -> None:
+        """Write it."""
+        gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        found = {"versions": library_versions(), "gpus": gpus, "runs": self.runs, "sums": self.sums}
+        self.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+    @property
+    def is_late(self) -> bool:
+        """Whether nothing is to begin any more."""
+        return time.monotonic() - self.began > BEGIN_WITHIN_S
+
+
+def trained(name: str, num_gpus: int, folder: Path) -> dict:
+    """Run the command; return what it estimated, what it took, and rows a second from the third step on."""
+    run = f"{name}-{num_gpus}"
+    where = (f"model.name={folder / 'model'}", f"data.train_path={folder / 'uneven.jsonl'}", "data.val_path=null")
+    words = (*where, f"output_dir={folder / 'runs'}", f"experiment_name={run}", "data.max_length=1100", *PLANS[name])
+    options = [part for word in (*words, f"hardware.num_gpus={num_gpus}") for part in ("--set", word)]
+    command = [sys.executable, "-m", "vlmtune", "train", str(ROOT / "configs" / "8gb.yaml"), *options]
+    began = time.monotonic()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    except subprocess.TimeoutExpired as late:
+        return {"name": name, "num_gpus": num_gpus, "error": f"{late}: {late.stderr!r}"[-3000:]}
+    found = {"name": name, "num_gpus": num_gpus, "wall_s": time.monotonic() - began}
+    if done.returncode:
+        return found | {"error": done.stderr[-3000:], "said": done.stdout[-1000:]}
+    report = json.loads((folder / "runs" / run / "report.json").read_text(encoding="utf-8"))
+    log = [json.loads(line) for line in (folder / "runs" / run / "log.jsonl").read_text().splitlines()]
+    rows_per_step = report["num_rows"] * 2 / report["steps"] if name != "few-rows" else 4
+    steady_s = log[-1]["elapsed_s"] - log[1]["elapsed_s"]
+    kept = ("steps", "memory_estimated", "memory_measured", "gpus", "gpus_agree", "samples_per_s", "train_loss_last")
+    speed = {"rows_per_s": rows_per_step * (len(log) - 2) / steady_s, "losses": [record["loss"] for record in log]}
+    return found | speed | {key: report[key] for key in kept}
+
+
+def sums_with(name: str, num_gpus: int, folder: Path) -> dict:
+    """Return what adding adapters' gradients up takes with settings of NCCL, in processes of its own."""
+    context = multiprocessing.get_context("spawn")
+    told = context.SimpleQueue()
+    file = str(folder / name.replace(" ", "-"))
+    processes = [
+        context.Process(target=add_up, args=(name, number, num_gpus, file, told)) for number in range(num_gpus)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()
+    if any(process.exitcode for process in processes):
+        return {"settings": name, "num_gpus": num_gpus, "error": [process.exitcode for process in processes]}
+    return {"settings": name, "num_gpus": num_gpus, **told.get()}
+
+
+def add_up(name: str, number: int, size: int, file: str, told: multiprocessing.SimpleQueue) -> None:
+    """Be one of the processes; the first tells the bytes of its GPU and the milliseconds."""
+    from torch import distributed as dist
+
+    from vlmtune.hardware.communication import NCCL_SETTINGS
+
+    settings = NCCL_SETTINGS if SETTINGS[name] is None else SETTINGS[name]
+    os.environ.update(settings, GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
+    torch.cuda.set_device(number)
+    flat = torch.ones(SUMMED_NUMBERS, device="cuda")
+    waiting = torch.empty(SUMMED_NUMBERS, pin_memory=True) if name == "gloo" else None
+    torch.cuda.synchronize()
+    free = [torch.cuda.mem_get_info()[0]]
+    store = dist.FileStore(file, size)
+    limit = timedelta(seconds=60)
+    dist.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=number, world_size=size, timeout=limit)
+
+    def summed() -> None:
+        if waiting is None:
+            dist.all_reduce(flat)
+        else:
+            waiting.copy_(flat)
+            dist.all_reduce(waiting)
+            flat.copy_(waiting)
+        torch.cuda.synchronize()
+
+    summed()
+    free.append(torch.cuda.mem_get_info()[0])
+    began = time.perf_counter()
+    for _ in range(5):
+        summed()
+    if number == 0:
+        told.put({"taken_bytes": free[0] - free[1], "ms": 200 * (time.perf_counter() - began)})
+    dist.destroy_process_group()
+
+
+def main(out: Path) -> None:
+    """Write all results to `out`."""
+    results = Results(out, [], [], time.monotonic())
+    most = torch.cuda.device_count()
+    counts = [count for count in (1, 2, 4, 8) if count <= most]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(Case("train", QWEN3_2B), ROOT / "vlmtune" / "catalog", folder)
+        subprocess.run([sys.executable, ROOT / "tests/gpu/measure.py", "--weights", folder / "model"], check=True)
+        write_rows(folder)
+        first = [("rank16", count) for count in counts]
+        for plan, count in [*first, *((plan, most) for plan in PLANS if plan != "rank16")]:
+            if not results.is_late:
+                results.runs.append(trained(plan, count, folder))
+                results.write()
+                print(
+                    {key: results.runs[-1].get(key) for key in ("name", "num_gpus", "rows_per_s", "error")}, flush=True
+                )
+            if plan == "rank16" and count == most:
+                _all_sums(results, most, folder)
+
+
+def _all_sums(results: Results, num_gpus: int, folder: Path) -> None:
+    for settings in SETTINGS:
+        results.sums.append(sums_with(settings, num_gpus, folder))
+        results.write()
+        print(results.sums[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

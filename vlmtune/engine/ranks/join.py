@@ -1,0 +1,178 @@
+"""How a process of several finds the others: started by torchrun, or by `vlmtune train` on one machine.
+
+Nothing listens beyond the loopback unless the processes are on several machines.
+"""
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from vlmtune.engine.ranks.single import forget_launchers, gpus_there, note_gpus, take_gpu
+from vlmtune.errors import VlmtuneError
+from vlmtune.hardware.communication import NCCL_SETTINGS
+from vlmtune.hardware.sensors import has_driver, visible_gpus
+from vlmtune.runs.versions import library_versions
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+MEET_WITHIN_S = 60
+START_WITHIN_S = 600
+"""Processes of one machine import the libraries at the same time; whoever started them sees one that dies."""
+WAIT_FOR_S = 24 * 3600
+"""The first process may encode images or evaluate for hours; one that is gone is noticed at once all the same."""
+OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SUMMED = 2**20
+"""Numbers: as many as make NCCL take what large sums take."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process's place among those of a run."""
+
+    number: int
+    size: int
+    gpu: str | None
+    """As CUDA_VISIBLE_DEVICES has it; None on a CPU."""
+    file: str | None = None
+    """By which processes of one machine meet; None: as torchrun's environment says."""
+    one_machine: bool = True
+
+
+def place_of_launcher() -> Place | None:
+    """Return the place that torchrun gave this process; None where it is alone, or another launcher has started it.
+
+    Raises:
+        VlmtuneError: this machine has fewer GPUs than processes.
+    """
+    given = {name: os.environ.get(name, "") for name in OF_TORCHRUN}
+    if not all(given.values()) or given["WORLD_SIZE"] == "1":
+        return None
+    number, size, on_machine, on_this = (int(given[name]) for name in OF_TORCHRUN[:4])
+    return Place(number, size, _gpu_of(on_machine, on_this), one_machine=size == on_this)
+
+
+def _gpu_of(on_machine: int, num_processes: int) -> str | None:
+    """Return the GPU of one of so many processes of this machine; schedulers may show each its own alone."""
+    if not has_driver():
+        return None
+    num_gpus = len(visible_gpus())
+    note_gpus(num_gpus)
+    if 1 < num_gpus < num_processes:
+        raise VlmtuneError(
+            f"the launcher has started {num_processes} processes on this machine, and {num_gpus} GPUs are visible",
+            f"--nproc-per-node={num_gpus}, or another CUDA_VISIBLE_DEVICES",
+        )
+    return gpus_there()[on_machine if num_gpus > 1 else 0]
+
+
+def join(place: Place) -> None:
+    """Become a process of a group; `vlmtune.engine.ranks.group` speaks to the others from now on.
+
+    To be called before CUDA starts: each process sees one GPU.
+
+    Raises:
+        VlmtuneError: the others cannot be reached, have other versions, or two would train on one GPU.
+    """
+    if place.gpu is not None:
+        take_gpu(place.gpu)
+    if place.one_machine and sys.platform == "linux":
+        os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
+    for name, value in NCCL_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import torch
+    from torch import distributed as dist
+
+    from vlmtune.engine.ranks import group
+    from vlmtune.engine.runtime import nccl_as_found
+
+    store = _store(place)
+    forget_launchers()
+    on_gpu = place.gpu is not None and torch.cuda.is_available()
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=store,
+        rank=place.number,
+        world_size=place.size,
+        timeout=timedelta(seconds=WAIT_FOR_S),
+    )
+    uuid = str(torch.cuda.get_device_properties(0).uuid) if on_gpu else None
+    _refuse_differences(group.gathered((socket.gethostname(), uuid, library_versions())))
+    if on_gpu:
+        with nccl_as_found():  # NCCL reads them now
+            group.COMMUNICATION.taken_bytes = _taken_by_first_sum()
+
+
+def _taken_by_first_sum() -> int:
+    """Add something up on the GPUs for the first time; return what NCCL has taken for that and all later sums."""
+    import torch
+
+    from vlmtune.engine.ranks import group
+
+    summed = torch.zeros(SUMMED, device="cuda")
+    torch.cuda.synchronize()
+    free_bytes, _ = torch.cuda.mem_get_info()
+    group.add_up(summed)
+    torch.cuda.synchronize()
+    return free_bytes - torch.cuda.mem_get_info()[0]
+
+
+def _store(place: Place) -> "Store":
+    """Return where the processes meet, once all are there."""
+    from torch import distributed as dist
+
+    within_s = START_WITHIN_S if place.file else MEET_WITHIN_S
+    at = place.file or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    limit = timedelta(seconds=within_s)
+    try:
+        store = dist.FileStore(place.file, place.size) if place.file else _store_of_launcher(place, limit)
+        store.set(str(place.number), "here")
+        store.wait([str(number) for number in range(place.size)], limit)
+    except (RuntimeError, ValueError) as error:
+        raise VlmtuneError(
+            f"process {place.number} of {place.size} did not meet the others at {at} within {within_s} s: "
+            f"{str(error).splitlines()[0]}",
+            "each machine must reach that address and port, and all processes must have started",
+        ) from None
+    store.set_timeout(timedelta(seconds=WAIT_FOR_S))
+    return store
+
+
+def _store_of_launcher(place: Place, limit: timedelta) -> "Store":
+    """Return the store at the address that torchrun names; where it keeps none there, the first process does."""
+    from torch import distributed as dist
+
+    is_there = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(
+        host, port, place.size, is_master=place.number == 0 and not is_there, timeout=limit, wait_for_workers=False
+    )
+    return dist.PrefixStore(f"vlmtune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _refuse_differences(processes: list[tuple[str, str | None, dict[str, str]]]) -> None:
+    """Raise where the processes are not alike; each raises the same, and the first one says it."""
+    first_host, _, first = processes[0]
+    for number, (host, _, versions) in enumerate(processes):
+        other = [f"{name} {first[name]} and {found}" for name, found in versions.items() if found != first[name]]
+        if other:
+            raise VlmtuneError(
+                f"process {number} on {host} has other versions than process 0 on {first_host}: {', '.join(other)}",
+                "install the same on all machines",
+            )
+    gpus = [(host, uuid) for host, uuid, _ in processes if uuid]
+    if len(set(gpus)) < len(gpus):
+        raise VlmtuneError(
+            "two processes would train on one GPU", "one process for each GPU: hardware.num_gpus, --nproc-per-node"
+        )
+
+
+def leave() -> None:
+    """Leave the group."""
+    from torch import distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
