@@ -244,7 +244,7 @@ def test_other_tools_words_are_known(load, word, hint):
             "put keys below it, indented: method, learning_rate, batch_size, gradient_accumulation_steps, packing, "
             "pack_tokens, num_epochs, max_steps, warmup_ratio, lr_scheduler_type, optim, weight_decay, max_grad_norm, "
             "seed, logging_steps, eval_steps, save_steps, save_minutes, save_total_limit, save_best_by, "
-            "freeze_vision_tower, freeze_projector",
+            "early_stopping_patience, report_to, freeze_vision_tower, freeze_projector",
         ),
         ("preset: 9gb", "preset 9gb is unknown", "did you mean 8gb? there are 6gb, 8gb, 12gb, 16gb, 24gb, 48gb"),
         ("preset: 8", "preset must be text, not 8", 'put it in quotes: preset: "8"'),

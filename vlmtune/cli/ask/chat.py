@@ -1,7 +1,6 @@
 """`vlmtune chat`: a conversation with a tuned model in the terminal."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from vlmtune.cli.options import (
     UntunedOption,
 )
 from vlmtune.errors import VlmtuneError
-from vlmtune.printing import printable, say
+from vlmtune.printing import say, say_piece
 
 if TYPE_CHECKING:
     from vlmtune.data.types import ImageRef, Turn
@@ -105,7 +104,7 @@ class Conversation:
         asked = (*before, Turn("user", (*self.images, question)))
         try:
             written = answer(
-                self.tuned, Sample((*asked, Turn("assistant", ("",))), "the question"), self.drawing, _show
+                self.tuned, Sample((*asked, Turn("assistant", ("",))), "the question"), self.drawing, say_piece
             )
         except KeyboardInterrupt:
             say("\nstopped; the question is forgotten")
@@ -114,8 +113,3 @@ class Conversation:
             raise VlmtuneError("the card's memory does not hold this conversation", "/clear begins a new one") from None
         say(f"\n(cut at {self.drawing.max_new_tokens} tokens: --max-new-tokens)" if written.is_cut else "")
         self.turns, self.images = (*asked, Turn("assistant", (written.answer,))), ()
-
-
-def _show(text: str) -> None:
-    sys.stdout.write(printable(text))
-    sys.stdout.flush()
