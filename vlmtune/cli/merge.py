@@ -54,5 +54,5 @@ def merge(
     )
     if proof.unpacked_base:
         say("the base's files are in 4 bits: they were unpacked to 16, and the merged model keeps their rounding")
-    say(f'try it: vlmtune generate {shlex.quote(str(out))} --image IMAGE --prompt "QUESTION"')
     say(f"share it: {upload_line(plan.experiment_name, out)} (its README.md says what it is: read it first)")
+    say(f'try it: vlmtune generate {shlex.quote(str(out))} --image IMAGE --prompt "QUESTION"')
