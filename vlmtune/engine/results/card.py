@@ -36,7 +36,7 @@ def card_of(plan: RunPlan, report: dict[str, Any], *, whole: bool) -> str:
     parts = [
         _front_matter(plan, whole),
         f"# {plan.experiment_name}",
-        f"{kind} on {base} with [vlmtune](https://pypi.org/project/vlmtune/) {__version__}.",
+        f"{kind} on {base} with vlmtune {__version__}.",
         "## How it was trained",
         _table(_settings(plan, report)),
         *(["## Results", _table(results)] if (results := _results(report)) else []),
