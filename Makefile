@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-lean gpu-packing gpu-ranks gpu-small-card kills damage full-disk docs fuzz audit architectures catalogue guide plans clean
+.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-lean gpu-packing gpu-ranks gpu-small-card kills ranks damage full-disk docs fuzz audit architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -101,6 +101,10 @@ kills: install  ## kill runs of every kind at 200 random moments, each until it 
 
 damage: install  ## damage every file of a run in seven ways and ask every command that reads it, 1,036 times (DAMAGES=200: so many of them)
 	VLMTUNE_DAMAGES=$(DAMAGES) $(BIN)/python -m pytest -q -n0 -s tests/e2e/test_damage_matrix.py
+
+ranks: install  ## end runs of two processes at twenty random moments, in every way, until they have ended; about ten minutes
+	$(BIN)/python tests/bench/ranks.py 20
+	$(BIN)/python -m pytest -q -n0 -m "slow or not slow" tests/e2e/test_ranks.py tests/e2e/test_launchers.py
 
 full-disk: install  ## fill the disk after every few KB of a run (Linux, user namespaces; PAGES=1: after every 4 KB)
 	$(BIN)/python tests/bench/full_disk.py $(PAGES)

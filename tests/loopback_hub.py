@@ -1,4 +1,7 @@
-"""A hub for tests: folders as models over HTTP on the loopback, with commits, ranges, gates and cut connections."""
+"""A hub for tests: folders as models and data sets over HTTP on the loopback.
+
+With commits, ranges, gates and cut connections.
+"""
 
 import hashlib
 import json
@@ -6,7 +9,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = (".safetensors", ".bin")
 
@@ -16,7 +19,7 @@ class Hub:
     """What is served, what goes wrong, and what was asked for."""
 
     models: dict[str, dict[str, Path]] = field(default_factory=dict)
-    """Model id → commit → folder."""
+    """Model id, or `datasets/` and the id of a data set → commit → folder."""
     branches: dict[tuple[str, str], str] = field(default_factory=dict)
     """(model id, branch or tag) → commit."""
     status: int = 200
@@ -57,15 +60,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(with_body=True)
 
+    def do_POST(self) -> None:
+        self._answer(with_body=True)
+
     def log_message(self, *_: object) -> None: ...
 
     def _answer(self, with_body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         words = path.strip("/").split("/")
-        is_api = words[:2] == ["api", "models"]
-        words = words[2:] if is_api else words
-        model_id, rest = "/".join(words[:2]), words[2:]
+        is_api = words[0] == "api"
+        words = words[1:] if is_api else words
+        words = words[1:] if words[0] == "models" else words
+        length = 3 if words[0] == "datasets" else 2
+        model_id, rest = "/".join(words[:length]), words[length:]
         if self.hub.status == 500:
             return self._fail(500)
         if model_id not in self.hub.models:
@@ -78,6 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
         folder = self.hub.models[model_id][commit]
         if is_api and rest[:1] == ["tree"]:
             return self._json([_entry(folder, file) for file in _files(folder)])
+        if is_api and rest[:1] == ["paths-info"]:
+            asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
+            return self._json([_entry(folder, folder / name) for name in asked if (folder / name).is_file()])
         if is_api:
             siblings = [{"rfilename": file.relative_to(folder).as_posix()} for file in _files(folder)]
             return self._json({"id": model_id, "modelId": model_id, "sha": commit, "siblings": siblings})

@@ -157,6 +157,11 @@ def file_sha256(path: Path) -> str:
     return _sha256_of(path.resolve(), status.st_size, status.st_mtime_ns)
 
 
+def text_sha256(text: str) -> str:
+    """Return the digest of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @cache
 def _sha256_of(path: Path, size_bytes: int, changed_ns: int) -> str:
     with path.open("rb") as file:

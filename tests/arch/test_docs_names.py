@@ -15,12 +15,12 @@ HELP = ("--help", "-h")
 KEY = re.compile(r"(?:data|training|hardware)(?:\.[a-z][a-z0-9_]*)+|model\.(?:name|type|revision)")
 PATH = re.compile(r"[\w./-]+\.(?:py|yaml|yml|md|json|jsonl|txt|svg|toml)|(?:tests|docs|configs|vlmtune)/[\w./-]+")
 OF_USERS = re.compile(
-    r"my-run\.yaml|(?:config|report|plan|estimate|manifest|retries|running|versions|log|vlmtune)\.(?:yaml|jsonl?)"
+    r"my-run\.yaml|(?:config|report|plan|estimate|manifest|retries|running|versions|log|metadata|vlmtune)\.(?:yaml|jsonl?)"
     r"|adapter/README\.md|(?:generation|processor|tokenizer|(?:video_)?preprocessor)_config\.json"
     r"|(?:tokenizer|vocab|added_tokens|special_tokens_map|model\.safetensors\.index)\.json|merges\.txt"
     r"|convert_hf_to_gguf\.py|conversion/\w+\.py|gguf-py/gguf/vocab\.py"
 )
-"""What users write, what stands in a run folder or beside a model's weights, and files of llama.cpp that read it."""
+"""What users write, what stands in a run folder, or beside pictures or weights, and files of llama.cpp that read it."""
 
 
 def code_in(text: str) -> list[str]:

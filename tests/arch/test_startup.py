@@ -18,6 +18,7 @@ HEAVY = (
     "PIL",
     "pyarrow",
     "jinja2",
+    "datasets",
 )
 
 REPORT_LOADED = """

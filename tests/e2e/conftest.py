@@ -1,8 +1,10 @@
 """A project folder as a user has it: a tiny model, a few rows with pictures, one config; `vlmtune` runs in it."""
 
+import _socket
 import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from kills import killed_after_step
+from loopback_hub import Hub, serve
 from tiny import save_tiny
 from tiny.rows import colour_rows
 from windows import act_like_windows
@@ -144,3 +147,38 @@ def assert_same_weights(weights):
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
     return check
+
+
+@pytest.fixture
+def hub():
+    """A hub on the loopback, not yet the one that this process asks."""
+    hub = Hub()
+    server = serve(hub)
+    hub.address = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.server = server
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def online(hub, monkeypatch, tmp_path):
+    """This process asks that hub, over the loopback and nothing else, with an empty cache."""
+    from huggingface_hub import close_session, constants
+
+    def loopback_only(self, address):
+        if self.family != socket.AF_UNIX and address[0] != "127.0.0.1":
+            raise PermissionError(f"tests use the loopback only: {address!r}")
+        return _socket.socket.connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", loopback_only)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what has arrived of a chunk is lost in a cut
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    yield hub
+    close_session()

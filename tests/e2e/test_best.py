@@ -109,7 +109,7 @@ def test_a_best_checkpoint_that_is_damaged_is_told_of(project, losses, weights):
     [
         (
             ("training.save_best_by=loss", "training.eval_steps=2"),
-            "training.eval_steps: there is nothing to evaluate",
+            "training.eval_steps: nothing to evaluate",
         ),
         (
             ("training.save_best_by=loss", "data.val_path=rows.jsonl"),

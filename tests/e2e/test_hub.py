@@ -1,55 +1,17 @@
 """A model by its hub id: downloaded, resumed, pinned, offline; and one message for each way the hub can fail."""
 
-import _socket
 import errno
 import json
 import shutil
-import socket
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from loopback_hub import Hub, serve
 from safetensors.torch import load_file
 
 ID = "tiny-lab/llava-tiny"
 HALF = 200_000
 Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture
-def hub():
-    """A hub on the loopback, not yet the one that this process asks."""
-    hub = Hub()
-    server = serve(hub)
-    hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    hub.server = server
-    yield hub
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def online(hub, monkeypatch, tmp_path):
-    """This process asks that hub, over the loopback and nothing else, with an empty cache."""
-    from huggingface_hub import close_session, constants
-
-    def loopback_only(self, address):
-        if self.family != socket.AF_UNIX and address[0] != "127.0.0.1":
-            raise PermissionError(f"tests use the loopback only: {address!r}")
-        return _socket.socket.connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", loopback_only)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what has arrived of a chunk is lost in a cut
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    yield hub
-    close_session()
 
 
 @pytest.fixture

@@ -51,13 +51,29 @@ def test_torchrun_with_one_process_trains_as_without_it(project, plain, assert_s
     assert_same_weights(plain, project.run("launched"))
 
 
-def test_torchrun_with_two_processes_is_refused_before_anything_is_read(project):
+@pytest.mark.slow
+def test_torchrun_with_two_processes_trains_one_run(project, plain, weights):
+    done = torchrun(project, "launched", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 2/2") == 1 and "not followed" not in done.stderr
+    assert json.loads(project.run("launched").report_json.read_text())["gpus_agree"]
+    alone, shared = weights(plain), weights(project.run("launched"))
+    assert max((alone[name] - shared[name]).abs().max().item() for name in alone) < 1e-5
+
+
+def test_errors_under_torchrun_are_said_once(project):
     (project.root / "rows.jsonl").unlink()
     done = torchrun(project, "launched", 2)
     assert done.returncode != 0 and not project.run("launched").path.exists()
-    assert "error: WORLD_SIZE=2: this command is one process on one GPU" in done.stderr
-    assert "hint:  start vlmtune without a launcher, or unset WORLD_SIZE;" in done.stderr
-    assert "rows.jsonl" not in done.stderr
+    assert done.stderr.count("rows.jsonl") == 1 and "vlmtune/" not in done.stderr
+
+
+def test_processes_of_a_launcher_without_places_are_refused_before_anything_is_read(project, run_cli, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    (project.root / "rows.jsonl").unlink()
+    refused = project.train("launched")
+    assert refused.code == 1 and not project.run("launched").path.exists()
+    assert refused.stderr.startswith("error: OMPI_COMM_WORLD_SIZE=2: this command is one process on one GPU")
 
 
 def test_commands_that_load_a_run_are_refused_too(plain, run_cli, monkeypatch):

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import QWEN25_3B, Case, prepare  # noqa: E402
-from gpu.kernels import kernels_of, on_card, seconds_of  # noqa: E402
+from gpu.profiled import kernels_of, on_card, seconds_of  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
 

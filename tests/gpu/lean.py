@@ -28,8 +28,8 @@ from transformers import TrainerCallback
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
 from gpu.compare import CATALOGUE, prepared, replay_of  # noqa: E402
-from gpu.kernels import kernels_of, on_card, seconds_of  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
+from gpu.profiled import kernels_of, on_card, seconds_of  # noqa: E402
 
 from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402

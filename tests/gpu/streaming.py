@@ -26,8 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import UNSEEN, Case, prepare  # noqa: E402
-from gpu.kernels import kernels_of, on_card, seconds_of, seconds_of_both  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
+from gpu.profiled import kernels_of, on_card, seconds_of, seconds_of_both  # noqa: E402
 
 from vlmtune.data.collate import WHERE, Collator  # noqa: E402
 from vlmtune.data.dataset import TuneDataset  # noqa: E402

@@ -12,6 +12,7 @@ from vlmtune.printing import say_json
 if TYPE_CHECKING:
     from vlmtune.config.load import LoadedConfig
     from vlmtune.data.types import Rows
+    from vlmtune.workflow.rows import ReadRows
 
 EXAMPLE = "Example: [bold]vlmtune validate configs/8gb.yaml --set training.lora.rank=16[/bold]"
 
@@ -50,7 +51,7 @@ def validate(
     if preview:
         from vlmtune.cli.show.rows import print_preview
 
-        print_preview(loaded, data, preview)
+        print_preview(loaded, {key: read.rows for key, read in data.items()}, preview)
 
 
 def print_config(loaded: "LoadedConfig") -> None:
@@ -79,54 +80,66 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return ", ".join(value) or "none"
+        return ", ".join(map(shown, value)) or "none"
+    if isinstance(value, dict):
+        return " ".join(f"{key}={shown(one)}" for key, one in value.items() if one not in (None, {})) or "none"
     return "-" if value is None else str(value)
 
 
-def _check_data(loaded: "LoadedConfig", live: bool) -> tuple[dict[str, "Rows"], list[VlmtuneError]]:
+def _check_data(loaded: "LoadedConfig", live: bool) -> tuple[dict[str, "ReadRows"], list[VlmtuneError]]:
     """The rows of each data file that could be read, pictures looked at, and what stands in the way of training."""
     from vlmtune.data.samples import require_good
-    from vlmtune.workflow.rows import read_rows
+    from vlmtune.workflow.rows import ReadRows, read_training, with_commits
 
+    loaded, _ = with_commits(loaded, {})
     data = loaded.config.data
     found, errors = {}, []
     for key in ("train_path", "val_path"):
-        value = getattr(data, key)
-        if value is None:
+        if getattr(data, key) is None:
             continue
         try:
-            found[key] = read_rows(loaded, loaded.resolve_path(value), live=live)
-            require_good(found[key], data.on_bad_row)
+            found[key] = read_training(loaded, live=live) if key == "train_path" else _held_out(loaded, live)
+            require_good(found[key].rows, data.on_bad_row)
         except VlmtuneError as error:
-            errors.append(VlmtuneError(f"data.{key}: {error.message}", error.hint, problems=error.problems))
-    if len(found) > 1:
-        found["val_path"] = _warned(found, loaded)
-    return found, errors
+            prefix = "" if error.message.startswith("data.") else f"data.{key}: "
+            errors.append(VlmtuneError(f"{prefix}{error.message}", error.hint, problems=error.problems))
+    if "train_path" in found and (held_out := found["train_path"].held_out):
+        found["val_fraction"] = ReadRows(held_out, found["train_path"].files)
+    return {key: _warned(key, found) for key in found}, errors
 
 
-def _warned(data: dict[str, "Rows"], loaded: "LoadedConfig") -> "Rows":
-    """The rows to evaluate on, with a note where they are trained on too."""
+def _held_out(loaded: "LoadedConfig", live: bool) -> "ReadRows":
+    from vlmtune.workflow.rows import read_rows
+
+    return read_rows(loaded, loaded.config.data.val_path, live=live)
+
+
+def _warned(key: str, found: dict[str, "ReadRows"]) -> "ReadRows":
+    """The rows of a key; those to evaluate on with a note where they are trained on too."""
     from dataclasses import replace
 
     from vlmtune.data.run_data import warning_of_shared_rows
 
-    paths = (loaded.resolve_path(getattr(loaded.config.data, key)) for key in ("train_path", "val_path"))
-    warning = warning_of_shared_rows(data["train_path"].samples, data["val_path"].samples, *paths)
-    return replace(data["val_path"], notes=(*data["val_path"].notes, *([warning] if warning else [])))
+    read, train = found[key], found.get("train_path")
+    if key == "train_path" or train is None:
+        return read
+    files = read.files if key == "val_path" else None
+    warning = warning_of_shared_rows(train.rows.samples, read.rows.samples, train.files, files)
+    return replace(read, rows=replace(read.rows, notes=(*read.rows.notes, *([warning] if warning else []))))
 
 
-def _print_data(loaded: "LoadedConfig", data: dict[str, "Rows"]) -> None:
+def _print_data(loaded: "LoadedConfig", data: dict[str, "ReadRows"]) -> None:
     from vlmtune.cli.show import render
 
     table = render.table("data", "rows", "images", "bad rows", right=("rows", "images", "bad rows"))
-    for key, rows in data.items():
-        table.add_row(f"data.{key}", *(f"{number:,}" for number in _counts(rows)))
+    for key, read in data.items():
+        table.add_row(f"data.{key}", *(f"{number:,}" for number in _counts(read.rows)))
     out = render.console()
     if data:
         out.print()
         out.print(table)
-    for key, rows in data.items():
-        for note in _notes(loaded, rows):
+    for key, read in data.items():
+        for note in _notes(loaded, read.rows):
             out.print(f"data.{key}: {note}", soft_wrap=True)
     if num_rows := _num_rows(data):
         for line in _length(loaded, num_rows)[1]:
@@ -149,9 +162,12 @@ def _notes(loaded: "LoadedConfig", rows: "Rows") -> tuple[str, ...]:
     return (*rows.notes, *told_without_model(rows.samples, loaded.config.data.image_size))
 
 
-def _num_rows(data: dict[str, "Rows"]) -> int:
-    """Usable rows to train on."""
-    return len(data["train_path"].samples) if "train_path" in data else 0
+def _num_rows(data: dict[str, "ReadRows"]) -> int:
+    """Usable rows to train on in one epoch."""
+    from vlmtune.data.sources.takes import rows_per_epoch
+
+    read = data.get("train_path")
+    return rows_per_epoch(read.rows.samples, read.files) if read else 0
 
 
 def _counts(rows: "Rows") -> tuple[int, int, int]:
@@ -159,11 +175,11 @@ def _counts(rows: "Rows") -> tuple[int, int, int]:
     return len(rows.samples), rows.num_images, len({bad.where for bad in rows.bad_rows})
 
 
-def _print_json(loaded: "LoadedConfig", data: dict[str, "Rows"]) -> None:
+def _print_json(loaded: "LoadedConfig", data: dict[str, "ReadRows"]) -> None:
     from vlmtune.cli.show import render
 
     report = {}
-    for key, rows in data.items():
+    for key, rows in ((key, read.rows) for key, read in data.items()):
         num_rows, num_images, _ = _counts(rows)
         bad = [{"where": bad.where, "problem": bad.problem, "hint": bad.hint} for bad in rows.bad_rows]
         report[key] = {"rows": num_rows, "images": num_images, "bad_rows": bad, "notes": list(_notes(loaded, rows))}

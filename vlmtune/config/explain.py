@@ -1,11 +1,13 @@
 """Mistakes in a config, in words: unknown keys with the right one, wrong values with what is allowed."""
 
 from vlmtune.config.keys import REQUIRED, Key, all_keys, section_docs
+from vlmtune.config.sources import source_problem
 from vlmtune.config.text import dotted, nearest, shown
 from vlmtune.config.words import NOT_HERE, NOTES, RENAMED
 from vlmtune.errors import VlmtuneError
 
 KeyPath = tuple[str, ...]
+SOURCES = (("data", "train_path"), ("data", "val_path"))
 
 
 def unknown_key(path: KeyPath, where: str) -> VlmtuneError:
@@ -15,6 +17,8 @@ def unknown_key(path: KeyPath, where: str) -> VlmtuneError:
 
 def wrong_value(key: Key, value: object, where: str) -> VlmtuneError:
     """The error for a value that the key does not allow."""
+    if key.path in SOURCES and (problem := source_problem(value)):
+        return VlmtuneError(f"{key.name}{problem[0]}  ({where})", problem[1])
     return VlmtuneError(f"{key.name} must be {key.allowed}, {_but(key, value)}  ({where})", _right_value(key, value))
 
 
@@ -91,4 +95,6 @@ def _right_value(key: Key, value: object) -> str:
             return "remove the quotes"
     if key.json_type == "array":
         return f"write it as {key.path[-1]}: [tensorboard]"
+    if key.json_type == "object":
+        return f"write it as {key.path[-1]}: {{caption_en: answer}}"
     return key.meaning if key.default in (None, REQUIRED) else f"{key.meaning} Default: {shown(key.default, bare=True)}"

@@ -3,8 +3,15 @@
 from dataclasses import dataclass
 from functools import cache
 
-from vlmtune.config.schema import Section, TrainingConfig
+from vlmtune.config.schema import RUN_NAME, TrainingConfig
+from vlmtune.config.sections import HUB_ID, SPLIT_NAME, Section
 
+PATTERNS = {
+    RUN_NAME: "letters, digits, '.', '_', '-'",
+    HUB_ID: "the form org/data",
+    SPLIT_NAME: "letters, digits, '_', '.'",
+}
+"""What a pattern allows, in words."""
 REQUIRED = object()
 """Default of a key that has none."""
 
@@ -42,8 +49,14 @@ def section_at(path: tuple[str, ...]) -> type[Section] | None:
 @cache
 def all_keys() -> tuple[Key, ...]:
     """Every key, in the order of the schema."""
-    schema = TrainingConfig.model_json_schema()
-    return tuple(_walk(schema, schema["$defs"], ()))
+    return keys_of(TrainingConfig)
+
+
+@cache
+def keys_of(section: type[Section]) -> tuple[Key, ...]:
+    """Every key of a section, and of those inside it."""
+    schema = section.model_json_schema()
+    return tuple(_walk(schema, schema.get("$defs", {}), ()))
 
 
 @cache
@@ -103,14 +116,20 @@ def _in_words(kind: dict) -> str:
     """A JSON-schema type as a person would say it."""
     if choices := _choices(kind):
         return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+    if "$ref" in kind:
+        return "a source"
     name = kind["type"]
+    if name == "object":
+        return "pairs of names"
+    if name == "array" and "enum" not in kind["items"]:
+        return "a list of both"
     if name == "array":
         return f"a list with any of {', '.join(kind['items']['enum'])}"
     if name in ("integer", "number"):
         return f"{'a whole number' if name == 'integer' else 'a number'}{_range_in_words(kind)}"
     if name == "boolean":
         return "true or false"
-    return "text of letters, digits, '.', '_', '-'" if "pattern" in kind else "text"
+    return f"text of {PATTERNS[kind['pattern']]}" if "pattern" in kind else "text"
 
 
 def _range_in_words(kind: dict) -> str:

@@ -6,21 +6,15 @@ A field's docstring is its documentation. `None` means "decided by the plan" and
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from vlmtune.config.sections import AugmentSection, Section, Sources
 from vlmtune.config.text import MAX_NAME_CHARS
 
 MAX_RANK, MAX_ALPHA = 1024, 10_000
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
-
-
-class Section(BaseModel):
-    """A strict, frozen group of keys: an unknown key is an error, never ignored."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
-    )
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class ModelSection(Section):
@@ -48,12 +42,20 @@ class ChatTemplateSection(Section):
 class DataSection(Section):
     """What the model learns from."""
 
-    train_path: Annotated[str, Field(min_length=1)]
-    """Training rows: a `.jsonl`, `.json` or `.parquet` file. Relative to the config file."""
-    val_path: str | None = None
-    """Rows held out for evaluation, same formats."""
+    train_path: Sources
+    """Training rows: a file, a pattern, a folder, a hub data set, or a list of them. Relative to the config file."""
+    val_path: Sources | None = None
+    """Rows held out for evaluation, written in the same way."""
+    val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of the training rows that is held out, chosen by `training.seed`. Rows of one image stay together."""
+    max_samples: Count | None = None
+    """Take at most so many rows of `train_path`, chosen by `training.seed`."""
+    columns: dict[str, str] = {}
+    """Names of columns in the data and what they are here: `{caption_en: answer}`."""
     image_dir: str | None = None
     """Folder that relative image paths start from. Default: the folder of the data file."""
+    augment: AugmentSection = AugmentSection()
+    """Random changes of training pictures. Default: none."""
     max_length: Annotated[int, Field(ge=16, le=1_000_000)] = 1024
     """Longest allowed text in tokens. Image tokens come on top and are never cut."""
     image_size: Annotated[int, Field(ge=28, le=16_384)] | None = None
@@ -187,7 +189,7 @@ class HardwareSection(Section):
 class TrainingConfig(Section):
     """One training run, as written in YAML."""
 
-    experiment_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME_CHARS)] = "run"
+    experiment_name: Annotated[str, Field(pattern=RUN_NAME, max_length=MAX_NAME_CHARS)] = "run"
     """Name of the run folder inside `output_dir`: letters, digits, `.`, `_`, `-`."""
     output_dir: Annotated[str, Field(min_length=1)] = "runs"
     """Folder that holds the run folders. Relative to the current folder."""
@@ -207,8 +209,6 @@ class TrainingConfig(Section):
             found.append(
                 "training.quantization.load_in_4bit: false contradicts training.method: qlora; use method: lora"
             )
-        if training.method == "full" and self.model.adapter:
-            found.append("model.adapter: method full has no adapters; use method: qlora or lora")
         if training.method == "full" and lora.vision_tower:
             found.append(
                 "training.lora.vision_tower: method full has no adapters; set training.freeze_vision_tower: false"
@@ -233,15 +233,19 @@ class TrainingConfig(Section):
             found.append(
                 f"training.quantization.quantize_head: method {training.method} quantises nothing; use method: qlora"
             )
-        if training.eval_steps and not self.data.val_path:
-            found.append("training.eval_steps: there is nothing to evaluate without data.val_path")
-        found += self._wrong_of_best()
+        if self.data.val_path and self.data.val_fraction:
+            found.append("data.val_fraction: data.val_path names the rows to hold out already; keep one of the two")
+        if training.eval_steps and not (self.data.val_path or self.data.val_fraction):
+            found.append("training.eval_steps: nothing to evaluate without data.val_path or data.val_fraction")
+        found += self._wrong_of_start_and_end()
         if found:
             raise ValueError("\n".join(found))
         return self
 
-    def _wrong_of_best(self) -> list[str]:
+    def _wrong_of_start_and_end(self) -> list[str]:
         training, found = self.training, []
+        if training.method == "full" and self.model.adapter:
+            found.append("model.adapter: method full has no adapters; use method: qlora or lora")
         if training.save_best_by and not training.eval_steps:
             found.append(
                 "training.save_best_by: the model is evaluated at the end only, so there is nothing to choose from; "

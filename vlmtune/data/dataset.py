@@ -1,6 +1,6 @@
 """Samples as a map-style dataset: images are opened, or features read, in the workers, when a row is asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from PIL.Image import Image
 from torch import Tensor
@@ -12,7 +12,9 @@ from vlmtune.data.boxes.writing import written
 from vlmtune.data.encode import Encoded, cut, encode, encode_prompt
 from vlmtune.data.features.rows import RowFeatures, features_for_pixels, with_features
 from vlmtune.data.images import open_image
+from vlmtune.data.pictures.augment import augmented
 from vlmtune.data.progress import Advance, nobody
+from vlmtune.data.sources.takes import Takes
 from vlmtune.data.types import Sample
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
@@ -37,26 +39,33 @@ class TuneDataset(Dataset):
         self.family = family
         self.plan = plan
         self.features = features
+        self.takes: Takes | None = None
+        """Which rows an epoch takes, where these are trained on: then pictures are changed as the plan says."""
         self.on_read: Advance = nobody
         """Told of each row's number before it is read."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    def __iter__(self) -> Iterator[Encoded]:
+        """Yield each row once; without this, Python would count on past the last, which is the first again."""
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, index: int) -> Encoded | VlmtuneError | None:
         """Return the row. What is wrong with it is raised, in a worker returned: torch would make a traceback of it."""
         if index == NO_ROW:
             return None
-        self.on_read(index)
+        take, row = divmod(index, len(self))
+        self.on_read(row)
         try:
-            return self._row(index)
+            return self._row(row, take)
         except VlmtuneError as error:
             if get_worker_info() is None:
                 raise
             return error
 
-    def _row(self, index: int) -> Encoded:
-        row = encode(self.samples[index], self._images(index), self._processor, self.family)
+    def _row(self, index: int, take: int) -> Encoded:
+        row = encode(self.samples[index], self._images(index, take), self._processor, self.family)
         if self.features:
             row = with_features(row, self.features.of_row(index))
         return cut(row, self.plan.max_length) if self.plan.truncation == "cut" else row
@@ -75,12 +84,15 @@ class TuneDataset(Dataset):
     def _processor(self) -> ProcessorMixin:
         return self.features.processor if self.features else self.processor
 
-    def _images(self, index: int) -> list[Image]:
+    def _images(self, index: int, take: int = 0) -> list[Image]:
         """Return the row's pictures; where their features are known, blanks of their sizes."""
         if self.features:
             return self.features.blanks(index)
         sample = self.samples[index]
         try:
-            return [open_image(ref, self.plan.image_size) for ref in sample.images]
+            images = [open_image(ref, self.plan.image_size) for ref in sample.images]
         except VlmtuneError as error:
             raise VlmtuneError(f"{sample.where}: {error.message}", error.hint) from None
+        if self.takes is None or not self.plan.augment.is_on:
+            return images
+        return augmented(images, self.plan.augment, (self.plan.seed, sample.number, take))

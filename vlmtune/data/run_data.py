@@ -1,14 +1,17 @@
 """The rows of one run."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from vlmtune.config.schema import DataSection
+from vlmtune.data.reading.data_files import DataFiles
 from vlmtune.data.samples import refusal
+from vlmtune.data.sources.shares import images_of
+from vlmtune.data.sources.takes import Takes, is_weighted, rows_per_epoch
 from vlmtune.data.types import BadRow, Sample, SamplesOnDisk
-from vlmtune.files import file_sha256
+from vlmtune.files import strict_json, text_sha256
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -111,16 +114,48 @@ class RunData:
     """`train.jsonl:12: problem` of each row that was skipped."""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    files: DataFiles = DataFiles(())
+    """Those that the training rows are in."""
+    digest: str = ""
+    """Of all that decides which rows are trained on, and how often."""
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """`org/data@main` → the commit that it stands for in this run."""
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows to train on in one epoch, by the weights of their sources."""
+        return rows_per_epoch(self.train.samples, self.files)
+
+    def takes(self, plan: "RunPlan") -> Takes | None:
+        """Return which rows an epoch takes; None where it takes each once, and each take of a row is the same."""
+        if not (is_weighted(self.files) or plan.augment.is_on):
+            return None
+        return Takes(self.train.samples, self.files, plan.seed)
+
+
+def digest_of(files: DataFiles, data: DataSection) -> str:
+    """Return the digest of all that decides which rows are trained on; of one file alone that of its content."""
+    decided = {
+        "sources": [(source.digest, source.weight) for source in files.sources],
+        "columns": [sorted(file.columns.items()) for file in files],
+        "max_samples": data.max_samples,
+        "val_fraction": data.val_fraction,
+    }
+    is_plain = len(files.sources) == 1 and not any((is_weighted(files), data.max_samples, data.val_fraction))
+    if is_plain and not any(file.columns for file in files):
+        return files.sources[0].digest
+    return text_sha256(strict_json(decided))
 
 
 def warning_of_shared_rows(
-    train: Sequence[Sample], val: Sequence[Sample], train_path: Path, val_path: Path
+    train: Sequence[Sample], val: Sequence[Sample], train_files: DataFiles, val_files: DataFiles | None
 ) -> str | None:
-    """Return a warning where rows to evaluate on are trained on too; None where none are.
+    """Return a warning where rows to evaluate on, or their images, are trained on too; None where none are.
 
-    Rows of large files, which are on disk, are compared as whole files only.
+    `val_files` is None for a share of the training rows. Rows of large files, which are on disk, are compared as whole
+    files only.
     """
-    if file_sha256(train_path) == file_sha256(val_path):
+    if val_files and [one.digest for one in train_files.sources] == [one.digest for one in val_files.sources]:
         shared = len(val)
     elif isinstance(train, SamplesOnDisk) or isinstance(val, SamplesOnDisk):
         return None
@@ -128,8 +163,20 @@ def warning_of_shared_rows(
         trained = {sample.turns for sample in train}
         shared = sum(sample.turns in trained for sample in val)
     if not shared:
+        return _warning_of_shared_images(train, val)
+    where = "in data.val_path" if val_files else "held out (data.val_fraction)"
+    return (
+        f"warning: {shared:,} of {len(val):,} rows {where} are trained on too: "
+        "the evaluation loss will tell what was learned by heart; keep rows apart that no run trains on"
+    )
+
+
+def _warning_of_shared_images(train: Sequence[Sample], val: Sequence[Sample]) -> str | None:
+    trained = {name for names in images_of(train) for name in names}
+    shared = sum(any(name in trained for name in names) for names in images_of(val))
+    if not shared:
         return None
     return (
-        f"warning: {shared:,} of {len(val):,} rows in data.val_path are trained on too: "
-        "the evaluation loss will tell what was learned by heart; keep rows apart that no run trains on"
+        f"warning: the images of {shared:,} of {len(val):,} held-out rows are trained on too, with other texts: "
+        "what is known of them may be what was learned by heart; data.val_fraction keeps rows of one image together"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlmtune.data.progress import Progress, silent
+from vlmtune.data.reading.data_files import DataFile, DataFiles
 from vlmtune.data.reading.files import Piece, check_file
 from vlmtune.data.reading.image_refs import ImageRules
 from vlmtune.data.reading.pieces import Found, samples_of
@@ -23,25 +24,39 @@ def read_samples(
     path: Path, *, image_dir: Path | None = None, allow_urls: bool = False, progress: Progress = silent
 ) -> Rows:
     """Every row of a `.jsonl`, `.json` or `.parquet` file: usable ones as samples, the others with their problem."""
-    if image_dir is not None and not image_dir.is_dir():
-        raise VlmtuneError(f"image folder {image_dir} does not exist", "correct data.image_dir")
+    check_image_dir(image_dir)
     check_file(path)
     rules = ImageRules(os.path.abspath(image_dir or path.parent), allow_urls)
-    if path.stat().st_size >= LARGE_BYTES:
+    return read_files(DataFiles((DataFile(path, rules, path.name),)), progress)
+
+
+def read_files(files: DataFiles, progress: Progress = silent) -> Rows:
+    """Every row of checked files: usable ones as samples, the others with their problem."""
+    if files.size_bytes >= LARGE_BYTES:
         from vlmtune.data.table.make import table_of
 
         try:
-            return table_of(path, rules, progress)
+            return table_of(files, progress)
         except (OSError, UnicodeEncodeError) as error:
-            rows = _in_memory(path, rules)
+            rows = _in_memory(files)
             return Rows(rows.samples, rows.bad_rows, (*rows.notes, f"the rows are held in memory: {error}"))
-    return _in_memory(path, rules)
+    return _in_memory(files)
 
 
-def _in_memory(path: Path, rules: ImageRules) -> Rows:
+def check_image_dir(image_dir: Path | None) -> None:
+    """Raise when the folder that image paths start from is not there."""
+    if image_dir is not None and not image_dir.is_dir():
+        raise VlmtuneError(f"image folder {image_dir} does not exist", "correct data.image_dir")
+
+
+def _in_memory(files: DataFiles) -> Rows:
     found = Found()
-    samples = list(samples_of(Piece(path), rules, found))
-    return found.rows(path, samples)
+    samples = [
+        sample
+        for index, file in enumerate(files)
+        for sample in samples_of(Piece(file.path, first_number=file.first_number, called=file.name), file, index, found)
+    ]
+    return found.rows(files, samples)
 
 
 def require_good(rows: Rows, on_bad_row: Literal["error", "skip"]) -> Sequence[Sample]:

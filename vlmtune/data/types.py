@@ -1,7 +1,7 @@
 """What one row of a data set is, whatever file and shape it came from. Imports nothing heavy."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -104,6 +104,17 @@ class SamplesOnDisk(Sequence[Sample]):
     num_with_boxes: int
     """Those whose texts hold boxes that are still to be written."""
 
+    numbers: list[int]
+    """The number of each among all files."""
+
+    def images(self) -> Iterator[list[str | bytes]]:
+        """Yield what tells the images of each row from others: paths, addresses, digests of embedded ones."""
+        raise NotImplementedError
+
+    def at(self, places: Sequence[int]) -> "SamplesOnDisk":
+        """Return the rows at some places of these, rising."""
+        raise NotImplementedError
+
     def with_lists(self) -> "SamplesOnDisk":
         """Those with lists of four numbers in their texts, which may be boxes."""
         raise NotImplementedError
@@ -116,6 +127,11 @@ class SamplesOnDisk(Sequence[Sample]):
 def num_images(samples: Sequence[Sample]) -> int:
     """Images of all rows."""
     return samples.num_images if isinstance(samples, SamplesOnDisk) else sum(len(one.images) for one in samples)
+
+
+def numbers_of(samples: Sequence[Sample]) -> list[int]:
+    """The number of each row among all files."""
+    return samples.numbers if isinstance(samples, SamplesOnDisk) else [sample.number for sample in samples]
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ def _train(
     with group.first_alone(plan.cache_features):
         val_features, features = _features(plan, source, (data.val, data.train), processor, view)
     rows = TuneDataset(data.train.samples, processor, family, plan, features)
+    rows.takes = data.takes(plan)
     val_rows = TuneDataset(data.val.samples, processor, family, plan, val_features)
     plan = replace(plan, num_workers=workers_for_training(plan, rows[lengths.most_pixels()].tensors, view.note))
     checkpoint = group.told_by_first(_checkpoint(folder, resume, view) if group.is_first() else None)
@@ -253,10 +254,8 @@ def _notes(data: RunData, plan: RunPlan, watch: MemoryWatch | None) -> list[str]
 
 
 def _facts_of_model(parts: list[InventoryRow]) -> dict:
-    return {
-        "trainable_parameters": sum(row.parameters for row in parts if row.trainable),
-        "total_parameters": sum(row.parameters for row in parts),
-    }
+    trainable = sum(row.parameters for row in parts if row.trainable)
+    return {"trainable_parameters": trainable, "total_parameters": sum(row.parameters for row in parts)}
 
 
 def _facts_of_training(recorder: Recorder, best: Best | None) -> dict:

@@ -100,6 +100,7 @@ class TuneTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
         # Trainer's own order by length would encode every row to learn its length, and follow torch's global generator:
         # after a resume, the rows that are skipped would be others than those trained on.
+        self.order.order.takes = self.train_dataset.takes
         return self.order
 
     def get_train_dataloader(self) -> DataLoader:

@@ -61,6 +61,8 @@ def _learning(config: TrainingConfig) -> str | None:
         return "method full saves the whole model, its tower included"
     if training.lora.vision_tower:
         return "the vision tower learns (training.lora.vision_tower), so its features change at every step"
+    if config.data.augment.is_on:
+        return "pictures are changed anew in each epoch (data.augment)"
     return None
 
 

@@ -15,7 +15,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts
 from vlmtune.hub.source import ModelSource
 from vlmtune.levers.base import Choice, RowFacts
-from vlmtune.plan.types import Device, RunPlan
+from vlmtune.plan.types import Augment, Device, RunPlan
 
 LOSS_CHUNK_BYTES = 256 * 2**20
 BYTES_PER_LOGIT = 10  # between the peak of the forward pass (fp32 copy, log-softmax: 8) and of the backward pass (12)
@@ -47,6 +47,7 @@ def make_plan(
         **_start(model),
         **_number_formats(config, device, choices),
         "chat_template_kwargs": config.data.chat_template_kwargs.model_dump(exclude_none=True),
+        "augment": Augment(**config.data.augment.model_dump()),
         "allow_urls": config.data.allow_urls,
         "num_workers": _num_workers(config, device),
         "num_epochs": 1.0 if training.num_epochs is None else training.num_epochs,

@@ -10,6 +10,8 @@ from vlmtune.plan.types import RunPlan
 FREE_FIELDS = {
     "adapter",
     "choices",
+    "data_sources",
+    "data_commits",
     "loss_chunk_tokens",
     "num_workers",
     "logging_steps",

@@ -23,6 +23,21 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Augment:
+    """Random changes of training pictures."""
+
+    rotation: float = 0.0
+    """Degrees, either way."""
+    color_jitter: float = 0.0
+    jpeg_quality: int | None = None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any picture is changed."""
+        return self != Augment()
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """Everything a run needs, decided. JSON-able; the only thing that the model builder and the engine read."""
 
@@ -115,6 +130,13 @@ class RunPlan:
     """The language model's layers that lie in main memory."""
     save_minutes: float = 0.0
     """After which a checkpoint is written between those of `save_steps`; 0: never."""
+
+    augment: Augment = Augment()
+    """What is done to training pictures, another for each row and epoch."""
+    data_sources: tuple[str, ...] = ()
+    """Digest of each source of training rows: says which one has changed, where `data_sha256` says that one has."""
+    data_commits: dict[str, str] = field(default_factory=dict)
+    """`org/data@main` → the commit that it stood for when the run began."""
 
     def preprocessor(self, published: Json) -> dict[str, Any]:
         """The settings of the image processor: those of the model's files, and what the plan sets in their place."""

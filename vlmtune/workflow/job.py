@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import file_sha256
 from vlmtune.printing import say
 
 Resume = Literal["newest", "auto"]
@@ -39,8 +38,8 @@ class Job:
 
     @property
     def num_rows(self) -> int:
-        """Rows to train on."""
-        return len(self.data.train.samples)
+        """Rows that an epoch takes."""
+        return self.data.rows_per_epoch
 
     @property
     def is_longer(self) -> bool:
@@ -56,7 +55,7 @@ class Job:
 
         loaded = self.loaded.with_values(values)
         plan = make_plan(loaded.config, self.source, probe_device(), self.plan.data_sha256, given_rows(self.data))
-        return replace(self, loaded=loaded, plan=replace(plan, model_name=self.plan.model_name))
+        return replace(self, loaded=loaded, plan=replace(_of_data(plan, self.data), model_name=self.plan.model_name))
 
 
 def prepare(
@@ -76,15 +75,17 @@ def prepare(
     from vlmtune.plan.resume import told_of_longer
     from vlmtune.runs.folder import RunFolder
     from vlmtune.workflow.fitting import fitting_data
+    from vlmtune.workflow.rows import with_commits
     from vlmtune.workflow.start import start_on_gpu
     from vlmtune.workflow.started import refuse_other_model
 
     refuse_several_processes()
     loaded, run_dir, begun = _opened(path, words, resume, err, base_model)
-    data = read_data(loaded, live=not err)
+    loaded, commits = with_commits(loaded, begun.data_commits if begun else {})
+    data = replace(read_data(loaded, live=not err), commits=commits)
     notes, commit = start_on_gpu(), _pinned_commit(loaded, begun)
     data = fitting_data(data, *make_run_plan(loaded, commit=commit))
-    chosen = begun_values(loaded.config, begun) if begun else open_values(loaded.config, len(data.train.samples))
+    chosen = begun_values(loaded.config, begun) if begun else open_values(loaded.config, data.rows_per_epoch)
     loaded = loaded.with_values(chosen, "the number of rows") if chosen else loaded
     plan, source = make_run_plan(loaded, data, commit)
     if begun and plan.model == begun.model:
@@ -92,8 +93,8 @@ def prepare(
     refuse_other_model(plan)
     boxes = told_of_boxes(data.train.samples, writer_for(plan, source))
     goes_on = begun and RunFolder(run_dir).latest_checkpoint()
-    longer = told_of_longer(plan, begun, len(data.train.samples)) if goes_on else None
-    lines = (*told_of_length(loaded.config.training, len(data.train.samples), chosen), *boxes, *data.warnings)
+    longer = told_of_longer(plan, begun, data.rows_per_epoch) if goes_on else None
+    lines = (*told_of_length(loaded.config.training, data.rows_per_epoch, chosen), *boxes, *data.warnings)
     lines = (*lines, longer) if longer else lines
     return Job(loaded, plan, source, replace(data, notes=(*data.notes, *lines, *notes)), run_dir, begun, lines)
 
@@ -174,25 +175,31 @@ def make_run_plan(
     config = loaded.config
     source = with_adapter(loaded, open_model(config.model.name, commit or config.model.revision, loaded.base_dir))
     refuse_other_bits(loaded, source.facts(config.model.name))
-    digest = file_sha256(loaded.resolve_path(config.data.train_path)) if data else ""
-    return make_plan(config, source, probe_device(), digest, data and given_rows(data)), source
+    plan = make_plan(config, source, probe_device(), data.digest if data else "", data and given_rows(data))
+    return _of_data(plan, data) if data else plan, source
+
+
+def _of_data(plan: "RunPlan", data: "RunData") -> "RunPlan":
+    """Return a plan with what is kept of the sources of a run's rows."""
+    sources = tuple(source.digest for source in data.files.sources)
+    return replace(plan, data_sources=sources, data_commits=dict(data.commits))
 
 
 def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     """Read and check the rows; raise one error that names every bad one. `live`: it may be shown on a terminal."""
-    from vlmtune.data.run_data import MeasuredRows, RunData, warning_of_shared_rows
+    from vlmtune.data.run_data import MeasuredRows, RunData, digest_of, warning_of_shared_rows
     from vlmtune.data.samples import require_good
-    from vlmtune.workflow.rows import read_rows
+    from vlmtune.workflow.rows import read_rows, read_training
 
     data = loaded.config.data
-    rows = read_rows(loaded, loaded.resolve_path(data.train_path), live=live)
-    train_rows = require_good(rows, data.on_bad_row)
+    read = read_training(loaded, live=live)
+    train_rows = require_good(read.rows, data.on_bad_row)
+    held_out = read_rows(loaded, data.val_path, live=live) if data.val_path else None
     val_rows: Sequence[Sample] = []
-    if data.val_path:
-        val_rows = require_good(read_rows(loaded, loaded.resolve_path(data.val_path), live=live), data.on_bad_row)
-    warning = data.val_path and warning_of_shared_rows(
-        train_rows, val_rows, *(loaded.resolve_path(path) for path in (data.train_path, data.val_path))
-    )
-    skipped = tuple(f"{bad.where}: {bad.problem}" for bad in rows.bad_rows)
+    if held_out or read.held_out:
+        val_rows = require_good(held_out.rows if held_out else read.held_out, data.on_bad_row)
+    warning = warning_of_shared_rows(train_rows, val_rows, read.files, held_out and held_out.files)
+    skipped = tuple(f"{bad.where}: {bad.problem}" for bad in read.rows.bad_rows)
     train, val = (MeasuredRows(samples, data.on_bad_row) for samples in (train_rows, val_rows))
-    return RunData(train, val, skipped, rows.notes, (warning,) if warning else ())
+    warnings, digest = (warning,) if warning else (), digest_of(read.files, data)
+    return RunData(train, val, skipped, read.rows.notes, warnings, read.files, digest)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
+from vlmtune.engine.ranks.single import VISIBLE
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.signals import all_as_ctrl_c, stopping_signals
 from vlmtune.workflow.here import try_here
@@ -128,7 +129,8 @@ def _started(places: "list[Place]", one: Try) -> Iterator[list[Process]]:
             for place in places:
                 pipe, end = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(place, end, one), name=f"vlmtune-{place.number}")
-                process.start()
+                with _seeing(place.gpu):
+                    process.start()
                 end.close()
                 processes.append(Process(process, pipe))
         yield processes
@@ -136,6 +138,22 @@ def _started(places: "list[Place]", one: Try) -> Iterator[list[Process]]:
         for process, _ in processes:
             process.kill()
             process.join()
+
+
+@contextmanager
+def _seeing(gpu: str | None) -> Iterator[None]:
+    """Let a process that is started see one GPU from its first import on: any library may start CUDA, which then stays.
+
+    Measured on two H100s: both processes, told later, trained on the first.
+    """
+    before = os.environ.get(VISIBLE)
+    if gpu is not None:
+        os.environ[VISIBLE] = gpu
+    try:
+        yield
+    finally:
+        if gpu is not None:
+            os.environ.pop(VISIBLE) if before is None else os.environ.update({VISIBLE: before})
 
 
 @contextmanager

@@ -36,17 +36,19 @@ def open_scenario(
     from vlmtune.estimate.guessed_rows import GuessedRows
     from vlmtune.estimate.scenario import Scenario
     from vlmtune.plan.prequantised import refuse_other_bits
-    from vlmtune.workflow.rows import read_rows
+    from vlmtune.workflow.rows import missing_file, read_training, with_commits
     from vlmtune.workflow.started import with_adapter
 
     quiet_libraries()
+    loaded, _ = with_commits(loaded, {})
     config, rows = loaded.config, None
-    path = loaded.resolve_path(config.data.train_path)
-    if needs_rows or path.exists():
+    missing = missing_file(loaded, config.data.train_path)
+    if needs_rows or missing is None:
         on_bad_row = config.data.on_bad_row
-        rows = GivenRows(MeasuredRows(require_good(read_rows(loaded, path, live=live), on_bad_row), on_bad_row))
+        samples = require_good(read_training(loaded, live=live).rows, on_bad_row)
+        rows = GivenRows(MeasuredRows(samples, on_bad_row))
     elif config.data.train_path != NO_DATA:
-        say(f"there is no data file {path}: estimated for the largest row that the config allows", err=True)
+        say(f"there is no data file {missing}: estimated for the largest row that the config allows", err=True)
     source = with_adapter(loaded, _source(loaded, needs_tokenizer=rows is not None))
     if rows and source.catalogued:
         rows = GuessedRows(rows.samples, source, config.data.on_bad_row)

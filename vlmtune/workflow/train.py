@@ -48,10 +48,19 @@ def _refuse_changed(job: Job, folder: "RunFolder") -> None:
     changed = differences(job.plan, job.begun, num_rows=job.num_rows, has_checkpoint=has_checkpoint)
     if changed:
         has_other_rows = any(one.startswith("data_sha256: ") for one in changed)
+        changed += [f"{name} has changed since the run began" for name in _changed_sources(job)]
         raise VlmtuneError(
             f"{folder.path} was started differently and cannot be continued: {'; '.join(changed)}",
             _way_on(folder) if has_other_rows else "undo the change, or start a new run under another experiment_name",
         )
+
+
+def _changed_sources(job: Job) -> list[str]:
+    """Return the sources that are not what they were, where there are as many as there were."""
+    then, now = job.begun.data_sources, job.data.files.sources
+    if len(then) != len(now):
+        return []
+    return [source.name for digest, source in zip(then, now, strict=True) if digest != source.digest]
 
 
 def _way_on(folder: "RunFolder") -> str:

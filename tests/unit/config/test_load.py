@@ -264,7 +264,7 @@ def test_wrong_values_say_what_was_given_and_what_is_allowed(load, line, message
         ),
         (
             "training:\n  eval_steps: 5\n",
-            "training.eval_steps: there is nothing to evaluate without data.val_path  (run.yaml:4)",
+            "training.eval_steps: nothing to evaluate without data.val_path or data.val_fraction  (run.yaml:4)",
         ),
         (
             "training:\n  freeze_projector: false\n",

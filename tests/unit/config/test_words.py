@@ -19,7 +19,7 @@ eval_strategy dataloader_num_workers resume_from_checkpoint bnb_4bit_compute_dty
 
 @pytest.mark.parametrize("word", ASKED_FOR)
 def test_the_word_is_known(word):
-    assert word in RENAMED or word in NOT_HERE
+    assert word in RENAMED or word in NOT_HERE or word in {key.path[-1] for key in all_keys()}
 
 
 def test_every_word_leads_to_a_key_that_exists():

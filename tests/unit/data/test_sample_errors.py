@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlmtune.data.reading import files, parquet
+from vlmtune.data.reading.data_files import DataFile
 from vlmtune.data.reading.files import Piece, pieces, read_rows
 from vlmtune.data.reading.formats import parse_row
 from vlmtune.data.reading.image_refs import ImageRules
@@ -241,7 +242,11 @@ def test_a_line_and_a_file_of_json_are_bounded(tmp_path, monkeypatch):
     path.write_text(f"{row}\n{row}\n" + " " * 70 + row)
     with pytest.raises(VlmtuneError, match=r"^rows\.jsonl: a line is longer than 0 MiB"):
         list(read_rows(Piece(path)))
-    assert [(piece.start, piece.first_number) for piece in pieces(path, 10)] == [(0, 1), (33, 2), (66, 3)]
+    assert [(piece.start, piece.first_number) for piece in pieces(DataFile(path, ImageRules("", False)), 10)] == [
+        (0, 1),
+        (33, 2),
+        (66, 3),
+    ]
     path = tmp_path / "rows.json"
     path.write_text(f"[{row}, {row}, {row}]")
     with pytest.raises(VlmtuneError, match=r"rows\.json is larger than 0 KiB.*\nhint: write it as JSONL"):

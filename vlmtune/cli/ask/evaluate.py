@@ -72,20 +72,24 @@ def _rows(folder: "RunFolder", data: Path | None, live: bool) -> "MeasuredRows":
     from vlmtune.config.load import load_config
     from vlmtune.data.run_data import MeasuredRows
     from vlmtune.data.samples import require_good
-    from vlmtune.workflow.rows import read_rows
+    from vlmtune.workflow.rows import missing_file, read_rows, read_training
 
     loaded = load_config(folder.config)
-    val_path = loaded.config.data.val_path
-    if data is None and val_path is None:
+    val_path, val_fraction = loaded.config.data.val_path, loaded.config.data.val_fraction
+    if data is None and val_path is None and val_fraction is None:
         raise VlmtuneError(f"{folder.path} was trained without data.val_path", "say what to evaluate: --data FILE")
-    path = data or loaded.resolve_path(val_path)
-    if data is None and not path.exists():
+    held_out = loaded.config.data.train_path if val_path is None else val_path
+    if data is None and (path := missing_file(loaded, held_out)):
         raise VlmtuneError(
             f"the rows that {folder.path} was evaluated on are not there: {path}",
             "the run folder or the rows were moved: say where they are now, --data FILE",
         )
+    if data is None and val_path is None:
+        rows = read_training(loaded, live=live).held_out
+    else:
+        rows = read_rows(loaded, str(data.absolute()) if data else val_path, live=live).rows
     on_bad_row = loaded.config.data.on_bad_row
-    return MeasuredRows(require_good(read_rows(loaded, path, live=live), on_bad_row), on_bad_row)
+    return MeasuredRows(require_good(rows, on_bad_row), on_bad_row)
 
 
 def _print(result: "Evaluation", as_json: bool, *, is_longest: bool) -> None:

@@ -9,6 +9,7 @@ from torch.utils.data import Sampler
 
 from vlmtune.compat.trainer import GET_LENGTH_GROUPED_INDICES
 from vlmtune.data.batches.packs import largest_packs, packs_of
+from vlmtune.data.sources.takes import Takes
 from vlmtune.plan.types import RunPlan
 
 NO_ROW = -1
@@ -28,26 +29,35 @@ class LengthGroupedOrder(Sampler[int]):
         self.seed = seed
         self.pack_tokens = pack_tokens
         self.epoch = 0
+        self.takes: Takes | None = None
+        """The rows of an epoch, numbered as there, where they are not each one once."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch."""
         self.epoch = epoch
 
+    def length_of(self, number: int) -> int:
+        """Return the tokens of a row, whichever take of it this is."""
+        return self.lengths[number % len(self.lengths)]
+
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) if self.takes is None else len(self.takes)
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        rows = GET_LENGTH_GROUPED_INDICES(self.lengths, self.rows_per_step, generator=generator)
-        return iter(self._largest_pack_first(rows) if self.pack_tokens else rows)
+        taken = range(len(self)) if self.takes is None else [*self.takes.of_epoch(self.epoch)]
+        lengths = [self.length_of(number) for number in taken]
+        places = GET_LENGTH_GROUPED_INDICES(lengths, self.rows_per_step, generator=generator)
+        places = self._largest_pack_first(places, lengths) if self.pack_tokens else places
+        return iter([taken[place] for place in places])
 
-    def _largest_pack_first(self, rows: list[int]) -> list[int]:
+    def _largest_pack_first(self, rows: list[int], lengths: list[int]) -> list[int]:
         """Return the rows with the whole step that has the largest pack in the first one's place, and that in its."""
         size = self.rows_per_step
         steps_SR = np.array(rows[: len(rows) // size * size], int).reshape(-1, size)
         if not len(steps_SR):
             return rows
-        largest = int(largest_packs(np.asarray(self.lengths)[steps_SR], self.pack_tokens).argmax())
+        largest = int(largest_packs(np.asarray(lengths)[steps_SR], self.pack_tokens).argmax())
         steps_SR[[0, largest]] = steps_SR[[largest, 0]]
         return [*steps_SR.ravel().tolist(), *rows[steps_SR.size :]]
 
@@ -91,7 +101,7 @@ class DealtRows(Sampler[int]):
     def _batches(self, rows: list[int]) -> list[list[int]]:
         """Return a step's micro-batches, or its packs."""
         if self.plan.pack_tokens and self.plan.num_gpus > 1:
-            packs = packs_of([self.order.lengths[row] for row in rows], self.plan.pack_tokens)
+            packs = packs_of([self.order.length_of(row) for row in rows], self.plan.pack_tokens)
             return [[rows[place] for place in pack] for pack in packs]
         size = self.plan.batch_size
         return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -8,6 +8,7 @@ from vlmtune.data.boxes.texts import lists_of_four
 from vlmtune.data.boxes.writing import BoxWriter, num_with_boxes
 from vlmtune.data.images import image_size_px, shrunk_size_px
 from vlmtune.data.types import RowProblem, Sample, SamplesOnDisk, count
+from vlmtune.errors import VlmtuneError
 from vlmtune.families.boxes import THOUSANDTHS
 
 TOLERANCE = 0.02
@@ -96,3 +97,13 @@ def told_without_model(samples: Sequence[Sample], image_size: int | None) -> tup
     readings = [lambda own_px: shrunk_size_px(own_px, image_size), lambda own_px: (THOUSANDTHS.steps,) * 2]
     warning = warning_of_numbers(samples, readings)
     return (warning,) if warning else ()
+
+
+def refuse_turned_boxes(samples: Sequence[Sample]) -> None:
+    """Raise where pictures are to be turned and rows hold boxes in them."""
+    if number := num_with_boxes(samples):
+        raise VlmtuneError(
+            f"data.augment.rotation: {number:,} of {count(len(samples), 'row')} hold boxes, which do not turn with "
+            "their picture",
+            "leave rotation out: color_jitter and jpeg_quality move nothing",
+        )

@@ -1,19 +1,23 @@
-"""JSONL, JSON and Parquet files -> rows with their numbers, whole or piece by piece.
+"""JSONL, JSON, Parquet and Arrow files -> rows with their numbers, whole or piece by piece.
 
 One broken JSONL line does not stop the file.
 """
 
 import difflib
+import gzip
 import json
 import math
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from vlmtune.data.reading.arrow import arrow_rows, rows_of_batches
 from vlmtune.data.reading.class_labels import Named, named_columns
+from vlmtune.data.reading.data_files import DataFile, place, suffix_of
 from vlmtune.data.reading.parquet import rows_of
 from vlmtune.data.types import RowProblem
 from vlmtune.errors import VlmtuneError
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+PACKED = (".jsonl.gz", ".json.gz")
+ARROW = ".arrow"
+"""What `datasets` keeps its rows in."""
 _AS_JSONL = "write it as JSONL, one row a line: that is read line by line"
 _BEYOND_LIMITS = "not usable JSON: nested too deeply, or a number of thousands of digits"  # Python's own limits
 ROW_BYTES = 64 * MIB
@@ -46,31 +53,43 @@ class Piece:
     """The number of the first row, for names of rows."""
     share_bytes: int = 0
     """What it is of the file, for progress."""
+    called: str = ""
+    """How the file is named in messages, where not by its own name."""
+
+    @property
+    def name(self) -> str:
+        """How the file is named in messages."""
+        return self.called or self.path.name
 
 
 def read_rows(piece: Piece) -> Iterator[tuple[int, object]]:
     """Yield (number, row) of a checked data file; a line that is not JSON yields its `RowProblem` as the row."""
-    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
-    return readers[piece.path.suffix.lower()](piece)
+    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows, ARROW: _arrow_rows}
+    return readers[suffix_of(piece.path).removesuffix(".gz")](piece)
 
 
-def place(path: Path, number: int) -> str:
-    """Return the name of a row: `train.jsonl:12`, or `train.parquet row 12` where lines mean nothing."""
-    return f"{places(path)}{number}"
-
-
-def places(path: Path) -> str:
-    """Return how the names of all rows of a file begin."""
-    return f"{path.name}:" if path.suffix.lower() == ".jsonl" else f"{path.name} row "
-
-
-def pieces(path: Path, piece_bytes: int) -> list[Piece]:
+def pieces(file: DataFile, piece_bytes: int) -> list[Piece]:
     """Return a checked data file in pieces of about `piece_bytes`, or of what the format can be cut into."""
+    whole = Piece(file.path, share_bytes=file.path.stat().st_size, first_number=file.first_number, called=file.name)
+    if file.suffix == ".jsonl":
+        return [replace(piece, called=file.name) for piece in _line_pieces(file.path, piece_bytes)]
+    if file.suffix == ".parquet":
+        return _parts(whole, _rows_of_groups(whole))
+    return _parts(whole, rows_of_batches(file.path, file.name)) if file.suffix == ARROW else [whole]
+
+
+def _parts(whole: Piece, numbers_rows: list[int]) -> list[Piece]:
+    """Return a file of several parts, with so many rows each, one piece a part."""
+    firsts = accumulate(numbers_rows, initial=whole.first_number)
+    share_bytes = whole.share_bytes // max(1, len(numbers_rows))
+    return [
+        replace(whole, start=index, end=index + 1, first_number=next(firsts), share_bytes=share_bytes)
+        for index in range(len(numbers_rows))
+    ]
+
+
+def _line_pieces(path: Path, piece_bytes: int) -> list[Piece]:
     size_bytes = path.stat().st_size
-    if path.suffix.lower() == ".json":
-        return [Piece(path, share_bytes=size_bytes)]
-    if path.suffix.lower() == ".parquet":
-        return _row_groups(path, size_bytes)
     found, first_number = [], 1
     with open_regular(path) as file:
         while (start := file.tell()) < size_bytes:
@@ -93,8 +112,8 @@ def _skip(file: BinaryIO, num_bytes: int) -> int:
     return num_lines + bool(left_bytes)
 
 
-def check_file(path: Path) -> None:
-    """Raise when there is no data file that could be read at `path`."""
+def check_file(path: Path, suffixes: Sequence[str] = (*SUFFIXES, *PACKED, ARROW)) -> None:
+    """Raise when there is no data file that could be read at `path`; `suffixes` are those that it may have."""
     if not path.exists():
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, n=3)
@@ -105,7 +124,7 @@ def check_file(path: Path) -> None:
     if not path.is_file():
         what = "a folder" if path.is_dir() else "not a regular file"
         raise VlmtuneError(f"data file {path} is {what}", f"name the {_suffix_list()} file itself")
-    if path.suffix.lower() not in SUFFIXES:
+    if suffix_of(path) not in suffixes:
         raise VlmtuneError(f"data file {path} is none of {_suffix_list()}", "convert it, or give it its right ending")
     if path.stat().st_size == 0:
         raise VlmtuneError(f"data file {path} is empty")
@@ -116,16 +135,30 @@ def _suffix_list() -> str:
 
 
 def _jsonl_rows(piece: Piece) -> Iterator[tuple[int, object]]:
-    with open_regular(piece.path) as file:
+    with _opened(piece) as file:
         for number, line in enumerate(_lines(file, piece), piece.first_number):
-            text = _decoded(line, piece.path, number).strip()
+            text = _decoded(line, piece.name, number).strip()
             if text in ("[", "{"):
                 raise VlmtuneError(
-                    f"{place(piece.path, number)}: a row is spread over several lines",
+                    f"{place(piece.name, number)}: a row is spread over several lines",
                     "write each row on one line, or rename a JSON array to .json",
                 )
             if text:
                 yield number, _parsed(text)
+
+
+@contextmanager
+def _opened(piece: Piece) -> Iterator[BinaryIO]:
+    """The file of a piece, unpacked; what is wrong with it is a `VlmtuneError`, in the body too."""
+    with open_regular(piece.path) as file:
+        if not suffix_of(piece.path).endswith(".gz"):
+            yield file
+            return
+        try:
+            with gzip.open(file) as unpacked:
+                yield unpacked
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise VlmtuneError(f"{piece.name}: cannot be unpacked: {error}", "replace the file") from None
 
 
 def _lines(file: BinaryIO, piece: Piece) -> Iterator[bytes]:
@@ -134,7 +167,7 @@ def _lines(file: BinaryIO, piece: Piece) -> Iterator[bytes]:
     while left_bytes > 0 and (line := file.readline(ROW_BYTES + 1)):
         if len(line) > ROW_BYTES:
             raise VlmtuneError(
-                f"{piece.path.name}: a line is longer than {ROW_BYTES // MIB} MiB", "give its images as files"
+                f"{piece.name}: a line is longer than {ROW_BYTES // MIB} MiB", "give its images as files"
             )
         left_bytes -= len(line)
         yield line
@@ -151,30 +184,46 @@ def _parsed(text: str) -> object:
 
 
 def _json_rows(piece: Piece) -> Iterator[tuple[int, object]]:
-    path = piece.path
     try:
-        content = json.loads(_decoded(read_regular(path, JSON_FILE_BYTES, hint=_AS_JSONL), path))
+        content = json.loads(_decoded(_whole(piece), piece.name))
     except json.JSONDecodeError as error:
         is_jsonl = error.msg == "Extra data" and error.lineno > 1
         hint = "one object a line is JSONL: rename the file to .jsonl" if is_jsonl else None
-        raise VlmtuneError(f"{path.name}:{error.lineno}: not valid JSON: {error.msg}", hint) from None
+        raise VlmtuneError(f"{piece.name}:{error.lineno}: not valid JSON: {error.msg}", hint) from None
     except (ValueError, RecursionError):
-        raise VlmtuneError(f"{path.name}: {_BEYOND_LIMITS}") from None
+        raise VlmtuneError(f"{piece.name}: {_BEYOND_LIMITS}") from None
     if isinstance(content, dict):
         content = content.get("data")
     if not isinstance(content, list):
-        raise VlmtuneError(f"{path.name}: no list of rows", 'write [{...}, {...}] or {"data": [{...}, {...}]}')
+        raise VlmtuneError(f"{piece.name}: no list of rows", 'write [{...}, {...}] or {"data": [{...}, {...}]}')
     yield from enumerate(content, 1)
+
+
+def _whole(piece: Piece) -> bytes:
+    if not suffix_of(piece.path).endswith(".gz"):
+        return read_regular(piece.path, JSON_FILE_BYTES, hint=_AS_JSONL)
+    with _opened(piece) as file:
+        content = file.read(JSON_FILE_BYTES + 1)
+    if len(content) > JSON_FILE_BYTES:
+        raise VlmtuneError(f"{piece.name} unpacks to more than {JSON_FILE_BYTES // GIB} GiB", _AS_JSONL)
+    return content
 
 
 def _parquet_rows(piece: Piece) -> Iterator[tuple[int, object]]:
     number = piece.first_number - 1
-    with _parquet_file(piece.path, lambda: number) as file:
+    with _parquet_file(piece, lambda: number) as file:
         groups = range(piece.start, file.num_row_groups if piece.end is None else piece.end)
         named = named_columns(file.schema_arrow.metadata)
-        for row in rows_of(file, groups, piece.path.name):
+        for row in rows_of(file, groups, piece.name):
             number += 1
             yield number, _with_names(row, named) if named else row
+
+
+def _arrow_rows(piece: Piece) -> Iterator[tuple[int, object]]:
+    metadata, rows = arrow_rows(piece.path, piece.name, piece.start, piece.end)
+    named = named_columns(metadata)
+    for number, row in enumerate(rows, piece.first_number):
+        yield number, _with_names(row, named) if named else row
 
 
 def _with_names(row: dict, named: dict[str, Named]) -> dict | RowProblem:
@@ -184,30 +233,33 @@ def _with_names(row: dict, named: dict[str, Named]) -> dict | RowProblem:
         return problem
 
 
-def _row_groups(path: Path, size_bytes: int) -> list[Piece]:
-    """Return a Parquet file, one piece a row group."""
-    with _parquet_file(path, lambda: 0) as file:
-        numbers_rows = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-    firsts = accumulate(numbers_rows, initial=1)
-    share_bytes = size_bytes // max(1, len(numbers_rows))
-    return [Piece(path, index, index + 1, next(firsts), share_bytes) for index in range(len(numbers_rows))]
+def parquet_columns(path: Path, name: str) -> list[str]:
+    """Return the names of a Parquet file's columns."""
+    with _parquet_file(Piece(path, called=name), lambda: 0) as file:
+        return file.schema_arrow.names
+
+
+def _rows_of_groups(whole: Piece) -> list[int]:
+    """Return how many rows each row group of a Parquet file has."""
+    with _parquet_file(whole, lambda: 0) as file:
+        return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
 
 
 @contextmanager
-def _parquet_file(path: Path, num_read: Callable[[], int]) -> "Iterator[pyarrow.parquet.ParquetFile]":
+def _parquet_file(piece: Piece, num_read: Callable[[], int]) -> "Iterator[pyarrow.parquet.ParquetFile]":
     """The opened file; what is wrong with it is a `VlmtuneError`, in the body too."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        check_regular(path)
-        with pyarrow.parquet.ParquetFile(path) as file:
+        check_regular(piece.path)
+        with pyarrow.parquet.ParquetFile(piece.path) as file:
             yield file
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise VlmtuneError(f"{path.name}: Parquet file cannot be read after row {num_read()}: {error}") from None
+        raise VlmtuneError(f"{piece.name}: Parquet file cannot be read after row {num_read()}: {error}") from None
 
 
-def _decoded(data: bytes, path: Path, number: int | None = None) -> str:
+def _decoded(data: bytes, name: str, number: int | None = None) -> str:
     """The text of a line, or of the whole file."""
     problem = "the file is UTF-16, not UTF-8"
     if not data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -215,5 +267,5 @@ def _decoded(data: bytes, path: Path, number: int | None = None) -> str:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             problem = f"not UTF-8: byte 0x{data[error.start]:02x} at position {error.start + 1}"
-    where = path.name if number is None else place(path, number)
+    where = name if number is None else place(name, number)
     raise VlmtuneError(f"{where}: {problem}", "save it as UTF-8")

@@ -34,6 +34,10 @@ ANSWER_COLUMNS = (
 )  # fmt: skip
 CAPTION_COLUMN = "text"
 """The answer where a row has no other: captions of Hugging Face's image folders."""
+KNOWN_COLUMNS = (
+    *TURN_COLUMNS, *IMAGE_COLUMNS, *QUESTION_COLUMNS, *ANSWER_COLUMNS, CAPTION_COLUMN, OBJECTS, "system", "tools",
+)  # fmt: skip
+"""Every column that a row may mean something by."""
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
 _PLACEHOLDER = re.compile(r"((?:\r?\n)?<image>(?:\r?\n)?)")  # LLaVA: the line break beside <image> is not text

@@ -24,14 +24,19 @@ def rows_of(file: "pyarrow.parquet.ParquetFile", groups: Sequence[int], name: st
     Raises:
         VlmtuneError: the file would unpack to gigabytes that are not in it.
     """
-    import pyarrow
-
     schema = file.schema_arrow
-    readable = pyarrow.schema([field.with_type(_readable(field.type)) for field in schema])
+    wanted = readable(schema)
     for group in groups:
         batch_rows = _rows_at_once(file.metadata.row_group(group), name)
         for batch in file.iter_batches(batch_size=batch_rows, row_groups=[group]):
-            yield from (batch if readable.types == schema.types else batch.cast(readable)).to_pylist()
+            yield from (batch if wanted.types == schema.types else batch.cast(wanted)).to_pylist()
+
+
+def readable(schema: "pyarrow.Schema") -> "pyarrow.Schema":
+    """Return the columns with every time in them as text."""
+    import pyarrow
+
+    return pyarrow.schema([field.with_type(_readable(field.type)) for field in schema])
 
 
 def _rows_at_once(group: "pyarrow.parquet.RowGroupMetaData", name: str) -> int:

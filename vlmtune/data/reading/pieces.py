@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from vlmtune.data.reading.files import Piece, place, places, read_rows
+from vlmtune.config.text import shown
+from vlmtune.data.reading.data_files import ROWS_OF_FILE, DataFile, DataFiles, place
+from vlmtune.data.reading.files import Piece, read_rows
 from vlmtune.data.reading.formats import parse_row
-from vlmtune.data.reading.image_refs import ImageRules
-from vlmtune.data.types import BadRow, RowProblem, Rows, Sample, count
+from vlmtune.data.reading.renamed import members, renamed
+from vlmtune.data.types import BadRow, RowProblem, Rows, Sample, count, numbers_of
 from vlmtune.errors import VlmtuneError
 
 
@@ -24,6 +25,8 @@ class Found:
     num_class_numbers: int = 0
     num_embedded: int = 0
     embedded_bytes: int = 0
+    renamed_columns: Counter[str] = field(default_factory=Counter)
+    """Rows in which `data.columns` has renamed a column, by its name in the data."""
 
     def add(self, other: "Found") -> None:
         """Take in what was found in the next piece."""
@@ -34,6 +37,7 @@ class Found:
         self.num_class_numbers += other.num_class_numbers
         self.num_embedded += other.num_embedded
         self.embedded_bytes += other.embedded_bytes
+        self.renamed_columns += other.renamed_columns
 
     def to_json(self) -> dict:
         """Return it as JSON values, but for what the file is called."""
@@ -44,19 +48,30 @@ class Found:
         return vars(self) | {"bad_rows": named(self.bad_rows), "bad_blobs": named(self.bad_blobs)}
 
     @classmethod
-    def from_json(cls, values: dict, path: Path) -> "Found":
-        """Return what `to_json` wrote, for a file at `path`."""
+    def from_json(cls, values: dict, files: DataFiles) -> "Found":
+        """Return what `to_json` wrote of these files."""
 
         def bad(name: str) -> list[BadRow]:
-            return [BadRow(place(path, number), *why, number) for number, *why in values.pop(name)]
+            return [BadRow(files.place(number), *why, number) for number, *why in values.pop(name)]
 
-        return cls(bad("bad_rows"), bad("bad_blobs"), unused_columns=Counter(values.pop("unused_columns")), **values)
+        counted = {name: Counter(values.pop(name)) for name in ("unused_columns", "renamed_columns")}
+        return cls(bad("bad_rows"), bad("bad_blobs"), **counted, **values)
 
-    def rows(self, path: Path, samples: Sequence[Sample]) -> Rows:
-        """Return the rows of a file whose samples are these."""
+    def rows(self, files: DataFiles, samples: Sequence[Sample]) -> Rows:
+        """Return the rows of files whose samples are these."""
         if not samples and not self.bad_rows:
-            raise VlmtuneError(f"data file {path} holds no rows")
+            raise VlmtuneError(f"data file {files.files[0].path if len(files) == 1 else files.name} holds no rows")
+        self._refuse_absent_columns(files)
+        _refuse_empty(files, samples, self.bad_rows)
         return Rows(samples, self.bad_rows, self._notes(isinstance(samples, list)))
+
+    def _refuse_absent_columns(self, files: DataFiles) -> None:
+        """Raise where a column that is to be renamed is in no row."""
+        for name in dict.fromkeys(name for file in files for name in file.columns):
+            if not self.renamed_columns[name]:
+                raise VlmtuneError(
+                    f"data.columns: no row has a column {shown(name)}", "write `name in the data: name here`"
+                )
 
     def _notes(self, in_memory: bool) -> tuple[str, ...]:
         notes = []
@@ -76,15 +91,29 @@ class Found:
         return tuple(notes)
 
 
-def samples_of(piece: Piece, rules: ImageRules, found: Found) -> Iterator[Sample]:
-    """Yield the usable rows of a piece; the others, and what notes should tell, go into `found`."""
-    beginning = places(piece.path)
-    for number, row in read_rows(piece):
-        where = f"{beginning}{number}"
+def _refuse_empty(files: DataFiles, samples: Sequence[Sample], bad_rows: list[BadRow]) -> None:
+    """Raise where one of several sources has no row, usable or not."""
+    if len(files.sources) < 2:
+        return
+    numbers = {*numbers_of(samples), *(bad.number for bad in bad_rows)}
+    there = {files.files[number // ROWS_OF_FILE].source for number in numbers}
+    for index, source in enumerate(files.sources):
+        if index not in there:
+            raise VlmtuneError(f"{source.name} holds no rows", "remove it from data.train_path")
+
+
+def samples_of(piece: Piece, file: DataFile, index: int, found: Found) -> Iterator[Sample]:
+    """Yield the usable rows of a piece of the file at `index` among all.
+
+    The others, and what notes should tell, go into `found`.
+    """
+    for inside, row in read_rows(piece):
+        where, number = place(file.name, inside), index * ROWS_OF_FILE + inside
         try:
             if isinstance(row, RowProblem):
                 raise row
-            parsed = parse_row(row, where, rules, number)
+            row = renamed(members(row), file.columns, found.renamed_columns)
+            parsed = parse_row(row, where, file.rules, number)
         except RowProblem as problem:
             found.bad_rows.append(BadRow(where, problem.problem, problem.hint, number))
             continue

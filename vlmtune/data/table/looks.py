@@ -11,7 +11,6 @@ import pyarrow as pa
 from vlmtune.data.boxes.check import outside
 from vlmtune.data.images import Look, checked_look, notes_of, without_warnings
 from vlmtune.data.progress import Progress
-from vlmtune.data.reading.files import place
 from vlmtune.data.reading.image_refs import is_address
 from vlmtune.data.table.kept import keep_array, kept_array
 from vlmtune.data.table.make import whole_table
@@ -74,11 +73,11 @@ def _with_box_outside(table: TableRows) -> Iterator[BadRow]:
             start = starts[row]
             problem = outside(texts, lambda image, start=start: tuple(sizes_px[start + image].tolist()))
             if problem:
-                yield BadRow(place(table.path, numbers[row]), problem.problem, problem.hint, numbers[row])
+                yield BadRow(table.files.place(numbers[row]), problem.problem, problem.hint, numbers[row])
 
 
 def _found_blobs(table: TableRows) -> list[BadRow]:
-    found = whole_table(table.folder, table.path)
+    found = whole_table(table.folder, table.files)
     return found.bad_blobs if found else []
 
 
@@ -88,7 +87,7 @@ def _rows_with(problems: dict[int, Problem], table: TableRows) -> list[BadRow]:
     number_of_image = np.repeat(index["number"], index["num_refs"])
     images = np.flatnonzero(np.isin(ref_of_image, list(problems)))
     pairs = dict.fromkeys(zip(number_of_image[images].tolist(), ref_of_image[images].tolist(), strict=True))
-    return [BadRow(place(table.path, number), *problems[ref], number) for number, ref in pairs]
+    return [BadRow(table.files.place(number), *problems[ref], number) for number, ref in pairs]
 
 
 def _look_at_all(folder: Path, progress: Progress) -> tuple[np.ndarray, dict[int, Problem]]:

@@ -1,4 +1,4 @@
-"""Large data files read once into tables on disk, which stay in the user's cache folder for the next start.
+"""Large data files, or many, read once into tables on disk, which stay in the user's cache folder for the next start.
 
 A table is a folder named by everything that decides it: the data file's content, how it is read, and by what code. It
 is made under another name and renamed when it is whole, so that what is found under its name is never half of it.
@@ -23,8 +23,8 @@ from vlmtune.data.boxes.marks import has_marks
 from vlmtune.data.boxes.texts import lists_of_four
 from vlmtune.data.images import Look, checked_look, without_warnings
 from vlmtune.data.progress import Progress
+from vlmtune.data.reading.data_files import DataFile, DataFiles
 from vlmtune.data.reading.files import Piece, pieces
-from vlmtune.data.reading.image_refs import ImageRules
 from vlmtune.data.reading.pieces import Found, samples_of
 from vlmtune.data.table.layout import laid_out
 from vlmtune.data.table.pool import each
@@ -44,32 +44,32 @@ REFS_BATCH = 2**16
 REFS_SCHEMA = pa.schema({"ref": pa.large_string()})
 
 
-def table_of(path: Path, rules: ImageRules, progress: Progress) -> Rows:
-    """Return the rows of a data file from its table, which is made when there is none.
+def table_of(files: DataFiles, progress: Progress) -> Rows:
+    """Return the rows of data files from their table, which is made when there is none.
 
     Raises:
         OSError: no table can be written: the disk is full, or the cache folder read-only.
         UnicodeEncodeError: neither can the name of a folder that is not UTF-8.
-        VlmtuneError: the file cannot be read.
+        VlmtuneError: a file cannot be read.
     """
-    folder = cache_folder() / "rows" / _key(path, rules)
-    found = whole_table(folder, path)
+    folder = cache_folder() / "rows" / _key(files)
+    found = whole_table(folder, files)
     if found is None:
-        _make(folder, path, rules, progress)
-        found = whole_table(folder, path)
+        _make(folder, files, progress)
+        found = whole_table(folder, files)
         if found is None:
             raise OSError(f"{folder} is not what was written")
     num_rows = len(np.load(folder / INDEX, mmap_mode="r"))
-    return found.rows(path, TableRows(folder, path, np.arange(num_rows, dtype=np.int32), progress))
+    return found.rows(files, TableRows(folder, files, np.arange(num_rows, dtype=np.int32), progress))
 
 
-def whole_table(folder: Path, path: Path) -> Found | None:
+def whole_table(folder: Path, files: DataFiles) -> Found | None:
     """Return what reading found besides the rows of a table, which is now in use; None where there is no whole one."""
     try:
         told = json.loads((folder / FOUND).read_text(encoding="utf-8"))
         if any((folder / name).stat().st_size != size_bytes for name, size_bytes in told["sizes_bytes"].items()):
             return None
-        found = Found.from_json(told["found"], path)
+        found = Found.from_json(told["found"], files)
     except (OSError, ValueError, LookupError, TypeError):
         return None
     with suppress(OSError):  # a cache that cannot be written can be read
@@ -77,24 +77,28 @@ def whole_table(folder: Path, path: Path) -> Found | None:
     return found
 
 
-def _key(path: Path, rules: ImageRules) -> str:
+def _key(files: DataFiles) -> str:
     """Return the name of a table; Pillow decides too, which looks at embedded images."""
     code = code_sha256(Path(vlmtune.data.__file__).parent)
-    decided_by = [file_sha256(path), path.suffix.lower(), rules.base_dir, rules.allow_urls, code, version("pillow")]
+    each_file = [
+        (file_sha256(file.path), file.suffix, file.rules.base_dir, file.rules.allow_urls, file.first_number)
+        for file in files
+    ]
+    decided_by = [each_file, [sorted(file.columns.items()) for file in files], code, version("pillow")]
     return hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()[:32]
 
 
-def _make(folder: Path, path: Path, rules: ImageRules, progress: Progress) -> None:
+def _make(folder: Path, files: DataFiles, progress: Progress) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     _forget_old(folder.parent)
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder.parent, ignore_cleanup_errors=True) as partial:
         made = Path(partial) / "made"
         made.mkdir()
-        _write(made, path, rules, progress)
+        _write(made, files, progress)
         try:
             made.rename(folder)
         except OSError:  # another run was quicker, or a broken table is in the way
-            if whole_table(folder, path) is None:
+            if whole_table(folder, files) is None:
                 folder.rename(Path(partial) / "broken")
                 made.rename(folder)
 
@@ -112,13 +116,11 @@ def _forget_old(tables: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(folder: Path, path: Path, rules: ImageRules, progress: Progress) -> None:
-    tasks = [
-        _Task(piece, rules, folder / f"part-{number:06}.arrow")
-        for number, piece in enumerate(pieces(path, PIECE_BYTES))
-    ]
+def _write(folder: Path, files: DataFiles, progress: Progress) -> None:
+    parts = [(piece, file, index) for index, file in enumerate(files) for piece in pieces(file, PIECE_BYTES)]
+    tasks = [_Task(*part, folder / f"part-{number:06}.arrow") for number, part in enumerate(parts)]
     found, indexes, blobs = Found(), [np.empty(0, ROW)], [np.empty(0, BLOB)]
-    with progress(f"reading {path.name}", path.stat().st_size) as advance:
+    with progress(f"reading {files.name}", files.size_bytes) as advance:
         for task, part in zip(tasks, each(_write_part, tasks), strict=True):
             found.add(part.found)
             indexes.append(part.index)
@@ -146,7 +148,9 @@ def _write_refs(folder: Path) -> None:
 @dataclass(frozen=True)
 class _Task:
     piece: Piece
-    rules: ImageRules
+    file: DataFile
+    index: int
+    """Of the file among all."""
     target: Path
 
 
@@ -163,7 +167,7 @@ def _write_part(task: _Task) -> _Part:
     """Read a piece of the data file and write it as a part of the table."""
     found, index, blobs = Found(), [], []
     with PartWriter(task.target) as part, without_warnings():
-        for sample in samples_of(task.piece, task.rules, found):
+        for sample in samples_of(task.piece, task.file, task.index, found):
             layout = laid_out(sample)
             part.add(sample.number, layout)
             flags = any(map(has_marks, layout.texts)), any(map(lists_of_four, layout.texts))

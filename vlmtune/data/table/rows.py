@@ -4,8 +4,9 @@ Nothing of a row is kept as a Python object: processes that read batches share t
 """
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -17,13 +18,13 @@ import pyarrow as pa
 from vlmtune.data.boxes.writing import BoxWriter
 from vlmtune.data.images import Look
 from vlmtune.data.progress import Progress, silent
-from vlmtune.data.reading.files import place, places
+from vlmtune.data.reading.data_files import DataFiles
 from vlmtune.data.table.layout import Layout, assembled, laid_out
 from vlmtune.data.types import Sample, SamplesOnDisk
 
 SCHEMA = pa.schema(
     {
-        "number": pa.int32(),
+        "number": pa.int64(),
         "shape": pa.string(),
         "texts": pa.list_(pa.string()),
         "refs": pa.list_(pa.string()),
@@ -31,9 +32,9 @@ SCHEMA = pa.schema(
     }
 )
 ROW = np.dtype(
-    [("number", np.int32), ("num_refs", np.int32), ("num_blobs", np.int32), ("has_boxes", bool), ("has_lists", bool)]
+    [("number", np.int64), ("num_refs", np.int32), ("num_blobs", np.int32), ("has_boxes", bool), ("has_lists", bool)]
 )
-"""What is kept of each row beside the table: number in the data file, images by name, embedded images, and whether its
+"""What is kept of each row beside the table: number among all files, images by name, embedded images, and whether its
 texts hold boxes, or lists of four numbers.
 """
 INDEX = "index.npy"
@@ -109,10 +110,10 @@ def mapped_parts(folder: Path) -> list[MappedBatches]:
 class TableRows(SamplesOnDisk):
     """Some rows of a table, in the order of their file."""
 
-    def __init__(self, folder: Path, path: Path, rows: np.ndarray, progress: Progress = silent) -> None:
-        """`folder` holds the table of the data file at `path`; `rows` are places in the table, rising."""
+    def __init__(self, folder: Path, files: DataFiles, rows: np.ndarray, progress: Progress = silent) -> None:
+        """`folder` holds the table of these data files; `rows` are places in the table, rising."""
         self.folder = folder
-        self.path = path
+        self.files = files
         self.rows = rows
         self.progress = progress
         """Who is told of long work on these rows."""
@@ -122,7 +123,7 @@ class TableRows(SamplesOnDisk):
         """What writes the boxes of a row, once the model is known."""
 
     def __reduce__(self) -> tuple:
-        return TableRows, (self.folder, self.path, self.rows), {"writer": self.writer}
+        return TableRows, (self.folder, self.files, self.rows), {"writer": self.writer}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -147,11 +148,11 @@ class TableRows(SamplesOnDisk):
         place_of_batch = int(np.searchsorted(self._starts, row, side="right")) - 1
         batch, inside = self._batches[place_of_batch], row - int(self._starts[place_of_batch])
         number, *layout = (column[inside].as_py() for column in batch.columns)
-        return assembled(Layout(*layout), place(self.path, number), number)
+        return assembled(Layout(*layout), self.files.place(number), number)
 
     def chosen(self, mask: np.ndarray) -> "TableRows":
         """Return those of these rows for which the mask is true."""
-        chosen = TableRows(self.folder, self.path, self.rows[mask], self.progress)
+        chosen = TableRows(self.folder, self.files, self.rows[mask], self.progress)
         chosen.refs_px, chosen.writer = self.refs_px, self.writer
         return chosen
 
@@ -174,6 +175,24 @@ class TableRows(SamplesOnDisk):
     def facts(self) -> np.ndarray:
         """What is kept of each row of the whole table, [rows] of `ROW`."""
         return np.load(self.folder / INDEX, mmap_mode="r")
+
+    @property
+    def numbers(self) -> list[int]:
+        """The number of each of these rows among all files."""
+        return self.facts["number"][self.rows].tolist()
+
+    def at(self, places: Sequence[int]) -> "TableRows":
+        """Return the rows at some places of these, rising."""
+        mask = np.zeros(len(self.rows), bool)
+        mask[places] = True
+        return self.chosen(mask)
+
+    def images(self) -> Iterator[list[str | bytes]]:
+        """Yield what tells the images of each row from others: paths, addresses, digests of embedded ones."""
+        for batch, first in zip(self._batches, self._starts, strict=True):
+            refs, blobs = batch["refs"], batch["blobs"]
+            for row in self._inside(batch, int(first)).tolist():
+                yield [*refs[row].as_py(), *(sha256(blob).digest() for blob in blobs[row].as_py())]
 
     @property
     def num_images(self) -> int:
@@ -202,19 +221,23 @@ class TableRows(SamplesOnDisk):
 
     def batches(self) -> Iterator[tuple[list[str], list[list[str]], list[str]]]:
         """Yield shapes, texts and names of the rows, some thousand at once; memory of finished files is given back."""
-        first, num_yielded, beginning = 0, 0, places(self.path)
+        first, num_yielded = 0, 0
         for part in self._parts:
             for batch in part.batches:
-                inside = self.rows[slice(*np.searchsorted(self.rows, (first, first + batch.num_rows)))] - first
+                inside = self._inside(batch, first)
                 before, first = first, first + batch.num_rows
                 if len(inside):
                     some = batch if len(inside) == batch.num_rows else batch.take(pa.array(inside))
-                    names = [f"{beginning}{number}" for number in some["number"].to_pylist()]
+                    names = [self.files.place(number) for number in some["number"].to_pylist()]
                     texts = some["texts"].to_pylist()
                     self._write_boxes(texts, inside + before, num_yielded)
                     num_yielded += len(inside)
                     yield some["shape"].to_pylist(), texts, names
             part.release()
+
+    def _inside(self, batch: pa.RecordBatch, first: int) -> np.ndarray:
+        """Return which rows of a batch, whose first row is `first` of the table, are among these."""
+        return self.rows[slice(*np.searchsorted(self.rows, (first, first + batch.num_rows)))] - first
 
     def _write_boxes(self, texts: list[list[str]], rows: np.ndarray, start: int) -> None:
         """Replace the texts of those of these rows that hold boxes; `start` is the first one's place among all."""

@@ -37,7 +37,9 @@ def made(monkeypatch) -> list[Path]:
     """The data files that were read, each time."""
     files = []
     real = make._write
-    monkeypatch.setattr(make, "_write", lambda folder, path, *rest: files.append(path) or real(folder, path, *rest))
+    monkeypatch.setattr(
+        make, "_write", lambda folder, read, *rest: files.append(read.files[0].path) or real(folder, read, *rest)
+    )
     return files
 
 
@@ -233,7 +235,7 @@ def test_of_two_runs_at_once_both_have_a_whole_table(other, data, monkeypatch):
     rows = read(data)
     assert isinstance(rows.samples, TableRows) and len(rows.samples) == 17
     (table,) = tables()
-    assert make.whole_table(table, data) is not None
+    assert make.whole_table(table, rows.samples.files) is not None
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -247,10 +249,10 @@ def test_the_tables_used_last_are_kept(tmp_path, monkeypatch):
         os.utime(new, (time.time() - days_ago * 86400,) * 2)
     read(files[0])
     used = set(tables())
-    read(files[2])
+    rows = read(files[2])
     left = set(tables())
     assert len(left) == 2 and len(left & used) == 1
-    assert make.whole_table(*(left & used), files[0]).unused_columns == {}
+    assert make.whole_table(*(left & used), rows.samples.files).unused_columns == {}
     assert next(iter(read_samples(files[0]).samples)).turns[0].text == "a" and set(tables()) == left
 
 
@@ -284,9 +286,10 @@ def test_a_kill_in_the_middle_leaves_nothing_in_the_way(tmp_path, monkeypatch):
         time.sleep(0.05)
     monkeypatch.setattr(make, "PIECE_BYTES", 2**20)
     monkeypatch.setattr(make, "ABANDONED_S", -1)
-    assert len(read_samples(path).samples) == 3000
+    rows = read_samples(path).samples
+    assert len(rows) == 3000
     (table,) = tables()
-    assert make.whole_table(table, path) is not None, "what the killed run left is removed"
+    assert make.whole_table(table, rows.files) is not None, "what the killed run left is removed"
 
 
 def children_of(process: int) -> list[int]:

@@ -1,6 +1,6 @@
 """What is read of a profile."""
 
-from gpu.kernels import Span, kernels_of, seconds_of, seconds_of_both
+from gpu.profiled import Span, kernels_of, seconds_of, seconds_of_both
 
 SPANS = [Span(0, 10, "gemm"), Span(5, 7, "Memcpy HtoD"), Span(8, 22, "norm"), Span(20, 30, "Memcpy HtoD")]
 

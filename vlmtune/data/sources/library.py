@@ -1,0 +1,138 @@
+"""What `datasets` reads: CSV, WebDataset's tars, folders of `save_to_disk`, data sets of the hub → its Arrow files.
+
+The library keeps them in its own cache and reads nothing twice; `vlmtune.data.reading.arrow` reads them without it.
+"""
+
+import glob
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlmtune.data.reading.arrow import rows_of_batches
+from vlmtune.data.reading.data_files import FoundFile, suffix_of
+from vlmtune.errors import VlmtuneError
+from vlmtune.files import text_sha256
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def files_of(path: Path) -> list[FoundFile]:
+    """Return the Arrow files of a CSV file or a tar."""
+    with _told(path.name):
+        arrow = _arrow_files(_tar(path) if path.suffix.lower() == ".tar" else _table(path), path.name)
+    return [FoundFile(file, path, first_number) for file, first_number in arrow]
+
+
+def saved_files(folder: Path, split: str | None) -> list[FoundFile]:
+    """Return the Arrow files of a folder that `save_to_disk` has written, of one split where it has several."""
+    with _told(str(folder)):
+        from datasets import DatasetDict, load_from_disk
+
+        found = load_from_disk(str(folder))
+        if isinstance(found, DatasetDict):
+            found = found[_split_of(folder, split, list(found))]
+        arrow = _arrow_files(found, str(folder))
+    return [FoundFile(file, file, called=f"{folder.name}/{file.name}") for file, _ in arrow]
+
+
+def hub_files(name: str, subset: str | None, split: str, commit: str | None) -> list[FoundFile]:
+    """Return the Arrow files of a split of a hub data set, downloaded where they are not in the library's cache."""
+    with _told(name):
+        from datasets import load_dataset
+
+        arrow = _arrow_files(load_dataset(name, subset, split=split, revision=commit), name)
+    if commit and not all(commit in file.parts for file, _ in arrow):  # without a hub, the library takes what it has
+        raise VlmtuneError(
+            f"{name}: commit {commit} is not in the local cache, and the hub cannot be reached", "check the connection"
+        )
+    called = f"{name}[{split}]"
+    origin = text_sha256(f"{name} {subset} {split} {commit}")
+    return [FoundFile(file, file, first_number, called, origin) for file, first_number in arrow]
+
+
+def _table(path: Path) -> "Dataset":
+    """Every column of a table as text: numbers stay as they are written, and an empty cell is nothing."""
+    import pandas
+    from datasets import Features, Value, load_dataset
+
+    separator = "\t" if suffix_of(path).startswith(".tsv") else ","
+    names = pandas.read_csv(path, sep=separator, nrows=0).columns
+    features = Features({name: Value("string") for name in names})
+    files = {"train": [glob.escape(str(path))]}
+    options = {"sep": separator, "features": features, "keep_default_na": False}
+    return load_dataset("csv", data_files=files, split="train", **options)
+
+
+def _tar(path: Path) -> "Dataset":
+    from datasets import load_dataset
+
+    return load_dataset("webdataset", data_files={"train": [glob.escape(str(path))]}, split="train")
+
+
+def _arrow_files(found: "Dataset", name: str) -> list[tuple[Path, int]]:
+    """Return the files that a data set is kept in, and the number of the first row in each."""
+    files, number = [], 1
+    for file in found.cache_files:
+        path = Path(file["filename"])
+        files.append((path, number))
+        number += sum(rows_of_batches(path, name))
+    if not len(found):
+        raise VlmtuneError(f"{name} holds no rows")
+    if number != len(found) + 1:
+        raise VlmtuneError(f"{name}: only some rows of its files belong to it", "save it anew: it was filtered")
+    return files
+
+
+def _split_of(folder: Path, split: str | None, splits: list[str]) -> str:
+    wanted = split or (splits[0] if len(splits) == 1 else "train")
+    if wanted not in splits:
+        raise VlmtuneError(f"{folder} has no split {wanted}", f"it has {', '.join(splits)}: say which, with split")
+    return wanted
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What `datasets` says of a source is one `VlmtuneError`; nothing else is printed.
+
+    Raises:
+        VlmtuneError: that, or the library is not installed.
+    """
+    if find_spec("datasets") is None:
+        raise VlmtuneError(
+            f"{name} is read by the library datasets, which is not installed", "pip install 'vlmtune[datasets]'"
+        )
+    import datasets
+    import pyarrow
+    from huggingface_hub.errors import HfHubHTTPError
+
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    except datasets.exceptions.DatasetNotFoundError as error:
+        hint = "check the spelling; if it is private or gated, accept its licence and run `hf auth login`"
+        raise VlmtuneError(f"{name}: {_innermost(error)}", hint) from None
+    except (
+        datasets.exceptions.DatasetsError, HfHubHTTPError, pyarrow.ArrowException, OSError, ValueError, TypeError,
+    ) as error:  # fmt: skip
+        raise VlmtuneError(f"{name} cannot be read: {_innermost(error)}", _way_out(error)) from None
+
+
+def _innermost(error: BaseException) -> str:
+    """The first line of what went wrong at the bottom: the library wraps it in general words."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _way_out(error: BaseException) -> str:
+    import datasets
+
+    if isinstance(error, datasets.exceptions.DatasetGenerationError):
+        return "its rows are not all of one schema, or a file is damaged; as JSON Lines, rows may differ"
+    return "see whether `datasets.load_dataset` reads it"
