@@ -31,6 +31,11 @@ def say(text: str, *, err: bool = False) -> None:
     print(printable(text), file=sys.stderr if err else sys.stdout, flush=True)
 
 
+def say_piece(text: str) -> None:
+    """Print a piece of a text that goes on."""
+    print(printable(text), end="", flush=True)
+
+
 def say_json(text: str) -> None:
     """Print JSON for programs, in ASCII where standard output takes no more."""
     try:

@@ -5,7 +5,7 @@ import typer
 from vlmtune.cli import app
 
 SURFACE = {
-    "": ["--version"],
+    "": ["--version", "--install-completion", "--show-completion"],
     "train": ["CONFIG", "--set", "--dry-run", "--resume", "--force", "--model", "--json"],
     "validate": ["CONFIG", "--set", "--json", "--schema", "--preview"],
     "estimate-vram": [
@@ -34,7 +34,11 @@ SURFACE = {
         "--model",
         "--json",
     ],
-    "generate": ["RUN", "--prompt", "--image", "--max-new-tokens", "--checkpoint", "--model", "--json"],
+    "generate": [
+        *("RUN", "--prompt", "--prompts", "--image", "--base", "--temperature", "--top-p", "--max-new-tokens"),
+        *("--checkpoint", "--model", "--json"),
+    ],
+    "chat": ["RUN", "--base", "--temperature", "--top-p", "--max-new-tokens", "--checkpoint", "--model"],
     "predict": [
         "RUN",
         "FILE_OR_FOLDER",

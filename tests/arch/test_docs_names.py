@@ -19,8 +19,11 @@ PATH = re.compile(r"[\w./-]+\.(?:py|yaml|yml|md|json|jsonl|txt|svg|toml)|(?:test
 OF_USERS = re.compile(
     r"my-run\.yaml|"
     r"(?:config|report|evaluation|plan|estimate|manifest|retries|running|versions|log|metadata|vlmtune)\.(?:yaml|jsonl?)"
+    r"|adapter/README\.md|(?:generation|processor|tokenizer|(?:video_)?preprocessor)_config\.json"
+    r"|(?:tokenizer|vocab|added_tokens|special_tokens_map|model\.safetensors\.index)\.json|merges\.txt"
+    r"|convert_hf_to_gguf\.py|conversion/\w+\.py|gguf-py/gguf/vocab\.py"
 )
-"""What users write, and what stands in a run folder, or beside pictures or a model's weights."""
+"""What users write, what stands in a run folder, or beside pictures or weights, and files of llama.cpp that read it."""
 
 
 def code_in(text: str) -> list[str]:

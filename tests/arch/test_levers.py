@@ -128,7 +128,7 @@ def test_the_search_gives_it_up_and_buys_with_it(toy, budget, words, reasons):
     from vlmtune.estimate.search.fit import find_fit
 
     family = SimpleNamespace(name="toy", not_cacheable="it is one")
-    facts = {"prequantised": None, "shares_embedding": False, "fixed_images": True}
+    facts = {"prequantised": None, "shares_embedding": False, "fixed_images": True, "adapter": None}
     model = SimpleNamespace(num_layers=32, family=family, **facts)
     needed = {1.0: 100, 0.1: 60, 50.0: 70, 100.0: 150}
 
@@ -165,10 +165,10 @@ def report_of(size: int, budget: int) -> MemoryReport:
 
 def test_a_resumed_run_may_change_it_as_it_says(toy, monkeypatch):
     begun, now = plan_with(), plan_with("training.max_grad_norm=3")
-    assert begun != now and differences(now, begun) == []
+    assert begun != now and differences(now, begun, num_rows=7) == []
     pinned = replace(toy, on_resume=OnResume.PINNED)
     monkeypatch.setattr(levers, "LEVERS", (*levers.LEVERS[:-1], pinned))
-    assert differences(now, begun) == ["max_grad_norm: 0.5 -> 1.5"]
+    assert differences(now, begun, num_rows=7) == ["max_grad_norm: 0.5 -> 1.5"]
 
 
 def test_a_retry_after_running_out_of_memory_takes_it(toy, monkeypatch):

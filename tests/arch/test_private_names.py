@@ -37,6 +37,7 @@ DOCUMENTED_HOOKS = {
     "rich.markdown.Markdown": {"elements"},
     "transformers.BaseImageProcessor": {"model_input_names", "size", "image_mean", "image_std"},
     "transformers.ProcessorMixin": {"from_pretrained"},
+    "transformers.TextStreamer": {"put", "on_finalized_text"},
 }
 """What their documentation tells to write anew in a class of one's own, by the class that it is written for."""
 

@@ -26,6 +26,7 @@ FILES = {
     "log.jsonl",
     "report.json",
     "report.html",
+    "adapter/README.md",
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
     "adapter/chat_template.jinja",
@@ -173,6 +174,7 @@ def test_nothing_but_our_own_lines_is_printed(project):
         "step 2/2",
         "finished: ",
         "adapter, log and report",
+        "share it: hf upload",
     ]
     lines = quiet.stdout.splitlines()
     assert len(lines) == len(starts)

@@ -24,7 +24,7 @@ from vlmtune.cli import (
     train,
     validate,
 )
-from vlmtune.cli.ask import evaluate, generate, predict
+from vlmtune.cli.ask import chat, evaluate, generate, predict
 from vlmtune.environment import check_environment
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.files import is_disk_full
@@ -38,7 +38,6 @@ _NO_TMPDIR = "No usable temporary directory"
 app = typer.Typer(
     name="vlmtune",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -48,6 +47,7 @@ app.command("estimate-vram", epilog=estimate_vram.EXAMPLE)(estimate_vram.estimat
 app.command(epilog=plan.EXAMPLE)(plan.plan)
 app.command(epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=generate.EXAMPLE)(generate.generate)
+app.command(epilog=chat.EXAMPLE)(chat.chat)
 app.command(epilog=predict.EXAMPLE)(predict.predict)
 app.command(epilog=merge.EXAMPLE)(merge.merge)
 app.command(epilog=validate.EXAMPLE)(validate.validate)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vlmtune.cli.options import BaseModelOption, CheckpointOption, JsonOption, RunArgument
+from vlmtune.cli.show.share import upload_line
 from vlmtune.printing import say
 
 EXAMPLE = "Example: [bold]vlmtune merge runs/my-run -o my-model[/bold]"
@@ -29,14 +30,17 @@ def merge(
     learned = folder.learned(checkpoint)
     start_on_gpu()
     from vlmtune.engine.merge import merge as run_merge
+    from vlmtune.engine.results.card import write_card
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.engine.tuned import plan_here
+    from vlmtune.runs.records import read_report
 
     quiet_libraries()
     plan = plan_here(folder, base_model)
     if learned.note:
         say(learned.note, err=True)
     proof = run_merge(plan, learned, out)
+    write_card(out, plan, read_report(folder.report_json), whole=True)
     if as_json:
         from vlmtune.cli.show import render
 
@@ -50,4 +54,5 @@ def merge(
     )
     if proof.unpacked_base:
         say("the base's files are in 4 bits: they were unpacked to 16, and the merged model keeps their rounding")
+    say(f"share it: {upload_line(plan.experiment_name, out)} (its README.md says what it is: read it first)")
     say(f'try it: vlmtune generate {shlex.quote(str(out))} --image IMAGE --prompt "QUESTION"')

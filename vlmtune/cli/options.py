@@ -25,6 +25,18 @@ BaseModelOption = Annotated[
         "--model", metavar="DIR", help="Where the base model is now, if it or the run was moved.", show_default=False
     ),
 ]
+AskedArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="The run folder that `vlmtune train` wrote, or the model that merge wrote."),
+]
+UntunedOption = Annotated[bool, typer.Option("--base", help="Ask the base model as it was before the run.")]
+TemperatureOption = Annotated[
+    float, typer.Option(min=0.0, max=10.0, help="Draw tokens, more freely the higher. 0: always the likeliest.")
+]
+TopPOption = Annotated[
+    float, typer.Option(min=0.01, max=1.0, help="Draw from the likeliest tokens with this probability together.")
+]
+MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 BatchSizeOption = Annotated[
     int | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vlmtune.cli.options import BaseModelOption, ConfigArgument, JsonOption, SetOption
+from vlmtune.cli.show.share import upload_line
 from vlmtune.errors import ExitCode
 from vlmtune.printing import say, say_json
 from vlmtune.reading import JSON_BYTES, read_regular
@@ -58,7 +59,8 @@ def train(
         _dry_run(job, as_json)
         return
     folder = open_folder(job)
-    if job.begun and (outcome := folder.read_outcome()) and outcome.is_finished:
+    outcome = folder.read_outcome()
+    if job.begun and outcome and outcome.is_finished and not job.is_longer:
         folder.learned()  # a result that is damaged is none
         _print_finished(folder, outcome, as_json)
         return
@@ -136,6 +138,8 @@ def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> 
         say(f"{folder.latest_checkpoint()} is written; continue with --resume")
     else:
         say(f"adapter, log and report.html in {folder.path}")
+        result = folder.model if report.method == "full" else folder.adapter
+        say(f"share it: {upload_line(report.experiment_name, result)} (its README.md says what it is: read it first)")
 
 
 def _print_memory(report: "TrainReport") -> None:

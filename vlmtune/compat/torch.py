@@ -194,3 +194,10 @@ CLEAR_CUBLAS_WORKSPACES = Name(
     "it gives back what a calibration, or the encoding of images, made cuBLAS keep.",
     cuda_only=True,
 )
+LAST_RATES = Attribute(
+    TORCH,
+    "torch.optim.lr_scheduler.LambdaLR",
+    "_last_lr",
+    "the learning rate that is told, which a checkpoint of a run that was shorter then has of its old end.",
+    read_by="torch.optim.lr_scheduler.LRScheduler.get_last_lr",
+)

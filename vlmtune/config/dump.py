@@ -19,9 +19,9 @@ def write_config(loaded: LoadedConfig, path: Path) -> None:
         data[key] = _sources(data[key], lambda local: relative_path(loaded.resolve_path(local), path.parent))
     if data["image_dir"] is not None:
         data["image_dir"] = relative_path(loaded.resolve_path(data["image_dir"]), path.parent)
-    folder = loaded.resolve_path(values["model"]["name"])
-    if folder.is_dir():
-        values["model"]["name"] = relative_path(folder, path.parent)
+    for key in ("name", "adapter"):
+        if (value := values["model"][key]) is not None and (folder := loaded.resolve_path(value)).is_dir():
+            values["model"][key] = relative_path(folder, path.parent)
     write_atomically(path, yaml_of(values) + "\n")
 
 

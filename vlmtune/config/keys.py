@@ -98,9 +98,14 @@ def _key(path: tuple[str, ...], prop: dict) -> Key:
         default=prop["default"] if "default" in prop else REQUIRED,
         meaning=prop.get("description", ""),
         json_type=kind.get("type", "any"),
-        choices=tuple(map(_as_written, kind.get("enum", ()))),
+        choices=_choices(kind),
         nullable=len(options) > len(kinds),
     )
+
+
+def _choices(kind: dict) -> tuple[str, ...]:
+    """What may be written, where that is a list; of one choice a JSON schema makes a constant."""
+    return tuple(map(_as_written, kind.get("enum", [kind["const"]] if "const" in kind else ())))
 
 
 def _as_written(choice: str | bool) -> str:
@@ -109,10 +114,8 @@ def _as_written(choice: str | bool) -> str:
 
 def _in_words(kind: dict) -> str:
     """A JSON-schema type as a person would say it."""
-    if "const" in kind:
-        return kind["const"]
-    if "enum" in kind:
-        return f"one of {', '.join(map(_as_written, kind['enum']))}"
+    if choices := _choices(kind):
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     if "$ref" in kind:
         return "a source"
     name = kind["type"]

@@ -27,6 +27,10 @@ class LoadedConfig:
     """Dotted key → `default`, `preset 8gb`, `configs/8gb.yaml:7` or `--set`."""
     base_dir: Path
 
+    def is_general(self, key: str) -> bool:
+        """Whether nobody wrote the value of a key for this run: it is a default, or a preset's."""
+        return self.sources[key] == "default" or self.sources[key].startswith("preset ")
+
     def resolve_path(self, value: str) -> Path:
         """A path of the `data` section as the file system sees it: relative ones start at the config file."""
         return Path(os.path.normpath(self.base_dir / os.path.expanduser(value)))

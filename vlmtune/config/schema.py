@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from vlmtune.config.sections import AugmentSection, Section, Sources
 from vlmtune.config.text import MAX_NAME_CHARS
 
+MAX_RANK, MAX_ALPHA = 1024, 10_000
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -27,6 +28,8 @@ class ModelSection(Section):
     """Model family, such as `llava` or `qwen2_vl`. Default: what the model's config.json says; checked against it."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
+    adapter: Annotated[str, Field(min_length=1)] | None = None
+    """Start from this LoRA adapter: its folder, or a finished run's. Its rank, alpha and layers are taken from it."""
     cache_quantized: bool = False
     """Keep the quantised base in the user's cache: the next start reads a quarter of the bytes, and the same model."""
 
@@ -76,9 +79,9 @@ class DataSection(Section):
 class LoraSection(Section):
     """The low-rank adapters (methods `qlora` and `lora`)."""
 
-    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 16
     """Rank r of every adapter."""
-    alpha: Annotated[int, Field(ge=1, le=10_000)] = 32
+    alpha: Annotated[int, Field(ge=1, le=MAX_ALPHA)] = 32
     """Scale: adapters act with alpha / rank."""
     dropout: Fraction = 0.0
     """Dropout before the adapters."""
@@ -142,6 +145,10 @@ class TrainingSection(Section):
     """Minutes after which a checkpoint is written all the same; 0 leaves it to `save_steps`."""
     save_total_limit: Count = 2
     """Checkpoints kept."""
+    save_best_by: Literal["loss"] | None = None
+    """Keep the checkpoint of the best evaluation on held-out rows as the result. Default: the last step is it."""
+    early_stopping_patience: Count | None = None
+    """End the run after so many evaluations in a row without a better one (`save_best_by`). Default: never."""
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Also log to these services."""
     freeze_vision_tower: bool = True
@@ -243,6 +250,7 @@ class TrainingConfig(Section):
                 f"training.quantization.quantize_head: method {training.method} quantises nothing; use method: qlora"
             )
         found += self._contradictions_of_held_out_rows()
+        found += self._wrong_of_start_and_end()
         if found:
             raise ValueError("\n".join(found))
         return self
@@ -257,6 +265,21 @@ class TrainingConfig(Section):
                 "evaluation.generate_rows: nothing to answer": self.evaluation.generate_rows,
             }
             found += [f"{what} without data.val_path or data.val_fraction" for what, wish in wishes.items() if wish]
+        return found
+
+    def _wrong_of_start_and_end(self) -> list[str]:
+        training, found = self.training, []
+        if training.method == "full" and self.model.adapter:
+            found.append("model.adapter: method full has no adapters; use method: qlora or lora")
+        if training.save_best_by and not training.eval_steps:
+            found.append(
+                "training.save_best_by: the model is evaluated at the end only, so there is nothing to choose from; "
+                "set training.eval_steps, which needs held-out rows"
+            )
+        if training.early_stopping_patience and not training.save_best_by:
+            found.append(
+                "training.early_stopping_patience: nothing is better or worse; set training.save_best_by, such as loss"
+            )
         return found
 
     @property

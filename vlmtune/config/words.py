@@ -46,6 +46,9 @@ RENAMED = {
     "thinking": "data.chat_template_kwargs.enable_thinking",
     "thinking_mode": "data.chat_template_kwargs.enable_thinking",
     # adapters
+    "adapter_name_or_path": "model.adapter",
+    "adapters": "model.adapter",
+    "lora_model_dir": "model.adapter",
     "lora_r": "training.lora.rank",
     "lora_rank": "training.lora.rank",
     "r": "training.lora.rank",
@@ -63,7 +66,6 @@ RENAMED = {
     "finetuning_type": "training.method",
     "tuner_type": "training.method",
     "train_type": "training.method",
-    "adapter": "training.method",
     "use_bnb_nested_quant": "training.quantization.bnb_4bit_use_double_quant",
     "double_quantization": "training.quantization.bnb_4bit_use_double_quant",
     "quant_type": "training.quantization.bnb_4bit_quant_type",

@@ -6,9 +6,13 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
+from vlmtune.compat.torch import LAST_RATES
 from vlmtune.engine.ranks import group
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
+
+LESS_IS_BETTER = ("loss", "cer", "wer")
+"""Of what is evaluated; of all else, more."""
 
 
 class Schedule(LambdaLR):
@@ -33,6 +37,10 @@ class Schedule(LambdaLR):
         super().load_state_dict({"ahead": 0, **state_dict})
         if not self.ahead:
             self.lr_lambdas = self.of_0_1_0
+        rates = self.get_lr()  # the run may have been made longer since: the checkpoint's is that of its old end
+        LAST_RATES.write(self, rates)
+        for parameters, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            parameters["lr"] = rate
 
 
 class Arguments(TrainingArguments):
@@ -64,6 +72,8 @@ def training_arguments(plan: RunPlan, folder: RunFolder) -> Arguments:
         save_steps=plan.save_steps,
         eval_strategy="steps" if plan.eval_steps else "no",
         eval_steps=plan.eval_steps,
+        metric_for_best_model=f"eval_{plan.save_best_by}" if plan.save_best_by else None,
+        greater_is_better=plan.save_best_by not in LESS_IS_BETTER,
         report_to=[name for name in plan.report_to if name == "wandb" and group.is_first()],
         remove_unused_columns=False,
         dataloader_num_workers=plan.num_workers,

@@ -61,13 +61,13 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def finish_checkpoint(checkpoint: Path, keep: int) -> None:
-    """Mark `checkpoint` complete once its files are on the disk, then delete all but the newest `keep`."""
+def finish_checkpoint(checkpoint: Path, keep: int, best_step: int | None = None) -> None:
+    """Mark `checkpoint` complete once its files are on the disk, then delete all but the newest `keep` and the best."""
     write_manifest(checkpoint, COMPLETE)
     sync(checkpoint.parent)
     markers = checkpoint.parent.glob(f"checkpoint-*/{COMPLETE}")
     done = sorted((one for one in markers if not one.parent.is_symlink()), key=lambda marker: _step(marker.parent))
-    for marker in done[:-keep]:
+    for marker in (marker for marker in done[:-keep] if _step(marker.parent) != best_step):
         marker.unlink()
         remove(marker.parent)
 

@@ -20,7 +20,7 @@ from vlmtune.engine.tuned import load_tuned
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, is_disk_full, remove
 from vlmtune.models.build import family_of, load_base
-from vlmtune.models.processor import save_processor
+from vlmtune.models.processor import save_for_servers
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import Learned
 
@@ -70,7 +70,7 @@ def merge(plan: RunPlan, learned: Learned, out_dir: Path) -> MergeProof:
     whole = tuned.model.merge_and_unload() if isinstance(tuned.model, PeftModel) else tuned.model
     serve_ends(whole, tuned.processor)
     try:
-        save_processor(tuned.processor, partial)
+        save_for_servers(tuned.processor, plan, partial)
         save_whole(whole, plan, partial)
     except WRITE_ERRORS as error:
         if not is_disk_full(error):

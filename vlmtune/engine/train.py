@@ -1,8 +1,7 @@
 """A plan and its rows → a trained adapter, a log and a report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from transformers import PrinterCallback, ProcessorMixin
@@ -17,28 +16,29 @@ from vlmtune.data.run_data import MeasuredRows, RunData
 from vlmtune.data.workers import READERS, workers_for_training
 from vlmtune.engine.answers.held_out import HeldOutAnswers
 from vlmtune.engine.callbacks import FirstStepCheck, MovedCheck, Recorder, StopOnInterrupt
-from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole, save_adapter, save_whole
-from vlmtune.engine.evaluate import serve_ends
+from vlmtune.engine.checkpoints import WRITE_ERRORS, disk_full, drop_incomplete, newest_whole
 from vlmtune.engine.memory import MemoryWatch, facts_of_gpu
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.ranks import group
 from vlmtune.engine.ranks.follow import FollowFirst, SaveByMinutes
 from vlmtune.engine.ranks.report import facts_of_all
+from vlmtune.engine.results.best import callbacks_of, take_best
+from vlmtune.engine.results.card import write_card
+from vlmtune.engine.results.save import partial_of, result_of, save_tuned
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.errors import VlmtuneError
-from vlmtune.files import PARTIAL, is_disk_full, remove
+from vlmtune.files import is_disk_full, remove
 from vlmtune.hub.source import ModelSource
 from vlmtune.models.build import base_of, build_model, check_checkpoint, family_of
 from vlmtune.models.features import serve_features
 from vlmtune.models.inventory import InventoryRow, inventory
-from vlmtune.models.processor import load_processor, save_processor, template_notes
+from vlmtune.models.processor import load_processor, template_notes
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.histogram import histogram_of_lengths
-from vlmtune.runs.manifest import write_manifest
 from vlmtune.runs.pages.report import write_report
-from vlmtune.runs.records import LongestRow, TrainReport
+from vlmtune.runs.records import Best, LongestRow, TrainReport
 from vlmtune.runs.versions import library_versions
 
 
@@ -58,7 +58,7 @@ def train(
     except WRITE_ERRORS as error:
         if not is_disk_full(error):
             raise
-        remove(_partial(plan, folder))
+        remove(partial_of(plan, folder))
         raise disk_full(folder, f"a file of {folder.path}") from None
 
 
@@ -97,6 +97,7 @@ def _train(
     run_rows = RunRows(rows, val_rows, lengths.total.tolist(), Collator(processor))
     running = build_running(plan, model, folder, view, run_rows)
     trainer, recorder, interrupt, watch = running.trainer, running.recorder, running.interrupt, running.watch
+    best = None
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
@@ -104,6 +105,7 @@ def _train(
     if not interrupt.stopped:
         if val_rows and not _evaluated_last(recorder, trainer):
             trainer.evaluate()
+        best = take_best(trainer, plan, folder, view)
         if group.is_first():
             save_tuned(trainer.model, processor, plan, folder)
     report = TrainReport(
@@ -112,14 +114,20 @@ def _train(
         **_facts_of_plan(plan),
         **_facts_of_data(data, lengths, plan),
         **_facts_of_model(inventory(model, family)),
-        **_facts_of_training(recorder),
+        **_facts_of_training(recorder, best),
         **facts_of_gpu(watch),
         **facts_of_all(trainer.model),
         notes=_notes(data, plan, watch),
     )
     if group.is_first():
-        write_report(folder, report, recorder.records)
+        _write_down(report, recorder, plan, folder)
     return report
+
+
+def _write_down(report: TrainReport, recorder: Recorder, plan: RunPlan, folder: RunFolder) -> None:
+    write_report(folder, report, recorder.records)
+    if report.status == "finished":
+        write_card(result_of(plan, folder), plan, asdict(report), whole=plan.method == "full")
 
 
 def _features(
@@ -168,34 +176,11 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
     watches = [watch] if watch else []
     checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
     by_minutes = [SaveByMinutes(plan.save_minutes)] if plan.save_minutes else []
-    services = _services(plan, folder)
-    for callback in (interrupt, recorder, *checks, *by_minutes, *watches, *services, FollowFirst(interrupt)):
+    best, services = callbacks_of(plan, folder), _services(plan, folder)
+    for callback in (interrupt, recorder, *checks, *best, *by_minutes, *watches, *services, FollowFirst(interrupt)):
         trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)
     return Running(trainer, recorder, interrupt, watch)
-
-
-def save_tuned(model: torch.nn.Module, processor: ProcessorMixin, plan: RunPlan, folder: RunFolder) -> None:
-    """Write the adapter (or the whole model) with the processor as it was used; all of it or nothing."""
-    partial = _partial(plan, folder)
-    target = partial.with_suffix("")
-    folder.refuse_removed()
-    remove(partial)
-    if plan.method == "full":
-        serve_ends(model, processor)
-        save_whole(model, plan, partial)
-    else:
-        save_adapter(model, partial)
-    save_processor(processor, partial)
-    write_manifest(partial)
-    remove(target)
-    partial.rename(target)
-
-
-def _partial(plan: RunPlan, folder: RunFolder) -> Path:
-    """Return where the result lies while it is being written."""
-    target = folder.model if plan.method == "full" else folder.adapter
-    return target.with_name(target.name + PARTIAL)
 
 
 def _checkpoint(folder: RunFolder, resume: bool, view: LiveView) -> str | None:
@@ -279,16 +264,18 @@ def _facts_of_model(parts: list[InventoryRow]) -> dict:
     return {"trainable_parameters": trainable, "total_parameters": sum(row.parameters for row in parts)}
 
 
-def _facts_of_training(recorder: Recorder) -> dict:
+def _facts_of_training(recorder: Recorder, best: Best | None) -> dict:
     losses = [record.loss for record in recorder.records]
-    evals = [record.eval_loss for record in recorder.records if record.eval_loss is not None]
+    evals = {record.step: record.eval_loss for record in recorder.records if record.eval_loss is not None}
     metrics = [record.eval_metrics for record in recorder.records if record.eval_metrics]
+    evaluated = best.step if best else max(evals, default=None)
     work, seconds = recorder.totals, max(recorder.seconds, 1e-9)
     return {
         "train_loss_first": losses[0] if losses else None,
         "train_loss_last": losses[-1] if losses else None,
-        "eval_loss": evals[-1] if evals else None,
+        "eval_loss": evals.get(evaluated),
         "eval_metrics": metrics[-1] if metrics else None,
+        "best": best,
         "trained_tokens": work.trained_tokens,
         "seconds": recorder.seconds,
         "samples_per_s": work.rows / seconds,

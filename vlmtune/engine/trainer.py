@@ -138,8 +138,9 @@ class TuneTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Fetch the batches of one step, and note how long that took and what they hold."""
-        if self.state.global_step >= self.state.max_steps:
-            # Resumed from the last step's checkpoint: Trainer would take one step more before it looks.
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            # Resumed from the last step's checkpoint, or where an evaluation ends the run: Trainer would take one step
+            # more before it looks.
             self.control.should_training_stop = True
             return [], None
         started = time.perf_counter()
@@ -246,7 +247,7 @@ class TuneTrainer(Trainer):
             if group.is_first():
                 super()._save_checkpoint(model, trial)
                 save_random_states(checkpoint)
-                finish_checkpoint(checkpoint, keep=self.plan.save_total_limit)
+                finish_checkpoint(checkpoint, self.plan.save_total_limit, self.state.best_global_step)
             else:
                 save_random_states(None)
         except WRITE_ERRORS as error:
@@ -274,6 +275,10 @@ class TuneTrainer(Trainer):
         super()._load_rng_state(checkpoint)
         if checkpoint:
             load_random_state(Path(checkpoint), self.plan.seed)
+
+    def load_trained_of(self, checkpoint: Path) -> None:
+        """Let the model be that of a checkpoint."""
+        self._load_from_checkpoint(str(checkpoint), self.model)
 
     def floating_point_ops(self, inputs) -> int:
         """Return 0: counting parameters at each step costs time, and nobody reads the sum."""

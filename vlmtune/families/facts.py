@@ -7,6 +7,7 @@ seconds, so it is asked when a file is silent and the answer is needed, not befo
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmtune.errors import VlmtuneError
@@ -46,6 +47,21 @@ class Prequantised:
         return any(leaf in name.split(".") for name in self.packed)
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that a run starts from, as its files describe it."""
+
+    folder: Path
+    sha256: str
+    """Of its weights."""
+    rank: int
+    alpha: int
+    modules: tuple[str, ...]
+    """Full paths of the layers that it is on."""
+    base: str
+    """What its config calls its model, in words."""
+
+
 class ModelFacts:
     """The facts of one model; each is looked up when it is first asked for."""
 
@@ -56,16 +72,19 @@ class ModelFacts:
         name: str,
         prequantised: Prequantised | None = None,
         has_own_head: bool = False,
+        adapter: Adapter | None = None,
     ) -> None:
         """`config` is its config.json, `preprocessor` its image processor's, `name` what errors call it.
 
-        `has_own_head` says that the files hold a head besides the embedding, where config.json is silent.
+        `has_own_head` says that the files hold a head besides the embedding, where config.json is silent. `adapter` is
+        what the run starts from.
         """
         self.config = config
         self.preprocessor = preprocessor
         self.name = name
         self.prequantised = prequantised
         self.has_own_head = has_own_head
+        self.adapter = adapter
 
     @cached_property
     def family(self) -> Family:

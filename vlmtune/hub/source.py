@@ -6,7 +6,7 @@ from typing import Any
 
 from vlmtune.catalog import find_entry
 from vlmtune.errors import VlmtuneError
-from vlmtune.families.facts import ModelFacts, Prequantised
+from vlmtune.families.facts import Adapter, ModelFacts, Prequantised
 from vlmtune.files import json_value
 from vlmtune.hub.commits import pinned_commit
 from vlmtune.hub.config_checks import refuse_absurd
@@ -37,10 +37,12 @@ class ModelSource:
     """What its files have in 4 bits already; None for a model in 16 bits."""
     has_own_head: bool = False
     """Its files hold a head besides the embedding; looked up where config.json does not say."""
+    adapter: Adapter | None = None
+    """What the run starts from."""
 
     def facts(self, name: str) -> ModelFacts:
         """Return what is known of the model; errors call it `name`."""
-        return ModelFacts(self.config, self.preprocessor, name, self.prequantised, self.has_own_head)
+        return ModelFacts(self.config, self.preprocessor, name, self.prequantised, self.has_own_head, self.adapter)
 
 
 def open_model(name: str, revision: str | None, base_dir: Path, *, offline_catalog: bool = False) -> ModelSource:

@@ -8,6 +8,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, Saving
+from vlmtune.levers.lora.targets import VISION, lora_targets, targets_of
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -34,7 +35,7 @@ def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Deci
             "method": training.method,
             **bits,
             "unquantized": family.unpacked if quantised else (),
-            "lora_targets": None if full else lora_targets(family, training.lora.vision_tower),
+            "lora_targets": None if full else _targets(config, model),
             "lora_dropout": training.lora.dropout,
             "trainable_parts": tuple(parts) if full else (),
         },
@@ -65,20 +66,11 @@ def _bits(config: TrainingConfig, model: ModelFacts) -> tuple[dict[str, Any], tu
     return {"quant_type": files.quant_type, "double_quant": files.double_quant, "prequantised": True}, tuple(choices)
 
 
-def lora_targets(family: Family, with_vision: bool) -> str:
-    """Return the regular expression of the modules that get an adapter, anchored at full paths."""
-    nested = [
-        path.removeprefix(family.text + ".")
-        for path in (family.vision, *family.projector, *family.other)
-        if path.startswith(family.text + ".")
-    ]
-    not_nested = f"(?!({'|'.join(nested)})\\.)" if nested else ""
-    text = rf"{family.text}\.{not_nested}.*\.({'|'.join(family.text_linears)})"
-    if not with_vision:
-        return text
-    inside = [path.removeprefix(family.vision + ".") for path in family.projector if path.startswith(family.vision)]
-    not_projector = f"(?!({'|'.join(inside)})\\.)" if inside else ""
-    return rf"{text}|{family.vision}\.{not_projector}.*\.({'|'.join(family.vision_linears)})"
+def _targets(config: TrainingConfig, model: ModelFacts) -> str:
+    with_vision = config.training.lora.vision_tower
+    if model.adapter:
+        return targets_of(model.adapter, model.family, with_vision)
+    return lora_targets(model.family, with_vision)
 
 
 def _adapters(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
@@ -127,7 +119,7 @@ def lora_config(plan: "RunPlan") -> "LoraConfig":
 
 METHOD = Lever(
     name="What learns",
-    keys=(KEY, LOAD, TYPE, DOUBLE, *FREEZE, "training.lora.dropout", "training.lora.vision_tower"),
+    keys=(KEY, LOAD, TYPE, DOUBLE, *FREEZE, "training.lora.dropout", VISION),
     costs="adapters in place of every weight; then rounding of the frozen base to 4 bits",
     decide=_decide,
     fields=("method", "quant_type", "double_quant", "lora_targets", "lora_dropout", "trainable_parts", "prequantised"),

@@ -33,6 +33,7 @@ from vlmtune.models.config import read_config
 from vlmtune.models.head import device_map, is_split, pack_head
 from vlmtune.models.kept import Tell, is_kept, load_kept, say
 from vlmtune.models.lora.lean import make_lean
+from vlmtune.models.lora.start import load_start
 from vlmtune.models.packed import (
     as_unpacked,
     default_dtype,
@@ -76,6 +77,8 @@ def build_model(
     else:
         model = streaming.weightless(weightless_base(plan, parts), plan, family)
     model = adapt(model.requires_grad_(False), plan, family)
+    if plan.adapter and weights == "checkpoint":
+        load_start(model, plan)
     rest_frozen_parts(base_of(model), family)
     if plan.lean_lora:
         make_lean(base_of(model))

@@ -17,12 +17,15 @@ from vlmtune.files import is_disk_full
 from vlmtune.hub.download import checkpoint_folder
 from vlmtune.hub.source import open_model
 from vlmtune.models.build import family_of
-from vlmtune.models.opened.processor import REFUSALS, open_processor
+from vlmtune.models.opened.processor import FILE_BYTES, REFUSALS, open_processor
 from vlmtune.plan.types import RunPlan
+from vlmtune.reading import read_regular
 
 THINKING = "enable_thinking"
 TOLD = "{{% if {name} is not defined %}}{{% set {name} = {value} %}}{{% endif %}}"
 MEDIA_TOKENS = ("image_token", "boi_token", "video_token", "audio_token")
+TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+"""That other programs read in place of tokenizer.json: no token of them is changed here."""
 PROBE = [
     {"role": "user", "content": [{"type": "text", "text": "question"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "answer"}]},
@@ -37,6 +40,21 @@ def save_processor(processor: ProcessorMixin, folder: Path) -> None:
         if type(error) is Exception and is_disk_full(error):
             raise OSError(errno.ENOSPC, str(error)) from None
         raise
+
+
+def save_for_servers(processor: ProcessorMixin, plan: RunPlan, folder: Path) -> None:
+    """Write a processor for programs that go by the files of older transformers, with the tokenizer's as published.
+
+    Transformers 5 writes all settings into processor_config.json, and tokenizers into tokenizer.json.
+    """
+    save_processor(processor, folder)
+    for part in ("image_processor", "video_processor"):
+        if (one := getattr(processor, part, None)) is not None:
+            one.save_pretrained(folder)
+    published = checkpoint_folder(plan.model, plan.revision, weights=False)
+    for name in TOKENIZER_FILES:
+        if (published / name).is_file() and not (folder / name).exists():
+            (folder / name).write_bytes(read_regular(published / name, FILE_BYTES))
 
 
 def load_processor(plan: RunPlan) -> ProcessorMixin:

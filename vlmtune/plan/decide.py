@@ -44,6 +44,7 @@ def make_plan(
         "device": device.kind,
         "attention": _attention(model, choices),
         "has_own_head": model.has_own_head,
+        **_start(model),
         **_number_formats(config, device, choices),
         "chat_template_kwargs": config.data.chat_template_kwargs.model_dump(exclude_none=True),
         "augment": Augment(**config.data.augment.model_dump()),
@@ -64,6 +65,8 @@ def make_plan(
         "save_minutes": training.save_minutes,
         "save_total_limit": training.save_total_limit,
         **config.evaluation.model_dump(include={"metrics", "generate_rows", "generate_minutes"}),
+        "save_best_by": training.save_best_by,
+        "early_stopping_patience": training.early_stopping_patience,
         "report_to": _installed(training.report_to),
         **_levers(config, model, device, choices),
     }
@@ -104,6 +107,10 @@ def _checked_family(model: ModelFacts, config: TrainingConfig, choices: list[Cho
         reason = f"the model's config.json says so; model.type: {wanted} is not used"
         choices.append(Choice("model.type", family.name, reason))
     return family.name
+
+
+def _start(model: ModelFacts) -> dict[str, str]:
+    return {"adapter": str(model.adapter.folder), "adapter_sha256": model.adapter.sha256} if model.adapter else {}
 
 
 def _attention(model: ModelFacts, choices: list[Choice]) -> str:

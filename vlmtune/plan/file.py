@@ -18,6 +18,8 @@ from vlmtune.reading import JSON_BYTES, read_regular
 _OF_A_PART = r"[\w.]+\\\.(\(\?!\([\w.|]+\)\\\.\))?\.\*\\\.\([\w.|]+\)"
 TARGETS = re.compile(rf"{_OF_A_PART}(\|{_OF_A_PART})?")
 """How `lora_targets` is written: other patterns may take for ever to be matched, and runs are shared."""
+FOLDERS = ("model", "adapter")
+"""Fields that name a folder: in the file relative to it, so that a run folder can be shared."""
 SHA256 = "sha256"
 """Key of the digest of all others: a changed digit would be a plan too, and answers would be other ones."""
 OTHER_KEYS = ("missing", "unexpected_keyword_argument")
@@ -25,10 +27,11 @@ OTHER_KEYS = ("missing", "unexpected_keyword_argument")
 
 
 def save_plan(plan: RunPlan, path: Path) -> None:
-    """Write the plan as JSON; a model folder is written relative to it: the run folder can be shared."""
+    """Write the plan as JSON."""
     values: dict[str, Any] = {"version": VERSION, **dataclasses.asdict(plan)}
-    if Path(plan.model).is_absolute():
-        values["model"] = relative_path(Path(plan.model), path.parent)
+    for name in FOLDERS:
+        if Path(values[name]).is_absolute():
+            values[name] = relative_path(Path(values[name]), path.parent)
     write_json(path, values | {SHA256: _digest(values)})
 
 
@@ -39,8 +42,8 @@ def load_plan(path: Path) -> RunPlan:
         VlmtuneError: the file is damaged, or a newer vlmtune wrote it.
     """
     plan = _checked(_todays_values(path), path)
-    folder = (path.parent / plan.model).resolve()
-    return dataclasses.replace(plan, model=str(folder)) if folder.is_dir() else plan
+    places = {name: (path.parent / value).resolve() for name in FOLDERS if (value := getattr(plan, name))}
+    return dataclasses.replace(plan, **{name: str(place) for name, place in places.items() if place.is_dir()})
 
 
 def _todays_values(path: Path) -> Values:

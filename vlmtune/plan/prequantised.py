@@ -30,11 +30,7 @@ def refuse_other_bits(loaded: LoadedConfig, model: ModelFacts) -> None:
             "leave it out: the files stay as they are",
         )
         for key, value in there.items()
-        if (wish := value_at(loaded.config, key)) != value and not _is_general(loaded.sources[key])
+        if (wish := value_at(loaded.config, key)) != value and not loaded.is_general(key)
     ]
     if wrong:
         raise VlmtuneError(wrong[0].message, wrong[0].hint, problems=tuple(wrong) if len(wrong) > 1 else ())
-
-
-def _is_general(source: str) -> bool:
-    return source == "default" or source.startswith("preset ")

@@ -156,6 +156,16 @@ class RunPlan:
     varlen_attention: bool = False
     """Whether rows of a pack, and windows or images of a tower, attend in one call."""
 
+    save_best_by: str | None = None
+    """By which evaluation the result is chosen; None: the last step is."""
+    early_stopping_patience: int | None = None
+    """Evaluations in a row without a better one that end the run."""
+
+    adapter: str = ""
+    """Absolute folder of the adapter that the run starts from; empty: a new one."""
+    adapter_sha256: str = ""
+    """Of its weights: a run that goes on started from the same ones."""
+
     num_gpus: int = 1
     """Processes that train together, each on a GPU of its own; on a CPU those that a launcher has started."""
 

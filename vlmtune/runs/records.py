@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from vlmtune.files import strict_json
+from vlmtune.files import json_value, strict_json
+from vlmtune.reading import JSON_BYTES, read_regular
 from vlmtune.runs.histogram import Histogram
 from vlmtune.runs.memory import Memory
 
@@ -74,6 +76,16 @@ class Retry:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best evaluation of a run, whose weights are its result."""
+
+    name: str
+    """What was compared: `loss`, or the name of a metric."""
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
 class OneGpu:
     """What one of several GPUs has taken."""
 
@@ -126,6 +138,8 @@ class TrainReport:
     """None on a CPU, and where no step was made."""
     row_lengths: Histogram | None = None
     """Tokens of the rows to train on."""
+    best: Best | None = None
+    """None where the last step is the result."""
     gpus: list[OneGpu] = field(default_factory=list)
     """Where several have trained together; the numbers above are those of the first."""
     gpus_agree: bool | None = None
@@ -134,6 +148,14 @@ class TrainReport:
     def to_json(self) -> str:
         """Return the report as strict JSON text."""
         return strict_json(asdict(self), indent=2) + "\n"
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return what a report.json holds, of any version; nothing of one that is not there or damaged."""
+    try:
+        return dict(json_value(read_regular(path, JSON_BYTES, own=True)))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
 
 
 @dataclass(frozen=True)

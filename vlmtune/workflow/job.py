@@ -36,6 +36,18 @@ class Job:
     told: tuple[str, ...] = ()
     """What people are told before the run: how many steps there will be, how boxes are written, and warnings."""
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that an epoch takes."""
+        return self.data.rows_per_epoch
+
+    @property
+    def is_longer(self) -> bool:
+        """Whether it is to go on with more steps than it had."""
+        from vlmtune.plan.resume import is_longer
+
+        return self.begun is not None and is_longer(self.plan, self.begun, self.num_rows)
+
     def with_values(self, values: "Values") -> "Job":
         """Return the same run with other values; nothing is read again, so no edit made meanwhile enters it."""
         from vlmtune.engine.runtime import probe_device
@@ -60,9 +72,12 @@ def prepare(
     from vlmtune.data.boxes.writing import writer_for
     from vlmtune.engine.ranks.single import refuse_several_processes
     from vlmtune.plan.length import begun_values, open_values, told_of_length
+    from vlmtune.plan.resume import told_of_longer
+    from vlmtune.runs.folder import RunFolder
     from vlmtune.workflow.fitting import fitting_data
     from vlmtune.workflow.rows import with_commits
     from vlmtune.workflow.start import start_on_gpu
+    from vlmtune.workflow.started import refuse_other_model
 
     refuse_several_processes()
     loaded, run_dir, begun = _opened(path, words, resume, err, base_model)
@@ -75,8 +90,12 @@ def prepare(
     plan, source = make_run_plan(loaded, data, commit)
     if begun and plan.model == begun.model:
         plan = replace(plan, model_name=begun.model_name)  # written otherwise, as from the run folder
+    refuse_other_model(plan)
     boxes = told_of_boxes(data.train.samples, writer_for(plan, source))
+    goes_on = begun and RunFolder(run_dir).latest_checkpoint()
+    longer = told_of_longer(plan, begun, data.rows_per_epoch) if goes_on else None
     lines = (*told_of_length(loaded.config.training, data.rows_per_epoch, chosen), *boxes, *data.warnings)
+    lines = (*lines, longer) if longer else lines
     return Job(loaded, plan, source, replace(data, notes=(*data.notes, *lines, *notes)), run_dir, begun, lines)
 
 
@@ -151,9 +170,10 @@ def make_run_plan(
     from vlmtune.hub.source import open_model
     from vlmtune.plan.decide import make_plan
     from vlmtune.plan.prequantised import refuse_other_bits
+    from vlmtune.workflow.started import with_adapter
 
     config = loaded.config
-    source = open_model(config.model.name, commit or config.model.revision, loaded.base_dir)
+    source = with_adapter(loaded, open_model(config.model.name, commit or config.model.revision, loaded.base_dir))
     refuse_other_bits(loaded, source.facts(config.model.name))
     plan = make_plan(config, source, probe_device(), data.digest if data else "", data and given_rows(data))
     return _of_data(plan, data) if data else plan, source

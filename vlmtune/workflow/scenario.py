@@ -37,6 +37,7 @@ def open_scenario(
     from vlmtune.estimate.scenario import Scenario
     from vlmtune.plan.prequantised import refuse_other_bits
     from vlmtune.workflow.rows import missing_file, read_training, with_commits
+    from vlmtune.workflow.started import with_adapter
 
     quiet_libraries()
     loaded, _ = with_commits(loaded, {})
@@ -48,7 +49,7 @@ def open_scenario(
         rows = GivenRows(MeasuredRows(samples, on_bad_row))
     elif config.data.train_path != NO_DATA:
         say(f"there is no data file {missing}: estimated for the largest row that the config allows", err=True)
-    source = _source(loaded, needs_tokenizer=rows is not None)
+    source = with_adapter(loaded, _source(loaded, needs_tokenizer=rows is not None))
     if rows and source.catalogued:
         rows = GuessedRows(rows.samples, source, config.data.on_bad_row)
         say(_told_of_guess(config.model.name), err=True)

@@ -26,7 +26,18 @@ def open_folder(job: Job) -> "RunFolder":
         return RunFolder.create(job.run_dir)
     folder = RunFolder.open_existing(job.run_dir)
     _refuse_changed(job, folder)
+    if is_finished(folder) and job.is_longer and folder.latest_checkpoint() is None:
+        raise VlmtuneError(
+            f"{folder.path} is finished and its checkpoints are gone, so it cannot take more steps",
+            f"start a new run from what it has learned: --set model.adapter={folder.path}",
+        )
     return folder
+
+
+def is_finished(folder: "RunFolder") -> bool:
+    """Return whether the run has learned all that it was to learn when it was last started."""
+    outcome = folder.read_outcome()
+    return outcome is not None and outcome.is_finished
 
 
 def _refuse_changed(job: Job, folder: "RunFolder") -> None:
@@ -34,7 +45,7 @@ def _refuse_changed(job: Job, folder: "RunFolder") -> None:
     from vlmtune.plan.resume import differences
 
     has_checkpoint = folder.latest_checkpoint() is not None
-    changed = differences(job.plan, job.begun, has_checkpoint=has_checkpoint)
+    changed = differences(job.plan, job.begun, num_rows=job.num_rows, has_checkpoint=has_checkpoint)
     if changed:
         has_other_rows = any(one.startswith("data_sha256: ") for one in changed)
         changed += [f"{name} has changed since the run began" for name in _changed_sources(job)]
@@ -68,6 +79,8 @@ def train_in(folder: "RunFolder", job: Job, flags: Flags) -> "TrainReport":
         VlmtuneError: what the user can change; a new folder in which nothing was learned is gone then.
     """
     with locked(folder), _interruptible(folder), _unless_trained_removed(folder, is_new=job.begun is None):
+        if job.is_longer:  # a kill before the new end is one of a run that has not finished
+            folder.report_json.unlink(missing_ok=True)
         keep_job(job, folder)
         return train_and_retry(job, folder, flags)
 

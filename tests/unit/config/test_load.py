@@ -243,8 +243,8 @@ def test_other_tools_words_are_known(load, word, hint):
             'training must be a group of keys, not the text "qlora"',
             "put keys below it, indented: method, learning_rate, batch_size, gradient_accumulation_steps, packing, "
             "pack_tokens, num_epochs, max_steps, warmup_ratio, lr_scheduler_type, optim, weight_decay, max_grad_norm, "
-            "seed, logging_steps, eval_steps, save_steps, save_minutes, save_total_limit, report_to, "
-            "freeze_vision_tower, freeze_projector",
+            "seed, logging_steps, eval_steps, save_steps, save_minutes, save_total_limit, save_best_by, "
+            "early_stopping_patience, report_to, freeze_vision_tower, freeze_projector",
         ),
         ("preset: 9gb", "preset 9gb is unknown", "did you mean 8gb? there are 6gb, 8gb, 12gb, 16gb, 24gb, 48gb"),
         ("preset: 8", "preset must be text, not 8", 'put it in quotes: preset: "8"'),

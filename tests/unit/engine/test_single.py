@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers.training_args import ParallelMode
 
+from vlmtune.engine.arguments import training_arguments
 from vlmtune.engine.ranks import single
 from vlmtune.engine.ranks.single import refuse_several_processes, stay_single
 from vlmtune.engine.runtime import prepare_environment
-from vlmtune.engine.trainer import training_arguments
 from vlmtune.errors import VlmtuneError
 from vlmtune.runs.folder import RunFolder
 

@@ -10,7 +10,7 @@ from vlmtune.config.schema import TrainingConfig
 from vlmtune.errors import VlmtuneError
 from vlmtune.families import FAMILIES
 from vlmtune.hub.source import ModelSource, open_model
-from vlmtune.levers.method import lora_targets
+from vlmtune.levers.lora.targets import lora_targets
 from vlmtune.plan.decide import make_plan
 from vlmtune.plan.file import TARGETS
 from vlmtune.plan.types import Device, RunPlan

@@ -1,66 +1,97 @@
-"""`vlmtune generate`: one answer of a tuned model, as a run folder or merged."""
+"""`vlmtune generate`: answers of a tuned model, as a run folder or merged."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmtune.cli.options import BaseModelOption, CheckpointOption, JsonOption
+from vlmtune.cli.ask.load import find, pictures
+from vlmtune.cli.options import (
+    AskedArgument,
+    BaseModelOption,
+    CheckpointOption,
+    JsonOption,
+    MaxNewTokensOption,
+    TemperatureOption,
+    TopPOption,
+    UntunedOption,
+)
+from vlmtune.errors import VlmtuneError
 from vlmtune.printing import say
+from vlmtune.reading import read_regular
+from vlmtune.units import MIB
+
+if TYPE_CHECKING:
+    from vlmtune.engine.evaluate import Written
 
 EXAMPLE = 'Example: [bold]vlmtune generate runs/my-run --image cat.jpg --prompt "What is this?"[/bold]'
+STANDARD_INPUT = Path("-")
+PROMPTS_BYTES = 16 * MIB
 
 
 def generate(
-    run: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="The run folder that `vlmtune train` wrote, or the model that merge wrote."),
-    ],
-    prompt: Annotated[str, typer.Option("--prompt", help="The question.")],
+    run: AskedArgument,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="The question.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="A file with a question a line, each about the same pictures; -: standard input.",
+        ),
+    ] = None,
     image: Annotated[list[Path] | None, typer.Option("--image", help="A picture. Repeatable.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    base: UntunedOption = False,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    max_new_tokens: MaxNewTokensOption = 256,
     checkpoint: CheckpointOption = None,
     base_model: BaseModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the tuned model one question about one or several pictures, or none."""
-    from vlmtune.data.images import open_image
-    from vlmtune.data.types import ImageRef, Sample, Turn
-    from vlmtune.runs.folder import RunFolder
+    """Ask the tuned model questions, one by one, about one or several pictures, or none."""
+    asked = find(run, checkpoint, base_model, base=base)
+    if (prompt is None) == (prompts is None):
+        raise typer.BadParameter("give one of --prompt TEXT and --prompts FILE", param_hint="--prompt")
+    questions = [prompt] if prompts is None else _lines(prompts)
+    refs = pictures(image or [])
+    tuned = asked.load()
+    from vlmtune.data.types import Sample, Turn
+    from vlmtune.engine.answers.drawn import Drawing, answer
 
-    folder = None if _is_whole(run) else RunFolder.open_existing(run)
-    if folder is None and (checkpoint or base_model):
-        raise typer.BadParameter(f"{run} is a whole model: it has neither checkpoints nor a base", param_hint="RUN")
-    learned = folder.learned(checkpoint) if folder else None
-    images = tuple(ImageRef(path=str(path.absolute())) for path in image or ())
-    for ref in images:
-        open_image(ref, max_side_px=None)
-    from vlmtune.workflow.start import start_on_gpu
-
-    start_on_gpu()
-    from vlmtune.engine.evaluate import generate as ask
-    from vlmtune.engine.runtime import quiet_libraries
-    from vlmtune.engine.tuned import load_tuned, load_whole, plan_here
-
-    quiet_libraries()
-    sample = Sample((Turn("user", (*images, prompt)), Turn("assistant", ("",))), "--prompt")
-    if folder:
-        tuned, note = load_tuned(plan_here(folder, base_model), learned), learned.note
-    else:
-        tuned, note = load_whole(run)
-    if note:
-        say(note, err=True)
-    [written] = ask(tuned, [sample], max_new_tokens)
-    if written.is_cut:
-        say(f"cut at {max_new_tokens} tokens: --max-new-tokens N lets the answer be longer", err=True)
+    drawing, found = Drawing(max_new_tokens, temperature, top_p), []
+    for number, question in enumerate(questions, 1):
+        where = "--prompt" if prompts is None else f"{prompts}:{number}"
+        sample = Sample((Turn("user", (*refs, question)), Turn("assistant", ("",))), where)
+        written = answer(tuned, sample, drawing)
+        if written.is_cut:
+            say(f"cut at {max_new_tokens} tokens: --max-new-tokens N lets the answer be longer", err=True)
+        found.append(_as_dict(question, image or [], written))
+        if not as_json:
+            say(f"> {question}\n{written.answer}" if prompts else written.answer)
     if as_json:
         from vlmtune.cli.show import render
 
-        asked = {"prompt": prompt, "images": [str(path) for path in image or ()]}
-        render.print_json({**asked, "answer": written.answer, "thought": written.thought, "cut": written.is_cut})
-        return
-    say(written.answer)
+        render.print_json(found if prompts else found[0])
 
 
-def _is_whole(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and not (folder / "plan.json").exists()
+def _as_dict(question: str, images: list[Path], written: "Written") -> dict:
+    asked = {"prompt": question, "images": [str(path) for path in images]}
+    return {**asked, "answer": written.answer, "thought": written.thought, "cut": written.is_cut}
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the questions of a file, or of standard input, without empty lines."""
+    try:
+        raw = sys.stdin.buffer.read(PROMPTS_BYTES) if path == STANDARD_INPUT else read_regular(path, PROMPTS_BYTES)
+        questions = [line.strip() for line in raw.decode().splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise VlmtuneError(
+            f"--prompts: there is no file {path}", "give a file with one question a line, or -"
+        ) from None
+    except UnicodeDecodeError:
+        raise VlmtuneError(f"--prompts: {path} is not UTF-8 text", "save it as UTF-8") from None
+    if not questions:
+        raise VlmtuneError(f"--prompts: {path} holds no question", "write one a line")
+    return questions

@@ -5,18 +5,23 @@ from typing import TYPE_CHECKING
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Decision, GivesUp, Lever, Saving
+from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, Saving
 
 if TYPE_CHECKING:
     from vlmtune.plan.types import Device
 
 RANK, ALPHA = "training.lora.rank", "training.lora.alpha"
 SMALLEST = 4
+STARTED = "so it is in the adapter that the run starts from (model.adapter)"
 
 
 def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:
-    lora = config.training.lora
-    return Decision({"lora_rank": lora.rank, "lora_alpha": lora.alpha})
+    lora, adapter = config.training.lora, model.adapter
+    if adapter is None:
+        return Decision({"lora_rank": lora.rank, "lora_alpha": lora.alpha})
+    there = {RANK: (adapter.rank, lora.rank), ALPHA: (adapter.alpha, lora.alpha)}
+    choices = [Choice(key, str(value), STARTED) for key, (value, wish) in there.items() if value != wish]
+    return Decision({"lora_rank": adapter.rank, "lora_alpha": adapter.alpha}, tuple(choices))
 
 
 def rank_of(config: TrainingConfig, rank: int) -> Values:
@@ -28,6 +33,8 @@ def rank_of(config: TrainingConfig, rank: int) -> Values:
 def _lower(config: TrainingConfig, model: ModelFacts | None, text_tokens: int) -> list[Values]:
     rank, alpha = config.training.lora.rank, config.training.lora.alpha
     steps = []
+    if model and model.adapter:
+        return steps
     while config.training.method != "full" and rank // 2 >= SMALLEST:
         rank, alpha = rank // 2, max(1, alpha // 2)
         steps.append({RANK: rank, ALPHA: alpha})
