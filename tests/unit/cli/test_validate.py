@@ -40,7 +40,13 @@ def test_json_is_the_whole_story_and_nothing_else(folder, run_cli):
     result = run_cli("validate", "run.yaml", "--json")
     report = json.loads(result.stdout)
     assert result.code == 0
-    assert report["config"]["model"] == {"name": "some/model", "type": None, "revision": None, "cache_quantized": False}
+    assert report["config"]["model"] == {
+        "name": "some/model",
+        "type": None,
+        "revision": None,
+        "adapter": None,
+        "cache_quantized": False,
+    }
     assert report["sources"]["model.name"] == "run.yaml:2"
     assert report["data"]["train_path"]["rows"] == 1
     assert report["data"]["train_path"]["bad_rows"] == []
