@@ -145,7 +145,7 @@ class TrainingSection(Section):
     """Minutes after which a checkpoint is written all the same; 0 leaves it to `save_steps`."""
     save_total_limit: Count = 2
     """Checkpoints kept."""
-    save_best_by: Literal["loss"] | None = None
+    save_best_by: Literal["loss", MetricName] | None = None
     """Keep the checkpoint of the best evaluation on held-out rows as the result. Default: the last step is it."""
     early_stopping_patience: Count | None = None
     """End the run after so many evaluations in a row without a better one (`save_best_by`). Default: never."""
@@ -175,7 +175,7 @@ class HardwareSection(Section):
     offload_embeddings: bool | None = None
     """Keep embedding tables in main memory and look rows up there. Default: on a GPU wherever the model allows it."""
     lean_lora: Literal["auto", True, False] = "auto"
-    """Compute adapters in the run's number format with few operations, not as PEFT does in fp32. `auto`: as PEFT."""
+    """Compute adapters in the run's number format with few operations, not in fp32 as PEFT. `auto`: without dropout."""
     streamed_layers: Annotated[int, Field(ge=0, le=1000)] = 0
     """Method `qlora`: so many of the language model's layers lie in main memory, and two of them on the card."""
     varlen_attention: Literal["auto", True, False] = "auto"
@@ -275,6 +275,12 @@ class TrainingConfig(Section):
             found.append(
                 "training.save_best_by: the model is evaluated at the end only, so there is nothing to choose from; "
                 "set training.eval_steps, which needs held-out rows"
+            )
+        by = training.save_best_by
+        if by not in (None, "loss") and not (by in self.evaluation.metrics and self.evaluation.generate_rows):
+            found.append(
+                f"training.save_best_by: {by} is not taken in training; name it in evaluation.metrics, and set "
+                "evaluation.generate_rows"
             )
         if training.early_stopping_patience and not training.save_best_by:
             found.append(

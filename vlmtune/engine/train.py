@@ -267,14 +267,14 @@ def _facts_of_model(parts: list[InventoryRow]) -> dict:
 def _facts_of_training(recorder: Recorder, best: Best | None) -> dict:
     losses = [record.loss for record in recorder.records]
     evals = {record.step: record.eval_loss for record in recorder.records if record.eval_loss is not None}
-    metrics = [record.eval_metrics for record in recorder.records if record.eval_metrics]
+    metrics = {record.step: record.eval_metrics for record in recorder.records if record.eval_metrics}
     evaluated = best.step if best else max(evals, default=None)
     work, seconds = recorder.totals, max(recorder.seconds, 1e-9)
     return {
         "train_loss_first": losses[0] if losses else None,
         "train_loss_last": losses[-1] if losses else None,
         "eval_loss": evals.get(evaluated),
-        "eval_metrics": metrics[-1] if metrics else None,
+        "eval_metrics": metrics.get(best.step if best else max(metrics, default=None)),
         "best": best,
         "trained_tokens": work.trained_tokens,
         "seconds": recorder.seconds,

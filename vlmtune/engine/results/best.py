@@ -33,7 +33,9 @@ class KeepBest(TrainerCallback):
             control.should_save = True
 
     def _note(self, args, state, metrics: dict[str, float]) -> bool:
-        value, best = metrics[args.metric_for_best_model], state.best_metric
+        value, best = metrics.get(args.metric_for_best_model), state.best_metric
+        if value is None:  # answers may end for want of time or memory
+            return False
         is_best = best is None or (value > best if args.greater_is_better else value < best)
         if is_best:
             state.best_metric, state.best_global_step = value, state.global_step
@@ -42,7 +44,7 @@ class KeepBest(TrainerCallback):
 
 def metrics_of(record: StepRecord) -> dict[str, float]:
     """Return what was evaluated at a step, by Trainer's names."""
-    return {"eval_loss": record.eval_loss}
+    return {"eval_loss": record.eval_loss} | {f"eval_{name}": one for name, one in (record.eval_metrics or {}).items()}
 
 
 class StopEarly(EarlyStoppingCallback):
@@ -65,6 +67,9 @@ def take_best(trainer: TuneTrainer, plan: RunPlan, folder: RunFolder, view: Live
     if not plan.save_best_by:
         return None
     state = trainer.state
+    if state.best_metric is None:
+        view.note(f"no evaluation has {plan.save_best_by}: the last step is kept")
+        return None
     checkpoint = folder.checkpoints / f"checkpoint-{state.best_global_step}"
     if state.best_global_step != state.global_step:
         if problem := _problem(checkpoint):
