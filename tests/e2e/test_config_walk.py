@@ -7,6 +7,7 @@ from pathlib import Path
 import vlmtune
 from vlmtune.config.load import LoadedConfig
 from vlmtune.config.schema import Section
+from vlmtune.config.sections import SourceSection
 
 PACKAGE = f"{Path(vlmtune.__file__).parent}{os.sep}"
 MOST_ROOMS = 10
@@ -27,7 +28,7 @@ class Walk:
             return
         code = frame.f_code
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        if not any(isinstance(frame.f_locals.get(name), LoadedConfig | Section) for name in names):
+        if not any(is_config(frame.f_locals.get(name)) for name in names):
             return
         caller = frame.f_back
         while caller is not None and module_of(caller) is None:
@@ -37,6 +38,11 @@ class Walk:
         self.modules.append(module)
         if caller is not None:
             self.calls.add((module_of(caller).split("/")[0], room))
+
+
+def is_config(value) -> bool:
+    """Whether something is a config or a part of one; a source of rows is the value of a key, as its path is."""
+    return isinstance(value, LoadedConfig | Section) and not isinstance(value, SourceSection)
 
 
 def module_of(frame) -> str | None:

@@ -45,4 +45,4 @@ def test_without_what_a_metric_needs_or_suits_no_run_begins(project, monkeypatch
 
 def test_answers_need_held_out_rows(project):
     refused = project.train("run", "evaluation.generate_rows=2")
-    assert "evaluation.generate_rows: there is nothing to answer without data.val_path" in refused.stderr
+    assert "evaluation.generate_rows: nothing to answer without data.val_path or data.val_fraction" in refused.stderr

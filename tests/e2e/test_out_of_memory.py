@@ -265,6 +265,7 @@ def test_other_savings_than_those_that_keep_adapters_and_rows_are_never_taken():
         "training.gradient_accumulation_steps",
         "hardware.streamed_layers",
         "hardware.lean_lora",
+        "hardware.num_gpus",
         "hardware.varlen_attention",
         "data.cache_features",
         "data.cache_features_gib",

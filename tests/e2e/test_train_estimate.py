@@ -45,6 +45,7 @@ def a_report(needed_gib: float, target: Target) -> MemoryReport:
         "flops_per_row": 1.0,
         "phases": (),
         "encoding_reserved_bytes": 0,
+        "communication_bytes": 0,
     }
     return MemoryReport(**values)
 
@@ -344,4 +345,4 @@ def test_the_last_lines_have_what_was_estimated_and_what_was_measured(project, c
         ["optimizer", "and", "workspaces", "1.00", "0.50"],
         ["step", "0.75", "1.50"],
     ]
-    assert done.stdout.endswith("adapter, log and report.html in runs/run\n")
+    assert "adapter, log and report.html in runs/run\n" in done.stdout

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
-from vlmtune.config.schema import DataSection
 from vlmtune.data.reading.data_files import DataFiles
 from vlmtune.data.samples import refusal
 from vlmtune.data.sources.shares import images_of
@@ -133,15 +132,15 @@ class RunData:
         return Takes(self.train.samples, self.files, plan.seed)
 
 
-def digest_of(files: DataFiles, data: DataSection) -> str:
+def digest_of(files: DataFiles, max_samples: int | None = None, val_fraction: float | None = None) -> str:
     """Return the digest of all that decides which rows are trained on; of one file alone that of its content."""
     decided = {
         "sources": [(source.digest, source.weight) for source in files.sources],
         "columns": [sorted(file.columns.items()) for file in files],
-        "max_samples": data.max_samples,
-        "val_fraction": data.val_fraction,
+        "max_samples": max_samples,
+        "val_fraction": val_fraction,
     }
-    is_plain = len(files.sources) == 1 and not any((is_weighted(files), data.max_samples, data.val_fraction))
+    is_plain = len(files.sources) == 1 and not any((is_weighted(files), max_samples, val_fraction))
     if is_plain and not any(file.columns for file in files):
         return files.sources[0].digest
     return text_sha256(strict_json(decided))

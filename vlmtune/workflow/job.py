@@ -203,5 +203,5 @@ def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     warning = warning_of_shared_rows(train_rows, val_rows, read.files, held_out and held_out.files)
     skipped = tuple(f"{bad.where}: {bad.problem}" for bad in read.rows.bad_rows)
     train, val = (MeasuredRows(samples, data.on_bad_row) for samples in (train_rows, val_rows))
-    warnings, digest = (warning,) if warning else (), digest_of(read.files, data)
+    warnings, digest = (warning,) if warning else (), digest_of(read.files, data.max_samples, data.val_fraction)
     return RunData(train, val, skipped, read.rows.notes, warnings, read.files, digest)

@@ -55,7 +55,7 @@ def answer(tuned: Tuned, sample: Sample, drawing: Drawing, tell: Tell | None = N
     plan, tokenizer = tuned.plan, tuned.processor.tokenizer
     ends = end_token_ids(base_of(tuned.model), tuned.processor)
     rows = TuneDataset([sample], tuned.processor, family_of(plan), plan, tuned.features)
-    prompt = {key: value.to(plan.device) for key, value in rows.prompt(0).items()}
+    prompt = {key: value.to(plan.device) for key, value in rows.prompt(0).tensors.items()}
     with torch.no_grad(), where_it_computes(base_of(tuned.model)):
         ids = tuned.model.generate(
             **prompt,

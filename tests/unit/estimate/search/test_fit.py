@@ -21,7 +21,7 @@ from vlmtune.levers.recompute import RECOMPUTE, keep_all, recompute_first
 from vlmtune.units import MIB
 
 CACHING = SimpleNamespace(name="toy", not_cacheable="")
-FACTS = {"num_layers": 36, "family": CACHING, "prequantised": None}
+FACTS = {"num_layers": 36, "family": CACHING, "prequantised": None, "adapter": None}
 MODEL = SimpleNamespace(shares_embedding=False, fixed_images=False, **FACTS)
 QUALITY = ("data.max_length", "data.image_size", "training.lora.rank")
 LAYERS = 36
