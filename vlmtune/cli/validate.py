@@ -102,7 +102,8 @@ def _check_data(loaded: "LoadedConfig", live: bool) -> tuple[dict[str, "ReadRows
             found[key] = read_training(loaded, live=live) if key == "train_path" else _held_out(loaded, live)
             samples = require_good(found[key].rows, data.on_bad_row)
             if key == "val_path":
-                refuse_metrics(loaded.config.evaluation, samples)
+                evaluation = loaded.config.evaluation
+                refuse_metrics(evaluation.metrics, samples, in_training=evaluation.generate_rows > 0)
         except VlmtuneError as error:
             prefix = "" if error.message.startswith("data.") else f"data.{key}: "
             errors.append(VlmtuneError(f"{prefix}{error.message}", error.hint, problems=error.problems))

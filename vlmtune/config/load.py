@@ -18,6 +18,11 @@ from vlmtune.errors import ExitCode, VlmtuneError
 MAX_PROBLEMS = 100
 
 
+def resolved(base_dir: Path, value: str) -> Path:
+    """Return a path as the file system sees it: relative ones start at a folder."""
+    return Path(os.path.normpath(base_dir / os.path.expanduser(value)))
+
+
 @dataclass(frozen=True)
 class LoadedConfig:
     """A checked config, the source of each of its values and the folder its data paths start from."""
@@ -33,7 +38,7 @@ class LoadedConfig:
 
     def resolve_path(self, value: str) -> Path:
         """A path of the `data` section as the file system sees it: relative ones start at the config file."""
-        return Path(os.path.normpath(self.base_dir / os.path.expanduser(value)))
+        return resolved(self.base_dir, value)
 
     def with_values(self, values: Values, source: str = "--set") -> "LoadedConfig":
         """The same config with other values, as `--set` would change it; `source` says where they come from.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from vlmtune.config.schema import EvaluationSection
 from vlmtune.data.boxes.marks import has_marks
 from vlmtune.data.types import Sample, count
 from vlmtune.errors import VlmtuneError
@@ -13,11 +12,11 @@ from vlmtune.metrics.table import METRICS, require_installed
 KEY = "evaluation.metrics"
 
 
-def refuse_metrics(evaluation: EvaluationSection, samples: Sequence[Sample]) -> None:
-    """Raise where the metrics of a config cannot be taken on the rows that it holds out, in training or after it."""
-    if evaluation.generate_rows:
-        require_installed(evaluation.metrics)
-    refuse_unsuited(evaluation.metrics, samples)
+def refuse_metrics(names: Sequence[str], samples: Sequence[Sample], *, in_training: bool) -> None:
+    """Raise where a run's metrics cannot be taken on the rows that it holds out, in training or after it."""
+    if in_training:
+        require_installed(names)
+    refuse_unsuited(names, samples)
 
 
 def refuse_unsuited(names: Iterable[str], samples: Sequence[Sample]) -> None:

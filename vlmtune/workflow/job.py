@@ -199,7 +199,8 @@ def read_data(loaded: "LoadedConfig", *, live: bool) -> "RunData":
     val_rows: Sequence[Sample] = []
     if held_out or read.held_out:
         val_rows = require_good(held_out.rows if held_out else read.held_out, data.on_bad_row)
-        refuse_metrics(loaded.config.evaluation, val_rows)
+        evaluation = loaded.config.evaluation
+        refuse_metrics(evaluation.metrics, val_rows, in_training=evaluation.generate_rows > 0)
     warning = warning_of_shared_rows(train_rows, val_rows, read.files, held_out and held_out.files)
     skipped = tuple(f"{bad.where}: {bad.problem}" for bad in read.rows.bad_rows)
     train, val = (MeasuredRows(samples, data.on_bad_row) for samples in (train_rows, val_rows))

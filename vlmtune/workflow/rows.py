@@ -1,6 +1,7 @@
 """The rows that a config names, read and looked at: shared by the commands that read data."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,13 +31,15 @@ def read_rows(loaded: "LoadedConfig", value: object, *, live: bool, max_samples:
     Raises:
         VlmtuneError: a source cannot be opened or read.
     """
+    from vlmtune.config.load import resolved
     from vlmtune.data.checked import with_images_checked
     from vlmtune.data.samples import read_files
     from vlmtune.data.sources.opened import Settings, open_sources
     from vlmtune.data.sources.shares import limited
 
     data, told = loaded.config.data, progress(live)
-    files = open_sources(value, Settings(loaded.resolve_path, data.image_dir, data.allow_urls, data.columns))
+    resolve = partial(resolved, loaded.base_dir)
+    files = open_sources(value, Settings(resolve, data.image_dir, data.allow_urls, data.columns))
     rows = limited(read_files(files, told), max_samples, loaded.config.training.seed)
     return ReadRows(with_images_checked(rows, progress=told), files)
 
