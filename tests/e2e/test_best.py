@@ -116,7 +116,7 @@ def test_a_best_checkpoint_that_is_damaged_is_told_of(project, losses, weights):
             "training.save_best_by: the model is evaluated at the end only",
         ),
         (("training.early_stopping_patience=2",), "nothing is better or worse; set training.save_best_by"),
-        (("training.save_best_by=bleu",), "training.save_best_by must be loss, not"),
+        (("training.save_best_by=bleu",), "training.save_best_by must be one of loss, exact, contains, cer"),
     ],
 )
 def test_what_has_nothing_to_compare_is_refused(project, settings, said):

@@ -107,7 +107,7 @@ def test_layers_are_sent_before_they_are_needed(models, tmp_path, monkeypatch):
         real(self, layer)
 
     monkeypatch.setattr(LayerStream, "_need", need)
-    plan, batch = plan_of(tiny, 4), batch_of(tiny, tmp_path)
+    plan, batch = plan_of(tiny, 4, lean_lora=False), batch_of(tiny, tmp_path)
     model = built(plan)
     there.clear()  # of the check of what was loaded
     for _ in range(3):
