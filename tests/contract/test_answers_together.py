@@ -37,7 +37,7 @@ def pictures(tmp_path_factory):
 
 def check(plan, family, processor, samples, monkeypatch) -> None:
     monkeypatch.setattr("vlmtune.engine.evaluate.end_token_ids", lambda *args: [-1])  # random models end at once
-    monkeypatch.setattr("vlmtune.engine.evaluate._written", lambda ids, *args: tuple(ids))
+    monkeypatch.setattr("vlmtune.engine.evaluate.written_of", lambda ids, *args: tuple(ids))
     rows = TuneDataset(samples, processor, family, plan)
     model = built(plan).eval()
     with torch.no_grad():

@@ -56,7 +56,7 @@ def perfect_evaluation(tiny, rows: list[Sample], monkeypatch, processor=None) ->
         known = next((ids for ids in taught if ids[: len(asked)] == asked), asked)
         return torch.tensor([known[: len(asked) + max_new_tokens]])
 
-    monkeypatch.setattr(module, "greedy", write)
+    monkeypatch.setattr(module, "generated", write)
     monkeypatch.setattr(module, "row_losses", lambda model, rows, *rest: [(0.0, 1)] * len(rows))
     return evaluate_rows(Tuned(tiny.plan, build_model(tiny.plan), processor), rows, Terms(rows_at_once=1))
 

@@ -173,9 +173,9 @@ def answers_to(
     def written(prompts: list[Encoded]) -> list[Written]:
         batch = {key: value.to(tuned.plan.device) for key, value in collator.prompts(prompts).items()}
         settings = {"eos_token_id": ends, "pad_token_id": processor.tokenizer.pad_token_id}
-        ids_BT = greedy(model, batch, max_new_tokens=max_new_tokens, **settings)
+        ids_BT = generated(model, batch, max_new_tokens=max_new_tokens, **settings)
         new_ids = ids_BT[:, batch["input_ids"].shape[1] :].tolist()
-        return [_written(ids, ends, processor) for ids in new_ids]
+        return [written_of(ids, ends, processor) for ids in new_ids]
 
     for batch in together.batches(prompts, row_bytes_of(model, max_new_tokens)):
         answers = together.halved(batch, written)
@@ -183,7 +183,8 @@ def answers_to(
         yield from answers
 
 
-def _written(ids: list[int], ends: list[int], processor: ProcessorMixin) -> Written:
+def written_of(ids: list[int], ends: list[int], processor: ProcessorMixin) -> Written:
+    """Return what new tokens say, up to the one that ends the answer."""
     end = next((place for place, token in enumerate(ids) if token in ends), None)
     text = processor.tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
     thought, answer = without_thought(text, processor)
@@ -200,13 +201,13 @@ def without_thought(text: str, processor: ProcessorMixin) -> tuple[str, str]:
     return thought, answer
 
 
-def greedy(model: nn.Module, prompt: dict[str, Tensor], **settings: Any) -> Tensor:
-    """Return prompts and answers [B, T], always the likeliest token; `settings` are those of transformers' generate.
+def generated(model: nn.Module, prompt: dict[str, Tensor], **settings: Any) -> Tensor:
+    """Return prompts and answers [B, T], the likeliest tokens unless `settings` of transformers' generate draw them.
 
     With a cache of keys and values whatever the model's config says: SmolVLM's says no.
     """
     with torch.no_grad(), where_it_computes(base_of(model)):
-        return model.generate(**prompt, do_sample=False, use_cache=True, **settings)
+        return model.generate(**prompt, **{"do_sample": False, "use_cache": True, **settings})
 
 
 def end_token_ids(base: nn.Module, processor: ProcessorMixin) -> list[int]:

@@ -8,7 +8,7 @@ from tiny.rows import colour_rows
 from vlmtune.config.words import NOT_HERE
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
-from vlmtune.engine.evaluate import greedy, row_losses
+from vlmtune.engine.evaluate import generated, row_losses
 from vlmtune.models.build import base_of, build_model
 
 
@@ -20,7 +20,7 @@ def test_an_answer_is_written_with_a_cache_whatever_the_config_says(models):
     embeddings.register_forward_hook(lambda module, args, out: read.append(args[0].shape[1]))
     ids = torch.tensor([[5, 6, 7, 8]])
     prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    answered = greedy(model, prompt, max_new_tokens=3, min_new_tokens=3, pad_token_id=0)
+    answered = generated(model, prompt, max_new_tokens=3, min_new_tokens=3, pad_token_id=0)
     assert answered.shape == (1, 7)
     assert read == [4, 1, 1]
 

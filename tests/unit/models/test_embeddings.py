@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from vlmtune.data.collate import WHERE, Collator, collate
 from vlmtune.data.dataset import TuneDataset
-from vlmtune.engine.evaluate import greedy
+from vlmtune.engine.evaluate import generated
 from vlmtune.engine.step import forward_loss
 from vlmtune.engine.trainer import TuneTrainer
 from vlmtune.estimate.simulate.simulation import Run, simulate
@@ -158,5 +158,5 @@ def test_an_answer_is_written_where_the_head_is(models, monkeypatch):
     assert next(model.parameters()).device.type == "cpu" and model.get_output_embeddings().weight.is_meta
     monkeypatch.setattr(base_of(model), "generate", lambda **how: seen.append(base_of(model).device.type))
     monkeypatch.setattr(model, "generate", base_of(model).generate)
-    greedy(model, {})
+    generated(model, {})
     assert seen == ["meta"] and base_of(model).device.type == "cpu"

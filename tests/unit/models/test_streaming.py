@@ -13,7 +13,7 @@ from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.data.collate import WHERE, collate
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.callbacks import FirstStepCheck
-from vlmtune.engine.evaluate import greedy
+from vlmtune.engine.evaluate import generated
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.models import streaming
@@ -127,7 +127,7 @@ def test_answers_are_the_same(streamed, models, tmp_path, late):
 
     def answer(number: int) -> Tensor:
         model = built(plan_of(tiny, number)).eval()
-        return greedy(model, dict(row.tensors), max_new_tokens=8, pad_token_id=0)
+        return generated(model, dict(row.tensors), max_new_tokens=8, pad_token_id=0)
 
     assert torch.equal(answer(streamed), answer(0))
 

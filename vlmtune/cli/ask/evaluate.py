@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmtune.cli.ask.load import refuse_base_of_checkpoint
 from vlmtune.cli.options import BaseModelOption, BatchSizeOption, CheckpointOption, JsonOption, RunArgument
 from vlmtune.printing import say
 
@@ -72,8 +73,7 @@ def evaluate(
 
 
 def _refuse_contradictions(base: bool, compare: str | None, checkpoint: str | None) -> None:
-    if base and checkpoint:
-        raise typer.BadParameter("--base asks the model before the run, which is no checkpoint", param_hint="--base")
+    refuse_base_of_checkpoint(base, checkpoint)
     if base and compare:
         raise typer.BadParameter("--base asks the base alone; --compare base asks both", param_hint="--base")
 

@@ -49,14 +49,19 @@ def find(run: Path, checkpoint: str | None, base_model: str | None, *, base: boo
     """Return what is asked; raise for flags that it does not have."""
     from vlmtune.runs.folder import RunFolder
 
-    if base and checkpoint:
-        raise typer.BadParameter("--base asks the model before the run, which is no checkpoint", param_hint="--base")
+    refuse_base_of_checkpoint(base, checkpoint)
     if _is_whole(run):
         if checkpoint or base_model or base:
             raise typer.BadParameter(f"{run} is a whole model: it has neither checkpoints nor a base", param_hint="RUN")
         return Asked(run, None, None, None)
     folder = RunFolder.open_existing(run)
     return Asked(run, folder, None if base else folder.learned(checkpoint), base_model)
+
+
+def refuse_base_of_checkpoint(base: bool, checkpoint: str | None) -> None:
+    """Raise where both are asked."""
+    if base and checkpoint:
+        raise typer.BadParameter("--base asks the model before the run, which is no checkpoint", param_hint="--base")
 
 
 def pictures(paths: list[Path]) -> "tuple[ImageRef, ...]":

@@ -9,10 +9,9 @@ from transformers import TextStreamer
 
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.types import Sample
-from vlmtune.engine.evaluate import Written, end_token_ids, without_thought
+from vlmtune.engine.evaluate import Written, end_token_ids, generated, written_of
 from vlmtune.engine.tuned import Tuned
 from vlmtune.models.build import base_of, family_of
-from vlmtune.models.embeddings import where_it_computes
 
 Tell = Callable[[str], None]
 
@@ -30,7 +29,7 @@ class Drawing:
     def settings(self) -> dict[str, Any]:
         """Return it in transformers' words; what the model's own config asks for is set aside where it draws."""
         if not self.temperature:
-            return {"do_sample": False, "max_new_tokens": self.max_new_tokens}
+            return {"max_new_tokens": self.max_new_tokens}
         drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         return {**drawn, "max_new_tokens": self.max_new_tokens}
 
@@ -56,17 +55,6 @@ def answer(tuned: Tuned, sample: Sample, drawing: Drawing, tell: Tell | None = N
     ends = end_token_ids(base_of(tuned.model), tuned.processor)
     rows = TuneDataset([sample], tuned.processor, family_of(plan), plan, tuned.features)
     prompt = {key: value.to(plan.device) for key, value in rows.prompt(0).tensors.items()}
-    with torch.no_grad(), where_it_computes(base_of(tuned.model)):
-        ids = tuned.model.generate(
-            **prompt,
-            **drawing.settings(),
-            use_cache=True,
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_token_id,
-            streamer=_Told(tokenizer, ends, tell) if tell else None,
-        )
-    new_ids = ids[0, prompt["input_ids"].shape[1] :].tolist()
-    end = next((place for place, token in enumerate(new_ids) if token in ends), None)
-    text = tokenizer.decode(new_ids[:end], clean_up_tokenization_spaces=False)
-    thought, said = without_thought(text, tuned.processor)
-    return Written(said.strip(), thought.strip(), is_cut=end is None)
+    settings = {**drawing.settings(), "eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
+    ids = generated(tuned.model, prompt, **settings, streamer=_Told(tokenizer, ends, tell) if tell else None)
+    return written_of(ids[0, prompt["input_ids"].shape[1] :].tolist(), ends, tuned.processor)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlmtune.compat import bitsandbytes as bnb
 from vlmtune.engine import callbacks
-from vlmtune.engine.evaluate import greedy
+from vlmtune.engine.evaluate import generated
 from vlmtune.engine.ranks.gradients import sum_gradients
 from vlmtune.engine.runtime import collector_paused, freeze_libraries
 from vlmtune.engine.step import forward_loss
@@ -114,7 +114,7 @@ def simulate_answer(plan: RunPlan, question: Question, hidden: Hidden, num_token
         recorder.kind = ACTIVATIONS
         with suppress(_Written):
             # The criterion ends it: values without storage never reach an end token or a comparison's yes.
-            greedy(model, inputs, max_new_tokens=10**6, pad_token_id=0, stopping_criteria=[next_token])
+            generated(model, inputs, max_new_tokens=10**6, pad_token_id=0, stopping_criteria=[next_token])
     return recorder.log
 
 
