@@ -44,16 +44,23 @@ class Rows:
     per_step: int
     batches: tuple[int, ...]
     """What peers are offered, the largest first."""
-    packs: tuple[int, ...]
-    """What vlmtune is offered, in tokens."""
 
 
 SETS = {
-    "docs": Rows((1120, 840), (100, 400), 8, (8, 4, 2, 1), (12_288, 8192, 4096, 2048)),
-    "short": Rows((448, 336), (40, 120), 16, (16, 8, 4), (8192, 4096, 2048)),
+    "docs": Rows((1120, 840), (100, 400), 8, (8, 4, 2, 1)),
+    "short": Rows((448, 336), (40, 120), 16, (16, 8, 4)),
 }
-ORDER = [("qwen25-3b", "docs"), ("qwen25-3b", "short"), ("qwen25-7b", "docs"), ("qwen3-4b", "docs")]
-ORDER += [("llava-7b", "docs"), ("qwen3-4b", "short"), ("llava-7b", "short"), ("qwen25-7b", "short")]
+PACKS = {
+    ("qwen25-3b", "docs"): (12_288, 4608),
+    ("qwen25-3b", "short"): (8192, 4096),
+    ("qwen25-7b", "docs"): (3280, 1640),
+    ("qwen3-4b", "docs"): (12_288, 8192, 4096),
+    ("llava-7b", "docs"): (5120, 4096, 2048),
+    ("qwen3-4b", "short"): (8192, 4096),
+    ("llava-7b", "short"): (5120, 4096, 2048),
+    ("qwen25-7b", "short"): (3280, 1640),
+}
+"""What is measured, the weightiest first, and what vlmtune is offered: packs that its own estimate lets into 7 GiB."""
 
 
 @dataclass
@@ -95,14 +102,12 @@ def prepared(model: str, folder: Path, sets: list[str]) -> None:
         write_rows(folder / f"{name}.jsonl", STEPS * rows.per_step, rows.picture_px, rows.chars)
 
 
-def offers_of(tool: str, name: str, chosen: dict[str, list[Offer]], settings: Offer) -> tuple[Offer, ...]:
+def offers_of(tool: str, model: str, rows: str, settings: Offer) -> tuple[Offer, ...]:
     """Return what a tool may choose from, the largest first."""
-    if tool in chosen:
-        return tuple(chosen[tool])
     if tool != "vlmtune":
-        return tuple({"batch": batch} for batch in SETS[name].batches)
+        return tuple({"batch": batch} for batch in SETS[rows].batches)
     packed = {"training.packing": True, "hardware.varlen_attention": True} | settings
-    return tuple({"training.pack_tokens": tokens} | packed for tokens in SETS[name].packs)
+    return tuple({"training.pack_tokens": tokens} | packed for tokens in PACKS[model, rows])
 
 
 def made(model: str, folder: Path, sets: list[str], gpu: str) -> None:
@@ -152,9 +157,9 @@ def measure(asked: argparse.Namespace) -> None:
     """Make the models, side by side, then the runs."""
     began, results = time.monotonic(), Results(asked.out)
     peers = {tool: Path(folder).resolve() for tool, folder in pairs_of(asked.peers)}
-    offers = {tool: json.loads(offer) for tool, offer in pairs_of(asked.offers)}
+    chosen = {tool: tuple(json.loads(offers)) for tool, offers in pairs_of(asked.offers)}
     settings = {key: json.loads(value) for key, value in pairs_of(asked.settings)}
-    pairs = [pair for pair in ORDER if pair[0] in asked.models and pair[1] in asked.sets]
+    pairs = [pair for pair in PACKS if pair[0] in asked.models and pair[1] in asked.sets]
     gpus = asked.gpus.split(",")
     queue: SimpleQueue[Run] = SimpleQueue()
     with tempfile.TemporaryDirectory(dir=asked.folder) as name, ThreadPoolExecutor(len(gpus)) as pool:
@@ -167,8 +172,8 @@ def measure(asked: argparse.Namespace) -> None:
             one.result()
         print(f"{len(folders)} models made after {time.monotonic() - began:.0f} s", flush=True)
         for (model, rows), tool in product(pairs, asked.tools):
-            choice = offers_of(tool, rows, offers, settings)
-            queue.put(Run(tool, str(folders[model]), rows, SETS[rows].per_step, choice))
+            offers = chosen.get(tool) or offers_of(tool, model, rows, settings)
+            queue.put(Run(tool, str(folders[model]), rows, SETS[rows].per_step, offers))
 
         def work(gpu: str) -> None:
             for run in taken(queue):
