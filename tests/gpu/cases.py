@@ -48,6 +48,8 @@ class Case:
     rows: int = 4
     mixed_images: bool = False
     """Whether images have half to all of `image_px`, or all have the same size."""
+    even: bool = False
+    """Whether all rows are as long as the longest."""
 
 
 def config_of(case: Case, folder: Path) -> TrainingConfig:
@@ -133,7 +135,7 @@ def _write_rows(case: Case, folder: Path) -> None:
         Image.effect_noise(tuple(round(side * share) for side in case.image_px), 64).convert("RGB").save(
             picture, compress_level=1
         )
-        chars = case.text_chars * (index + 1) // case.rows
+        chars = case.text_chars if case.even else case.text_chars * (index + 1) // case.rows
         words = "".join(rng.choice("abcdefgh ") for _ in range(chars)).strip() or "ab"
         half = max(1, len(words) // 2)
         row = {"image": picture.name, "question": words[:half].strip() or "a", "answer": words[half:].strip() or "b"}
