@@ -36,8 +36,8 @@ NAME_LENGTH = 120
 
 
 def timed(case: Case) -> Case:
-    """Return the case as it is timed: some steps over rows of one length, settings as users have them."""
-    settings = {"hardware.lean_lora": True, **case.settings, "training.max_steps": STEPS}
+    """Return the case as it is timed: some steps over rows of one length, adapters as users have them."""
+    settings = {"hardware.lean_lora": "auto", **case.settings, "training.max_steps": STEPS}
     return replace(case, settings=settings, even=True)
 
 
