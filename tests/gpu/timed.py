@@ -37,7 +37,7 @@ NAME_LENGTH = 120
 
 def timed(case: Case) -> Case:
     """Return the case as it is timed: some steps over rows of one length, with the levers of speed that users have."""
-    decided = {"hardware.lean_lora": "auto", "hardware.varlen_attention": "auto"}
+    decided = dict.fromkeys(("hardware.lean_lora", "hardware.varlen_attention", "hardware.align_widths"), "auto")
     return replace(case, settings={**decided, **case.settings, "training.max_steps": STEPS}, even=True)
 
 

@@ -18,6 +18,7 @@ from vlmtune.levers.recompute import RECOMPUTE
 from vlmtune.levers.speed.gpus import GPUS
 from vlmtune.levers.speed.packing import PACKING
 from vlmtune.levers.speed.varlen import VARLEN
+from vlmtune.levers.speed.widths import WIDTHS
 from vlmtune.levers.streaming import STREAMING
 from vlmtune.levers.text_length import TEXT_LENGTH
 from vlmtune.levers.tower import TOWER
@@ -29,6 +30,7 @@ LEVERS: tuple[Lever, ...] = (
     GPUS,
     PACKING,
     VARLEN,
+    WIDTHS,
     FEATURES_LEVER,
     STREAMING,
     HEAD,

@@ -47,6 +47,7 @@ from vlmtune.models.packed import (
     unpacked_layers,
 )
 from vlmtune.models.parts import SEES, cast_features, only, parts_in_training, rest_frozen_parts
+from vlmtune.models.speed.widths import align_widths
 from vlmtune.models.verify import refuse_other_base, refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -87,6 +88,7 @@ def build_model(
     for lever in levers.LEVERS:
         lever.apply(base_of(model), plan, family)
     attend_by_rows(base_of(model), plan, family)
+    align_widths(base_of(model), plan)
     return model
 
 
@@ -95,6 +97,7 @@ def build_tower(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
     off = {"offload_embeddings": False, "streamed_layers": 0, "head_8bit": False}  # of parts that are not there
     plan = replace(plan, **off, cache_quantized=False)  # what it makes is kept
     model = load_base(plan, parts=SEES) if weights == "checkpoint" else weightless_base(plan, SEES)
+    align_widths(model, plan)
     return model.requires_grad_(False).eval()
 
 
@@ -111,14 +114,13 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
     refuse_other_base(model, Path(adapter_dir), plan.lora_rank)
     # By the plan: patterns in a stranger's adapter_config.json may take for ever to be matched.
     tuned = PeftModel.from_pretrained(model, adapter_dir, config=lora_config(plan))
-    adapted = {
-        name.removeprefix("base_model.model.") for name, module in tuned.named_modules() if hasattr(module, "lora_A")
-    }
+    adapted = {name for name, module in base_of(tuned).named_modules() if hasattr(module, "lora_A")}
     if adapted != expected:
         raise VlmtuneError(
             f"the adapter in {adapter_dir} does not fit the model: {len(expected ^ adapted)} modules differ",
             "use the model revision and library versions in versions.json",
         )
+    align_widths(base_of(tuned), plan)
     return tuned.eval()
 
 
@@ -155,8 +157,7 @@ def _parts_in_training(plan: RunPlan) -> Collection[str] | None:
 
 
 def _load(plan: RunPlan, parts: Collection[str] | None, quantized: bool = True) -> PreTrainedModel:
-    folder = checkpoint_folder(plan.model, plan.revision)
-    files = _checked_files(plan, folder, parts)
+    files = _checked_files(plan, folder := checkpoint_folder(plan.model, plan.revision), parts)
     model = _from_files(plan, folder, files, quantized)
     if plan.prequantised:
         give_format(model, files.described, DTYPES[plan.base_dtype])
