@@ -92,6 +92,8 @@ class MemoryReport:
     """What comes from main memory to the card in one optimizer step, of streamed layers."""
     encoding_reserved_bytes: int = 0
     """What is reserved at most while images are encoded, before the language model loads; 0 where that is not done."""
+    answers_at_once: int | None = None
+    """Held-out rows that are answered at once at evaluations in training; None where none are."""
     communication_bytes: int = 0
     """What sums over several GPUs take of each, outside of PyTorch's allocator."""
 

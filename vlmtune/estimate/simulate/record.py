@@ -83,6 +83,8 @@ class Log:
     """What of the model decides how much main memory a run takes; None: nobody asked."""
     num_batches: int = 0
     """Times that forward and backward ran."""
+    answers_at_once: int | None = None
+    """Held-out rows that are answered at once; None where none are."""
     streamed_bytes: int = 0
     """What came from main memory in them, of streamed layers."""
 
