@@ -56,7 +56,7 @@ NO_WORKSPACES = Workspaces()
 ACTIVATIONS, RECOMPUTED, GRADIENTS, LOSS = "saved activations", "recomputation", "gradients", "logits and loss"
 DEQUANTISED, WORKSPACES = "dequantised weights", "workspaces"
 INPUTS, OPTIMIZER, CHECKS = "inputs", "optimizer", "checks"
-STREAMED = "buffers of streamed layers"
+STREAMED, SHARES = "buffers of streamed layers", "shares of the layers"
 Hidden = Callable[[object, tuple, dict], Workspaces]
 
 
@@ -84,7 +84,7 @@ class Log:
     num_batches: int = 0
     """Times that forward and backward ran."""
     streamed_bytes: int = 0
-    """What came from main memory in them, of streamed layers."""
+    """What came to the card in them, of layers that are streamed or shared."""
 
     def begin(self, phase: str) -> None:
         """Note that a phase begins here."""

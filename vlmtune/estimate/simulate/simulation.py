@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,6 +24,7 @@ from vlmtune.estimate.simulate.record import (
     GRADIENTS,
     INPUTS,
     OPTIMIZER,
+    SHARES,
     STREAMED,
     Hidden,
     Log,
@@ -93,7 +94,7 @@ class Question:
 
 def simulate_answer(plan: RunPlan, question: Question, hidden: Hidden, num_tokens: int) -> Log:
     """Return what a tuned model allocates to read a prompt and to write this many tokens, each a phase of the log."""
-    model = _built(plan, question.form).eval()
+    model = _built(replace(plan, sharded=False), question.form).eval()  # it is asked on one GPU
     recorder = recorder_of(model, plan, hidden)
     recorder.log.begin("load")
     loading_of(plan)(model, recorder)
@@ -162,8 +163,8 @@ def add_residents(model: nn.Module, plan: RunPlan, recorder: Recorder) -> None:
     for name, tensor in _resident(base_of(model)):
         recorder.add(tensor, _kind_of(name, tensor, family))
     if stream := stream_of(base_of(model)):
-        for buffer in stream.buffers:
-            recorder.add(buffer, STREAMED)
+        for number, tensor in enumerate(stream.resident):
+            recorder.add(tensor, STREAMED if number < len(stream.buffers) else SHARES)
 
 
 class _Training:
