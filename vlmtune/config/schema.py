@@ -186,6 +186,8 @@ class HardwareSection(Section):
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     num_gpus: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None
     """GPUs that train together, as many rows a step: time changes, not the result. `auto`: all here. Default: one."""
+    shard: Literal["auto", "never", "always"] = "auto"
+    """Method `qlora`: each GPU keeps a share of the 4-bit layers and gathers the rest. `auto`: if one has no room."""
     on_oom: Literal["error", "retry"] = "error"
     """Out of GPU memory: `error` names the changes that would have fitted; `retry` takes less at a time and goes on."""
 

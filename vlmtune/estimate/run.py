@@ -212,9 +212,11 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         fits=False,
         peak_reserved_bytes=peaks.reserved_bytes,
         peak_allocated_bytes=peaks.allocated_bytes,
-        device_total_bytes=peaks.reserved_bytes + target.card.context_bytes + communication_bytes(plan.num_gpus),
+        device_total_bytes=peaks.reserved_bytes
+        + target.card.context_bytes
+        + communication_bytes(plan.num_gpus, plan.sharded),
         budget_bytes=0,
-        breakdown=_breakdown(peaks, target.card, communication_bytes(plan.num_gpus)),
+        breakdown=_breakdown(peaks, target.card, communication_bytes(plan.num_gpus, plan.sharded)),
         parts=_parts(peaks),
         peak_at=peaks.at[peaks.highest],
         phases=(*peaks.phases.values(), *([] if fast else [_answering(work, target)])),
@@ -230,10 +232,17 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         seconds=round(time.perf_counter() - started, 1),
         versions=library_versions(),
         main_memory=_main_memory(work, log.weights, peaks),
-        streamed_bytes_per_step=peaks.streamed_bytes_per_batch * passes_per_step(plan, work.batches),
+        **_moved_bytes(plan, peaks.streamed_bytes_per_batch * passes_per_step(plan, work.batches)),
         encoding_reserved_bytes=_encoding_bytes(work, target),
-        communication_bytes=communication_bytes(plan.num_gpus),
+        communication_bytes=communication_bytes(plan.num_gpus, plan.sharded),
     )
+
+
+def _moved_bytes(plan: RunPlan, of_layers: int) -> dict[str, int]:
+    """Return what comes to the card in a step, of layers that are not all there, by where it comes from."""
+    if plan.sharded:
+        return {"gathered_bytes_per_step": of_layers * (plan.num_gpus - 1) // plan.num_gpus}
+    return {"streamed_bytes_per_step": of_layers}
 
 
 def _simulated(work: _Work, target: Target) -> "Log":

@@ -56,7 +56,7 @@ NO_WORKSPACES = Workspaces()
 ACTIVATIONS, RECOMPUTED, GRADIENTS, LOSS = "saved activations", "recomputation", "gradients", "logits and loss"
 DEQUANTISED, WORKSPACES = "dequantised weights", "workspaces"
 INPUTS, OPTIMIZER, CHECKS = "inputs", "optimizer", "checks"
-STREAMED = "buffers of streamed layers"
+STREAMED, SHARES = "buffers of streamed layers", "shares of the layers"
 Hidden = Callable[[object, tuple, dict], Workspaces]
 
 
@@ -86,7 +86,7 @@ class Log:
     answers_at_once: int | None = None
     """Held-out rows that are answered at once; None where none are."""
     streamed_bytes: int = 0
-    """What came from main memory in them, of streamed layers."""
+    """What came to the card in them, of layers that are streamed or shared."""
 
     def begin(self, phase: str) -> None:
         """Note that a phase begins here."""

@@ -23,6 +23,7 @@ from vlmtune.estimate.simulate.record import (
     GRADIENTS,
     INPUTS,
     OPTIMIZER,
+    SHARES,
     STREAMED,
     Hidden,
     Log,
@@ -125,8 +126,8 @@ def add_residents(model: nn.Module, plan: RunPlan, recorder: Recorder) -> None:
     for name, tensor in _resident(base_of(model)):
         recorder.add(tensor, _kind_of(name, tensor, family))
     if stream := stream_of(base_of(model)):
-        for buffer in stream.buffers:
-            recorder.add(buffer, STREAMED)
+        for number, tensor in enumerate(stream.resident):
+            recorder.add(tensor, STREAMED if number < len(stream.buffers) else SHARES)
 
 
 class _Training:
