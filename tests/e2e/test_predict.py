@@ -99,7 +99,10 @@ def test_two_models_are_compared_row_by_row(trained):
     assert set(found["better"]) == {where for where, gain in gains.items() if gain > 0}
     assert set(found["worse"]) == {where for where, gain in gains.items() if gain < 0}
     assert found["better"] or found["worse"]
-    assert read_evaluation(trained.run("run")).before.asked == "base", "--base alone is not kept"
+    assert read_evaluation(trained.run("run")).before.asked == "base", "--base alone has files of its own"
+    of_base = trained.run("run").base_evaluation
+    assert json.loads(of_base.read_text())["metrics"] == base["metrics"]
+    assert of_base.with_suffix(".html").read_text().count("<article") == len(base["answers"])
     trained.train("other", "training.max_steps=1")
     told = trained.run_cli("evaluate", "runs/run", *SHORT, "--compare", "runs/other").stdout
     assert "other/adapter" in told and "points" in told and "better by cer: " in told

@@ -25,14 +25,14 @@ def a_record(loss=0.5) -> EvaluationRecord:
 
 def test_what_is_written_comes_back(folder):
     assert read_evaluation(folder) is None
-    write_evaluation(folder, a_record())
+    write_evaluation(folder.evaluation, a_record())
     assert read_evaluation(folder) == a_record()
     row = json.loads(folder.evaluation.read_text())["rows"][0]
     assert (row["expected"], row["scores"], row["before"]["answer"]) == (["a cat", "cat"], {"exact": 1.0}, "a dog")
 
 
 def test_a_loss_that_is_no_number_comes_back_as_none(folder):
-    write_evaluation(folder, dataclasses.replace(a_record(math.nan), rows=[]))
+    write_evaluation(folder.evaluation, dataclasses.replace(a_record(math.nan), rows=[]))
     assert "NaN" not in folder.evaluation.read_text()
     assert math.isnan(read_evaluation(folder).loss)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vlmtune.data.reading.arrow import rows_of_batches
 from vlmtune.data.reading.data_files import FoundFile, suffix_of
+from vlmtune.data.sources.pinned import ArrowFiles, kept_files
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import text_sha256
 
@@ -40,17 +41,26 @@ def saved_files(folder: Path, split: str | None) -> list[FoundFile]:
 
 
 def hub_files(name: str, subset: str | None, split: str, commit: str | None) -> list[FoundFile]:
-    """Return the Arrow files of a split of a hub data set, downloaded where they are not in the library's cache."""
-    with _told(name):
-        from datasets import load_dataset
+    """Return the Arrow files of a split of a hub data set, downloaded where they are not in the library's cache.
 
-        arrow = _arrow_files(load_dataset(name, subset, split=split, revision=commit), name)
-    if commit and not all(commit in file.parts for file, _ in arrow):  # without a hub, the library takes what it has
-        raise VlmtuneError(
-            f"{name}: commit {commit} is not in the local cache, and the hub cannot be reached", "check the connection"
-        )
+    The hub is not asked for those of a commit that were found before.
+    """
+
+    def find() -> ArrowFiles:
+        with _told(name):
+            from datasets import load_dataset
+
+            found = _arrow_files(load_dataset(name, subset, split=split, revision=commit), name)
+        if commit and not all(commit in file.parts for file, _ in found):  # without a hub, the library takes any
+            raise VlmtuneError(
+                f"{name}: commit {commit} is not in the local cache, and the hub cannot be reached",
+                "check the connection",
+            )
+        return found
+
     called = f"{name}[{split}]"
     origin = text_sha256(f"{name} {subset} {split} {commit}")
+    arrow = kept_files(origin, find) if commit else find()
     return [FoundFile(file, file, first_number, called, origin) for file, first_number in arrow]
 
 
@@ -73,7 +83,7 @@ def _tar(path: Path) -> "Dataset":
     return load_dataset("webdataset", data_files={"train": [glob.escape(str(path))]}, split="train")
 
 
-def _arrow_files(found: "Dataset", name: str) -> list[tuple[Path, int]]:
+def _arrow_files(found: "Dataset", name: str) -> ArrowFiles:
     """Return the files that a data set is kept in, and the number of the first row in each."""
     files, number = [], 1
     for file in found.cache_files:
