@@ -61,7 +61,14 @@ def no_rows(root: Path) -> tuple[dict, str]:
 def only_pictures(root: Path) -> tuple[dict, str]:
     (root / "photos").mkdir()
     shutil.copy(root / "red0.png", root / "photos")
-    return {"train_path": "photos"}, "and no metadata that says what to learn hint: write metadata.jsonl"
+    return {"train_path": "photos"}, "neither metadata nor one folder for each thing to learn hint: write metadata"
+
+
+def labels_alone(root: Path) -> tuple[dict, str]:
+    for name in ("red", "blue"):
+        (root / "photos" / name).mkdir(parents=True)
+        shutil.copy(root / "red0.png", root / "photos" / name)
+    return {"train_path": "photos"}, "label has no question beside it"
 
 
 def mixed_columns(root: Path) -> tuple[dict, str]:
@@ -117,8 +124,8 @@ def negative_weight(root: Path) -> tuple[dict, str]:
 
 
 BAD = [
-    empty, no_match, no_rows, only_pictures, mixed_columns, mixed_kinds, uneven_table, damaged_pack, unknown_name,
-    absent_column, taken_name, one_image, split_of_a_file, other_split, negative_weight,
+    empty, no_match, no_rows, only_pictures, labels_alone, mixed_columns, mixed_kinds, uneven_table, damaged_pack,
+    unknown_name, absent_column, taken_name, one_image, split_of_a_file, other_split, negative_weight,
 ]  # fmt: skip
 
 

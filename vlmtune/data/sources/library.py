@@ -1,11 +1,11 @@
-"""What `datasets` reads: CSV, WebDataset's tars, folders of `save_to_disk`, data sets of the hub → its Arrow files.
+"""What `datasets` reads: CSV, tars, pictures by class, folders of `save_to_disk`, hub data sets → its Arrow files.
 
 The library keeps them in its own cache and reads nothing twice; `vlmtune.data.reading.arrow` reads them without it.
 """
 
 import glob
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +38,18 @@ def saved_files(folder: Path, split: str | None) -> list[FoundFile]:
             found = found[_split_of(folder, split, list(found))]
         arrow = _arrow_files(found, str(folder))
     return [FoundFile(file, file, called=f"{folder.name}/{file.name}") for file, _ in arrow]
+
+
+def class_files(folder: Path, pictures: Sequence[Path]) -> list[FoundFile]:
+    """Return the Arrow files of pictures whose folders are named after what they show, as labels."""
+    with _told(str(folder)):
+        from datasets import load_dataset
+
+        patterns = [f"{glob.escape(str(folder))}/*/*{ending}" for ending in sorted({one.suffix for one in pictures})]
+        labelled = load_dataset("imagefolder", data_files={"train": patterns}, split="train", drop_labels=False)
+        arrow = _arrow_files(labelled, str(folder))
+    told = "\n".join(f"{one.relative_to(folder).as_posix()} {one.stat().st_size}" for one in pictures)
+    return [FoundFile(file, file, first_number, folder.name, text_sha256(told)) for file, first_number in arrow]
 
 
 def hub_files(name: str, subset: str | None, split: str, commit: str | None) -> list[FoundFile]:

@@ -4,8 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vlmtune.errors import VlmtuneError
 from vlmtune.files import cache_folder, parse_json, strict_json, write_atomically
+from vlmtune.reading import read_regular
+from vlmtune.units import MIB
 
+MOST_BYTES = 64 * MIB
 ArrowFiles = list[tuple[Path, int]]
 """Files, each with the number of its first row."""
 
@@ -21,10 +25,10 @@ def kept_files(key: str, find: Callable[[], ArrowFiles]) -> ArrowFiles:
     """Return the files that were found for this key, which no one has changed since; find them anew otherwise."""
     path = cache_folder() / "hub-rows" / f"{key[:32]}.json"
     try:
-        kept = parse_json(_Kept, path.read_bytes())
+        kept = parse_json(_Kept, read_regular(path, MOST_BYTES, own=True))
         if _sizes(kept.files) == kept.sizes_bytes:
             return [*zip(map(Path, kept.files), kept.first_numbers, strict=True)]
-    except (OSError, ValueError):
+    except (OSError, ValueError, VlmtuneError):
         pass
     found = find()
     _keep(path, found)
