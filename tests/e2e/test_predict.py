@@ -58,7 +58,7 @@ def test_rows_and_pictures_are_answered_a_line_each(trained, monkeypatch):
 def test_the_question_of_the_run_is_asked_of_pictures(trained):
     config = trained.run("run").config
     written = config.read_text()
-    config.write_text(written.replace("\ndata:\n", "\ndata:\n  prompt: What colour?\n"))
+    config.write_text(written.replace("  prompt: null\n", "  prompt: What colour?\n"))
     done = trained.run_cli("predict", "runs/run", "red0.png", *SHORT)
     config.write_text(written)
     assert done.code == 0 and [row["question"] for row in lines_of(done.stdout)] == ["What colour?"], done.stderr

@@ -27,7 +27,7 @@ def predict(
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", help="The question of pictures, and of rows that have none. Default: data.prompt of the run."
+            "--prompt", help="The question of pictures and rows that have none. Default: data.prompt of the run."
         ),
     ] = None,
     out: Annotated[
