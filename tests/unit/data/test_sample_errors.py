@@ -17,8 +17,8 @@ from vlmtune.errors import VlmtuneError
 
 SIMPLE = 'a right row: {"image": "photos/1.jpg", "question": "What is this?", "answer": "A cat."}'
 CAPTION = (
-    "a caption or label is the answer to a question: write one into every row, such as "
-    '"question": "Describe the picture."'
+    "a caption or label is the answer to a question: ask one of all such rows, "
+    'data.prompt: "Describe the picture.", or write one into each, in a column question'
 )
 MESSAGES = (
     'a right row: {"images": ["photos/1.jpg"], "messages": [{"role": "user", "content": "<image>What is this?"}, '
