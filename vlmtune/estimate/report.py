@@ -56,6 +56,28 @@ class MainMemoryNeed:
 
 
 @dataclass(frozen=True)
+class StepTime:
+    """What an optimizer step is predicted to take on a card, in the mean of the run."""
+
+    step_s: float
+    """By the clock."""
+    rows_per_s: float
+    run_s: float
+    """The whole run, without loading, evaluations and answers."""
+    num_steps: int
+    kernels_s: float
+    """All kernels of a step, one after the other."""
+    launches: int
+    """Kernels of a step."""
+    launch_s: float
+    """What the processor takes for each."""
+    bus_s: float
+    """What comes from main memory in a step, beside the kernels where these take longer."""
+    launch_is_measured: bool
+    """Whether `vlmtune calibrate` measured it on this machine, or it is assumed."""
+
+
+@dataclass(frozen=True)
 class MemoryReport:
     """What a plan needs on a card. Sizes in bytes; `breakdown` sums to `device_total_bytes`."""
 
@@ -94,6 +116,8 @@ class MemoryReport:
     """What is reserved at most while images are encoded, before the language model loads; 0 where that is not done."""
     communication_bytes: int = 0
     """What sums over several GPUs take of each, outside of PyTorch's allocator."""
+    time: StepTime | None = None
+    """None for a card whose rates nobody knows."""
 
     @property
     def most_bytes(self) -> int:

@@ -20,7 +20,7 @@ from vlmtune.estimate.main_memory import Weights
 from vlmtune.estimate.simulate.attention import FLOPS_OF_ATTENTION
 from vlmtune.estimate.simulate.outputs import Outputs, tensors_in
 from vlmtune.estimate.simulate.placement import TO_COPY, MainMemory, only_moves, placed
-from vlmtune.estimate.timing.kernels import Kernel, Kernels, Ledger
+from vlmtune.estimate.timing.kernels import Kernel, Kernels, Launched, Ledger
 
 # Looked up once: they are called at every operation.
 TorchDispatchMode = borrowed.DISPATCH_MODE.get()
@@ -86,7 +86,7 @@ class Log:
     """Times that forward and backward ran."""
     streamed_bytes: int = 0
     """What came from main memory in them, of streamed layers."""
-    batches: list[Kernels] = field(default_factory=list)
+    batches: list[Launched] = field(default_factory=list)
     """What forward and backward launched, of each batch in turn; batches that were passed over repeat the last one."""
     updates: list[Kernels] = field(default_factory=list)
     """What clipping and the optimizer launched, of each step in turn."""

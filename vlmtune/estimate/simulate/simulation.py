@@ -42,6 +42,8 @@ from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 
 SCALAR_BYTES = 8
+OF_IMAGES = ("vision", "projector")
+"""Parts whose work follows the images."""
 Batch = dict[str, Tensor]
 Steps = list[list[Batch]]
 """Optimizer steps in their order, each with its micro-batches."""
@@ -108,7 +110,7 @@ def simulate_answer(plan: RunPlan, question: Question, hidden: Hidden, num_token
         recorder.log.begin(f"token {written + 1}")
         return torch.zeros(len(ids), dtype=torch.bool)
 
-    with as_on_device(plan), _named_modules(model, recorder), recorder:
+    with as_on_device(plan), _named_modules(model, plan, recorder), recorder:
         recorder.log.begin("prompt")
         recorder.kind = INPUTS
         inputs = _copied(question.prompt)
@@ -127,7 +129,7 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
     """Return what optimizer steps of `model` allocate, whether its tensors have storage or not."""
     recorder = loaded(model, plan, run)
     _first_step_check(model, recorder)
-    with _named_modules(model, recorder), recorder:
+    with _named_modules(model, plan, recorder), recorder:
         training = _Training(model, plan, recorder)
         training.run(run.steps, run.repeat)
         if run.evaluated is not None:
@@ -218,9 +220,9 @@ class _Training:
         if self.plan.num_gpus > 1:
             sum_gradients(trainable, total=lambda values: values, add_up=lambda flat: None)
         self.norm = torch.nn.utils.clip_grad_norm_(trainable, self.plan.max_grad_norm)
-        clipping = self.recorder.ledger.taken()
+        clipping = self.recorder.ledger.taken().tokens
         self.optimizer.step()
-        self.recorder.log.updates.append(clipping + updates_of(self.optimizer, self.recorder.ledger.taken()))
+        self.recorder.log.updates.append(clipping + updates_of(self.optimizer, self.recorder.ledger.taken().tokens))
         self.optimizer.zero_grad()
 
     def evaluate(self, row: Batch) -> None:
@@ -283,13 +285,16 @@ def _kind_of(name: str, tensor: Tensor, family) -> str:
 
 
 @contextmanager
-def _named_modules(model: nn.Module, recorder: Recorder):
+def _named_modules(model: nn.Module, plan: RunPlan, recorder: Recorder):
     """Tell the recorder which module is at work."""
-    handles = []
+    handles, family = [], family_of(plan)
 
     def enter(name: str) -> Callable:
+        is_of_images = family.part_of(name) in OF_IMAGES
+
         def hook(module, args) -> None:
             recorder.module = name
+            recorder.ledger.enter(is_of_images)
 
         return hook
 

@@ -63,11 +63,21 @@ class Kernel(NamedTuple):
 Kernels = Counter[Kernel]
 
 
+class Launched(NamedTuple):
+    """What a batch launched in forward and backward, by what its number follows."""
+
+    images: Kernels
+    """Of the tower and its projector: as many images."""
+    tokens: Kernels
+    """Of all else."""
+
+
 class Ledger:
     """Counts the kernels of the operations that it is told of; what a shape launches is worked out once."""
 
     def __init__(self) -> None:
-        self.kernels: Kernels = Counter()
+        self.launched = Launched(Counter(), Counter())
+        self.kernels: Kernels = self.launched.tokens
         self._known: dict[tuple, tuple[Kernel, ...]] = {}
 
     def note(self, operation, args: tuple, tensors: list[Tensor], out: object, flops: int) -> None:
@@ -85,9 +95,14 @@ class Ledger:
         """Count a kernel that no operation stands for."""
         self.kernels[kernel] += 1
 
-    def taken(self) -> Kernels:
+    def enter(self, is_of_images: bool) -> None:
+        """Say whether what follows is of images."""
+        self.kernels = self.launched.images if is_of_images else self.launched.tokens
+
+    def taken(self) -> Launched:
         """Return what was counted since the last call."""
-        taken, self.kernels = self.kernels, Counter()
+        taken, self.launched = self.launched, Launched(Counter(), Counter())
+        self.enter(False)
         return taken
 
 
@@ -115,7 +130,7 @@ def kernels_of(operation, args: tuple, tensors: list[Tensor], made: list[Tensor]
     packet, name = _packet(operation), _name(operation)
     if packet in PRODUCTS:
         left, right = (args[place] for place in PRODUCTS[packet])
-        return [_product(left, right, made[0])]
+        return [_product(left, right)]
     if packet is PRODUCT_4BIT:
         return _product_4bit(args, made[0])
     if packet in FLOPS_OF_ATTENTION:
@@ -129,29 +144,31 @@ def kernels_of(operation, args: tuple, tensors: list[Tensor], made: list[Tensor]
     return _over_numbers(packet, name, operation, tensors, made)
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor) -> Kernel:
+def _product(left: Tensor, right: Tensor) -> Kernel:
     many = prod(left.shape[:-2])
     m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
-    return product_of(many, m, n, k, left.dtype, all(map(_is_aligned, (left, right, out))))
+    aligned = n * left.element_size() % ALIGNED_BYTES == 0 and _is_aligned(left) and _is_aligned(right)
+    return product_of(many, m, n, k, left.dtype, aligned)
 
 
-def product_of(many: int, m: int, n: int, k: int, dtype: torch.dtype, aligned: bool = True) -> Kernel:
+def product_of(many: int, m: int, n: int, k: int, dtype: torch.dtype, aligned: bool) -> Kernel:
     """Return `many` products of [m, k] and [k, n]."""
     num_bytes = many * (m * k + k * n + m * n) * dtype.itemsize
     return Kernel("product", str(dtype).removeprefix("torch."), 2 * many * m * n * k, num_bytes, (many, m, n, k), aligned)
 
 
 def _is_aligned(factor: Tensor) -> bool:
-    """Whether all rows of a matrix start where tensor cores can load."""
-    between = [stride for stride, size in zip(factor.stride(), factor.shape, strict=True) if stride > 1 and size > 1]
-    return all(stride * factor.element_size() % ALIGNED_BYTES == 0 for stride in between)
+    """Return whether all rows of a matrix, or all columns, start where tensor cores can load."""
+    stride = max(factor.stride()[-2:])
+    return stride == 1 or stride * factor.element_size() % ALIGNED_BYTES == 0
 
 
 def _product_4bit(args: tuple, out: Tensor) -> list[Kernel]:
     """Constants, their offset, the weight, and its product; few rows read the weight as it is."""
     rows, packed, (n, k) = args[0], args[1], args[2]
     m = rows.numel() // rows.shape[-1]
-    product = product_of(1, m, n, k, rows.dtype)
+    aligned = all(size * rows.element_size() % ALIGNED_BYTES == 0 for size in (n, k))
+    product = product_of(1, m, n, k, rows.dtype, aligned)
     if m <= FUSED_4BIT_MAX_ROWS:
         return [product._replace(bytes=packed.nbytes + rows.nbytes + out.nbytes)]
     return [*unpacking_of(n * k, rows.element_size()), product]
@@ -184,7 +201,7 @@ def _convolution(inputs: Tensor, weight: Tensor, out: Tensor) -> Kernel:
     """As the product that it is: outputs × channels out × numbers of a window."""
     outputs = out.numel() // out.shape[1]
     of_one = prod(weight.shape[1:])
-    kernel = product_of(1, outputs, weight.shape[0], of_one, inputs.dtype)
+    kernel = product_of(1, outputs, weight.shape[0], of_one, inputs.dtype, aligned=True)
     return kernel._replace(kind="convolution", bytes=inputs.nbytes + weight.nbytes + out.nbytes)
 
 

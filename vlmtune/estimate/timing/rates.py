@@ -28,15 +28,16 @@ class Tile:
 
 TENSOR_TILES = (
     Tile(256, 128, 0.83),
+    Tile(192, 128, 0.78),
     Tile(128, 128, 0.70),
-    Tile(128, 64, 0.55),
-    Tile(64, 64, 0.40),
+    Tile(128, 64, 0.60),
+    Tile(64, 64, 0.50),
 )
 SIMT_TILES = (Tile(128, 128, 0.75), Tile(128, 32, 0.5), Tile(64, 32, 0.4))
 SPLITS = (1, 2, 4, 8)
 """In so many parts the inner dimension may be computed side by side, and added up."""
-UNALIGNED_SHARE = 0.30
-PRODUCT_START_S = 3.0e-6
+UNALIGNED_SHARE = 0.25
+PRODUCT_START_S = 3.8e-6
 
 
 class Rates:
@@ -53,6 +54,8 @@ class Rates:
             return self._product(kernel)
         if kernel.kind.startswith("attention"):
             return self._attention(kernel)
+        if kernel.kind == "bus":
+            return kernel.bytes / (self.card.host_gb_s * 1e9 * 0.85)
         return START_S + kernel.bytes / (self.bandwidth * BANDWIDTH_SHARES[kernel.kind])
 
     def _product(self, kernel) -> float:
@@ -66,7 +69,7 @@ class Rates:
                 for split in SPLITS:
                     if split > 1 and k / split < 256:
                         break
-                    waves = ceil(pieces * split / self.card.num_sms)
+                    waves = _waves(pieces * split / self.card.num_sms)
                     one = 2 * rows * columns * ceil(k / split / 64) * 64 / (peak * tile.share)
                     extra = 2 * split * many * m * n * 4 / self.bandwidth if split > 1 else 0
                     best = min(best, waves * one + extra)
@@ -81,3 +84,9 @@ class Rates:
         share = 0.4 if back else 0.5
         start = 12e-6 if back else 5e-6
         return start + max(kernel.flops / (self.peaks[kernel.format] * share), kernel.bytes / (self.bandwidth * 0.8))
+
+
+def _waves(exact: float) -> float:
+    """Return how often every multiprocessor is given a piece: libraries choose among so many shapes that the last
+    round, which few pieces fill, costs half of what it would with one."""
+    return max(1.0, (exact + ceil(exact)) / 2)
