@@ -243,7 +243,7 @@ class Recorder(TorchDispatchMode):
         """Run an operation there and record what it brings to the card."""
         out, on_card = self.main_memory.run(operation, args, kwargs)
         if operation in (TO_COPY, aten.copy_.default):
-            self.ledger.add(Kernel("bus", "", 0, sum(tensor.nbytes for tensor in tensors_in(out))))
+            self.ledger.add(Kernel("bus", sum(tensor.nbytes for tensor in tensors_in(out))))
         for tensor in tensors_in(out) if on_card else ():
             self._track(tensor, name_of(operation), RECOMPUTED if self.kind == GRADIENTS else self.kind)
         return out

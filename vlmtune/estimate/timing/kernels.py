@@ -34,6 +34,8 @@ BACKWARD_ATTENTION = {
     *(name.get() for name in borrowed.ATTENTION_BACKWARD),
     borrowed.OVERLOAD_PACKET.read(borrowed.CUSTOM_OPERATION.read(borrowed.VARLEN_ATTENTION_BACKWARD.get())),
 }
+COPIES = ("clone", "copy_", "_to_copy")
+OLD_ATTENTION = {borrowed.EFFICIENT_ATTENTION.get(), borrowed.EFFICIENT_ATTENTION_BACKWARD.get()}
 GATHERS = {aten.embedding, aten.index, aten.gather, aten.index_select}
 ONE_PASS = ("sum", "mean", "norm", "softmax", "amax", "argmax", "max", "min", "cumsum", "var", "logsumexp", "nll_loss")
 """What reads numbers and writes few, or reads them twice: by the word that stands in its name."""
@@ -49,15 +51,19 @@ class Kernel(NamedTuple):
     """What one launch does; equal ones are counted."""
 
     kind: str
-    """`product`, `attention`, `attention backward`, `unpack`, `pass` (over numbers in their order), `strided`,
-    `gather`, `reduce`, `copy`, `optimizer`."""
-    format: str
-    """The number format that products are computed in."""
-    flops: int
+    """One of `rates.KINDS`; `product`, `attention`, `attention backward`; `bus` and `copy`, which the driver does."""
     bytes: int
+    """Read and written."""
+    numbers: int = 0
+    """That are made, one after the other."""
+    format: str = ""
+    """The number format that products are computed in."""
+    flops: int = 0
+    """Of products and attention."""
     sizes: tuple[int, ...] = ()
     """Of products: how many, M, N, K. Of attention: heads of all rows, queries, keys, head size."""
-    aligned: bool = True
+    old: bool = False
+    """Whether products are computed by kernels written for the tensor cores of Ampere, which run everywhere."""
 
 
 Kernels = Counter[Kernel]
@@ -138,7 +144,7 @@ def kernels_of(operation, args: tuple, tensors: list[Tensor], made: list[Tensor]
     if name == "convolution":
         return [_convolution(*args[:2], made[0])]
     if name.startswith("dequantize"):
-        return [Kernel("unpack", "", 0, _bytes(tensors) + _bytes(made))]
+        return [Kernel("unpack", _bytes(tensors) + _bytes(made), made[0].numel())]
     if name.startswith("_foreach") or name.startswith("_fused"):
         return _of_lists(name, args, tensors, made)
     return _over_numbers(packet, name, operation, tensors, made)
@@ -148,13 +154,24 @@ def _product(left: Tensor, right: Tensor) -> Kernel:
     many = prod(left.shape[:-2])
     m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
     aligned = n * left.element_size() % ALIGNED_BYTES == 0 and _is_aligned(left) and _is_aligned(right)
-    return product_of(many, m, n, k, left.dtype, aligned)
+    return product_of(many, m, n, k, left.dtype, not aligned)
 
 
-def product_of(many: int, m: int, n: int, k: int, dtype: torch.dtype, aligned: bool) -> Kernel:
+def product_of(many: int, m: int, n: int, k: int, dtype: torch.dtype, old: bool) -> Kernel:
     """Return `many` products of [m, k] and [k, n]."""
-    num_bytes = many * (m * k + k * n + m * n) * dtype.itemsize
-    return Kernel("product", str(dtype).removeprefix("torch."), 2 * many * m * n * k, num_bytes, (many, m, n, k), aligned)
+    return Kernel(
+        "product",
+        many * (m * k + k * n + m * n) * dtype.itemsize,
+        many * m * n,
+        _format(dtype),
+        2 * many * m * n * k,
+        (many, m, n, k),
+        old,
+    )
+
+
+def _format(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _is_aligned(factor: Tensor) -> bool:
@@ -168,7 +185,7 @@ def _product_4bit(args: tuple, out: Tensor) -> list[Kernel]:
     rows, packed, (n, k) = args[0], args[1], args[2]
     m = rows.numel() // rows.shape[-1]
     aligned = all(size * rows.element_size() % ALIGNED_BYTES == 0 for size in (n, k))
-    product = product_of(1, m, n, k, rows.dtype, aligned)
+    product = product_of(1, m, n, k, rows.dtype, not aligned)
     if m <= FUSED_4BIT_MAX_ROWS:
         return [product._replace(bytes=packed.nbytes + rows.nbytes + out.nbytes)]
     return [*unpacking_of(n * k, rows.element_size()), product]
@@ -178,9 +195,9 @@ def unpacking_of(numbers: int, item_bytes: int) -> list[Kernel]:
     """Return what makes a packed weight whole: its constants, which are packed too, their offset, and the weight."""
     constants = numbers // 64
     return [
-        Kernel("unpack", "", 0, 5 * constants),
-        Kernel("pass", "", 0, 8 * constants),
-        Kernel("unpack", "", 0, numbers // 2 + 4 * constants + numbers * item_bytes),
+        Kernel("unpack", 5 * constants, constants),
+        Kernel("strided", 8 * constants, constants),
+        Kernel("unpack", numbers // 2 + 4 * constants + numbers * item_bytes, numbers),
     ]
 
 
@@ -194,15 +211,15 @@ def _attention(packet, args: tuple, tensors: list[Tensor], made: list[Tensor], f
     queries = len(query) if is_varlen else query.shape[2]
     sizes = (heads, queries, key.shape[0] if is_varlen else key.shape[2], query.shape[-1])
     moved = [tensor for tensor in (*tensors, *made) if tensor.is_floating_point()]
-    return Kernel(kind, str(query.dtype).removeprefix("torch."), flops, _bytes(moved), sizes)
+    return Kernel(kind, _bytes(moved), 0, _format(query.dtype), flops, sizes, old=is_varlen or packet in OLD_ATTENTION)
 
 
 def _convolution(inputs: Tensor, weight: Tensor, out: Tensor) -> Kernel:
     """As the product that it is: outputs × channels out × numbers of a window."""
     outputs = out.numel() // out.shape[1]
     of_one = prod(weight.shape[1:])
-    kernel = product_of(1, outputs, weight.shape[0], of_one, inputs.dtype, aligned=True)
-    return kernel._replace(kind="convolution", bytes=inputs.nbytes + weight.nbytes + out.nbytes)
+    kernel = product_of(1, outputs, weight.shape[0], of_one, inputs.dtype, old=True)
+    return kernel._replace(bytes=inputs.nbytes + weight.nbytes + out.nbytes)
 
 
 def _of_lists(name: str, args: tuple, tensors: list[Tensor], made: list[Tensor]) -> list[Kernel]:
@@ -212,9 +229,9 @@ def _of_lists(name: str, args: tuple, tensors: list[Tensor], made: list[Tensor])
     most = CHUNK_TENSORS[min(5, max(1, len(lists)))]
     launches = max(-(-pieces // CHUNK_BLOCKS), -(-len(lists[0]) // most))
     written = made or lists[0]
-    kind = "optimizer" if name.startswith("_fused") else "pass"
     read = tensors if "copy" not in name else lists[1]
-    return [Kernel(kind, "", 0, (_bytes(read) + _bytes(written)) // launches)] * launches
+    numbers = sum(tensor.numel() for tensor in lists[0])
+    return [Kernel("lists", (_bytes(read) + _bytes(written)) // launches, numbers // launches)] * launches
 
 
 def _over_numbers(packet, name: str, operation, tensors: list[Tensor], made: list[Tensor]) -> list[Kernel]:
@@ -226,15 +243,23 @@ def _over_numbers(packet, name: str, operation, tensors: list[Tensor], made: lis
             return []  # a view that does not say so
     if not any(tensor.numel() for tensor in (*tensors, *written)):
         return []
+    numbers = max(tensor.numel() for tensor in (*tensors, *written))
     if packet in GATHERS:
-        return [Kernel("gather", "", 0, 2 * _bytes(written) + _bytes(tensors[1:]))]
+        return [Kernel("gather", 2 * _bytes(written) + _bytes(tensors[1:]), written[0].numel())]
     moved = _bytes(tensors if name != "copy_" else tensors[1:]) + _bytes(written)
-    if name in ("clone", "copy_", "_to_copy") and _is_plain_copy(tensors[-1], written[0]):
-        return [Kernel("copy", "", 0, moved)]
+    if name in COPIES and _is_plain_copy(tensors[-1], written[0]):
+        return [Kernel("copy", moved)]
+    return [Kernel(_kind_of_pass(name, tensors, written), moved, numbers)]
+
+
+def _kind_of_pass(name: str, tensors: list[Tensor], written: list[Tensor]) -> str:
+    if name == "cat":
+        return "cat"
     if any(word in name for word in ONE_PASS):
-        return [Kernel("reduce", "", 0, moved)]
-    large = [tensor for tensor in (*tensors, *written) if tensor.dim()]
-    return [Kernel("pass" if _in_one_order(large) else "strided", "", 0, moved)]
+        return "reduce"
+    if not _in_one_order([tensor for tensor in (*tensors, *written) if tensor.dim()]):
+        return "strided"
+    return "widen" if name in COPIES and written[0].itemsize > tensors[-1].itemsize else "pass"
 
 
 def _is_plain_copy(source: Tensor, target: Tensor) -> bool:
@@ -261,11 +286,11 @@ def updates_of(optimizer, seen: Kernels) -> Kernels:
     states, and writes all but the gradients.
     """
     if not isinstance(optimizer, Optimizer8bit):
-        return Counter({kernel: times for kernel, times in seen.items() if kernel.kind == "optimizer"})
+        return Counter({kernel: times for kernel, times in seen.items() if kernel.kind == "lists"})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states = [optimizer.state[parameter] for parameter in parameters]
     bytes_a_number = [12 + 4 * state["state1"].element_size() for state in states]
     return Counter(
-        Kernel("optimizer", "", 0, parameter.numel() * num_bytes)
+        Kernel("optimizer", parameter.numel() * num_bytes, parameter.numel())
         for parameter, num_bytes in zip(parameters, bytes_a_number, strict=True)
     )
