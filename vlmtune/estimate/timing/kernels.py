@@ -143,6 +143,8 @@ def kernels_of(operation, args: tuple, tensors: list[Tensor], made: list[Tensor]
         return [_attention(packet, args, tensors, made, flops)]
     if name == "convolution":
         return [_convolution(*args[:2], made[0])]
+    if name == "convolution_backward":
+        return [_convolution(args[1], args[2], args[0]) for _ in made]
     if name.startswith("dequantize"):
         return [Kernel("unpack", _bytes(tensors) + _bytes(made), made[0].numel())]
     if name.startswith("_foreach") or name.startswith("_fused"):
@@ -218,8 +220,10 @@ def _convolution(inputs: Tensor, weight: Tensor, out: Tensor) -> Kernel:
     """As the product that it is: outputs × channels out × numbers of a window."""
     outputs = out.numel() // out.shape[1]
     of_one = prod(weight.shape[1:])
-    kernel = product_of(1, outputs, weight.shape[0], of_one, inputs.dtype, old=True)
-    return kernel._replace(bytes=inputs.nbytes + weight.nbytes + out.nbytes)
+    num_bytes = inputs.nbytes + weight.nbytes + out.nbytes
+    if weight.shape[1] == 1 and inputs.shape[1] > 1:
+        return Kernel("depthwise", num_bytes, out.numel() * of_one)
+    return product_of(1, outputs, weight.shape[0], of_one, inputs.dtype, old=True)._replace(bytes=num_bytes)
 
 
 def _of_lists(name: str, args: tuple, tensors: list[Tensor], made: list[Tensor]) -> list[Kernel]:
@@ -255,6 +259,8 @@ def _over_numbers(packet, name: str, operation, tensors: list[Tensor], made: lis
 def _kind_of_pass(name: str, tensors: list[Tensor], written: list[Tensor]) -> str:
     if name == "cat":
         return "cat"
+    if "solve_triangular" in name:
+        return "solve"
     if any(word in name for word in ONE_PASS):
         return "reduce"
     if not _in_one_order([tensor for tensor in (*tensors, *written) if tensor.dim()]):

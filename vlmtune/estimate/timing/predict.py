@@ -54,8 +54,9 @@ def spent(kernels: dict, rates: Rates) -> Spent:
     """Return what kernels, counted, take one after the other."""
     computing = {kernel: times for kernel, times in kernels.items() if kernel.kind not in NOT_KERNELS}
     seconds = sum(times * rates.seconds(kernel) for kernel, times in computing.items())
+    launches = sum(times * rates.launches(kernel) for kernel, times in computing.items())
     bus = sum(times * rates.seconds(kernel) for kernel, times in kernels.items() if kernel.kind == "bus")
-    return Spent(np.float64(seconds), np.float64(sum(computing.values())), np.float64(bus))
+    return Spent(np.float64(seconds), np.float64(launches), np.float64(bus))
 
 
 def step_time(batches: Sequence, updates: Sequence, simulated: Sizes, run: RunSizes, rates: Rates) -> StepTime:

@@ -9,6 +9,7 @@ from math import ceil, inf
 
 from vlmtune.hardware.cards import Card
 
+FP32, FP32_BYTES = "float32", 4
 ASSUMED_LAUNCH_S = 20e-6
 """From one launch to the next where nobody measured it: Python, autograd and the driver on a desktop's processor."""
 
@@ -34,10 +35,13 @@ KINDS = {
     "reduce": Kind(2.5e-6, 0.85, 150),
     "gather": Kind(1.5e-6, 0.7, 80),
     "unpack": Kind(1.5e-6, 0.88, 74),
+    "depthwise": Kind(1.5e-6, 0.7, 300),
+    "solve": Kind(60e-6, 0.7, 150),
     "lists": Kind(14e-6, 0.7, 45),
     "optimizer": Kind(4.5e-6, 0.7, 45),
 }
-"""By `Kernel.kind`. Kernels over lists give each multiprocessor 65,536 numbers at a time, whoever is idle."""
+"""By `Kernel.kind`. Kernels over lists give each multiprocessor 65,536 numbers at a time, whoever is idle; a system of
+64 equations is solved row after row; of depthwise convolutions each tap counts as a number."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,12 @@ TENSOR_TILES = (
     Tile(64, 64, 0.50),
 )
 SIMT_TILES = (Tile(128, 128, 0.75), Tile(128, 32, 0.5), Tile(64, 32, 0.4))
-SPLITS, LEAST_SPLIT = (1, 2, 4, 8), 256
-"""In so many parts the inner dimension may be computed side by side, and added up; the least that a part has."""
+SPLITS, LEAST_SPLIT = (1, 2, 4, 8), 1500
+"""In so many parts the inner dimension may be computed side by side, and added up by a kernel of its own; what each
+part has at least."""
 DEPTH = 64
 """What a tile takes of the inner dimension at once."""
-PRODUCT_START_S = 2.8e-6
+PRODUCT_START_S, SPLIT_S = 2.8e-6, 1.9e-6
 PRODUCT_BANDWIDTH = 0.8
 UNALIGNED_SHARE = 0.42
 OLD_SHARE = 0.6
@@ -114,29 +119,34 @@ class Rates:
             kernel.bytes / (self.bandwidth * kind.bandwidth), kernel.numbers * kind.work / self.fp32
         )
 
-    def _product(self, kernel) -> float:
-        is_fp32 = kernel.format == "float32"
-        peak = self.fp32 if is_fp32 else self.tensor
-        tiles = SIMT_TILES if is_fp32 else TENSOR_TILES
-        computing = min(self._tiled(kernel.sizes, tile, peak / self.card.num_sms) for tile in tiles)
-        if kernel.old and not is_fp32:
-            computing *= TENSOR_TILES[0].share / (UNALIGNED_SHARE * self.old_share)
-        return PRODUCT_START_S + max(computing, kernel.bytes / (self.bandwidth * PRODUCT_BANDWIDTH))
+    def launches(self, kernel) -> int:
+        """Return how many kernels one is on the card: a product in parts is added up by another."""
+        return 2 if kernel.kind == "product" and self._in_tiles(kernel)[1] > 1 else 1
 
-    def _tiled(self, sizes: tuple[int, ...], tile: Tile, peak: float) -> float:
-        """Return what a product takes in tiles of one shape, either way up; `peak` is that of one multiprocessor."""
-        many, m, n, k = sizes
-        least = inf
-        for rows, columns in ((tile.rows, tile.columns), (tile.columns, tile.rows)):
-            pieces = many * ceil(m / rows) * ceil(n / columns)
-            for split in SPLITS:
-                if split > 1 and k / split < LEAST_SPLIT:
-                    break
-                depth = ceil(k / split / DEPTH) * DEPTH
-                one = 2 * rows * columns * depth / (peak * tile.share)
-                added_up = 2 * split * many * m * n * 4 / self.bandwidth if split > 1 else 0
-                least = min(least, _rounds(pieces * split / self.card.num_sms) * one + added_up)
-        return least
+    def _product(self, kernel) -> float:
+        computing, split = self._in_tiles(kernel)
+        if kernel.old and kernel.format != FP32:
+            computing *= TENSOR_TILES[0].share / (UNALIGNED_SHARE * self.old_share)
+        many, m, n, _ = kernel.sizes
+        parts_bytes = 2 * split * many * m * n * FP32_BYTES if split > 1 else 0
+        moving = (kernel.bytes + parts_bytes) / (self.bandwidth * PRODUCT_BANDWIDTH)
+        return PRODUCT_START_S + max(computing, moving) + (SPLIT_S if split > 1 else 0)
+
+    def _in_tiles(self, kernel) -> tuple[float, int]:
+        """Return what a product takes in the tiles that suit it, and in how many parts of the inner dimension."""
+        many, m, n, k = kernel.sizes
+        is_fp32 = kernel.format == FP32
+        peak = (self.fp32 if is_fp32 else self.tensor) / self.card.num_sms
+        splits = [split for split in SPLITS if split == 1 or k / split >= LEAST_SPLIT]
+        best = (inf, 1)
+        for tile in SIMT_TILES if is_fp32 else TENSOR_TILES:
+            for rows, columns in ((tile.rows, tile.columns), (tile.columns, tile.rows)):
+                pieces = many * ceil(m / rows) * ceil(n / columns) / self.card.num_sms
+                for split in splits:
+                    depth = ceil(k / split / DEPTH) * DEPTH
+                    one = 2 * rows * columns * depth / (peak * tile.share)
+                    best = min(best, (_rounds(pieces * split) * one, split))
+        return best
 
     def _attention(self, kernel, kind: Attention) -> float:
         heads, queries, keys, size = kernel.sizes
