@@ -60,7 +60,8 @@ def config_of(case: Case, folder: Path) -> TrainingConfig:
         "model": {"name": str(folder / "model")},
         "data": {"train_path": str(folder / "rows.jsonl"), "max_length": 16_384},
         "training": {"max_steps": 3, "gradient_accumulation_steps": 2, "learning_rate": 1e-4, "save_steps": 1000},
-        "hardware": {"offload_embeddings": False, "lean_lora": False},  # most were measured before there was a choice
+        # Most were measured before there was a choice.
+        "hardware": {"offload_embeddings": False, "lean_lora": False, "varlen_attention": False, "align_widths": False},
     }
     for key, value in case.settings.items():
         *parents, leaf = key.split(".")
@@ -373,6 +374,20 @@ SPEED_LEVERS = (
     Case("llava-7b-packs-lean", LLAVA_7B, rows=8, settings={**PACKS, **LEAN, "training.pack_tokens": 3072}),
 )
 """Lean adapters and packs; measured likewise, after their rules."""
+VARLEN = {**LEAN, "hardware.varlen_attention": True}
+VARLEN_ATTENTION = (
+    Case("qwen25-3b-varlen", QWEN25_3B, settings=VARLEN),
+    Case("qwen25-3b-varlen-large-image", QWEN25_3B, image_px=(1120, 840), settings=VARLEN),
+    Case("qwen25-3b-varlen-batch4-native", QWEN25_3B, expandable=False, settings={**VARLEN, "training.batch_size": 4}),
+    Case("qwen25-7b-varlen", QWEN25_7B, settings=VARLEN),
+    Case("qwen2-vl-2b-varlen-batch2", UNSEEN["qwen2-vl-2b"], settings={**VARLEN, "training.batch_size": 2}),
+    Case("qwen3-4b-varlen-large-image", QWEN3_4B, image_px=(800, 600), settings={**VARLEN, "training.batch_size": 2}),
+    Case("qwen25-3b-packs-varlen", QWEN25_3B, rows=8, settings={**PACKS, **VARLEN}),
+    Case("llava-7b-packs-varlen", LLAVA_7B, rows=8, settings={**PACKS, **VARLEN, "training.pack_tokens": 3072}),
+    Case("smol-2b-packs-varlen", SMOL_2B, rows=8, settings={**PACKS, **VARLEN, **ONE_TILE}),
+    Case("qwen3-2b-packs-varlen-native", QWEN3_2B, rows=8, expandable=False, settings={**PACKS, **VARLEN}),
+)
+"""One attention call for all windows, images and rows; measured likewise."""
 
 
 def _uneven(case: Case, settings: dict) -> Case:
@@ -386,6 +401,7 @@ LEVERS = (
     *CACHED_FEATURES,
     *HEADS_AND_FILES,
     *SPEED_LEVERS,
+    *VARLEN_ATTENTION,
 )
 """Measured once, after the rules for them were there, and none was changed for these."""
 

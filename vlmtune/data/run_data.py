@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from vlmtune.data.reading.data_files import DataFiles
 from vlmtune.data.samples import refusal
 from vlmtune.data.sources.shares import images_of
-from vlmtune.data.sources.takes import Takes, is_weighted, rows_per_epoch
+from vlmtune.data.sources.takes import Takes, is_weighted, rows_per_epoch, takes_of
 from vlmtune.data.types import BadRow, Sample, SamplesOnDisk
 from vlmtune.files import strict_json, text_sha256
 
@@ -127,9 +127,7 @@ class RunData:
 
     def takes(self, plan: "RunPlan") -> Takes | None:
         """Return which rows an epoch takes; None where it takes each once, and each take of a row is the same."""
-        if not (is_weighted(self.files) or plan.augment.is_on):
-            return None
-        return Takes(self.train.samples, self.files, plan.seed)
+        return takes_of(self.train.samples, self.files, plan)
 
 
 def digest_of(files: DataFiles, max_samples: int | None = None, val_fraction: float | None = None) -> str:

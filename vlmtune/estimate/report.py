@@ -112,8 +112,12 @@ class MemoryReport:
     """What the run may take of this machine's; None where it is for another machine, or nobody tells."""
     streamed_bytes_per_step: int = 0
     """What comes from main memory to the card in one optimizer step, of streamed layers."""
+    gathered_bytes_per_step: int = 0
+    """What comes from other GPUs to each in one optimizer step, of layers that they share."""
     encoding_reserved_bytes: int = 0
     """What is reserved at most while images are encoded, before the language model loads; 0 where that is not done."""
+    answers_at_once: int | None = None
+    """Held-out rows that are answered at once at evaluations in training; None where none are."""
     communication_bytes: int = 0
     """What sums over several GPUs take of each, outside of PyTorch's allocator."""
     time: StepTime | None = None

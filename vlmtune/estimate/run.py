@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlmtune.estimate.cache import base_is_kept, cached
@@ -22,17 +23,15 @@ if TYPE_CHECKING:
 
     from vlmtune.data.encode import Encoded
     from vlmtune.estimate.allocator.peaks import Peaks
+    from vlmtune.estimate.answers import HeldOutRows
     from vlmtune.estimate.features import Encoding
     from vlmtune.estimate.simulate.record import Hidden, Log
     from vlmtune.estimate.simulate.simulation import Batch, Steps
-    from vlmtune.estimate.simulate.steps import RowBatches
 
 SMALLEST_SHARE_BYTES = 2**20
 SHARES_OF_LONGEST = (1.0, 0.75, 0.5, 0.25)
 """Texts of the made-up rows: batches of other lengths leave holes that the longest cannot use."""
 SHORTEST_TEXT_TOKENS = 16
-ANSWER_TOKENS = 256
-"""What `vlmtune evaluate` lets a model write at most."""
 WORST_SHARE = 100
 """One row in so many is looked at as an outlier."""
 
@@ -43,9 +42,10 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
     def made() -> MemoryReport:
         from vlmtune.data.batches.packs import packed
         from vlmtune.data.collate import collate
+        from vlmtune.estimate.answers import HeldOutRows
         from vlmtune.estimate.features import Encoding, rows_in_training
         from vlmtune.estimate.simulate.inputs import largest_row
-        from vlmtune.estimate.simulate.steps import collated, made_up_packs
+        from vlmtune.estimate.simulate.steps import collated, made_up_packs, made_up_steps
         from vlmtune.models.build import family_of
 
         with cannot_tell(plan):
@@ -55,9 +55,10 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
             if plan.pack_tokens:
                 steps = collated(made_up_packs(plan, [row.labels.shape[1] for row in rows], fast), served, packed)
             else:
-                steps = collated(_made_up_steps(plan, fast), served, lambda batch: collate(batch, 0))
+                steps = collated(made_up_steps(plan, fast), served, lambda batch: collate(batch, 0))
             encoding = Encoding(tower, rows[0]) if tower else None
-            return _estimate(_Work(plan, source, steps, served[0], fast, encoding), target)
+            held_out = HeldOutRows(served[0], 1, plan.generate_rows) if plan.generate_rows else None
+            return _estimate(_Work(plan, source, steps, served[0], fast, encoding, held_out), target)
 
     return _held_to(cached([*_decided_by(plan, source, target), fast], made), target)
 
@@ -90,7 +91,7 @@ class _Rows:
         from vlmtune.data.collate import Collator
         from vlmtune.data.measure.lengths import refuse_too_long
 
-        self.plan, self.source = plan, source
+        self.plan, self.source, self.given = plan, source, rows
         self.lengths = rows.lengths(plan, source)
         refuse_too_long(self.lengths, plan)
         self.rows = rows.dataset(plan)
@@ -104,7 +105,7 @@ class _Rows:
     def estimate(self, skipped: int, target: Target, fast: bool) -> MemoryReport:
         """Return what the plan needs without its longest rows."""
         with cannot_tell(self.plan):
-            work = self._work(self.order[skipped:], target, fast)
+            work = self._work(sorted(self.order[skipped:]), target, fast)
             decided_by = [*_decided_by(self.plan, self.source, target), work.longest.where, work.digest()]
             return _held_to(cached(decided_by, lambda: _estimate(work, target)), target)
 
@@ -112,18 +113,23 @@ class _Rows:
         from torch.utils.data import Subset
 
         from vlmtune.data.batches.packs import collate_of
+        from vlmtune.data.sources.shares import rows_at
         from vlmtune.estimate.features import Encoding, rows_in_training
         from vlmtune.estimate.simulate.steps import collated, fewest_steps, telling_steps
 
         lengths, expandable = self.lengths.total[kept].tolist(), target.expandable_segments
-        chosen = fewest_steps(self.plan, lengths) if fast else telling_steps(self.plan, lengths, expandable)
+        takes = self.given.takes(self.plan, rows_at(self.lengths.samples, kept))
+        steps_with = fewest_steps if fast else partial(telling_steps, expandable_segments=expandable)
+        chosen = steps_with(self.plan, lengths, takes=takes)
         rows, tower = rows_in_training(Subset(self.rows, kept), self.plan)
         encoding = None
         if tower and self.lengths.image[kept].any():
             most_seen = kept[int(self.lengths.image[kept].argmax())]
             encoding = Encoding(tower, self.rows[most_seen], len(kept))
         steps = collated(chosen, rows, collate_of(self.plan, self.collator))
-        return _Work(self.plan, self.source, steps, rows[0], fast, encoding)
+        longest = rows[lengths.index(max(lengths))]
+        held_out = self.given.asked(self.plan, self.source, tower.served if tower else None)
+        return _Work(self.plan, self.source, steps, longest, fast, encoding, held_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +143,8 @@ class _Work:
     fast: bool
     encoding: "Encoding | None" = None
     """What is done before training; None where the model has its tower."""
+    held_out: "HeldOutRows | None" = None
+    """What is answered at each evaluation in training."""
 
     @property
     def form(self) -> str | None:
@@ -158,16 +166,10 @@ class _Work:
     def digest(self) -> list:
         """Return what of the batches decides the memory: sizes of tensors, and the values of whole numbers."""
         batches = self.batches + ([self.encoding.batch] if self.encoding else [])
-        return [self.fast, *([(key, value.shape, _values(value)) for key, value in batch.items()] for batch in batches)]
-
-
-def _made_up_steps(plan: RunPlan, fast: bool) -> "RowBatches":
-    """Return steps of batches of equal rows, numbered from the longest on: any two rows may be as long as allowed."""
-    if plan.passes_per_step == 1:
-        steps = [[0], [2], [3]] if fast else [[0], [2], [3], [0]]
-    else:
-        steps = [[0, 0, 3]] if fast else [[0, 0, 2], [1, 2, 3], [0, 0, 3]]
-    return [[[row] * plan.batch_size for row in step[: plan.passes_per_step]] for step in steps]
+        batches += [self.held_out.longest.tensors] if self.held_out else []
+        asked = self.held_out and (self.held_out.max_new_tokens, self.held_out.num_rows)
+        sizes = ([(key, value.shape, _values(value)) for key, value in batch.items()] for batch in batches)
+        return [self.fast, asked, *sizes]
 
 
 def plan_of_texts(plan: RunPlan, share: float) -> RunPlan:
@@ -210,12 +212,15 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         fits=False,
         peak_reserved_bytes=peaks.reserved_bytes,
         peak_allocated_bytes=peaks.allocated_bytes,
-        device_total_bytes=peaks.reserved_bytes + target.card.context_bytes + communication_bytes(plan.num_gpus),
+        device_total_bytes=peaks.reserved_bytes
+        + target.card.context_bytes
+        + communication_bytes(plan.num_gpus, plan.sharded),
         budget_bytes=0,
-        breakdown=_breakdown(peaks, target.card, communication_bytes(plan.num_gpus)),
+        breakdown=_breakdown(peaks, target.card, communication_bytes(plan.num_gpus, plan.sharded)),
         parts=_parts(peaks),
         peak_at=peaks.at[peaks.highest],
         phases=(*peaks.phases.values(), *([] if fast else [_answering(work, target)])),
+        answers_at_once=log.answers_at_once,
         worst_row=row.where,
         tokens={
             "text": row.num_text_tokens,
@@ -227,18 +232,32 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         seconds=round(time.perf_counter() - started, 1),
         versions=library_versions(),
         main_memory=_main_memory(work, log.weights, peaks),
-        streamed_bytes_per_step=peaks.streamed_bytes_per_batch * passes_per_step(plan, work.batches),
+        **_moved_bytes(plan, peaks.streamed_bytes_per_batch * passes_per_step(plan, work.batches)),
         encoding_reserved_bytes=_encoding_bytes(work, target),
-        communication_bytes=communication_bytes(plan.num_gpus),
+        communication_bytes=communication_bytes(plan.num_gpus, plan.sharded),
     )
+
+
+def _moved_bytes(plan: RunPlan, of_layers: int) -> dict[str, int]:
+    """Return what comes to the card in a step, of layers that are not all there, by where it comes from."""
+    if plan.sharded:
+        return {"gathered_bytes_per_step": of_layers * (plan.num_gpus - 1) // plan.num_gpus}
+    return {"streamed_bytes_per_step": of_layers}
 
 
 def _simulated(work: _Work, target: Target) -> "Log":
     """Return what the steps and an evaluation allocate."""
     from vlmtune.estimate.simulate.simulation import Run, simulate
 
-    run = Run(work.steps, _hidden_of(target.card), evaluated=work.longest_batch, form=work.form, repeat=work.fast)
-    return simulate(work.plan, run)
+    answered = work.held_out and work.held_out.record
+    longest, hidden = work.longest_batch, _hidden_of(target.card)
+    return simulate(work.plan, Run(work.steps, hidden, "as planned", longest, work.form, answered, work.fast))
+
+
+def _answering(work: _Work, target: Target) -> Phase:
+    from vlmtune.estimate.answers import answering
+
+    return answering(work.plan, work.longest_batch, work.form, _hidden_of(target.card))
 
 
 def _peaks(log: "Log", target: Target) -> "Peaks":
@@ -258,22 +277,6 @@ def _hidden_of(card: Card) -> "Hidden":
 
     measured = (card.cublas_forward_bytes, card.cublas_backward_bytes)
     return hidden_of(card.sm, card.num_sms, None if None in measured else measured)
-
-
-def _answering(work: _Work, target: Target) -> Phase:
-    """Return the peak of `vlmtune evaluate` on the longest row, question and answer read, an answer written.
-
-    Two tokens are simulated: what the second one adds, each further one adds.
-    """
-    from vlmtune.estimate.allocator.peaks import phases_of
-    from vlmtune.estimate.simulate.simulation import Question, simulate_answer
-
-    prompt = {name: tensor for name, tensor in work.longest_batch.items() if name != "labels"}
-    phases = phases_of(simulate_answer(work.plan, Question(prompt, work.form), _hidden_of(target.card), num_tokens=2))
-    first, second = phases["token 1"], phases["token 2"]
-    grown_bytes = (ANSWER_TOKENS - 2) * (second.peak_allocated_bytes - first.peak_allocated_bytes)
-    peak = max(phases["prompt"].peak_allocated_bytes, second.peak_allocated_bytes + grown_bytes)
-    return Phase("answering", peak, second.allocated_at_end_bytes + grown_bytes)
 
 
 def _breakdown(peaks: "Peaks", card: Card, communication: int) -> tuple[Share, ...]:

@@ -97,11 +97,11 @@ def _other(compare: str, folder: "RunFolder") -> "Candidate":
 
 
 def _keep(folder: "RunFolder", record: "EvaluationRecord", samples: "Sequence[Sample]", *, tell: bool) -> None:
-    from vlmtune.runs.evaluation import write_evaluation
+    from vlmtune.files import write_atomically
     from vlmtune.workflow.asked.gallery import write_gallery
 
     try:
-        write_evaluation(folder, record)
+        write_atomically(folder.evaluation, record.to_json())
         write_gallery(folder, record, samples)
     except OSError as error:
         say(f"the evaluation cannot be written into {folder.path}: {error.strerror}", err=True)

@@ -172,6 +172,8 @@ def _facts(plan: Estimated) -> Table:
     grid.add_row("", at.module)
     if report.streamed_bytes_per_step:
         grid.add_row("streamed", f"{report.streamed_bytes_per_step / GIB:.2f} GiB a step come from main memory")
+    if report.gathered_bytes_per_step:
+        grid.add_row("gathered", f"{report.gathered_bytes_per_step / GIB:.2f} GiB a step come from the other GPUs")
     phases = ", ".join(f"{name} {peak / GIB:.2f}" for name, peak in _by_phase(report).items())
     grid.add_row("allocated", f"{phases} GiB")
     if report.encoding_reserved_bytes:

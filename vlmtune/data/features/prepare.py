@@ -81,7 +81,14 @@ def made_of(plan: RunPlan, source: ModelSource, processor: ProcessorMixin) -> st
     libraries = [*LIBRARIES, *(["bitsandbytes"] if quantised else [])]
     decided_by = [
         tower_sha256(tower, check_checkpoint(plan), family_of(plan)),
-        [plan.base_dtype, plan.attention, plan.device, plan.image_size, *quantised],
+        [
+            plan.base_dtype,
+            plan.attention,
+            plan.device,
+            plan.image_size,
+            *quantised,
+            *(["aligned"] if plan.align_widths else []),
+        ],
         source.config,
         type(processor).__name__,
         processor.image_processor.to_dict(),

@@ -57,7 +57,7 @@ NO_WORKSPACES = Workspaces()
 ACTIVATIONS, RECOMPUTED, GRADIENTS, LOSS = "saved activations", "recomputation", "gradients", "logits and loss"
 DEQUANTISED, WORKSPACES = "dequantised weights", "workspaces"
 INPUTS, OPTIMIZER, CHECKS = "inputs", "optimizer", "checks"
-STREAMED = "buffers of streamed layers"
+STREAMED, SHARES = "buffers of streamed layers", "shares of the layers"
 Hidden = Callable[[object, tuple, dict], Workspaces]
 
 
@@ -84,12 +84,15 @@ class Log:
     """What of the model decides how much main memory a run takes; None: nobody asked."""
     num_batches: int = 0
     """Times that forward and backward ran."""
+    answers_at_once: int | None = None
+    """Held-out rows that are answered at once; None where none are."""
     streamed_bytes: int = 0
     """What came from main memory in them, of streamed layers."""
     batches: list[Launched] = field(default_factory=list)
     """What forward and backward launched, of each batch in turn; batches that were passed over repeat the last one."""
     updates: list[Kernels] = field(default_factory=list)
     """What clipping and the optimizer launched, of each step in turn."""
+    """What came to the card in them, of layers that are streamed or shared."""
 
     def begin(self, phase: str) -> None:
         """Note that a phase begins here."""
@@ -132,6 +135,8 @@ class Recorder(TorchDispatchMode):
         self._count = 0
         self._outputs = Outputs()
         self.ledger = Ledger()
+        self.follows_images: Callable[[str], bool] = lambda module: False
+        """Whether the work of a module follows the images, and not the tokens."""
 
     def add(self, tensor: Tensor, kind: str, operation: str = "load") -> None:
         """Record a tensor that already exists, such as a weight, or say anew of which kind a recorded one is.
