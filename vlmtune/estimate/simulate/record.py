@@ -87,12 +87,11 @@ class Log:
     answers_at_once: int | None = None
     """Held-out rows that are answered at once; None where none are."""
     streamed_bytes: int = 0
-    """What came from main memory in them, of streamed layers."""
+    """What came to the card in them, of layers that are streamed or shared."""
     batches: list[Launched] = field(default_factory=list)
     """What forward and backward launched, of each batch in turn; batches that were passed over repeat the last one."""
     updates: list[Kernels] = field(default_factory=list)
     """What clipping and the optimizer launched, of each step in turn."""
-    """What came to the card in them, of layers that are streamed or shared."""
 
     def begin(self, phase: str) -> None:
         """Note that a phase begins here."""
