@@ -16,13 +16,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import CASES, Case  # noqa: E402
+from gpu.cases import CASES  # noqa: E402
 from gpu.compare import MEASURED, prepared  # noqa: E402
 from gpu.timed import PROFILED, timed  # noqa: E402
 
 from vlmtune.estimate.simulate.steps import steps_of_run  # noqa: E402
 from vlmtune.estimate.timing.kernels import Kernels  # noqa: E402
-from vlmtune.estimate.timing.predict import NOT_KERNELS, spent  # noqa: E402
+from vlmtune.estimate.timing.predict import COPIES, spent  # noqa: E402
 from vlmtune.estimate.timing.rates import Rates  # noqa: E402
 from vlmtune.hardware.cards import find_card  # noqa: E402
 
@@ -50,13 +50,13 @@ def predicted(name: str) -> dict:
     for kernel, times in kernels.items():
         share = by_kind.setdefault(kernel.kind, [0.0, 0])
         share[0], share[1] = share[0] + times * rates.seconds(kernel) * 1e3, share[1] + times
-    computing = {kind: share for kind, share in by_kind.items() if kind not in NOT_KERNELS}
+    computing = {kind: share for kind, share in by_kind.items() if kind not in COPIES}
     shown = {kind: [round(ms, 2), times] for kind, (ms, times) in sorted(computing.items())}
     return {
         "case": name,
-        "kernel_ms": round(float(whole.kernels) * 1e3, 2),
+        "kernel_ms": round(whole.kernels_s * 1e3, 2),
         "launches": int(whole.launches),
-        "bus_ms": round(float(whole.copies) * 1e3, 2),
+        "bus_ms": round(whole.bus_s * 1e3, 2),
         "kinds": shown,
     }
 
@@ -111,7 +111,9 @@ def main() -> None:
     parser.add_argument("--predict", action="store_true", help="write time-predicted.json for all cases, or these")
     parser.add_argument("--workers", type=int, default=None)
     asked = parser.parse_args()
-    seen, blind = ([run for run in runs_of(path) if not asked.names or run["case"] in asked.names] for path in (SEEN, BLIND))
+    seen, blind = (
+        [run for run in runs_of(path) if not asked.names or run["case"] in asked.names] for path in (SEEN, BLIND)
+    )
     names = asked.names or [case.name for case in CASES] if asked.predict else [run["case"] for run in (*seen, *blind)]
     found: dict[str, dict] = {}
     with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:

@@ -56,25 +56,47 @@ class MainMemoryNeed:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What some kernels are predicted to take on a card."""
+
+    kernels_s: float = 0.0
+    """One after the other."""
+    launches: float = 0.0
+    bus_s: float = 0.0
+    """Copies from main memory and to it, beside the kernels."""
+
+
+@dataclass(frozen=True)
+class BatchSpent:
+    """What a simulated batch is predicted to take, forward and backward, by what its work follows."""
+
+    tokens: int
+    """Padded, or of a pack."""
+    image_tokens: int
+    of_images: Spent
+    of_tokens: Spent
+
+
+@dataclass(frozen=True)
 class StepTime:
     """What an optimizer step is predicted to take on a card, in the mean of the run."""
 
     step_s: float
     """By the clock."""
     rows_per_s: float
-    run_s: float
-    """The whole run, without loading, evaluations and answers."""
-    num_steps: int
+    run_s: float | None
+    """The whole run, without loading, evaluations and answers; None where nobody knows how many steps it has."""
+    num_steps: int | None
     kernels_s: float
     """All kernels of a step, one after the other."""
     launches: int
     """Kernels of a step."""
     launch_s: float
     """What the processor takes for each."""
-    bus_s: float
-    """What comes from main memory in a step, beside the kernels where these take longer."""
     launch_is_measured: bool
-    """Whether `vlmtune calibrate` measured it on this machine, or it is assumed."""
+    """Whether `vlmtune calibrate` measured that on this machine, or it is assumed."""
+    bus_s: float
+    """What copies over the bus take in a step, beside the kernels."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +142,10 @@ class MemoryReport:
     """Held-out rows that are answered at once at evaluations in training; None where none are."""
     communication_bytes: int = 0
     """What sums over several GPUs take of each, outside of PyTorch's allocator."""
+    batches: tuple[BatchSpent, ...] = ()
+    """What each simulated batch takes; empty for a card whose rates nobody knows."""
+    update: Spent = Spent()
+    """What clipping and the optimizer take in a step."""
     time: StepTime | None = None
     """None for a card whose rates nobody knows."""
 

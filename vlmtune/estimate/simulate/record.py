@@ -20,7 +20,8 @@ from vlmtune.estimate.main_memory import Weights
 from vlmtune.estimate.simulate.attention import FLOPS_OF_ATTENTION
 from vlmtune.estimate.simulate.outputs import Outputs, tensors_in
 from vlmtune.estimate.simulate.placement import TO_COPY, MainMemory, only_moves, placed
-from vlmtune.estimate.timing.kernels import Kernel, Kernels, Launched, Ledger
+from vlmtune.estimate.timing.kernels import Kernel, Kernels, Launched
+from vlmtune.estimate.timing.operations import Ledger
 
 # Looked up once: they are called at every operation.
 TorchDispatchMode = borrowed.DISPATCH_MODE.get()

@@ -32,7 +32,7 @@ from vlmtune.estimate.simulate.record import (
 )
 from vlmtune.estimate.simulate.repeat import repeat_step
 from vlmtune.estimate.simulate.weights import Load, loading_of
-from vlmtune.estimate.timing.kernels import updates_of
+from vlmtune.estimate.timing.operations import updates_of
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.attention.packs import num_rows
 from vlmtune.models.build import base_of, build_model, family_of

@@ -98,7 +98,6 @@ class Rates:
 
     def __init__(self, card: Card) -> None:
         self.card = card
-        self.launch_s = ASSUMED_LAUNCH_S
         self.bandwidth = card.bandwidth_gb_s * 1e9
         self.fp32 = card.fp32_tflops * 1e12
         self.tensor = card.bf16_tflops * 1e12
