@@ -97,6 +97,25 @@ class StepTime:
     """Whether `vlmtune calibrate` measured that on this machine, or it is assumed."""
     bus_s: float
     """What copies over the bus take in a step, beside the kernels."""
+    of_largest: bool
+    """Whether there are no rows yet, so that all are taken to be as large as the config allows."""
+
+    @property
+    def pace(self) -> str:
+        """Return seconds a step, rows a second and the run's hours in words."""
+        run = "" if self.run_s is None else f", {_long(self.run_s)} for {self.num_steps:,} steps"
+        rows = " if all rows are the largest" if self.of_largest else ""
+        return f"{self.step_s:,.3g} s a step, {self.rows_per_s:,.3g} rows a second{run}{rows}"
+
+    @property
+    def limits(self) -> str:
+        """Return in words what a step waits for: shares of one that overlap."""
+        launches = f"{self.launches:,} launches at {self.launch_s * 1e6:.0f} µs"
+        known = "measured" if self.launch_is_measured else "assumed; vlmtune calibrate measures it"
+        shares = [f"kernels {self.kernels_s / self.step_s:.0%} of a step"]
+        shares += [f"{launches} ({known}) {self.launches * self.launch_s / self.step_s:.0%}"]
+        shares += [f"the bus {self.bus_s / self.step_s:.0%}"] if self.bus_s > 0.005 * self.step_s else []
+        return ", ".join(shares)
 
 
 @dataclass(frozen=True)
@@ -159,6 +178,11 @@ class MemoryReport:
     def swaps(self) -> bool:
         """Whether main memory does not hold the run."""
         return would_swap(self.main_memory, self.main_memory_available_bytes)
+
+
+def _long(seconds: float) -> str:
+    """Return a long time in words."""
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min"
 
 
 def would_swap(need: MainMemoryNeed, available_bytes: int | None) -> bool:

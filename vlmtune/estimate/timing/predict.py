@@ -41,6 +41,8 @@ class RunSizes:
     """Steps that these batches make."""
     all_steps: int | None
     """Steps of the run; None where nobody knows."""
+    of_largest: bool = False
+    """Whether there are no rows yet."""
 
 
 def spent(kernels: "Kernels", rates: Rates) -> Spent:
@@ -76,7 +78,7 @@ def of_largest(report: MemoryReport, plan: RunPlan) -> RunSizes:
     first = report.batches[0]
     passes = ceil(plan.rows_per_step * report.tokens["total"] / first.tokens)
     sizes = Sizes(np.full(passes, first.tokens), np.full(passes, first.image_tokens))
-    return RunSizes(sizes, 1, plan.max_steps)
+    return RunSizes(sizes, 1, plan.max_steps, of_largest=True)
 
 
 def step_time(report: MemoryReport, run: RunSizes, rows_per_step: int, card: Card) -> StepTime:
@@ -100,6 +102,7 @@ def step_time(report: MemoryReport, run: RunSizes, rows_per_step: int, card: Car
         launch_s=launch_s,
         launch_is_measured=card.launch_s is not None,
         bus_s=float(bus_s.sum()) / run.num_steps,
+        of_largest=run.of_largest,
     )
 
 
