@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from vlmtune.errors import VlmtuneError
+from vlmtune.reading import open_regular
 from vlmtune.units import GIB
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _rows_at_once(file: "pyarrow.parquet.ParquetFile", path: Path, group: int, n
     """Return how many rows are held at once: fewer where a large value may be in all of them."""
     metadata = file.metadata.row_group(group)
     packed_bytes, unpacked_bytes, largest_bytes = 0, 0, 1
-    with path.open("rb") as raw:
+    with open_regular(path) as raw:
         for index in range(metadata.num_columns):
             in_lists = 0
             for page in _pages(raw, metadata.column(index)):
