@@ -78,13 +78,14 @@ class Prepared:
 
     def log(self) -> Log:
         """Return what `estimate-vram` takes the run to allocate."""
-        return self._simulated(telling_steps(self.plan, self.lengths, self.expandable))
+        return self.simulated(telling_steps(self.plan, self.lengths, self.expandable))
 
     def fast_log(self) -> Log:
         """Return what `--fast` takes it to allocate."""
-        return self._simulated(fewest_steps(self.plan, self.lengths), repeat=True)
+        return self.simulated(fewest_steps(self.plan, self.lengths), repeat=True)
 
-    def _simulated(self, steps: RowBatches, repeat: bool = False) -> Log:
+    def simulated(self, steps: RowBatches, repeat: bool = False) -> Log:
+        """Return what these steps allocate and launch."""
         rows, tower = rows_in_training(self.rows, self.plan)
         batches = collated(steps, rows, collate_of(self.plan, self.collator))
         form = tower.form if tower else None

@@ -1,4 +1,4 @@
-"""Times training with PEFT's forward and with lean adapters, in turn, on the GPU at hand: `make gpu-lean`.
+"""Times training with PEFT's forward, with lean adapters and with what else saves kernels: `make gpu-lean`.
 
 Real trainer, real sizes, random weights, one process. Of each run: seconds a row (median of the steps), what the
 profiler sees of one step (kernel time and launches a row, by kernel), where the host waits for the card in another,
@@ -43,9 +43,14 @@ SETS = (
     Case("3b-docs", QWEN25_3B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
     Case("7b-docs", QWEN25_7B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
 )
+PEFT = {"lean_lora": False, "align_widths": False, "varlen_attention": False}
+LEAN = {**PEFT, "lean_lora": True}
+ALIGNED = {**LEAN, "align_widths": True}
+VARIANTS = {"peft": PEFT, "lean": LEAN, "aligned": ALIGNED, "varlen": {**ALIGNED, "varlen_attention": True}}
+"""What each run has in its section `hardware`: each the one before and something more."""
 
 
-def trained(prepared_run: tuple, lean: bool) -> dict:
+def trained(prepared_run: tuple, variant: str) -> dict:
     """Train in this process, held to 7 GiB once the model is there, and return what it took."""
     from rich.console import Console
 
@@ -71,8 +76,8 @@ def trained(prepared_run: tuple, lean: bool) -> dict:
     engine._services = lambda plan, run_folder: [*services(plan, run_folder), clock]
     engine.build_model = build_model
     config, source, samples = prepared_run
-    hardware = config.hardware.model_copy(update={"lean_lora": lean})
-    config = config.model_copy(update={"experiment_name": f"lean-{lean}", "hardware": hardware})
+    hardware = config.hardware.model_copy(update=VARIANTS[variant])
+    config = config.model_copy(update={"experiment_name": variant, "hardware": hardware})
     plan = make_plan(config, source, probe_device())
     runs = RunFolder.create(config.run_dir)
     save_plan(plan, runs.plan)
@@ -81,7 +86,8 @@ def trained(prepared_run: tuple, lean: bool) -> dict:
         report = engine.train(plan, source, RunData(MeasuredRows(samples), MeasuredRows([])), runs, view)
     engine._services, engine.build_model = services, real
     return {
-        "lean_lora": plan.lean_lora,
+        "variant": variant,
+        **{key: getattr(plan, key) for key in VARIANTS[variant]},
         **clock.figures(plan.rows_per_step),
         "most_of_a_step": most_of(clock.spans),
         "waits_of_a_step": dict(clock.waits.most_common()),
@@ -99,9 +105,10 @@ def free_card() -> None:
     torch.cuda.empty_cache()
 
 
-def estimated(case: Case, lean: bool, folder: Path) -> dict:
+def estimated(case: Case, variant: str, folder: Path) -> dict:
     """Return what the run is estimated to take."""
-    case = replace(case, settings={**case.settings, "hardware.lean_lora": lean})
+    hardware = {f"hardware.{key}": value for key, value in VARIANTS[variant].items()}
+    case = replace(case, settings={**case.settings, **hardware})
     shown = replay_of(case, prepared(case, folder).log())
     return {
         "estimated_reserved_bytes": shown.peak_reserved_bytes,
@@ -187,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("names", nargs="?", default="", help="regular expression of the sets to measure")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of each set")
     parser.add_argument("--no-estimates", action="store_true", help="they take half a minute each, on the processor")
     asked = parser.parse_args()
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -207,19 +215,20 @@ def main() -> None:
     cases = [case for case in SETS if re.search(asked.names, case.name)]
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
-            run = prepare(case, CATALOGUE, Path(folder) / case.name)  # the same pictures for both
-            for lean in (False, True):
-                found["runs"].append({"case": case.name, **trained(run, lean)})
+            run = prepare(case, CATALOGUE, Path(folder) / case.name)  # the same pictures for all
+            for variant in asked.variants:
+                found["runs"].append({"case": case.name, **trained(run, variant)})
                 free_card()
                 write()
                 print(*(found["runs"][-1][key] for key in SHOWN), flush=True)
         build.load_base, engine.check_checkpoint = load_base, check
         for number, run in enumerate(found["runs"] if not asked.no_estimates else ()):
-            run |= estimated(cases[number // 2], run["lean_lora"], Path(folder) / f"estimate-{number}")
+            case = cases[number // len(asked.variants)]
+            run |= estimated(case, run["variant"], Path(folder) / f"estimate-{number}")
             write()
 
 
-SHOWN = ("case", "lean_lora", "step_s", "kernel_ms_per_row", "launches_per_row", "reserved_bytes", "allocated_bytes")
+SHOWN = ("case", "variant", "step_s", "kernel_ms_per_row", "launches_per_row", "reserved_bytes", "allocated_bytes")
 
 if __name__ == "__main__":
     main()

@@ -19,66 +19,33 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import torch
-from torch.profiler import ProfilerActivity, profile
-from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu import measure  # noqa: E402
 from gpu.cases import CASES, Case  # noqa: E402
-from gpu.profiled import kernels_of, on_card, seconds_of  # noqa: E402
+from gpu.profiled import Clock, most_of, seconds_of  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
 CATALOGUE = Path(__file__).parents[2] / "vlmtune" / "catalog"
-WARM_UP, STEPS = 2, 7
+STEPS = 7
 PROFILED = STEPS - 2
-NAME_LENGTH = 120
 
 
 def timed(case: Case) -> Case:
     """Return the case as it is timed: some steps over rows of one length, with the levers of speed that users have."""
-    decided = {"hardware.lean_lora": "auto", "hardware.varlen_attention": "auto"}
+    decided = dict.fromkeys(("hardware.lean_lora", "hardware.varlen_attention", "hardware.align_widths"), "auto")
     return replace(case, settings={**decided, **case.settings, "training.max_steps": STEPS}, even=True)
 
 
-class Clock(TrainerCallback):
-    """The seconds of each step, and what the kernels of one take, in all and by name."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.kernels: dict = {}
-
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
-        """End the last step here: logging, and fetching the rows of the next one, belong to it."""
-        torch.cuda.synchronize()
-        if state.global_step:
-            self.seconds.append(time.perf_counter() - self.started)
-        if state.global_step == PROFILED:
-            self.profiler = profile(activities=[ProfilerActivity.CUDA])
-            self.profiler.__enter__()
-        if state.global_step == PROFILED + 1:
-            self.profiler.__exit__(None, None, None)
-            self.kernels = figures_of(self.profiler)
-        self.started = time.perf_counter()
-
-    def figures(self) -> dict:
-        """Return what a step takes."""
-        steady = [seconds for step, seconds in enumerate(self.seconds) if step >= WARM_UP and step != PROFILED]
-        return {"step_s": statistics.median(steady), "steps_s": self.seconds, **self.kernels}
-
-
-def figures_of(profiler: profile) -> dict:
-    """Return the time of all kernels and copies of a step, how many there were, and each kernel's share."""
-    spans = on_card(profiler)
-    kernels, by_name = kernels_of(spans), {}
-    for span in spans:
-        by_name.setdefault(span.name[:NAME_LENGTH], []).append(span)
-    shares = {name: [round(seconds_of(of) * 1e3, 3), len(of)] for name, of in by_name.items()}
+def figures_of(clock: Clock) -> dict:
+    """Return what a step takes, and which kernels take most of it."""
     return {
-        "kernel_ms": seconds_of(kernels) * 1e3,
-        "launches": len(kernels),
-        "copies_ms": (seconds_of(spans) - seconds_of(kernels)) * 1e3,
-        "kernels": dict(sorted(shares.items(), key=lambda item: -item[1][0])),
+        "step_s": statistics.median(clock.timed()),
+        "steps_s": clock.seconds,
+        "kernel_ms": seconds_of(clock.spans) * 1e3,
+        "launches": len(clock.spans),
+        "most_of_a_step": most_of(clock.spans),
     }
 
 
@@ -87,11 +54,11 @@ def run(name: str, out: Path) -> None:
     from vlmtune.engine import train as engine
 
     case = timed(next(case for case in CASES if case.name == name))
-    clock, services = Clock(), engine._services
+    clock, services = Clock((PROFILED,)), engine._services
     engine._services = lambda plan, folder: [*services(plan, folder), clock]
     measure.run(case, CATALOGUE, out)
     found = json.loads(out.read_text(encoding="utf-8"))
-    out.write_text(json.dumps({**found, **clock.figures()}), encoding="utf-8")
+    out.write_text(json.dumps({**found, **figures_of(clock)}), encoding="utf-8")
 
 
 def main() -> int:
