@@ -11,25 +11,19 @@ import gc
 import json
 import os
 import re
-import statistics
 import sys
 import tempfile
-import time
-import warnings
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
 from gpu.compare import CATALOGUE, prepared, replay_of  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
-from gpu.profiled import kernels_of, on_card, seconds_of  # noqa: E402
+from gpu.profiled import Clock, most_of  # noqa: E402
 
 from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
@@ -49,59 +43,11 @@ SETS = (
     Case("3b-docs", QWEN25_3B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
     Case("7b-docs", QWEN25_7B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
 )
-TOP_KERNELS = 40
 PEFT = {"lean_lora": False, "align_widths": False, "varlen_attention": False}
 LEAN = {**PEFT, "lean_lora": True}
 ALIGNED = {**LEAN, "align_widths": True}
 VARIANTS = {"peft": PEFT, "lean": LEAN, "aligned": ALIGNED, "varlen": {**ALIGNED, "varlen_attention": True}}
 """What each run has in its section `hardware`: each the one before and something more."""
-
-
-class Clock(TrainerCallback):
-    """The time of each step, what the card does in one of them, and where the host waits for it in another."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.kernels: dict = {}
-        self.waits: Counter = Counter()
-
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
-        """End the last step here: logging, and fetching the rows of the next one, belong to it."""
-        torch.cuda.synchronize()
-        if state.global_step:
-            self._end(state.global_step - 1)
-        if state.global_step == PROFILED:
-            self.profiler = profile(activities=[ProfilerActivity.CUDA])
-            self.profiler.__enter__()
-        if state.global_step == WATCHED:
-            self.catching = warnings.catch_warnings(record=True)
-            self.caught = self.catching.__enter__()
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-        self.started = time.perf_counter()
-
-    def _end(self, step: int) -> None:
-        self.seconds.append(time.perf_counter() - self.started)
-        if step == PROFILED:
-            self.profiler.__exit__(None, None, None)
-            self.kernels = figures_of(self.profiler)
-        if step == WATCHED:
-            torch.cuda.set_sync_debug_mode("default")
-            self.catching.__exit__(None, None, None)
-            self.waits.update(f"{Path(one.filename).name}:{one.lineno}" for one in self.caught)
-
-
-def figures_of(profiler: profile) -> dict:
-    """Return the time of all kernels, how many were launched, and which took most."""
-    kernels, by_name = kernels_of(on_card(profiler)), {}
-    for span in kernels:
-        by_name.setdefault(span.name[:100], []).append(span)
-    most = sorted(by_name, key=lambda name: -seconds_of(by_name[name]))[:TOP_KERNELS]
-    return {
-        "kernel_ms": seconds_of(kernels) * 1e3,
-        "launches": len(kernels),
-        "most": [[name, round(seconds_of(by_name[name]) * 1e3, 2), len(by_name[name])] for name in most],
-    }
 
 
 def trained(prepared_run: tuple, variant: str) -> dict:
@@ -126,7 +72,7 @@ def trained(prepared_run: tuple, variant: str) -> dict:
         torch.cuda.set_per_process_memory_fraction(LEFT_BYTES / total_bytes)
         return model
 
-    clock, services, real = Clock(), engine._services, engine.build_model
+    clock, services, real = Clock((PROFILED,), WATCHED, WARM_UP), engine._services, engine.build_model
     engine._services = lambda plan, run_folder: [*services(plan, run_folder), clock]
     engine.build_model = build_model
     config, source, samples = prepared_run
@@ -139,18 +85,11 @@ def trained(prepared_run: tuple, variant: str) -> dict:
     with LiveView("lean", Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
         report = engine.train(plan, source, RunData(MeasuredRows(samples), MeasuredRows([])), runs, view)
     engine._services, engine.build_model = services, real
-    rows = plan.rows_per_step
-    timed = [
-        seconds for step, seconds in enumerate(clock.seconds) if step >= WARM_UP and step not in (PROFILED, WATCHED)
-    ]
     return {
         "variant": variant,
         **{key: getattr(plan, key) for key in VARIANTS[variant]},
-        "seconds_a_row": statistics.median(timed) / rows,
-        "spread": [min(timed) / rows, max(timed) / rows],
-        "kernel_ms_a_row": clock.kernels["kernel_ms"] / rows,
-        "launches_a_row": clock.kernels["launches"] / rows,
-        "most_of_a_step": clock.kernels["most"],
+        **clock.figures(plan.rows_per_step),
+        "most_of_a_step": most_of(clock.spans),
         "waits_of_a_step": dict(clock.waits.most_common()),
         "reserved_bytes": report.peak_reserved_bytes,
         "allocated_bytes": report.peak_allocated_bytes,
@@ -289,7 +228,7 @@ def main() -> None:
             write()
 
 
-SHOWN = ("case", "variant", "seconds_a_row", "kernel_ms_a_row", "launches_a_row", "reserved_bytes", "allocated_bytes")
+SHOWN = ("case", "variant", "step_s", "kernel_ms_per_row", "launches_per_row", "reserved_bytes", "allocated_bytes")
 
 if __name__ == "__main__":
     main()

@@ -54,6 +54,8 @@ class DataSection(Section):
     """Take at most so many rows of `train_path`, chosen by `training.seed`."""
     columns: dict[str, str] = {}
     """Names of columns in the data and what they are here: `{caption_en: answer}`."""
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    """Question of rows that have none: captions, and pictures in folders named after what they show."""
     image_dir: str | None = None
     """Folder that relative image paths start from. Default: the folder of the data file."""
     augment: AugmentSection = AugmentSection()
@@ -186,6 +188,8 @@ class HardwareSection(Section):
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     num_gpus: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None
     """GPUs that train together, as many rows a step: time changes, not the result. `auto`: all here. Default: one."""
+    shard: Literal["auto", "never", "always"] = "auto"
+    """Method `qlora`: each GPU keeps a share of the 4-bit layers and gathers the rest. `auto`: if one has no room."""
     on_oom: Literal["error", "retry"] = "error"
     """Out of GPU memory: `error` names the changes that would have fitted; `retry` takes less at a time and goes on."""
 

@@ -27,10 +27,11 @@ from vlmtune.hub.download import checkpoint_folder, tensor_names
 from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt, lora_config
-from vlmtune.models import embeddings, streaming
+from vlmtune.models import embeddings
 from vlmtune.models.config import read_config
 from vlmtune.models.head import device_map, is_split, pack_head
 from vlmtune.models.kept import Tell, is_kept, load_kept, say
+from vlmtune.models.layers import placed
 from vlmtune.models.lora.lean import make_lean
 from vlmtune.models.lora.start import load_start
 from vlmtune.models.packed import (
@@ -75,7 +76,7 @@ def build_model(
     if weights == "checkpoint":
         model = load_base(plan, parts=parts, tell=tell)
     else:
-        model = streaming.weightless(weightless_base(plan, parts), plan, family)
+        model = placed.weightless(weightless_base(plan, parts), plan, family)
     model = adapt(model.requires_grad_(False), plan, family)
     if plan.adapter and weights == "checkpoint":
         load_start(model, plan)
@@ -92,8 +93,8 @@ def build_model(
 
 def build_tower(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "checkpoint") -> PreTrainedModel:
     """Return vision tower and projector on the plan's device, as the whole model has them, and nothing else of it."""
-    off = {"offload_embeddings": False, "streamed_layers": 0, "head_8bit": False}  # of parts that are not there
-    plan = replace(plan, **off, cache_quantized=False)  # what it makes is kept
+    off = {"offload_embeddings": False, "streamed_layers": 0, "head_8bit": False, "sharded": False}
+    plan = replace(plan, **off, cache_quantized=False)  # of parts that are not there; what it makes is kept
     model = load_base(plan, parts=SEES) if weights == "checkpoint" else weightless_base(plan, SEES)
     make_faster(model, plan, family_of(plan))
     return model.requires_grad_(False).eval()
@@ -141,7 +142,7 @@ def load_base(
     if quantized:
         pack_head(model, plan, family_of(plan))
     embeddings.keep_in_main_memory(model, plan)
-    streaming.start(model)
+    placed.start(model)
     return model
 
 
@@ -212,7 +213,7 @@ def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> 
         with (
             only(files.parts, config, family_of(plan)),
             embeddings.as_mapped(),
-            streaming.while_loading(plan, family_of(plan), quantized),
+            placed.while_loading(plan, family_of(plan), quantized),
         ):
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder,

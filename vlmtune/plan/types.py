@@ -172,6 +172,9 @@ class RunPlan:
     num_gpus: int = 1
     """Processes that train together, each on a GPU of its own; on a CPU those that a launcher has started."""
 
+    sharded: bool = False
+    """Whether each of them keeps a share of the language model's 4-bit layers, and gathers the others'."""
+
     @property
     def rows_per_step(self) -> int:
         """Rows that one optimizer step learns from, over all GPUs."""

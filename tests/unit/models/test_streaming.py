@@ -18,7 +18,8 @@ from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.models import streaming
 from vlmtune.models.build import base_of, build_model
-from vlmtune.models.streaming import LayerStream, spread, stream_of
+from vlmtune.models.layers.placed import spread
+from vlmtune.models.streaming import LayerStream, stream_of
 from vlmtune.plan.types import RunPlan
 
 LAYERS = 5
@@ -70,7 +71,7 @@ def late(monkeypatch):
             self.buffers[slot][: source.nbytes].copy_(source)
 
     monkeypatch.setattr(LayerStream, "_send", send)
-    monkeypatch.setattr(LayerStream, "_await", wait)
+    monkeypatch.setattr(LayerStream, "wait_for", wait)
 
 
 @pytest.mark.parametrize(("name", "recomputing", "streamed"), CASES, ids=str)
@@ -106,7 +107,7 @@ def test_layers_are_sent_before_they_are_needed(lean, models, tmp_path, monkeypa
     tiny, real, there = models("llava", LAYERS), LayerStream._need, []
 
     def need(self: LayerStream, layer: int) -> None:
-        there.append(self._here[layer % 2] == layer)
+        there.append(self.here[layer % 2] == layer)
         real(self, layer)
 
     monkeypatch.setattr(LayerStream, "_need", need)
