@@ -26,6 +26,7 @@ TRAINING = {
 STEPS = [1, 2, 3, 4, 5, 6, 6]
 """The last is written again, with the evaluation."""
 DROPOUT = "training.lora.dropout=0.1"
+SHARDED = "hardware.shard=always"
 PACKS = ("training.packing=true", "training.pack_tokens=128")
 
 
@@ -52,12 +53,14 @@ def folder(config) -> Path:
     alone = job_of(config, 1)
     assert one(Scene(alone, "alone"), folder) == "finished"
     two, dropped = job_of(config, 2), job_of(config, 2, DROPOUT)
+    sharded = job_of(config, 2, SHARDED)
     scenes = [
         Scene(two, "two"),
         Scene(two, "stopped", stop_at=5),
         Scene(dropped, "dropped"),
         Scene(dropped, "dropped-resumed", begun="dropped"),
         Scene(two, "one-then-two", begun="alone"),
+        Scene(sharded, "sharded"),
         Scene(job_of(config, 3), "three", size=3),
     ]
     play(scenes, folder)

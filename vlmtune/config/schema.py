@@ -182,10 +182,14 @@ class HardwareSection(Section):
     """Method `qlora`: so many of the language model's layers lie in main memory, and two of them on the card."""
     varlen_attention: Literal["auto", True, False] = "auto"
     """One attention call for all rows of a pack and all windows of a tower; Ampere and newer cards. `auto`: not yet."""
+    align_widths: Literal["auto", True, False] = "auto"
+    """Fill frozen MLPs of an odd width up with zeros to one that GPUs multiply fast. `auto`: on a GPU."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     num_gpus: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None
     """GPUs that train together, as many rows a step: time changes, not the result. `auto`: all here. Default: one."""
+    shard: Literal["auto", "never", "always"] = "auto"
+    """Method `qlora`: each GPU keeps a share of the 4-bit layers and gathers the rest. `auto`: if one has no room."""
     on_oom: Literal["error", "retry"] = "error"
     """Out of GPU memory: `error` names the changes that would have fitted; `retry` takes less at a time and goes on."""
 

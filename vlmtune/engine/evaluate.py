@@ -24,6 +24,7 @@ from vlmtune.families.base import THOUGHT_ENDS, Family
 from vlmtune.metrics.table import over_rows, scores_of, value
 from vlmtune.models.build import base_of, family_of
 from vlmtune.models.embeddings import where_it_computes
+from vlmtune.models.layers.shards import end_pass, pass_by
 from vlmtune.models.processor import plain_ids, special_token_ids, turn_end_id
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.records import EvaluatedRow
@@ -57,12 +58,17 @@ def row_losses(
     model.eval()
     losses = []
     with torch.no_grad():
-        for index in range(group.number(), len(rows), group.size()):
+        for first in range(0, len(rows), group.size()):
+            index = first + group.number()
+            if index >= len(rows):
+                pass_by(base_of(model))
+                continue
             batch = collator([rows[index]])
             batch = {key: value.to(plan.device) for key, value in batch.items() if key != WHERE}
             tokens = int((batch["labels"] != IGNORED).sum())
             losses.append((forward_loss(model, batch, plan, num_items=1).item(), tokens))
             on_row(min(group.size(), len(rows) - index))
+        end_pass(base_of(model))
     model.train(was_training)
     shares = group.gathered(losses)
     return [shares[index % len(shares)][index // len(shares)] for index in range(len(rows))]

@@ -33,6 +33,8 @@ from vlmtune.hub.source import ModelSource
 from vlmtune.models.build import base_of, build_model, check_checkpoint, family_of
 from vlmtune.models.features import serve_features
 from vlmtune.models.inventory import InventoryRow, inventory
+from vlmtune.models.layers.peers import Peers
+from vlmtune.models.layers.placed import shared_with
 from vlmtune.models.processor import load_processor, template_notes
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
@@ -88,7 +90,7 @@ def _train(
     val_rows = TuneDataset(data.val.samples, processor, family, plan, val_features)
     plan = replace(plan, num_workers=workers_for_training(plan, rows[lengths.most_pixels()].tensors, view.note))
     checkpoint = group.told_by_first(_checkpoint(folder, resume, view) if group.is_first() else None)
-    with group.first_alone(plan.cache_quantized):
+    with group.first_alone(plan.cache_quantized and not plan.sharded), shared_with(_peers(plan)):
         model = build_model(plan, tell=view.note)
     if features and features.form:
         serve_features(base_of(model), features.form)
@@ -122,6 +124,10 @@ def _train(
     if group.is_first():
         _write_down(report, recorder, plan, folder)
     return report
+
+
+def _peers(plan: RunPlan) -> Peers | None:
+    return group.peers() if plan.sharded else None
 
 
 def _write_down(report: TrainReport, recorder: Recorder, plan: RunPlan, folder: RunFolder) -> None:

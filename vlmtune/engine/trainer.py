@@ -34,11 +34,13 @@ from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.ranks import group
 from vlmtune.engine.ranks.checkpoints import load_random_state, save_random_states
 from vlmtune.engine.ranks.gradients import sum_gradients
+from vlmtune.engine.ranks.pace import keep_pace
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import is_disk_full
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.build import base_of
+from vlmtune.models.layers.shards import end_pass, pass_by
 from vlmtune.models.verify import refuse_other_base
 from vlmtune.plan.types import RunPlan
 from vlmtune.runs.folder import RunFolder
@@ -177,12 +179,14 @@ class TuneTrainer(Trainer):
         """
         batches = inputs if isinstance(inputs, list) else [inputs]
         loss = sum(self._pass(model, batch, num_items_in_batch) for batch in batches)
+        keep_pace(base_of(self.model), self.plan, len(batches))
         return loss + self._add_up() if self.accelerator.sync_gradients else loss
 
     def _pass(self, model, inputs: dict[str, Any], num_items: Tensor) -> Tensor:
         """Run forward and backward of one batch."""
         where = inputs.pop(WHERE)  # names of rows, which no model takes
         if not where:
+            pass_by(base_of(self.model))
             self.losses.append((torch.zeros((), device=self.args.device), where))
             return self.losses[-1][0]
         try:
@@ -191,6 +195,7 @@ class TuneTrainer(Trainer):
             tokens = "×".join(str(size) for size in inputs["labels"].shape)
             rows = where[0] + (f" and {len(where) - 1} more" if len(where) > 1 else "")
             raise out_of_memory(error, f"at {rows} ({tokens} tokens)") from None
+        end_pass(base_of(self.model))
         self.losses.append((loss, where))
         return loss
 

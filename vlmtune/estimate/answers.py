@@ -4,7 +4,7 @@ import gc
 import itertools
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class Question:
 
 def simulate_answer(plan: RunPlan, question: Question, hidden: Hidden, num_tokens: int) -> Log:
     """Return what a tuned model allocates to read a prompt and to write this many tokens, each a phase of the log."""
-    model = built(plan, question.form).eval()
+    model = built(replace(plan, sharded=False), question.form).eval()  # it is asked on one GPU
     recorder = recorder_of(model, plan, hidden)
     recorder.log.begin("load")
     loading_of(plan)(model, recorder)

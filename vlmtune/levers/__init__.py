@@ -7,6 +7,8 @@ from vlmtune.levers.base import Lever, Saving
 from vlmtune.levers.batch import BATCH
 from vlmtune.levers.embeddings import EMBEDDINGS
 from vlmtune.levers.features import FEATURES_LEVER
+from vlmtune.levers.gpus.number import GPUS
+from vlmtune.levers.gpus.shard import SHARD
 from vlmtune.levers.head import HEAD
 from vlmtune.levers.image_size import IMAGE_SIZE
 from vlmtune.levers.kept_base import KEPT_BASE
@@ -15,9 +17,9 @@ from vlmtune.levers.lora.rank import LORA_RANK
 from vlmtune.levers.method import METHOD
 from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.recompute import RECOMPUTE
-from vlmtune.levers.speed.gpus import GPUS
 from vlmtune.levers.speed.packing import PACKING
 from vlmtune.levers.speed.varlen import VARLEN
+from vlmtune.levers.speed.widths import WIDTHS
 from vlmtune.levers.streaming import STREAMING
 from vlmtune.levers.text_length import TEXT_LENGTH
 from vlmtune.levers.tower import TOWER
@@ -29,7 +31,9 @@ LEVERS: tuple[Lever, ...] = (
     GPUS,
     PACKING,
     VARLEN,
+    WIDTHS,
     FEATURES_LEVER,
+    SHARD,
     STREAMING,
     HEAD,
     TOWER,

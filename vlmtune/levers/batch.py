@@ -7,8 +7,8 @@ from vlmtune.config.values import Values
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, OnResume, Saving, Spending
-from vlmtune.levers.speed.gpus import KEY as GPUS
-from vlmtune.levers.speed.gpus import num_gpus
+from vlmtune.levers.gpus.number import KEY as GPUS
+from vlmtune.levers.gpus.number import num_gpus
 
 if TYPE_CHECKING:
     from vlmtune.plan.types import Device, RunPlan

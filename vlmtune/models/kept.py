@@ -28,6 +28,7 @@ from vlmtune.files import cache_folder, parse_json, sync, write_json
 from vlmtune.hub.download import size_text
 from vlmtune.hub.shards import INDEX, stored_tensors
 from vlmtune.levers.kept_base import WRITTEN_AT_ONCE_BYTES
+from vlmtune.models.layers.shards import shards_of
 from vlmtune.models.packed import weight_of
 from vlmtune.models.streaming import read_parameter, stream_of
 from vlmtune.plan.types import RunPlan
@@ -165,7 +166,10 @@ def _card(plan: RunPlan) -> str:
 
 
 def _keep(base: PreTrainedModel, plan: RunPlan, folder: Path, tell: Tell) -> None:
-    """Write the base for the next start, unless there is no room or no permission: then this is told."""
+    """Write the base for the next start, unless this process has not all of it, or no room, or no permission."""
+    if shards_of(base):
+        tell("the base in 4 bits is not kept: the GPUs share its layers")
+        return
     tensors = _tensors(base)
     needed_bytes = sum(tensor.nbytes for tensor in tensors.values())
     try:

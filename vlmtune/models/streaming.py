@@ -14,26 +14,18 @@ PyTorch has the like for one process, FSDP2 with CPUOffloadPolicy, but there the
 """
 
 import mmap
-import os
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from unittest.mock import patch
 
 import torch
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from vlmtune.compat import transformers as borrowed
 from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.compat.torch import CURRENT_GRAPH_TASK_ID
 from vlmtune.errors import VlmtuneError
-from vlmtune.families.base import Family
 from vlmtune.levers.streaming import KEY, ON_CARD
-from vlmtune.plan.types import RunPlan
 from vlmtune.units import GIB
 
 BLOCK_NUMBERS = 64
@@ -64,23 +56,35 @@ class LayerStream:
         self.places: dict[nn.Module, _Place] = {}
         self.layer_bytes = [self._laid_out(number, linears, double_quant) for number, linears in enumerate(layers)]
         self.buffers = [
-            torch.empty(max(self.layer_bytes[slot::ON_CARD]), dtype=torch.uint8, device=device)
+            torch.empty(max(self.layer_bytes[slot::ON_CARD], default=0), dtype=torch.uint8, device=device)
             for slot in range(ON_CARD)
         ]
         self.on_host: list[Tensor] = []
-        if device.type != "meta":
-            self.on_host = [_host_memory(num_bytes) for num_bytes in self.layer_bytes]
         self.copied_bytes = 0
         """What has come to the card since the start."""
-        self._here: list[int | None] = [None] * ON_CARD
-        self._current: int | None = None
+        self.here: list[int | None] = [None] * ON_CARD
+        """The layer in each buffer, or on its way there."""
+        self.current: int | None = None
+        """The layer that is computed."""
         self._side: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._side = torch.cuda.Stream(device)
             self._arrived = [torch.cuda.Event() for _ in range(ON_CARD)]  # of the last copy into each buffer
+        self._take_memory(device)
+
+    def _take_memory(self, device: torch.device) -> None:
+        """Take what the layers' bytes are kept in."""
+        if device.type != "meta":
+            self.on_host = [_host_memory(num_bytes) for num_bytes in self.layer_bytes]
+        if self._side is not None:
             pinned: list[Tensor] = []
             weakref.finalize(self, _let_go, self._side, pinned).atexit = False
             _pin(self.on_host, pinned)
+
+    @property
+    def resident(self) -> list[Tensor]:
+        """What is on the card for as long as the model is."""
+        return self.buffers
 
     def _laid_out(self, layer: int, linears: list[Linear4bit], double_quant: bool) -> int:
         """Give each linear layer its place and return the bytes of all."""
@@ -103,9 +107,13 @@ class LayerStream:
 
     def _moved(self, tensor: Tensor, layer: int, start: int) -> Tensor:
         end = start + tensor.nbytes
-        if self.on_host:
-            self.on_host[layer][start:end].copy_(tensor.view(-1).view(torch.uint8))
+        if not tensor.is_meta:
+            self._keep(layer, start, tensor.view(-1).view(torch.uint8))
         return self.buffers[layer % ON_CARD][start:end].view(tensor.dtype).view(tensor.shape)
+
+    def _keep(self, layer: int, start: int, numbers: Tensor) -> None:
+        """Keep bytes of a layer that begin at this place."""
+        self.on_host[layer][start : start + len(numbers)].copy_(numbers)
 
     def start(self) -> None:
         """Bring the first two layers to the card and the others whenever they are needed from now on."""
@@ -113,9 +121,9 @@ class LayerStream:
             # Hooks of the linear layers, not of the decoder layer: that is computed again without its own being called.
             linear.register_forward_pre_hook(partial(self._before_forward, place.layer))
             linear.register_forward_hook(partial(self._before_backward, place.layer))
-        self._current = None
-        for layer in range(ON_CARD):
-            self._fetch(layer)
+        self.current = None
+        for layer in range(min(ON_CARD, len(self.layer_bytes))):
+            self.fetch(layer)
         self.copied_bytes = 0
 
     def _before_forward(self, layer: int, module: nn.Module, args: tuple) -> None:
@@ -126,9 +134,14 @@ class LayerStream:
             output.register_hook(lambda gradient: self._need(layer))
 
     def follow(self, linear: nn.Module, module: nn.Module) -> None:
-        """Let a layer be brought for the backward pass of a module that computes its linear layer without autograd."""
+        """Let a layer be brought for both passes of a module that computes its linear layer out of autograd's sight.
+
+        Within, no gradients are recorded: whether a backward pass will come can be told before alone.
+        """
         if linear in self.places:
-            module.register_forward_hook(partial(self._before_backward, self.places[linear].layer))
+            layer = self.places[linear].layer
+            module.register_forward_pre_hook(partial(self._before_forward, layer))
+            module.register_forward_hook(partial(self._before_backward, layer))
 
     def read(self, parameter: nn.Parameter) -> nn.Parameter:
         """Return a parameter with its own numbers in it, for whoever looks at weights outside of the passes."""
@@ -139,14 +152,14 @@ class LayerStream:
 
     def _need(self, layer: int) -> None:
         """Let what is computed from now on find a layer in its place, and send for the one that is needed next."""
-        if layer == self._current:
+        if layer == self.current:
             return
-        self._current = layer
-        self._fetch(layer)
-        self._await(layer % ON_CARD)
+        self.current = layer
+        self.fetch(layer)
+        self.wait_for(layer % ON_CARD)
         following = self._following(layer)
         if following is not None and following % ON_CARD != layer % ON_CARD:
-            self._fetch(following)
+            self.fetch(following)
 
     def _following(self, layer: int) -> int | None:
         """Return the layer that is needed next; None at the turns, where it is on the card already."""
@@ -157,26 +170,33 @@ class LayerStream:
         # Without gradients the next pass is a forward pass as well.
         return None if in_backward or torch.is_grad_enabled() else 0
 
-    def _fetch(self, layer: int) -> None:
+    def fetch(self, layer: int) -> None:
+        """Send for a layer that is not there."""
         slot = layer % ON_CARD
-        if self._here[slot] != layer:
-            self._here[slot] = layer
+        if self.here[slot] != layer:
+            self.here[slot] = layer
             self.copied_bytes += self.layer_bytes[layer]
-            if self.on_host:
-                self._send(self.on_host[layer], slot)
+            if (source := self._source(layer)) is not None:
+                self._send(source, slot)
+
+    def _source(self, layer: int) -> Tensor | None:
+        """Return what a layer's bytes come from; None without storage."""
+        return self.on_host[layer] if self.on_host else None
 
     def _send(self, source: Tensor, slot: int) -> None:
         """Copy a layer into a buffer; on a card beside what is computed, once what reads the buffer by now is done."""
-        target = self.buffers[slot][: source.nbytes]
         if self._side is None:
-            target.copy_(source)
+            self._fill(slot, source)
             return
         self._side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side):
-            target.copy_(source, non_blocking=True)
+            self._fill(slot, source)
             self._arrived[slot].record()
 
-    def _await(self, slot: int) -> None:
+    def _fill(self, slot: int, source: Tensor) -> None:
+        self.buffers[slot][: source.nbytes].copy_(source, non_blocking=True)
+
+    def wait_for(self, slot: int) -> None:
         """Let what is computed from now on begin when the last copy into a buffer is done."""
         if self._side is not None:
             torch.cuda.current_stream().wait_event(self._arrived[slot])
@@ -228,66 +248,3 @@ def read_parameter(model: nn.Module, parameter: nn.Parameter) -> nn.Parameter:
     """Return a parameter of a base model with its own numbers in it: a streamed one is brought to the card."""
     stream = stream_of(model)
     return stream.read(parameter) if stream else parameter
-
-
-def prepare_stream(model: PreTrainedModel, plan: RunPlan, family: Family, device: str) -> LayerStream | None:
-    """Give a model whose 4-bit layers have no numbers yet what will stream them; None where the plan streams none."""
-    if plan.streamed_layers:
-        layers = spread(plan.streamed_layers, _layers_with_packed_weights(model, family))
-        model.layer_stream = LayerStream(layers, torch.device(device), plan.double_quant)
-    return stream_of(model)
-
-
-def spread(number: int, layers: list) -> list:
-    """Return so many of the layers, as evenly spread as can be."""
-    return [layers[(2 * index + 1) * len(layers) // (2 * number)] for index in range(number)]
-
-
-def _layers_with_packed_weights(model: PreTrainedModel, family: Family) -> list[list[Linear4bit]]:
-    """Return the linear layers in 4 bits of each decoder layer that has any."""
-    kind = borrowed.GRADIENT_CHECKPOINTING_LAYER.get()
-    decoder_layers = [layer for layer in model.get_submodule(family.text).modules() if isinstance(layer, kind)]
-    found = [[part for part in layer.modules() if isinstance(part, Linear4bit)] for layer in decoder_layers]
-    return [linears for linears in found if linears]
-
-
-def weightless(model: PreTrainedModel, plan: RunPlan, family: Family) -> PreTrainedModel:
-    """Return a model without storage that streams its layers as a loaded one does."""
-    if stream := prepare_stream(model, plan, family, "meta"):
-        for linear in stream.places:
-            stream.adopt(linear)
-    start(model)
-    return model
-
-
-def start(model: PreTrainedModel) -> None:
-    """Let a model whose weights are all there begin to stream, if it is to."""
-    if stream := stream_of(model):
-        stream.start()
-
-
-@contextmanager
-def while_loading(plan: RunPlan, family: Family, quantized: bool) -> Iterator[None]:
-    """Let transformers load a model whose streamed layers leave the card as soon as each weight is packed."""
-    if not plan.streamed_layers or not quantized:
-        yield
-        return
-    real = borrowed.SET_PARAM_FOR_MODULE.get()
-
-    def before_loading(model: PreTrainedModel, expanded_device_map: dict, hf_quantizer: object) -> None:
-        # In place of one block on the card as large as the whole model, which is what streaming avoids.
-        prepare_stream(model, plan, family, plan.device)
-
-    def set_parameter(model: PreTrainedModel, target_name: str, *args: object) -> None:
-        real(model, target_name, *args)
-        path, _, name = target_name.rpartition(".")
-        stream = stream_of(model)
-        if name == "weight" and model.get_submodule(path) in stream.places:
-            stream.adopt(model.get_submodule(path))
-
-    with (
-        patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1"),  # else packed files come to the card all at once
-        borrowed.CACHING_ALLOCATOR_WARMUP.replaced(before_loading),
-        borrowed.SET_PARAM_FOR_MODULE.replaced(set_parameter),
-    ):
-        yield

@@ -156,6 +156,9 @@ class RunPlan:
     varlen_attention: bool = False
     """Whether rows of a pack, and windows or images of a tower, attend in one call."""
 
+    align_widths: bool = False
+    """Whether frozen MLPs of an odd width are filled up with zeros."""
+
     save_best_by: str | None = None
     """By which evaluation the result is chosen; None: the last step is."""
     early_stopping_patience: int | None = None
@@ -168,6 +171,9 @@ class RunPlan:
 
     num_gpus: int = 1
     """Processes that train together, each on a GPU of its own; on a CPU those that a launcher has started."""
+
+    sharded: bool = False
+    """Whether each of them keeps a share of the language model's 4-bit layers, and gathers the others'."""
 
     @property
     def rows_per_step(self) -> int:

@@ -7,7 +7,7 @@ import pytest
 from vlmtune.config.load import preset_config
 from vlmtune.errors import VlmtuneError
 from vlmtune.hub.source import ModelSource
-from vlmtune.levers.speed.gpus import num_gpus
+from vlmtune.levers.gpus.number import num_gpus
 from vlmtune.plan.decide import make_plan
 from vlmtune.plan.resume import differences
 from vlmtune.plan.types import Device

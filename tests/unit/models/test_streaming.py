@@ -18,7 +18,8 @@ from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.models import streaming
 from vlmtune.models.build import base_of, build_model
-from vlmtune.models.streaming import LayerStream, spread, stream_of
+from vlmtune.models.layers.placed import spread
+from vlmtune.models.streaming import LayerStream, stream_of
 from vlmtune.plan.types import RunPlan
 
 LAYERS = 5
@@ -70,7 +71,7 @@ def late(monkeypatch):
             self.buffers[slot][: source.nbytes].copy_(source)
 
     monkeypatch.setattr(LayerStream, "_send", send)
-    monkeypatch.setattr(LayerStream, "_await", wait)
+    monkeypatch.setattr(LayerStream, "wait_for", wait)
 
 
 @pytest.mark.parametrize(("name", "recomputing", "streamed"), CASES, ids=str)
@@ -84,30 +85,33 @@ def test_streamed_layers_learn_the_same_bit_for_bit(name, recomputing, streamed,
     assert all(value.any() for value in expected)
 
 
-@pytest.mark.parametrize("double_quant", [True, False])
-def test_two_layers_less_than_are_streamed_travel_in_each_pass(double_quant, models, tmp_path):
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize(("streamed", "double_quant"), [(5, True), (5, False), (4, True)])
+def test_two_layers_less_than_are_streamed_travel_in_each_pass(streamed, double_quant, lean, models, tmp_path):
     tiny = models("llava", LAYERS)
     quantization = {"bnb_4bit_use_double_quant": double_quant}
-    plan = tiny_plan(tiny.folder, hardware={"streamed_layers": 5}, training={"quantization": quantization})
+    hardware = {"streamed_layers": streamed, "lean_lora": lean}
+    plan = tiny_plan(tiny.folder, hardware=hardware, training={"quantization": quantization})
     model, batch = built(plan), batch_of(tiny, tmp_path)
     stream = stream_of(base_of(model))
     (layer_bytes,) = set(stream.layer_bytes)
     assert stream.copied_bytes == 0
     for number in range(1, 4):
         forward_loss(model, batch, plan).backward()
-        assert stream.copied_bytes == number * 2 * (5 - 2) * layer_bytes
+        assert stream.copied_bytes == number * 2 * (streamed - 2) * layer_bytes
     assert sum(buffer.nbytes for buffer in stream.buffers) == 2 * layer_bytes
 
 
-def test_layers_are_sent_before_they_are_needed(models, tmp_path, monkeypatch):
+@pytest.mark.parametrize("lean", [False, True])
+def test_layers_are_sent_before_they_are_needed(lean, models, tmp_path, monkeypatch):
     tiny, real, there = models("llava", LAYERS), LayerStream._need, []
 
     def need(self: LayerStream, layer: int) -> None:
-        there.append(self._here[layer % 2] == layer)
+        there.append(self.here[layer % 2] == layer)
         real(self, layer)
 
     monkeypatch.setattr(LayerStream, "_need", need)
-    plan, batch = plan_of(tiny, 4, lean_lora=False), batch_of(tiny, tmp_path)
+    plan, batch = plan_of(tiny, 4, lean_lora=lean), batch_of(tiny, tmp_path)
     model = built(plan)
     there.clear()  # of the check of what was loaded
     for _ in range(3):
@@ -117,7 +121,7 @@ def test_layers_are_sent_before_they_are_needed(models, tmp_path, monkeypatch):
         forward_loss(model, batch, plan)
         there.clear()
         forward_loss(model, batch, plan)
-    assert len(there) == 4 * 7 and all(there)
+    assert len(there) == (1 + lean) * 4 * 7 and all(there)
 
 
 @pytest.mark.parametrize("streamed", [3, 4])

@@ -96,11 +96,11 @@ def _other(compare: str, folder: "RunFolder") -> "Candidate":
 
 
 def _keep(path: Path, record: "EvaluationRecord", samples: "Sequence[Sample]", *, tell: bool) -> None:
-    from vlmtune.runs.evaluation import write_evaluation
+    from vlmtune.files import write_atomically
     from vlmtune.workflow.asked.gallery import write_gallery
 
     try:
-        write_evaluation(path, record)
+        write_atomically(path, record.to_json())
         write_gallery(page := path.with_suffix(".html"), record, samples)
     except OSError as error:
         say(f"the evaluation cannot be written into {path.parent}: {error.strerror}", err=True)

@@ -3,7 +3,7 @@
 Small things go over the CPU (gloo): it sees at once that a process is gone, where NCCL would wait for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +12,18 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from vlmtune.models.layers.peers import Peers
+
+FIRST_NUMBERS = 2**20
+"""As many as make NCCL take what larger sums and gathers take."""
+
 
 @dataclass
 class Communication:
     """What the sums over all processes take of this one's GPU."""
 
     taken_bytes: int = 0
-    """Outside of PyTorch's allocator; measured when the process joined."""
+    """Outside of PyTorch's allocator; measured at the first of each kind."""
 
 
 COMMUNICATION = Communication()
@@ -57,6 +62,32 @@ def add_up(flat: Tensor) -> None:
     """Replace a tensor by the sum of all processes'."""
     with _peers_there():
         dist.all_reduce(flat)
+
+
+def gather(whole: Tensor, own: Tensor) -> None:
+    """Fill a tensor with every process's share of it, the first one's first."""
+    with _peers_there():
+        dist.all_gather_into_tensor(whole, own)
+
+
+def peers() -> Peers:
+    """Return the processes that share a model's layers; what the first gather takes of this GPU is noted.
+
+    To be called by all.
+    """
+    if torch.cuda.is_available():
+        own, whole = (torch.zeros(number, device="cuda") for number in (FIRST_NUMBERS, size() * FIRST_NUMBERS))
+        COMMUNICATION.taken_bytes += taken_by(lambda: gather(whole, own))
+    return Peers(number(), size(), gather)
+
+
+def taken_by(first: Callable[[], None]) -> int:
+    """Return what is taken of this GPU outside of PyTorch's allocator when this is done for the first time."""
+    torch.cuda.synchronize()
+    free_bytes, _ = torch.cuda.mem_get_info()
+    first()
+    torch.cuda.synchronize()
+    return free_bytes - torch.cuda.mem_get_info()[0]
 
 
 def told_by_first(value: Any) -> Any:

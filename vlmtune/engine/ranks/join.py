@@ -25,8 +25,6 @@ START_WITHIN_S = 600
 WAIT_FOR_S = 24 * 3600
 """The first process may encode images or evaluate for hours; one that is gone is noticed at once all the same."""
 OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-SUMMED = 2**20
-"""Numbers: as many as make NCCL take what large sums take."""
 
 
 @dataclass(frozen=True)
@@ -103,21 +101,8 @@ def join(place: Place) -> None:
     _refuse_differences(group.gathered((socket.gethostname(), uuid, library_versions())))
     if on_gpu:
         with nccl_as_found():  # NCCL reads them now
-            group.COMMUNICATION.taken_bytes = _taken_by_first_sum()
-
-
-def _taken_by_first_sum() -> int:
-    """Add something up on the GPUs for the first time; return what NCCL has taken for that and all later sums."""
-    import torch
-
-    from vlmtune.engine.ranks import group
-
-    summed = torch.zeros(SUMMED, device="cuda")
-    torch.cuda.synchronize()
-    free_bytes, _ = torch.cuda.mem_get_info()
-    group.add_up(summed)
-    torch.cuda.synchronize()
-    return free_bytes - torch.cuda.mem_get_info()[0]
+            summed = torch.zeros(group.FIRST_NUMBERS, device="cuda")
+            group.COMMUNICATION.taken_bytes = group.taken_by(lambda: group.add_up(summed))
 
 
 def _store(place: Place) -> "Store":

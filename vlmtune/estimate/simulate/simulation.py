@@ -23,6 +23,7 @@ from vlmtune.estimate.simulate.record import (
     GRADIENTS,
     INPUTS,
     OPTIMIZER,
+    SHARES,
     STREAMED,
     Hidden,
     Log,
@@ -31,6 +32,7 @@ from vlmtune.estimate.simulate.record import (
 )
 from vlmtune.estimate.simulate.repeat import repeat_step
 from vlmtune.estimate.simulate.weights import Load, loading_of
+from vlmtune.estimate.timing.operations import updates_of
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.attention.packs import num_rows
 from vlmtune.models.build import base_of, build_model, family_of
@@ -40,6 +42,8 @@ from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 
 SCALAR_BYTES = 8
+OF_IMAGES = ("vision", "projector")
+"""Parts whose work follows the images."""
 Batch = dict[str, Tensor]
 Steps = list[list[Batch]]
 """Optimizer steps in their order, each with its micro-batches."""
@@ -114,6 +118,7 @@ def recorder_of(model: nn.Module, plan: RunPlan, hidden: Hidden) -> Recorder:
     """Return a recorder that knows which tensors of the model are in main memory, and the width of its logits."""
     recorder, base = Recorder(hidden), base_of(model)
     recorder.vocabulary = base.get_output_embeddings().out_features
+    recorder.follows_images = lambda module: family_of(plan).part_of(module) in OF_IMAGES
     for tensor in tensors_in_main_memory(base, plan):
         recorder.main_memory.add(tensor)
     return recorder
@@ -125,8 +130,8 @@ def add_residents(model: nn.Module, plan: RunPlan, recorder: Recorder) -> None:
     for name, tensor in _resident(base_of(model)):
         recorder.add(tensor, _kind_of(name, tensor, family))
     if stream := stream_of(base_of(model)):
-        for buffer in stream.buffers:
-            recorder.add(buffer, STREAMED)
+        for number, tensor in enumerate(stream.resident):
+            recorder.add(tensor, STREAMED if number < len(stream.buffers) else SHARES)
 
 
 class _Training:
@@ -160,7 +165,8 @@ class _Training:
         last, self.num_items = self.num_items, self.recorder.allocate(SCALAR_BYTES, INPUTS, "labelled tokens")
         if last is not None:
             self.recorder.free(last)
-        for batch in _without_repeats(batches):
+        for batch, times in _without_repeats(batches):
+            self.recorder.ledger.taken()
             self.recorder.log.num_rows += num_rows(batch)
             self.recorder.kind = INPUTS
             inputs = copied(batch)
@@ -171,6 +177,7 @@ class _Training:
             loss.backward()
             self.loss = loss.detach()
             self.recorder.log.num_batches += 1
+            self.recorder.log.batches += times * [self.recorder.ledger.taken()]
 
     def _update(self) -> None:
         self.recorder.kind = OPTIMIZER
@@ -178,7 +185,9 @@ class _Training:
         if self.plan.num_gpus > 1:
             sum_gradients(trainable, total=lambda values: values, add_up=lambda flat: None)
         self.norm = torch.nn.utils.clip_grad_norm_(trainable, self.plan.max_grad_norm)
+        clipping = self.recorder.ledger.taken().tokens
         self.optimizer.step()
+        self.recorder.log.updates.append(clipping + updates_of(self.optimizer, self.recorder.ledger.taken().tokens))
         self.optimizer.zero_grad()
 
     def evaluate(self, row: Batch) -> None:
@@ -197,14 +206,17 @@ def copied(batch: Batch) -> Batch:
     return {key: value.clone() for key, value in batch.items()}
 
 
-def _without_repeats(batches: list[Batch]) -> list[Batch]:
-    """The batches that can change the peak: of a run of equal shapes the first two; the others repeat the second."""
+def _without_repeats(batches: list[Batch]) -> list[tuple[Batch, int]]:
+    """The batches that can change the peak, and for how many each stands: of a run of equal shapes the first two."""
     kept: list[Batch] = []
+    times: list[int] = []
     for batch in batches:
         shapes = [{key: value.shape for key, value in other.items()} for other in (batch, *kept[-2:])]
         if len(shapes) < 3 or shapes[0] != shapes[1] or shapes[0] != shapes[2]:
             kept.append(batch)
-    return kept
+            times.append(0)
+        times[-1] += 1
+    return list(zip(kept, times, strict=True))
 
 
 def _first_step_check(model: nn.Module, recorder: Recorder) -> None:
@@ -243,8 +255,11 @@ def named_modules(model: nn.Module, recorder: Recorder):
     handles = []
 
     def enter(name: str) -> Callable:
+        is_of_images = recorder.follows_images(name)
+
         def hook(module, args) -> None:
             recorder.module = name
+            recorder.ledger.enter(is_of_images)
 
         return hook
 

@@ -10,6 +10,7 @@ from vlmtune.data.batches.packs import best_fit
 from vlmtune.data.collate import WHERE, Collate
 from vlmtune.data.sources.takes import Takes
 from vlmtune.estimate.simulate.simulation import Batch, Steps
+from vlmtune.estimate.timing.predict import RunSizes, Sizes
 from vlmtune.plan.length import num_steps, steps_per_epoch
 from vlmtune.plan.types import RunPlan
 
@@ -110,6 +111,21 @@ def collated(steps: RowBatches, rows: Sequence, collator: Collate) -> Steps:
     return [[tensors(batch) for batch in step] for step in steps]
 
 
+def sizes_of(steps: RowBatches, plan: RunPlan, lengths: Sequence[int], image_tokens: Sequence[int]) -> Sizes:
+    """Return how large the batches of steps are, one after the other, over rows of these lengths."""
+    batches = [batch for step in steps for batch in step]
+    tokens = [[lengths[row] for row in batch] for batch in batches]
+    sizes = [sum(batch) if plan.pack_tokens else len(batch) * max(batch) for batch in tokens]
+    images = [sum(image_tokens[row] for row in batch) for batch in batches]
+    return Sizes(np.array(sizes), np.array(images))
+
+
+def sizes_of_run(plan: RunPlan, lengths: list[int], image_tokens: np.ndarray, takes: Takes | None = None) -> RunSizes:
+    """Return how large the batches of a run are; of a long run those of the steps looked at."""
+    run = _Run(plan, lengths, takes)
+    return RunSizes(run.all_sizes(image_tokens), run.num_steps, run.all_steps)
+
+
 class _Run:
     """The optimizer steps of a run that are looked at, in arrays: rows become lists where a step is asked for.
 
@@ -122,7 +138,8 @@ class _Run:
         steps_an_epoch = steps_per_epoch(len(order), plan.batch_size, plan.gradient_accumulation_steps)
         # Two epochs at least: each begins with the longest row, and at the second the optimizer's states exist.
         looked_at = max(2 * steps_an_epoch, ROWS_LOOKED_AT // plan.rows_per_step)
-        self.num_steps = min(num_steps(plan, len(order)), looked_at)
+        self.all_steps = num_steps(plan, len(order))
+        self.num_steps = min(self.all_steps, looked_at)
         epochs = [
             _divided(_order(order, epoch), lengths, plan) for epoch in range(ceil(self.num_steps / steps_an_epoch))
         ]
@@ -131,7 +148,8 @@ class _Run:
         firsts = np.append(np.flatnonzero(is_first[starts]), len(starts))
         self.firsts, self._end = firsts[: self.num_steps], int(firsts[self.num_steps])
         """The first batch of each step, counted through the whole run."""
-        together = np.add if plan.pack_tokens else np.maximum
+        self._packed = plan.pack_tokens > 0
+        together = np.add if self._packed else np.maximum
         self.sizes = together.reduceat(np.asarray(lengths)[self._rows], starts)[: self._end]
         """Tokens of each batch: those of its longest row, to which the others are padded, or of all rows of a pack."""
         self._starts = np.append(starts, len(self._rows))
@@ -141,6 +159,13 @@ class _Run:
     def batch(self, number: int) -> list[int]:
         """Return the rows of a batch."""
         return self._rows[self._starts[number] : self._starts[number + 1]].tolist()
+
+    def all_sizes(self, image_tokens: np.ndarray) -> Sizes:
+        """Return how large all batches are, by the image tokens of each row."""
+        ends = self._starts[: len(self.sizes) + 1]
+        rows = 1 if self._packed else np.diff(ends)
+        images = np.append(0, image_tokens[self._rows].cumsum())
+        return Sizes(self.sizes * rows, np.diff(images[ends]))
 
     def step(self, number: int) -> list[list[int]]:
         """Return the batches of a step."""

@@ -133,7 +133,7 @@ def _heads_in_8_bits(base: nn.Module) -> list[Head8bit]:
 def _warmed_up(base: nn.Module, recorder: Recorder) -> dict[str, Tensor]:
     """Record what comes before all weights, and return those that are loaded to the device, by their names.
 
-    A block as large as all of them, which is given back at once; or the buffers of streamed layers.
+    A block as large as all of them, which is given back at once; or what streamed or shared layers lie in.
     """
     packed = {tensor for head in _heads_in_8_bits(base) for tensor in head.parameters()}
     stored = {
@@ -147,10 +147,10 @@ def _warmed_up(base: nn.Module, recorder: Recorder) -> dict[str, Tensor]:
 
 
 def add_stream_buffers(base: nn.Module, recorder: Recorder) -> bool:
-    """Record the buffers of streamed layers, which come before all weights; return whether there are any."""
+    """Record what streamed or shared layers lie in, which comes before all weights; return whether there are any."""
     stream = stream_of(base)
-    for buffer in stream.buffers if stream else ():
-        recorder.add(buffer, "weights", "streamed layers")
+    for tensor in stream.resident if stream else ():
+        recorder.add(tensor, "weights", "streamed layers")
     return stream is not None
 
 

@@ -1,0 +1,1 @@
+"""Levers of several GPUs: how many, and what each of them holds."""
