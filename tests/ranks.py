@@ -47,7 +47,7 @@ def job_of(config: Path, size: int, *words: str) -> Job:
 def play(scenes: list[Scene], folder: Path) -> None:
     """Run the scenes one after the other; each leaves a run folder in `folder`."""
     size = max(scene.size for scene in scenes)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_be, args=(number, scenes, folder)) for number in range(size)]
     for process in processes:
         process.start()

@@ -226,6 +226,7 @@ def test_savings_come_in_the_order_of_what_they_give_up():
         "Several GPUs",
         "Rows in packs",
         "One attention call for all rows",
+        "Widths filled up",
         "Vision features cached",
         "Layers shared by the GPUs",
         "Layers in main memory",

@@ -84,6 +84,7 @@ def test_validate_reads_pictures_without_torch(tmp_path):
     loaded = loaded_by("validate", str(tmp_path / "run.yaml"))
     assert "PIL" in loaded
     assert not loaded & (set(HEAVY) - {"PIL"})
+    assert "PIL.EpsImagePlugin" not in loaded, "Pillow's fifty formats, where ten are read"
 
 
 def test_validate_reads_a_large_file_with_arrow_and_without_torch(tmp_path):

@@ -26,6 +26,7 @@ from vlmtune.estimate.simulate.outputs import tensors_in  # noqa: E402
 from vlmtune.estimate.simulate.record import OPTIMIZER, PRODUCT_4BIT, Recorder  # noqa: E402
 
 PRODUCT_LAUNCHES = 4
+PADDED, PADDED_LAUNCHES = torch.ops.aten.constant_pad_nd.default, 2  # one fills, one copies
 ONLY_MEMORY = ("aten.empty", "aten.new_empty", "aten.detach", "aten._local_scalar", "aten.lift_fresh")
 PAGE_PX, CHARS = (1120, 840), 300
 
@@ -48,6 +49,8 @@ def launches_of(operation, args: tuple, kwargs: dict, out) -> int:
     """Return how many kernels an operation launches, about."""
     if operation is PRODUCT_4BIT.default:
         return PRODUCT_LAUNCHES
+    if operation is PADDED:
+        return PADDED_LAUNCHES
     if str(operation).startswith(ONLY_MEMORY):
         return 0
     if OPERATION_SCHEMA.read(operation).is_mutable:
@@ -76,9 +79,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default=QWEN25_3B, help="folder in the catalogue")
     parser.add_argument("--lean", type=json.loads, nargs="+", default=[False, True])
+    parser.add_argument("--set", type=_setting, nargs="+", default=[], help="other values of the config: KEY=VALUE")
     asked = parser.parse_args()
     for lean in asked.lean:
-        print(json.dumps({"lean_lora": lean, **count(asked.model, {"hardware.lean_lora": lean})}, indent=1), flush=True)
+        settings = {**dict(asked.set), "hardware.lean_lora": lean}
+        print(json.dumps({**settings, **count(asked.model, settings)}, indent=1), flush=True)
+
+
+def _setting(word: str) -> tuple[str, object]:
+    key, value = word.split("=")
+    return key, json.loads(value)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ class Case:
     rows: int = 4
     mixed_images: bool = False
     """Whether images have half to all of `image_px`, or all have the same size."""
+    even: bool = False
+    """Whether all rows are as long as the longest."""
 
 
 def config_of(case: Case, folder: Path) -> TrainingConfig:
@@ -58,7 +60,8 @@ def config_of(case: Case, folder: Path) -> TrainingConfig:
         "model": {"name": str(folder / "model")},
         "data": {"train_path": str(folder / "rows.jsonl"), "max_length": 16_384},
         "training": {"max_steps": 3, "gradient_accumulation_steps": 2, "learning_rate": 1e-4, "save_steps": 1000},
-        "hardware": {"offload_embeddings": False, "lean_lora": False},  # most were measured before there was a choice
+        # Most were measured before there was a choice.
+        "hardware": {"offload_embeddings": False, "lean_lora": False, "varlen_attention": False, "align_widths": False},
     }
     for key, value in case.settings.items():
         *parents, leaf = key.split(".")
@@ -133,7 +136,7 @@ def _write_rows(case: Case, folder: Path) -> None:
         Image.effect_noise(tuple(round(side * share) for side in case.image_px), 64).convert("RGB").save(
             picture, compress_level=1
         )
-        chars = case.text_chars * (index + 1) // case.rows
+        chars = case.text_chars if case.even else case.text_chars * (index + 1) // case.rows
         words = "".join(rng.choice("abcdefgh ") for _ in range(chars)).strip() or "ab"
         half = max(1, len(words) // 2)
         row = {"image": picture.name, "question": words[:half].strip() or "a", "answer": words[half:].strip() or "b"}
@@ -371,6 +374,20 @@ SPEED_LEVERS = (
     Case("llava-7b-packs-lean", LLAVA_7B, rows=8, settings={**PACKS, **LEAN, "training.pack_tokens": 3072}),
 )
 """Lean adapters and packs; measured likewise, after their rules."""
+VARLEN = {**LEAN, "hardware.varlen_attention": True}
+VARLEN_ATTENTION = (
+    Case("qwen25-3b-varlen", QWEN25_3B, settings=VARLEN),
+    Case("qwen25-3b-varlen-large-image", QWEN25_3B, image_px=(1120, 840), settings=VARLEN),
+    Case("qwen25-3b-varlen-batch4-native", QWEN25_3B, expandable=False, settings={**VARLEN, "training.batch_size": 4}),
+    Case("qwen25-7b-varlen", QWEN25_7B, settings=VARLEN),
+    Case("qwen2-vl-2b-varlen-batch2", UNSEEN["qwen2-vl-2b"], settings={**VARLEN, "training.batch_size": 2}),
+    Case("qwen3-4b-varlen-large-image", QWEN3_4B, image_px=(800, 600), settings={**VARLEN, "training.batch_size": 2}),
+    Case("qwen25-3b-packs-varlen", QWEN25_3B, rows=8, settings={**PACKS, **VARLEN}),
+    Case("llava-7b-packs-varlen", LLAVA_7B, rows=8, settings={**PACKS, **VARLEN, "training.pack_tokens": 3072}),
+    Case("smol-2b-packs-varlen", SMOL_2B, rows=8, settings={**PACKS, **VARLEN, **ONE_TILE}),
+    Case("qwen3-2b-packs-varlen-native", QWEN3_2B, rows=8, expandable=False, settings={**PACKS, **VARLEN}),
+)
+"""One attention call for all windows, images and rows; measured likewise."""
 
 
 def _uneven(case: Case, settings: dict) -> Case:
@@ -384,6 +401,7 @@ LEVERS = (
     *CACHED_FEATURES,
     *HEADS_AND_FILES,
     *SPEED_LEVERS,
+    *VARLEN_ATTENTION,
 )
 """Measured once, after the rules for them were there, and none was changed for these."""
 

@@ -18,7 +18,18 @@ from pathlib import Path
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import BLIND, BLIND_UNEVEN, CASES, HEADS_AND_FILES, LEVERS, SPEED_LEVERS, UNSEEN, Case, prepare  # noqa: E402
+from gpu.cases import (
+    BLIND,
+    BLIND_UNEVEN,
+    CASES,
+    HEADS_AND_FILES,
+    LEVERS,
+    SPEED_LEVERS,
+    UNSEEN,
+    VARLEN_ATTENTION,
+    Case,
+    prepare,
+)  # noqa: E402
 
 from vlmtune.data.batches.packs import collate_of  # noqa: E402
 from vlmtune.data.collate import Collator  # noqa: E402
@@ -67,13 +78,14 @@ class Prepared:
 
     def log(self) -> Log:
         """Return what `estimate-vram` takes the run to allocate."""
-        return self._simulated(telling_steps(self.plan, self.lengths, self.expandable))
+        return self.simulated(telling_steps(self.plan, self.lengths, self.expandable))
 
     def fast_log(self) -> Log:
         """Return what `--fast` takes it to allocate."""
-        return self._simulated(fewest_steps(self.plan, self.lengths), repeat=True)
+        return self.simulated(fewest_steps(self.plan, self.lengths), repeat=True)
 
-    def _simulated(self, steps: RowBatches, repeat: bool = False) -> Log:
+    def simulated(self, steps: RowBatches, repeat: bool = False) -> Log:
+        """Return what these steps allocate and launch."""
         rows, tower = rows_in_training(self.rows, self.plan)
         batches = collated(steps, rows, collate_of(self.plan, self.collator))
         form = tower.form if tower else None
@@ -212,6 +224,7 @@ def table_of(errors: list[Errors]) -> str:
         _line("memory and speed levers", [e for e in errors if e.case in LEVERS]),
         _line("of these: head in 8 bits, files in 4", [e for e in errors if e.case in HEADS_AND_FILES]),
         _line("of these: lean adapters, packs", [e for e in errors if e.case in SPEED_LEVERS]),
+        _line("of these: one attention call", [e for e in errors if e.case in VARLEN_ATTENTION]),
         _line("blind: uneven rows over native segments", [e for e in errors if e.case.name in BLIND_UNEVEN_NAMES]),
     ]
     for family in dict.fromkeys(e.case.model for e in errors):

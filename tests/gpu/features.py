@@ -13,47 +13,20 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from PIL import Image
-from torch.profiler import ProfilerActivity, profile
-from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import QWEN25_3B, Case, prepare  # noqa: E402
-from gpu.profiled import kernels_of, on_card, seconds_of  # noqa: E402
+from gpu.profiled import Clock, seconds_of  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 ROWS, ROWS_PER_STEP, EPOCHS = 16, 8, 2
+STEPS = ROWS // ROWS_PER_STEP
+"""Of an epoch."""
+LAST_EPOCH = range(STEPS * (EPOCHS - 1), STEPS * EPOCHS)
 PAGE_PX, CHARS = (1120, 840), (100, 400)
-
-
-class Clock(TrainerCallback):
-    """The time of each epoch, and of the last one what the kernels take."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.kernels_s: float | None = None
-        self.launches: int | None = None
-
-    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
-        self.profiler = profile(activities=[ProfilerActivity.CUDA]) if len(self.seconds) == EPOCHS - 1 else None
-        if self.profiler:
-            self.profiler.start()
-        self.started = self._now()
-
-    def on_epoch_end(self, args, state, control, **kwargs) -> None:
-        self.seconds.append(self._now() - self.started)
-        if self.profiler:
-            self.profiler.stop()
-            kernels = kernels_of(on_card(self.profiler))
-            self.kernels_s, self.launches = seconds_of(kernels), len(kernels)
-
-    def _now(self) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def write_rows(path: Path, number: int, picture_px: tuple[int, int], chars: tuple[int, int]) -> None:
@@ -95,7 +68,7 @@ def run(folder: Path, cached: bool) -> dict:
         "training": training,
     }
     config = TrainingConfig.model_validate(values)
-    clock, encoding_s, real = Clock(), [0.0], features.encode_into
+    clock, encoding_s, real = Clock(LAST_EPOCH), [0.0], features.encode_into
     services = engine._services
     engine._services = lambda plan, run_folder: [*services(plan, run_folder), clock]
 
@@ -115,9 +88,9 @@ def run(folder: Path, cached: bool) -> dict:
     cache_bytes = sum(path.stat().st_size for path in (folder / "cache").rglob("*.safetensors"))
     return {
         "cached": cached,
-        "seconds_of_epochs": clock.seconds,
-        "kernel_seconds_of_last_epoch": clock.kernels_s,
-        "launches_of_last_epoch": clock.launches,
+        "seconds_of_epochs": [sum(clock.seconds[step : step + STEPS]) for step in range(0, STEPS * EPOCHS, STEPS)],
+        "kernel_seconds_of_last_epoch": seconds_of(clock.spans),
+        "launches_of_last_epoch": len(clock.spans),
         "encoding_s_with_loading": encoding_s[0],
         "cache_bytes": cache_bytes,
         "reserved_bytes": report.peak_reserved_bytes,

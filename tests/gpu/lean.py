@@ -1,4 +1,4 @@
-"""Times training with PEFT's forward and with lean adapters, in turn, on the GPU at hand: `make gpu-lean`.
+"""Times training with PEFT's forward, with lean adapters and with what else saves kernels: `make gpu-lean`.
 
 Real trainer, real sizes, random weights, one process. Of each run: seconds a row (median of the steps), what the
 profiler sees of one step (kernel time and launches a row, by kernel), where the host waits for the card in another,
@@ -11,25 +11,19 @@ import gc
 import json
 import os
 import re
-import statistics
 import sys
 import tempfile
-import time
-import warnings
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
 from gpu.compare import CATALOGUE, prepared, replay_of  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
-from gpu.profiled import kernels_of, on_card, seconds_of  # noqa: E402
+from gpu.profiled import Clock, most_of  # noqa: E402
 
 from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
@@ -49,57 +43,14 @@ SETS = (
     Case("3b-docs", QWEN25_3B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
     Case("7b-docs", QWEN25_7B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
 )
-TOP_KERNELS = 40
+PEFT = {"lean_lora": False, "align_widths": False, "varlen_attention": False}
+LEAN = {**PEFT, "lean_lora": True}
+ALIGNED = {**LEAN, "align_widths": True}
+VARIANTS = {"peft": PEFT, "lean": LEAN, "aligned": ALIGNED, "varlen": {**ALIGNED, "varlen_attention": True}}
+"""What each run has in its section `hardware`: each the one before and something more."""
 
 
-class Clock(TrainerCallback):
-    """The time of each step, what the card does in one of them, and where the host waits for it in another."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.kernels: dict = {}
-        self.waits: Counter = Counter()
-
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
-        """End the last step here: logging, and fetching the rows of the next one, belong to it."""
-        torch.cuda.synchronize()
-        if state.global_step:
-            self._end(state.global_step - 1)
-        if state.global_step == PROFILED:
-            self.profiler = profile(activities=[ProfilerActivity.CUDA])
-            self.profiler.__enter__()
-        if state.global_step == WATCHED:
-            self.catching = warnings.catch_warnings(record=True)
-            self.caught = self.catching.__enter__()
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-        self.started = time.perf_counter()
-
-    def _end(self, step: int) -> None:
-        self.seconds.append(time.perf_counter() - self.started)
-        if step == PROFILED:
-            self.profiler.__exit__(None, None, None)
-            self.kernels = figures_of(self.profiler)
-        if step == WATCHED:
-            torch.cuda.set_sync_debug_mode("default")
-            self.catching.__exit__(None, None, None)
-            self.waits.update(f"{Path(one.filename).name}:{one.lineno}" for one in self.caught)
-
-
-def figures_of(profiler: profile) -> dict:
-    """Return the time of all kernels, how many were launched, and which took most."""
-    kernels, by_name = kernels_of(on_card(profiler)), {}
-    for span in kernels:
-        by_name.setdefault(span.name[:100], []).append(span)
-    most = sorted(by_name, key=lambda name: -seconds_of(by_name[name]))[:TOP_KERNELS]
-    return {
-        "kernel_ms": seconds_of(kernels) * 1e3,
-        "launches": len(kernels),
-        "most": [[name, round(seconds_of(by_name[name]) * 1e3, 2), len(by_name[name])] for name in most],
-    }
-
-
-def trained(prepared_run: tuple, lean: bool) -> dict:
+def trained(prepared_run: tuple, variant: str) -> dict:
     """Train in this process, held to 7 GiB once the model is there, and return what it took."""
     from rich.console import Console
 
@@ -121,12 +72,12 @@ def trained(prepared_run: tuple, lean: bool) -> dict:
         torch.cuda.set_per_process_memory_fraction(LEFT_BYTES / total_bytes)
         return model
 
-    clock, services, real = Clock(), engine._services, engine.build_model
+    clock, services, real = Clock((PROFILED,), WATCHED, WARM_UP), engine._services, engine.build_model
     engine._services = lambda plan, run_folder: [*services(plan, run_folder), clock]
     engine.build_model = build_model
     config, source, samples = prepared_run
-    hardware = config.hardware.model_copy(update={"lean_lora": lean})
-    config = config.model_copy(update={"experiment_name": f"lean-{lean}", "hardware": hardware})
+    hardware = config.hardware.model_copy(update=VARIANTS[variant])
+    config = config.model_copy(update={"experiment_name": variant, "hardware": hardware})
     plan = make_plan(config, source, probe_device())
     runs = RunFolder.create(config.run_dir)
     save_plan(plan, runs.plan)
@@ -134,17 +85,11 @@ def trained(prepared_run: tuple, lean: bool) -> dict:
     with LiveView("lean", Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
         report = engine.train(plan, source, RunData(MeasuredRows(samples), MeasuredRows([])), runs, view)
     engine._services, engine.build_model = services, real
-    rows = plan.rows_per_step
-    timed = [
-        seconds for step, seconds in enumerate(clock.seconds) if step >= WARM_UP and step not in (PROFILED, WATCHED)
-    ]
     return {
-        "lean_lora": plan.lean_lora,
-        "seconds_a_row": statistics.median(timed) / rows,
-        "spread": [min(timed) / rows, max(timed) / rows],
-        "kernel_ms_a_row": clock.kernels["kernel_ms"] / rows,
-        "launches_a_row": clock.kernels["launches"] / rows,
-        "most_of_a_step": clock.kernels["most"],
+        "variant": variant,
+        **{key: getattr(plan, key) for key in VARIANTS[variant]},
+        **clock.figures(plan.rows_per_step),
+        "most_of_a_step": most_of(clock.spans),
         "waits_of_a_step": dict(clock.waits.most_common()),
         "reserved_bytes": report.peak_reserved_bytes,
         "allocated_bytes": report.peak_allocated_bytes,
@@ -160,9 +105,10 @@ def free_card() -> None:
     torch.cuda.empty_cache()
 
 
-def estimated(case: Case, lean: bool, folder: Path) -> dict:
+def estimated(case: Case, variant: str, folder: Path) -> dict:
     """Return what the run is estimated to take."""
-    case = replace(case, settings={**case.settings, "hardware.lean_lora": lean})
+    hardware = {f"hardware.{key}": value for key, value in VARIANTS[variant].items()}
+    case = replace(case, settings={**case.settings, **hardware})
     shown = replay_of(case, prepared(case, folder).log())
     return {
         "estimated_reserved_bytes": shown.peak_reserved_bytes,
@@ -248,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("names", nargs="?", default="", help="regular expression of the sets to measure")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of each set")
     parser.add_argument("--no-estimates", action="store_true", help="they take half a minute each, on the processor")
     asked = parser.parse_args()
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -268,19 +215,20 @@ def main() -> None:
     cases = [case for case in SETS if re.search(asked.names, case.name)]
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
-            run = prepare(case, CATALOGUE, Path(folder) / case.name)  # the same pictures for both
-            for lean in (False, True):
-                found["runs"].append({"case": case.name, **trained(run, lean)})
+            run = prepare(case, CATALOGUE, Path(folder) / case.name)  # the same pictures for all
+            for variant in asked.variants:
+                found["runs"].append({"case": case.name, **trained(run, variant)})
                 free_card()
                 write()
                 print(*(found["runs"][-1][key] for key in SHOWN), flush=True)
         build.load_base, engine.check_checkpoint = load_base, check
         for number, run in enumerate(found["runs"] if not asked.no_estimates else ()):
-            run |= estimated(cases[number // 2], run["lean_lora"], Path(folder) / f"estimate-{number}")
+            case = cases[number // len(asked.variants)]
+            run |= estimated(case, run["variant"], Path(folder) / f"estimate-{number}")
             write()
 
 
-SHOWN = ("case", "lean_lora", "seconds_a_row", "kernel_ms_a_row", "launches_a_row", "reserved_bytes", "allocated_bytes")
+SHOWN = ("case", "variant", "step_s", "kernel_ms_per_row", "launches_per_row", "reserved_bytes", "allocated_bytes")
 
 if __name__ == "__main__":
     main()

@@ -11,22 +11,18 @@ what is there is written after each run.
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
-from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import QWEN25_3B, Case, prepare  # noqa: E402
 from gpu.features import write_rows  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
-from gpu.profiled import kernels_of, on_card, seconds_of  # noqa: E402
+from gpu.profiled import Clock  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
@@ -35,45 +31,6 @@ ROWS, ROWS_PER_STEP, WARM_UP = 48, 16, 3
 MANY_STEPS, FEW_STEPS = 50, 10
 PICTURE_PX, CHARS = (448, 336), (40, 120)
 BATCHES, PACKS = (4, 8, 16), (2048, 4096)
-
-
-class Clock(TrainerCallback):
-    """The time of each step, and of the last but one what the kernels take."""
-
-    def __init__(self, profiled: int) -> None:
-        self.profiled = profiled
-        self.seconds: list[float] = []
-        self.kernels_s = self.launches = None
-
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
-        torch.cuda.synchronize()
-        self.profiler = profile(activities=[ProfilerActivity.CUDA]) if state.global_step == self.profiled - 1 else None
-        if self.profiler:
-            self.profiler.__enter__()
-        self.started = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self.started)
-        if self.profiler:
-            self.profiler.__exit__(None, None, None)
-            kernels = kernels_of(on_card(self.profiler))
-            self.kernels_s, self.launches = seconds_of(kernels), len(kernels)
-
-    def figures(self) -> dict:
-        """Return what a row takes."""
-        timed = [
-            seconds for number, seconds in enumerate(self.seconds, 1) if number > WARM_UP and number != self.profiled
-        ]
-        step_s = statistics.median(timed)
-        quartiles = statistics.quantiles(timed, n=4)
-        return {
-            "step_s": step_s,
-            "step_s_quartiles": [quartiles[0], quartiles[2]],
-            "rows_per_s": ROWS_PER_STEP / step_s,
-            "kernel_ms_per_row": self.kernels_s / ROWS_PER_STEP * 1e3,
-            "launches_per_row": self.launches / ROWS_PER_STEP,
-        }
 
 
 def prepared(folder: Path, changes: dict):
@@ -138,14 +95,14 @@ def run(folder: Path, changes: dict) -> dict:
 
     build.load_base = made
     engine.check_checkpoint = lambda plan: {}  # there are no files to check
-    clock, services = Clock(plan.max_steps - 1), engine._services
+    clock, services = Clock((plan.max_steps - 2,), warm_up=WARM_UP), engine._services
     engine._services = lambda plan, run_folder: [*services(plan, run_folder), clock]
     runs = RunFolder.create(config.run_dir)
     save_plan(plan, runs.plan)
     with LiveView("packing", Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
         report = engine.train(plan, source, RunData(MeasuredRows(samples), MeasuredRows([])), runs, view)
     return {
-        **clock.figures(),
+        **clock.figures(ROWS_PER_STEP),
         "reserved_bytes": report.peak_reserved_bytes,
         "allocated_bytes": report.peak_allocated_bytes,
         "data_wait_share": report.data_wait_share,

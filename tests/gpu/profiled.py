@@ -1,14 +1,88 @@
-"""What the card did while it was profiled.
+"""The time of steps, and what the card did in some of them.
 
-Taken from the profiler's own records: of half a million of them its `events()` makes objects, which takes minutes.
+That is taken from the profiler's own records: of half a million of them its `events()` makes objects, which takes
+minutes.
 """
 
-from collections.abc import Iterable
+import statistics
+import time
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
-from torch.profiler import profile
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import TrainerCallback
 
 NOT_KERNELS = ("Memcpy", "Memset")
+TOP_KERNELS = 40
+
+
+class Clock(TrainerCallback):
+    """The time of each step from its first one on, 0; what the card does in some, and where the host waits in another.
+
+    A step ends where the next begins: logging, and fetching the rows of the next one, belong to it.
+    """
+
+    def __init__(self, profiled: Collection[int] = (), watched: int | None = None, warm_up: int = 2) -> None:
+        self.profiled, self.watched, self.warm_up = profiled, watched, warm_up
+        self.seconds: list[float] = []
+        self.spans: list[Span] = []
+        self.waits: Counter = Counter()
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step:
+            self._end(state.global_step - 1)
+        if self.profiled and state.global_step == min(self.profiled):
+            self.profiler = profile(activities=[ProfilerActivity.CUDA])
+            self.profiler.start()
+        if state.global_step == self.watched:
+            self.catching = warnings.catch_warnings(record=True)
+            self.caught = self.catching.__enter__()
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+        self.started = _now()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == state.max_steps:  # what comes then, a checkpoint perhaps, is no step's
+            self._end(state.global_step - 1)
+
+    def _end(self, step: int) -> None:
+        self.seconds.append(_now() - self.started)
+        if self.profiled and step == max(self.profiled):
+            self.profiler.stop()
+            self.spans = kernels_of(on_card(self.profiler))
+        if step == self.watched:
+            torch.cuda.set_sync_debug_mode("default")
+            self.catching.__exit__(None, None, None)
+            self.waits.update(f"{Path(one.filename).name}:{one.lineno}" for one in self.caught)
+
+    def timed(self) -> list[float]:
+        """Return the seconds of the steps that are neither for warming up nor slowed by being looked at."""
+        looked_at = {*self.profiled, self.watched}
+        return [s for step, s in enumerate(self.seconds) if step >= self.warm_up and step not in looked_at]
+
+    def figures(self, rows_per_step: int) -> dict:
+        """Return what a row takes: medians and quartiles of the timed steps, kernels of the profiled ones."""
+        timed, profiled_rows = self.timed(), rows_per_step * len(self.profiled)
+        lower, step_s, upper = statistics.quantiles(timed, n=4, method="inclusive")
+        return {
+            "step_s": step_s,
+            "step_s_quartiles": [lower, upper],
+            "timed_steps": len(timed),
+            "rows_per_s": rows_per_step / step_s,
+            "rows_per_s_quartiles": [rows_per_step / upper, rows_per_step / lower],
+            "kernel_ms_per_row": seconds_of(self.spans) / profiled_rows * 1e3,
+            "launches_per_row": len(self.spans) / profiled_rows,
+        }
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class Span(NamedTuple):
@@ -33,6 +107,15 @@ def kernels_of(spans: Iterable[Span]) -> list[Span]:
 def seconds_of(spans: Iterable[Span]) -> float:
     """Return how long they ran in all, side by side counted twice."""
     return sum(span.end_ns - span.start_ns for span in spans) / 1e9
+
+
+def most_of(kernels: Iterable[Span]) -> list[tuple[str, float, int]]:
+    """Return the kernels that took most in all: name, milliseconds, launches."""
+    by_name: dict[str, list[Span]] = {}
+    for span in kernels:
+        by_name.setdefault(span.name[:100], []).append(span)
+    found = [(name, round(seconds_of(spans) * 1e3, 2), len(spans)) for name, spans in by_name.items()]
+    return sorted(found, key=lambda one: -one[1])[:TOP_KERNELS]
 
 
 def seconds_of_both(some: list[Span], others: list[Span]) -> float:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: [bold]vlmtune plan --model Qwen/Qwen3-VL-8B-Instruct --gpu 8gb -o my-run.yaml[/bold]"
 MODELS_SHOWN = 3
-FELT_WORK = 0.995
-"""A share of the work below which the difference is worth a word."""
 
 
 def plan(
@@ -95,7 +93,7 @@ def _search(start: "LoadedConfig", target: "Target", live: bool) -> "Fit":
 def _print(fit: "Fit", start: "LoadedConfig", chosen: "ChosenCard") -> None:
     import textwrap
 
-    from vlmtune.cli.show import render
+    from vlmtune.cli.show import memory, render
     from vlmtune.estimate.search.plan_file import changed_lines
 
     out, report, tokens = render.console(), fit.report, fit.report.tokens
@@ -109,9 +107,10 @@ def _print(fit: "Fit", start: "LoadedConfig", chosen: "ChosenCard") -> None:
     total = f"{tokens['text']} text + {tokens['image']} image = {tokens['total']} tokens"
     out.print(f"longest row: {total} ({report.worst_row})", soft_wrap=True)
     as_it_is = f"preset {preset} as it is: {fit.unchanged.peak_reserved_bytes / GIB:.2f} GiB"
-    work = report.flops_per_row / fit.unchanged.flops_per_row
-    is_faster = tokens == fit.unchanged.tokens and work < FELT_WORK
-    out.print(f"{as_it_is}; here ×{work:.2f} of its work a row" if is_faster else as_it_is, soft_wrap=True)
+    before = fit.unchanged.time
+    out.print(f"{as_it_is}, {before.rows_per_s:,.3g} rows a second" if before else as_it_is, soft_wrap=True)
+    for name, words in memory.time_in_words(report):
+        out.print(f"{name}: {words}" if name else f"  {words}", soft_wrap=True)
     lines = changed_lines(fit, start)
     if not lines:
         out.print("it is kept: no memory is left that would buy speed", soft_wrap=True)

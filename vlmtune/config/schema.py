@@ -54,6 +54,8 @@ class DataSection(Section):
     """Take at most so many rows of `train_path`, chosen by `training.seed`."""
     columns: dict[str, str] = {}
     """Names of columns in the data and what they are here: `{caption_en: answer}`."""
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    """Question of rows that have none: captions, and pictures in folders named after what they show."""
     image_dir: str | None = None
     """Folder that relative image paths start from. Default: the folder of the data file."""
     augment: AugmentSection = AugmentSection()
@@ -180,6 +182,8 @@ class HardwareSection(Section):
     """Method `qlora`: so many of the language model's layers lie in main memory, and two of them on the card."""
     varlen_attention: Literal["auto", True, False] = "auto"
     """One attention call for all rows of a pack and all windows of a tower; Ampere and newer cards. `auto`: not yet."""
+    align_widths: Literal["auto", True, False] = "auto"
+    """Fill frozen MLPs of an odd width up with zeros to one that GPUs multiply fast. `auto`: on a GPU."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     num_gpus: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None

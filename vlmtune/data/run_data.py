@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from vlmtune.data.reading.data_files import DataFiles
 from vlmtune.data.samples import refusal
 from vlmtune.data.sources.shares import images_of
-from vlmtune.data.sources.takes import Takes, is_weighted, rows_per_epoch
+from vlmtune.data.sources.takes import Takes, is_weighted, rows_per_epoch, takes_of
 from vlmtune.data.types import BadRow, Sample, SamplesOnDisk
 from vlmtune.files import strict_json, text_sha256
 
@@ -127,9 +127,7 @@ class RunData:
 
     def takes(self, plan: "RunPlan") -> Takes | None:
         """Return which rows an epoch takes; None where it takes each once, and each take of a row is the same."""
-        if not (is_weighted(self.files) or plan.augment.is_on):
-            return None
-        return Takes(self.train.samples, self.files, plan.seed)
+        return takes_of(self.train.samples, self.files, plan)
 
 
 def digest_of(files: DataFiles, max_samples: int | None = None, val_fraction: float | None = None) -> str:
@@ -140,8 +138,10 @@ def digest_of(files: DataFiles, max_samples: int | None = None, val_fraction: fl
         "max_samples": max_samples,
         "val_fraction": val_fraction,
     }
+    if any(prompts := [file.prompt for file in files]):
+        decided["prompts"] = prompts
     is_plain = len(files.sources) == 1 and not any((is_weighted(files), max_samples, val_fraction))
-    if is_plain and not any(file.columns for file in files):
+    if is_plain and not any(file.columns or file.prompt for file in files):
         return files.sources[0].digest
     return text_sha256(strict_json(decided))
 

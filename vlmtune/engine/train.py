@@ -172,12 +172,12 @@ class Running:
 
 def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view: LiveView, rows: RunRows) -> Running:
     """Return the trainer as a run has it; the model is on its device and nothing else is."""
-    watch = MemoryWatch(view, folder.read_estimate()) if plan.device == "cuda" else None
+    estimated = folder.read_estimate()
+    watch = MemoryWatch(view, estimated) if plan.device == "cuda" else None
     data = {"train_dataset": rows.train, "eval_dataset": rows.val}
     trainer = TuneTrainer(plan, model, folder, rows.lengths, rows.collator, view.between_steps, **data)
     if plan.generate_rows and len(rows.val):
-        trainer.held_out = HeldOutAnswers(plan, rows.val, view.note)
-        trainer.add_callback(trainer.held_out)
+        trainer.held_out = HeldOutAnswers(plan, rows.val, view.note, estimated and estimated.answers_at_once)
     interrupt, recorder = StopOnInterrupt(view, trainer), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
     checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))

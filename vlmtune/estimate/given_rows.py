@@ -1,11 +1,13 @@
 """The rows of a run that is estimated: rendered and tokenised once, whatever the number of plans looked at."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from vlmtune.data.reading.data_files import DataFiles
 from vlmtune.data.run_data import MeasuredRows
+from vlmtune.data.sources.takes import Takes, rows_per_epoch, takes_of
 from vlmtune.data.types import Sample, num_images
 from vlmtune.families.facts import ModelFacts
 from vlmtune.hub.source import ModelSource
@@ -15,23 +17,30 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import ProcessorMixin
 
+    from vlmtune.data.dataset import TuneDataset
     from vlmtune.data.encode import Encoded
     from vlmtune.data.measure.lengths import Lengths
+    from vlmtune.estimate.answers import HeldOutRows
+
+
+UNWEIGHTED = DataFiles(())
 
 
 class GivenRows:
     """Rows with what every plan of one model shares: their measures, and a processor for each setting of it."""
 
-    def __init__(self, rows: MeasuredRows, held_out: Sequence[Sample] = ()) -> None:
+    def __init__(self, rows: MeasuredRows, held_out: Sequence[Sample] = (), files: DataFiles = UNWEIGHTED) -> None:
+        """`files` are those that the rows are in: their sources may have weights."""
         self.samples = rows.samples
         self.held_out = held_out
+        self.files = files
         self._rows = rows
         self._processors: dict[str, ProcessorMixin] = {}
 
     @property
     def num_rows(self) -> int:
-        """Rows to train on."""
-        return len(self.samples)
+        """Rows to train on in one epoch."""
+        return rows_per_epoch(self.samples, self.files)
 
     @property
     def num_images(self) -> int:
@@ -72,10 +81,43 @@ class GivenRows:
 
     def dataset(self, plan: RunPlan) -> "Sequence[Encoded]":
         """Return the rows as a model gets them."""
+        return self._seen(self._encoded(self._fitting(plan).samples, plan), plan)
+
+    def asked(
+        self, plan: RunPlan, source: ModelSource, served: "Callable[[Encoded], Encoded] | None" = None
+    ) -> "HeldOutRows | None":
+        """Return what is asked of the rows held out at each evaluation in training; None where nothing is.
+
+        `served` gives a row features for its pixels, where the plan caches them.
+        """
+        if not (plan.generate_rows and len(self.held_out)):
+            return None
+        from vlmtune.engine.answers.held_out import drawn_rows
+        from vlmtune.engine.evaluate import longest_answer_tokens
+        from vlmtune.estimate.answers import HeldOutRows
+        from vlmtune.models.build import family_of
+
+        drawn = [self.held_out[row] for row in drawn_rows(plan, len(self.held_out))[:: plan.num_gpus]]
+        processor, family = self.processor(plan), family_of(plan)
+        fitting = MeasuredRows(drawn, self._rows.on_bad_row).fitting(processor, family, plan)[0]
+        rows = self._encoded(fitting.samples, plan)
+        longest = self._seen(rows, plan)[fitting.lengths(processor, family, plan, source).longest()]
+        tokens = longest_answer_tokens(rows, range(len(rows)))
+        return HeldOutRows(served(longest) if served else longest, tokens, len(rows))
+
+    def _encoded(self, samples: Sequence[Sample], plan: RunPlan) -> "TuneDataset":
         from vlmtune.data.dataset import TuneDataset
         from vlmtune.models.build import family_of
 
-        return TuneDataset(self._fitting(plan).samples, self.processor(plan), family_of(plan), plan)
+        return TuneDataset(samples, self.processor(plan), family_of(plan), plan)
+
+    def _seen(self, rows: "TuneDataset", plan: RunPlan) -> "Sequence[Encoded]":
+        """Return rows as the model sees them."""
+        return rows
+
+    def takes(self, plan: RunPlan, samples: Sequence[Sample]) -> Takes | None:
+        """Return which of some of the rows an epoch takes; None where it takes each once."""
+        return takes_of(samples, self.files, plan)
 
     def lengths(self, plan: RunPlan, source: ModelSource) -> "Lengths":
         """Return the tokens under a plan of each row that the model takes.

@@ -14,6 +14,7 @@ from vlmtune.plan.types import RunPlan
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+    from vlmtune.data.dataset import TuneDataset
     from vlmtune.data.encode import Encoded
 
 BYTES_PER_TOKEN = 3
@@ -23,10 +24,8 @@ BYTES_PER_TOKEN = 3
 class GuessedRows(GivenRows):
     """Rows whose texts are as long as is guessed, for the stand-in tokenizer: a token a character."""
 
-    def __init__(
-        self, samples: Sequence[Sample], source: ModelSource, on_bad_row: Literal["error", "skip"] = "error"
-    ) -> None:
-        super().__init__(MeasuredRows(_Guessed(samples), on_bad_row))
+    def __init__(self, rows: GivenRows, source: ModelSource, on_bad_row: Literal["error", "skip"] = "error") -> None:
+        super().__init__(MeasuredRows(_Guessed(rows.samples), on_bad_row), _Guessed(rows.held_out), rows.files)
         self._source = source
 
     def _load(self, plan: RunPlan) -> "ProcessorMixin":
@@ -35,9 +34,9 @@ class GuessedRows(GivenRows):
 
         return processor_without_files(self._source, plan, family_of(plan))
 
-    def dataset(self, plan: RunPlan) -> "Sequence[Encoded]":
-        """Return the rows as a model gets them."""
-        return _OwnIds(super().dataset(plan), self._source, self.processor(plan))
+    def _seen(self, rows: "TuneDataset", plan: RunPlan) -> "Sequence[Encoded]":
+        """Return rows as the model sees them."""
+        return _OwnIds(rows, self._source, self.processor(plan))
 
 
 class _Guessed(Sequence[Sample]):

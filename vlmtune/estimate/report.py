@@ -56,6 +56,69 @@ class MainMemoryNeed:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What some kernels are predicted to take on a card."""
+
+    kernels_s: float = 0.0
+    """One after the other."""
+    launches: float = 0.0
+    bus_s: float = 0.0
+    """Copies from main memory and to it, beside the kernels."""
+
+
+@dataclass(frozen=True)
+class BatchSpent:
+    """What a simulated batch is predicted to take, forward and backward, by what its work follows."""
+
+    tokens: int
+    """Padded, or of a pack."""
+    image_tokens: int
+    of_images: Spent
+    of_tokens: Spent
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What an optimizer step is predicted to take on a card, in the mean of the run."""
+
+    step_s: float
+    """By the clock."""
+    rows_per_s: float
+    run_s: float | None
+    """The whole run, without loading, evaluations and answers; None where nobody knows how many steps it has."""
+    num_steps: int | None
+    kernels_s: float
+    """All kernels of a step, one after the other."""
+    launches: int
+    """Kernels of a step."""
+    launch_s: float
+    """What the processor takes for each."""
+    launch_is_measured: bool
+    """Whether `vlmtune calibrate` measured that on this machine, or it is assumed."""
+    bus_s: float
+    """What copies over the bus take in a step, beside the kernels."""
+    of_largest: bool
+    """Whether there are no rows yet, so that all are taken to be as large as the config allows."""
+
+    @property
+    def pace(self) -> str:
+        """Return seconds a step, rows a second and the run's hours in words."""
+        run = "" if self.run_s is None else f", {_long(self.run_s)} for {self.num_steps:,} steps"
+        rows = " if all rows are the largest" if self.of_largest else ""
+        return f"{self.step_s:,.3g} s a step, {self.rows_per_s:,.3g} rows a second{run}{rows}"
+
+    @property
+    def limits(self) -> str:
+        """Return in words what a step waits for: shares of one that overlap."""
+        launches = f"{self.launches:,} launches at {self.launch_s * 1e6:.0f} µs"
+        known = "measured" if self.launch_is_measured else "assumed; vlmtune calibrate measures it"
+        shares = [f"kernels {self.kernels_s / self.step_s:.0%} of a step"]
+        shares += [f"{launches} ({known}) {self.launches * self.launch_s / self.step_s:.0%}"]
+        shares += [f"the bus {self.bus_s / self.step_s:.0%}"] if self.bus_s > 0.005 * self.step_s else []
+        return ", ".join(shares)
+
+
+@dataclass(frozen=True)
 class MemoryReport:
     """What a plan needs on a card. Sizes in bytes; `breakdown` sums to `device_total_bytes`."""
 
@@ -94,8 +157,16 @@ class MemoryReport:
     """What comes from other GPUs to each in one optimizer step, of layers that they share."""
     encoding_reserved_bytes: int = 0
     """What is reserved at most while images are encoded, before the language model loads; 0 where that is not done."""
+    answers_at_once: int | None = None
+    """Held-out rows that are answered at once at evaluations in training; None where none are."""
     communication_bytes: int = 0
     """What sums over several GPUs take of each, outside of PyTorch's allocator."""
+    batches: tuple[BatchSpent, ...] = ()
+    """What each simulated batch takes; empty for a card whose rates nobody knows."""
+    update: Spent = Spent()
+    """What clipping and the optimizer take in a step."""
+    time: StepTime | None = None
+    """None for a card whose rates nobody knows."""
 
     @property
     def most_bytes(self) -> int:
@@ -107,6 +178,11 @@ class MemoryReport:
     def swaps(self) -> bool:
         """Whether main memory does not hold the run."""
         return would_swap(self.main_memory, self.main_memory_available_bytes)
+
+
+def _long(seconds: float) -> str:
+    """Return a long time in words."""
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min"
 
 
 def would_swap(need: MainMemoryNeed, available_bytes: int | None) -> bool:

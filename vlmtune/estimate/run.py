@@ -1,8 +1,8 @@
 """A plan and a card → MemoryReport. No torch at the top: an estimate that is kept needs none."""
 
 import dataclasses
-import hashlib
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlmtune.estimate.cache import base_is_kept, cached
@@ -10,6 +10,7 @@ from vlmtune.estimate.cannot_tell import cannot_tell
 from vlmtune.estimate.given_rows import GivenRows
 from vlmtune.estimate.main_memory import Weights, need_of, passes_per_step, stored_format
 from vlmtune.estimate.report import MainMemoryNeed, MemoryReport, Phase, Share, WithoutWorst, would_swap
+from vlmtune.estimate.work import Work
 from vlmtune.hardware.cards import Card, Target
 from vlmtune.hardware.communication import communication_bytes
 from vlmtune.hub.source import ModelSource
@@ -18,21 +19,16 @@ from vlmtune.runs.memory import parts_of_peak
 from vlmtune.runs.versions import library_versions
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Callable
 
-    from vlmtune.data.encode import Encoded
     from vlmtune.estimate.allocator.peaks import Peaks
-    from vlmtune.estimate.features import Encoding
     from vlmtune.estimate.simulate.record import Hidden, Log
-    from vlmtune.estimate.simulate.simulation import Batch, Steps
-    from vlmtune.estimate.simulate.steps import RowBatches
+    from vlmtune.estimate.timing.predict import RunSizes
 
 SMALLEST_SHARE_BYTES = 2**20
 SHARES_OF_LONGEST = (1.0, 0.75, 0.5, 0.25)
 """Texts of the made-up rows: batches of other lengths leave holes that the longest cannot use."""
 SHORTEST_TEXT_TOKENS = 16
-ANSWER_TOKENS = 256
-"""What `vlmtune evaluate` lets a model write at most."""
 WORST_SHARE = 100
 """One row in so many is looked at as an outlier."""
 
@@ -43,23 +39,26 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
     def made() -> MemoryReport:
         from vlmtune.data.batches.packs import packed
         from vlmtune.data.collate import collate
+        from vlmtune.estimate.answers import HeldOutRows
         from vlmtune.estimate.features import Encoding, rows_in_training
         from vlmtune.estimate.simulate.inputs import largest_row
-        from vlmtune.estimate.simulate.steps import collated, made_up_packs
+        from vlmtune.estimate.simulate.steps import collated, made_up_packs, made_up_steps, sizes_of
         from vlmtune.models.build import family_of
 
         with cannot_tell(plan):
             family = family_of(plan)
             rows = [largest_row(plan_of_texts(plan, share), source, family) for share in SHARES_OF_LONGEST]
             served, tower = rows_in_training(rows, plan)
-            if plan.pack_tokens:
-                steps = collated(made_up_packs(plan, [row.labels.shape[1] for row in rows], fast), served, packed)
-            else:
-                steps = collated(_made_up_steps(plan, fast), served, lambda batch: collate(batch, 0))
+            lengths = [row.labels.shape[1] for row in rows]
+            chosen = made_up_packs(plan, lengths, fast) if plan.pack_tokens else made_up_steps(plan, fast)
+            steps = collated(chosen, served, packed if plan.pack_tokens else lambda batch: collate(batch, 0))
+            sizes = sizes_of(chosen, plan, lengths, [row.num_image_tokens for row in rows])
             encoding = Encoding(tower, rows[0]) if tower else None
-            return _estimate(_Work(plan, source, steps, served[0], fast, encoding), target)
+            held_out = HeldOutRows(served[0], 1, plan.generate_rows) if plan.generate_rows else None
+            return _estimate(Work(plan, source, steps, sizes, served[0], fast, encoding, held_out), target)
 
-    return _held_to(cached([*_decided_by(plan, source, target), fast], made), target)
+    report = cached([*_decided_by(plan, source, target), fast], made)
+    return _timed(_held_to(report, target), target, plan, lambda: _largest_sizes(report, plan))
 
 
 def estimate_plan(
@@ -90,7 +89,7 @@ class _Rows:
         from vlmtune.data.collate import Collator
         from vlmtune.data.measure.lengths import refuse_too_long
 
-        self.plan, self.source = plan, source
+        self.plan, self.source, self.given = plan, source, rows
         self.lengths = rows.lengths(plan, source)
         refuse_too_long(self.lengths, plan)
         self.rows = rows.dataset(plan)
@@ -104,70 +103,41 @@ class _Rows:
     def estimate(self, skipped: int, target: Target, fast: bool) -> MemoryReport:
         """Return what the plan needs without its longest rows."""
         with cannot_tell(self.plan):
-            work = self._work(self.order[skipped:], target, fast)
+            work = self._work(sorted(self.order[skipped:]), target, fast)
             decided_by = [*_decided_by(self.plan, self.source, target), work.longest.where, work.digest()]
-            return _held_to(cached(decided_by, lambda: _estimate(work, target)), target)
+            report = cached(decided_by, lambda: _estimate(work, target))
+            kept = sorted(self.order[skipped:])
+            return _timed(_held_to(report, target), target, self.plan, lambda: self._sizes(kept))
 
-    def _work(self, kept: list[int], target: Target, fast: bool) -> "_Work":
+    def _sizes(self, kept: list[int]) -> "RunSizes":
+        from vlmtune.data.sources.shares import rows_at
+        from vlmtune.estimate.simulate.steps import sizes_of_run
+
+        takes = self.given.takes(self.plan, rows_at(self.lengths.samples, kept))
+        return sizes_of_run(self.plan, self.lengths.total[kept].tolist(), self.lengths.image[kept], takes)
+
+    def _work(self, kept: list[int], target: Target, fast: bool) -> Work:
         from torch.utils.data import Subset
 
         from vlmtune.data.batches.packs import collate_of
+        from vlmtune.data.sources.shares import rows_at
         from vlmtune.estimate.features import Encoding, rows_in_training
-        from vlmtune.estimate.simulate.steps import collated, fewest_steps, telling_steps
+        from vlmtune.estimate.simulate.steps import collated, fewest_steps, sizes_of, telling_steps
 
         lengths, expandable = self.lengths.total[kept].tolist(), target.expandable_segments
-        chosen = fewest_steps(self.plan, lengths) if fast else telling_steps(self.plan, lengths, expandable)
+        takes = self.given.takes(self.plan, rows_at(self.lengths.samples, kept))
+        steps_with = fewest_steps if fast else partial(telling_steps, expandable_segments=expandable)
+        chosen = steps_with(self.plan, lengths, takes=takes)
         rows, tower = rows_in_training(Subset(self.rows, kept), self.plan)
         encoding = None
         if tower and self.lengths.image[kept].any():
             most_seen = kept[int(self.lengths.image[kept].argmax())]
             encoding = Encoding(tower, self.rows[most_seen], len(kept))
         steps = collated(chosen, rows, collate_of(self.plan, self.collator))
-        return _Work(self.plan, self.source, steps, rows[0], fast, encoding)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """What is simulated."""
-
-    plan: RunPlan
-    source: ModelSource
-    steps: "Steps"
-    longest: "Encoded"
-    fast: bool
-    encoding: "Encoding | None" = None
-    """What is done before training; None where the model has its tower."""
-
-    @property
-    def form(self) -> str | None:
-        """How batches carry features; None where they carry pixels."""
-        return self.encoding.tower.form if self.encoding else None
-
-    @property
-    def longest_batch(self) -> "Batch":
-        """The longest row on its own, as the loss of held-out rows takes it."""
-        from vlmtune.data.collate import WHERE, collate
-
-        return {key: value for key, value in collate([self.longest], 0).items() if key != WHERE}
-
-    @property
-    def batches(self) -> "list[Batch]":
-        """Those of all steps."""
-        return [batch for step in self.steps for batch in step]
-
-    def digest(self) -> list:
-        """Return what of the batches decides the memory: sizes of tensors, and the values of whole numbers."""
-        batches = self.batches + ([self.encoding.batch] if self.encoding else [])
-        return [self.fast, *([(key, value.shape, _values(value)) for key, value in batch.items()] for batch in batches)]
-
-
-def _made_up_steps(plan: RunPlan, fast: bool) -> "RowBatches":
-    """Return steps of batches of equal rows, numbered from the longest on: any two rows may be as long as allowed."""
-    if plan.passes_per_step == 1:
-        steps = [[0], [2], [3]] if fast else [[0], [2], [3], [0]]
-    else:
-        steps = [[0, 0, 3]] if fast else [[0, 0, 2], [1, 2, 3], [0, 0, 3]]
-    return [[[row] * plan.batch_size for row in step[: plan.passes_per_step]] for step in steps]
+        longest = rows[lengths.index(max(lengths))]
+        held_out = self.given.asked(self.plan, self.source, tower.served if tower else None)
+        sizes = sizes_of(chosen, self.plan, lengths, self.lengths.image[kept])
+        return Work(self.plan, self.source, steps, sizes, longest, fast, encoding, held_out)
 
 
 def plan_of_texts(plan: RunPlan, share: float) -> RunPlan:
@@ -193,16 +163,30 @@ def _held_to(report: MemoryReport, target: Target) -> MemoryReport:
     return dataclasses.replace(report, budget_bytes=budget, main_memory_available_bytes=available, fits=fits)
 
 
-def _values(tensor: "Tensor") -> str | None:
-    return None if tensor.is_floating_point() else hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+def _timed(report: MemoryReport, target: Target, plan: RunPlan, sizes: "Callable[[], RunSizes]") -> MemoryReport:
+    """Return the report with what the steps of the run take; `sizes` are asked for where that is known."""
+    if not report.batches:
+        return report
+    from vlmtune.estimate.timing.predict import step_time
+
+    return dataclasses.replace(report, time=step_time(report, sizes(), plan.rows_per_step, target.card))
 
 
-def _estimate(work: _Work, target: Target) -> MemoryReport:
+def _largest_sizes(report: MemoryReport, plan: RunPlan) -> "RunSizes":
+    from vlmtune.estimate.timing.predict import of_largest
+
+    return of_largest(report, plan)
+
+
+def _estimate(work: Work, target: Target) -> MemoryReport:
     """Return the report; what this card and this machine have, and `fits`, are left to `_held_to`."""
+    from vlmtune.estimate.timing.predict import spent_by
+
     started = time.perf_counter()
     plan, row, fast = work.plan, work.longest, work.fast
     log = _simulated(work, target)
     peaks = _peaks(log, target)
+    batches, update = spent_by(log, work.sizes, target.card)
     return MemoryReport(
         model=plan.model_name,
         preset=None,
@@ -218,6 +202,7 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         parts=_parts(peaks),
         peak_at=peaks.at[peaks.highest],
         phases=(*peaks.phases.values(), *([] if fast else [_answering(work, target)])),
+        answers_at_once=log.answers_at_once,
         worst_row=row.where,
         tokens={
             "text": row.num_text_tokens,
@@ -232,6 +217,8 @@ def _estimate(work: _Work, target: Target) -> MemoryReport:
         **_moved_bytes(plan, peaks.streamed_bytes_per_batch * passes_per_step(plan, work.batches)),
         encoding_reserved_bytes=_encoding_bytes(work, target),
         communication_bytes=communication_bytes(plan.num_gpus, plan.sharded),
+        batches=batches,
+        update=update,
     )
 
 
@@ -242,12 +229,19 @@ def _moved_bytes(plan: RunPlan, of_layers: int) -> dict[str, int]:
     return {"streamed_bytes_per_step": of_layers}
 
 
-def _simulated(work: _Work, target: Target) -> "Log":
+def _simulated(work: Work, target: Target) -> "Log":
     """Return what the steps and an evaluation allocate."""
     from vlmtune.estimate.simulate.simulation import Run, simulate
 
-    run = Run(work.steps, _hidden_of(target.card), evaluated=work.longest_batch, form=work.form, repeat=work.fast)
-    return simulate(work.plan, run)
+    answered = work.held_out and work.held_out.record
+    longest, hidden = work.longest_batch, _hidden_of(target.card)
+    return simulate(work.plan, Run(work.steps, hidden, "as planned", longest, work.form, answered, work.fast))
+
+
+def _answering(work: Work, target: Target) -> Phase:
+    from vlmtune.estimate.answers import answering
+
+    return answering(work.plan, work.longest_batch, work.form, _hidden_of(target.card))
 
 
 def _peaks(log: "Log", target: Target) -> "Peaks":
@@ -256,7 +250,7 @@ def _peaks(log: "Log", target: Target) -> "Peaks":
     return peaks_of(log, target.expandable_segments)
 
 
-def _encoding_bytes(work: _Work, target: Target) -> int:
+def _encoding_bytes(work: Work, target: Target) -> int:
     """Return what is reserved at most while images are encoded; 0 where that is not done."""
     return _peaks(work.encoding.log(_hidden_of(target.card)), target).reserved_bytes if work.encoding else 0
 
@@ -267,22 +261,6 @@ def _hidden_of(card: Card) -> "Hidden":
 
     measured = (card.cublas_forward_bytes, card.cublas_backward_bytes)
     return hidden_of(card.sm, card.num_sms, None if None in measured else measured)
-
-
-def _answering(work: _Work, target: Target) -> Phase:
-    """Return the peak of `vlmtune evaluate` on the longest row, question and answer read, an answer written.
-
-    Two tokens are simulated: what the second one adds, each further one adds.
-    """
-    from vlmtune.estimate.allocator.peaks import phases_of
-    from vlmtune.estimate.simulate.simulation import Question, simulate_answer
-
-    prompt = {name: tensor for name, tensor in work.longest_batch.items() if name != "labels"}
-    phases = phases_of(simulate_answer(work.plan, Question(prompt, work.form), _hidden_of(target.card), num_tokens=2))
-    first, second = phases["token 1"], phases["token 2"]
-    grown_bytes = (ANSWER_TOKENS - 2) * (second.peak_allocated_bytes - first.peak_allocated_bytes)
-    peak = max(phases["prompt"].peak_allocated_bytes, second.peak_allocated_bytes + grown_bytes)
-    return Phase("answering", peak, second.allocated_at_end_bytes + grown_bytes)
 
 
 def _breakdown(peaks: "Peaks", card: Card, communication: int) -> tuple[Share, ...]:
@@ -296,7 +274,7 @@ def _breakdown(peaks: "Peaks", card: Card, communication: int) -> tuple[Share, .
     return (*shares, Share("NCCL", communication)) if communication else shares
 
 
-def _main_memory(work: _Work, weights: Weights, peaks: "Peaks") -> MainMemoryNeed:
+def _main_memory(work: Work, weights: Weights, peaks: "Peaks") -> MainMemoryNeed:
     step_bytes = peaks.allocated_bytes - peaks.phases["load"].allocated_at_end_bytes
     return need_of(work.plan, weights, stored_format(work.source.config), work.batches, step_bytes)
 

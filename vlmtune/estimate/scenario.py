@@ -41,7 +41,7 @@ class Scenario:
 
     def __post_init__(self) -> None:
         # Levers divide the rows of a step, so these must be known: what the config leaves open follows the rows.
-        values = open_values(self.loaded.config, len(self.rows.samples) if self.rows else None)
+        values = open_values(self.loaded.config, self.rows.num_rows if self.rows else None)
         if values:
             object.__setattr__(self, "loaded", self.loaded.with_values(values, "the number of rows"))
 

@@ -42,12 +42,18 @@ class Card:
     """None for a card that is not in the table."""
     bf16_tflops: float | None
     """Dense; of fp16 where the card computes no bf16. None for a card that is not in the table."""
+    fp32_tflops: float | None
+    """Without tensor cores. None for a card that is not in the table."""
+    host_gb_s: float | None
+    """From main memory over its bus, each way. None for a card that is not in the table."""
     has_display: bool
     sources: dict[str, str]
     cublas_forward_bytes: tuple[int, ...] | None = None
     """Blocks that the first matrix product of the forward pass keeps, as measured; None: by architecture."""
     cublas_backward_bytes: tuple[int, ...] | None = None
     """The same of the backward pass."""
+    launch_s: float | None = None
+    """What the processor takes to launch a kernel in training, as measured on this machine; None: nobody did."""
 
     def total_bytes(self, platform: Platform) -> int:
         """The memory of the card as torch reports it on the platform."""
@@ -122,6 +128,8 @@ def card_of_driver(name: str, sm: tuple[int, int], num_sms: int, total_bytes: in
         context_bytes=context_bytes,
         bandwidth_gb_s=None,
         bf16_tflops=None,
+        fp32_tflops=None,
+        host_gb_s=None,
         has_display=True,
         sources=sources | {"context_bytes": context_source},
     )
@@ -171,6 +179,8 @@ def _card(key: str, row: dict[str, Any], assumed: dict[str, Any]) -> Card:
         context_bytes=context_bytes,
         bandwidth_gb_s=row["bandwidth_gb_s"],
         bf16_tflops=row["bf16_tflops"],
+        fp32_tflops=row["bf16_tflops"] * row.get("fp32_share", assumed["fp32_share"][row["sm"]]),
+        host_gb_s=row.get("host_gb_s", assumed["host_gb_s"][row["sm"]]),
         has_display=row.get("display", True),
         sources=_sources(row, assumed) | {"context_bytes": context_source},
     )
@@ -192,6 +202,8 @@ def _sources(row: dict[str, Any], assumed: dict[str, Any]) -> dict[str, str]:
         "total_bytes_windows": "nvidia-smi" if "nvidia_smi_mib" in row else "assumed: as on Linux",
         "bandwidth_gb_s": vendor,
         "bf16_tflops": vendor,
+        "fp32_tflops": "NVIDIA's architecture: lanes beside tensor cores",
+        "host_gb_s": "PCI Express, by generation and lanes",
     }
 
 

@@ -19,6 +19,7 @@ from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.recompute import RECOMPUTE
 from vlmtune.levers.speed.packing import PACKING
 from vlmtune.levers.speed.varlen import VARLEN
+from vlmtune.levers.speed.widths import WIDTHS
 from vlmtune.levers.streaming import STREAMING
 from vlmtune.levers.text_length import TEXT_LENGTH
 from vlmtune.levers.tower import TOWER
@@ -30,6 +31,7 @@ LEVERS: tuple[Lever, ...] = (
     GPUS,
     PACKING,
     VARLEN,
+    WIDTHS,
     FEATURES_LEVER,
     SHARD,
     STREAMING,

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from vlmtune.compat import bitsandbytes as bnb
@@ -220,6 +221,12 @@ def _parts(weight: str, numbers: int, nested: bool) -> dict[str, int]:
         parts[f"{weight}.nested_absmax"] = -(-blocks // NESTED_BLOCK)
         parts[f"{weight}.nested_quant_map"] = NESTED_CODE
     return parts
+
+
+def unpacked_weight(linear: nn.Module, dtype: torch.dtype) -> Tensor:
+    """Return the weight [O, I] of a linear layer, unpacked for this once where it is in 4 bits."""
+    state = bnb.state_of(linear.weight)
+    return linear.weight if state is None else dequantize_4bit(linear.weight, state).to(dtype)
 
 
 def unpack(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -134,9 +134,14 @@ class LayerStream:
             output.register_hook(lambda gradient: self._need(layer))
 
     def follow(self, linear: nn.Module, module: nn.Module) -> None:
-        """Let a layer be brought for the backward pass of a module that computes its linear layer without autograd."""
+        """Let a layer be brought for both passes of a module that computes its linear layer out of autograd's sight.
+
+        Within, no gradients are recorded: whether a backward pass will come can be told before alone.
+        """
         if linear in self.places:
-            module.register_forward_hook(partial(self._before_backward, self.places[linear].layer))
+            layer = self.places[linear].layer
+            module.register_forward_pre_hook(partial(self._before_forward, layer))
+            module.register_forward_hook(partial(self._before_backward, layer))
 
     def read(self, parameter: nn.Parameter) -> nn.Parameter:
         """Return a parameter with its own numbers in it, for whoever looks at weights outside of the passes."""

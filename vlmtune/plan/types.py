@@ -156,6 +156,9 @@ class RunPlan:
     varlen_attention: bool = False
     """Whether rows of a pack, and windows or images of a tower, attend in one call."""
 
+    align_widths: bool = False
+    """Whether frozen MLPs of an odd width are filled up with zeros."""
+
     save_best_by: str | None = None
     """By which evaluation the result is chosen; None: the last step is."""
     early_stopping_patience: int | None = None

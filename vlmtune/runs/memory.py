@@ -18,6 +18,8 @@ class Memory:
     peak_allocated_bytes: int
     parts: dict[str, int]
     """`parts_of_peak`."""
+    answers_at_once: int | None = None
+    """Of an estimate: held-out rows that are answered at once at evaluations; None where none are."""
 
 
 @dataclass(frozen=True)

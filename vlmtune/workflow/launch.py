@@ -38,7 +38,8 @@ class Expected:
         card = f"{needed / GIB:.2f} of {budget / GIB:.2f} GiB{share}"
         need, available = self.report.main_memory.peak_bytes, self.report.main_memory_available_bytes
         main = "" if available is None else f", {need / GIB:.1f} of {available / GIB:.1f} GiB of main memory"
-        return f"estimate: {card}, longest row {self.report.worst_row}{main}"
+        time = f"; predicted {self.report.time.pace}" if self.report.time else ""
+        return f"estimate: {card}, longest row {self.report.worst_row}{main}{time}"
 
     def as_json(self) -> dict:
         """Return the estimate for programs and for the run folder."""

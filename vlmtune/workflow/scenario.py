@@ -36,7 +36,7 @@ def open_scenario(
     from vlmtune.estimate.guessed_rows import GuessedRows
     from vlmtune.estimate.scenario import Scenario
     from vlmtune.plan.prequantised import refuse_other_bits
-    from vlmtune.workflow.rows import missing_file, read_training, with_commits
+    from vlmtune.workflow.rows import missing_file, read_rows, read_training, with_commits
     from vlmtune.workflow.started import with_adapter
 
     quiet_libraries()
@@ -44,14 +44,17 @@ def open_scenario(
     config, rows = loaded.config, None
     missing = missing_file(loaded, config.data.train_path)
     if needs_rows or missing is None:
-        on_bad_row = config.data.on_bad_row
-        samples = require_good(read_training(loaded, live=live).rows, on_bad_row)
-        rows = GivenRows(MeasuredRows(samples, on_bad_row))
+        on_bad_row, read = config.data.on_bad_row, read_training(loaded, live=live)
+        samples, held_out = require_good(read.rows, on_bad_row), read.held_out
+        if config.evaluation.generate_rows and config.data.val_path:
+            held_out = read_rows(loaded, config.data.val_path, live=live).rows
+        asked = require_good(held_out, on_bad_row) if held_out else ()
+        rows = GivenRows(MeasuredRows(samples, on_bad_row), asked, read.files)
     elif config.data.train_path != NO_DATA:
         say(f"there is no data file {missing}: estimated for the largest row that the config allows", err=True)
     source = with_adapter(loaded, _source(loaded, needs_tokenizer=rows is not None))
     if rows and source.catalogued:
-        rows = GuessedRows(rows.samples, source, config.data.on_bad_row)
+        rows = GuessedRows(rows, source, config.data.on_bad_row)
         say(_told_of_guess(config.model.name), err=True)
     refuse_other_bits(loaded, source.facts(config.model.name))
     return Scenario(loaded, source, target, rows, **({"tell": tell} if tell else {}))

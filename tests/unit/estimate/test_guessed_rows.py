@@ -6,8 +6,10 @@ from PIL import Image
 
 from vlmtune.catalog import find_entry
 from vlmtune.config.load import preset_config
+from vlmtune.data.run_data import MeasuredRows
 from vlmtune.data.types import ImageRef, Sample, Turn
 from vlmtune.errors import VlmtuneError
+from vlmtune.estimate.given_rows import GivenRows
 from vlmtune.estimate.guessed_rows import GuessedRows
 from vlmtune.estimate.scenario import Scenario
 from vlmtune.hardware.cards import find_card
@@ -43,7 +45,8 @@ def scenario_of(model, rows):
 
     loaded = preset_config(model, "8gb")
     source = open_model(model, None, loaded.base_dir, offline_catalog=True)
-    return Scenario(loaded, source, Target(find_card("8gb"), 8 * 2**30, True), GuessedRows(rows, source))
+    guessed = GuessedRows(GivenRows(MeasuredRows(rows)), source)
+    return Scenario(loaded, source, Target(find_card("8gb"), 8 * 2**30, True), guessed)
 
 
 @pytest.mark.parametrize("model", MODELS)

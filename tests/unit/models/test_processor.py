@@ -1,5 +1,6 @@
 """Processors as published: half-filled, older than their model, or of another age than its tokenizer."""
 
+import errno
 import json
 import shutil
 
@@ -18,7 +19,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.families import find_family, llava
 from vlmtune.hub.source import open_model
 from vlmtune.models.build import build_model
-from vlmtune.models.processor import load_processor
+from vlmtune.models.processor import load_processor, save_processor
 
 PICTURE = ImageRef(path="in memory")
 LLAVA_FILES = [
@@ -179,3 +180,10 @@ def test_instructblips_saved_processor_is_whole(models, tmp_path):
     assert made[0].keys() == made[1].keys() and len(made[0]) == 5
     assert all(torch.equal(made[0][key], made[1][key]) for key in made[0])
     assert again.qformer_tokenizer.model_max_length == 512
+
+
+def test_a_full_disk_is_told_as_one_where_tokenizers_raises_the_class_of_all_errors(models, tmp_path):
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as told:
+        save_processor(models("llava").processor, tmp_path)
+    assert told.value.errno == errno.ENOSPC

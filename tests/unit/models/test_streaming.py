@@ -85,22 +85,25 @@ def test_streamed_layers_learn_the_same_bit_for_bit(name, recomputing, streamed,
     assert all(value.any() for value in expected)
 
 
-@pytest.mark.parametrize("double_quant", [True, False])
-def test_two_layers_less_than_are_streamed_travel_in_each_pass(double_quant, models, tmp_path):
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize(("streamed", "double_quant"), [(5, True), (5, False), (4, True)])
+def test_two_layers_less_than_are_streamed_travel_in_each_pass(streamed, double_quant, lean, models, tmp_path):
     tiny = models("llava", LAYERS)
     quantization = {"bnb_4bit_use_double_quant": double_quant}
-    plan = tiny_plan(tiny.folder, hardware={"streamed_layers": 5}, training={"quantization": quantization})
+    hardware = {"streamed_layers": streamed, "lean_lora": lean}
+    plan = tiny_plan(tiny.folder, hardware=hardware, training={"quantization": quantization})
     model, batch = built(plan), batch_of(tiny, tmp_path)
     stream = stream_of(base_of(model))
     (layer_bytes,) = set(stream.layer_bytes)
     assert stream.copied_bytes == 0
     for number in range(1, 4):
         forward_loss(model, batch, plan).backward()
-        assert stream.copied_bytes == number * 2 * (5 - 2) * layer_bytes
+        assert stream.copied_bytes == number * 2 * (streamed - 2) * layer_bytes
     assert sum(buffer.nbytes for buffer in stream.buffers) == 2 * layer_bytes
 
 
-def test_layers_are_sent_before_they_are_needed(models, tmp_path, monkeypatch):
+@pytest.mark.parametrize("lean", [False, True])
+def test_layers_are_sent_before_they_are_needed(lean, models, tmp_path, monkeypatch):
     tiny, real, there = models("llava", LAYERS), LayerStream._need, []
 
     def need(self: LayerStream, layer: int) -> None:
@@ -108,7 +111,7 @@ def test_layers_are_sent_before_they_are_needed(models, tmp_path, monkeypatch):
         real(self, layer)
 
     monkeypatch.setattr(LayerStream, "_need", need)
-    plan, batch = plan_of(tiny, 4, lean_lora=False), batch_of(tiny, tmp_path)
+    plan, batch = plan_of(tiny, 4, lean_lora=lean), batch_of(tiny, tmp_path)
     model = built(plan)
     there.clear()  # of the check of what was loaded
     for _ in range(3):
@@ -118,7 +121,7 @@ def test_layers_are_sent_before_they_are_needed(models, tmp_path, monkeypatch):
         forward_loss(model, batch, plan)
         there.clear()
         forward_loss(model, batch, plan)
-    assert len(there) == 4 * 7 and all(there)
+    assert len(there) == (1 + lean) * 4 * 7 and all(there)
 
 
 @pytest.mark.parametrize("streamed", [3, 4])

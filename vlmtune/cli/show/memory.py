@@ -53,17 +53,18 @@ def print_one(plan: Estimated) -> None:
 
 def print_levers(levers: "list[Priced]") -> None:
     """Print what each change would save, and what it costs in work."""
-    numbers = ("GiB saved", "work", "streamed")
+    numbers = ("GiB saved", "work", "time", "streamed")
     table = render.table("lever", *numbers, "fits", right=numbers)
     for lever in levers:
         words = "\n  ".join(f"--set {word}" for word in lever.words)
         streamed = f"{lever.streamed_bytes_per_step / GIB:.1f} GiB" if lever.streamed_bytes_per_step else ""
         saved, work = f"{lever.saved_bytes / GIB:+z.2f}", f"×{lever.work:.2f}"
-        table.add_row(words, saved, work, streamed, "yes" if lever.fits else "no")
+        time = "" if lever.time is None else f"×{lever.time:.2f}"
+        table.add_row(words, saved, work, time, streamed, "yes" if lever.fits else "no")
     out = render.console()
     out.print()
     out.print(table)
-    out.print("work: floating-point operations a row; a card that is busy computing slows down by that much")
+    out.print("work: floating-point operations a row; time: what a row is predicted to take, against now")
     out.print("streamed: what comes from main memory in one optimizer step, while the card computes")
 
 
@@ -93,6 +94,8 @@ def _verdicts_side_by_side(plans: list[Estimated]) -> Table:
     rows = (("peak reserved, GiB", peaks), ("budget, GiB", budgets), ("to spare, GiB", spare))
     for name, sizes in (*rows, ("main memory, GiB", main)):
         table.add_row(name, *_with_changes([size / GIB for size in sizes], ".2f"))
+    if all(report.time for report in reports):
+        table.add_row("rows a second", *_with_changes([report.time.rows_per_s for report in reports], ".3g"))
     for kind in ("text", "image", "total"):
         table.add_row(f"{kind} tokens", *_with_changes([report.tokens[kind] for report in reports], ",d"))
     return table
@@ -179,7 +182,16 @@ def _facts(plan: Estimated) -> Table:
     if report.encoding_reserved_bytes:
         grid.add_row("before", f"images are encoded with {report.encoding_reserved_bytes / GIB:.2f} GiB reserved")
     grid.add_row("main memory", _main_memory(report))
+    for name, words in time_in_words(report):
+        grid.add_row(name, words)
     return grid
+
+
+def time_in_words(report: "MemoryReport") -> list[tuple[str, str]]:
+    """Return what a step is predicted to take, and what it waits for, each with its name."""
+    if report.time is None:
+        return [("time", "not predicted: nobody knows how fast this card is")]
+    return [("time, predicted", report.time.pace), ("", report.time.limits)]
 
 
 def _main_memory(report: "MemoryReport") -> str:

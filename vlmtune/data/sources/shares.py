@@ -18,7 +18,7 @@ def limited(rows: Rows, max_samples: int | None, seed: int) -> Rows:
     numbers = numbers_of(rows.samples)
     by_chance = sorted(range(len(numbers)), key=lambda row: chance(seed, numbers[row]))
     note = f"{max_samples:,} of {count(len(numbers), 'row')} are taken (data.max_samples)"
-    return replace(rows, samples=_chosen(rows.samples, by_chance[:max_samples]), notes=(*rows.notes, note))
+    return replace(rows, samples=rows_at(rows.samples, by_chance[:max_samples]), notes=(*rows.notes, note))
 
 
 def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[Sequence[Sample], Sequence[Sample]]:
@@ -43,7 +43,7 @@ def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[Sequen
             f"data.val_fraction: {fraction} leaves no row to train on or none to hold out: {why}",
             "add rows, or name rows to hold out in data.val_path",
         )
-    return _chosen(samples, set(range(len(samples))) - set(held_out)), _chosen(samples, held_out)
+    return rows_at(samples, set(range(len(samples))) - set(held_out)), rows_at(samples, held_out)
 
 
 def chance(seed: int, number: int) -> bytes:
@@ -81,7 +81,7 @@ def _groups(images: Iterable[Collection[str | bytes]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _chosen(samples: Sequence[Sample], rows: Collection[int]) -> Sequence[Sample]:
+def rows_at(samples: Sequence[Sample], rows: Collection[int]) -> Sequence[Sample]:
     """Return some rows in their order."""
     if isinstance(samples, SamplesOnDisk):
         return samples.at(sorted(rows))

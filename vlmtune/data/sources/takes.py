@@ -1,10 +1,14 @@
 """How often an epoch takes each row: what the weights of sources mean."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from vlmtune.data.reading.data_files import ROWS_OF_FILE, DataFiles
 from vlmtune.data.sources.shares import chance
 from vlmtune.data.types import Sample, numbers_of
+
+if TYPE_CHECKING:
+    from vlmtune.plan.types import RunPlan
 
 
 class Takes:
@@ -32,6 +36,11 @@ class Takes:
             for place in range(epoch * num_taken, (epoch + 1) * num_taken):
                 take, inside = divmod(place, len(rows))
                 yield take * self.num_rows + rows[inside]
+
+
+def takes_of(samples: Sequence[Sample], files: DataFiles, plan: "RunPlan") -> Takes | None:
+    """Return which rows an epoch takes; None where it takes each once, and each take of a row is the same."""
+    return Takes(samples, files, plan.seed) if is_weighted(files) or plan.augment.is_on else None
 
 
 def taken_rows(num_rows: int, weight: float) -> int:

@@ -1,18 +1,18 @@
-"""Answers to some held-out rows at each evaluation in training, within its memory and some minutes."""
+"""Answers to some held-out rows at each evaluation in training, within some minutes and what was estimated."""
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.progress import Advance
 from vlmtune.data.types import count
-from vlmtune.engine.answers.together import SHARE_FOR_CACHE, Together, row_bytes_of
+from vlmtune.engine.answers.together import Together
 from vlmtune.engine.evaluate import answers_to, expected_answers, longest_answer_tokens, together_for
 from vlmtune.engine.ranks import group
 from vlmtune.engine.tuned import Tuned
@@ -25,24 +25,40 @@ if TYPE_CHECKING:
     from vlmtune.engine.trainer import TuneTrainer
 
 
-class HeldOutAnswers(TrainerCallback):
-    """Asks the model that learns; the same rows each time, drawn by the run's seed."""
+def drawn_rows(plan: RunPlan, num_rows: int) -> list[int]:
+    """Return which of so many held-out rows are asked, the same ones each time."""
+    return random.Random(plan.seed).sample(range(num_rows), min(plan.generate_rows, num_rows))
 
-    def __init__(self, plan: RunPlan, rows: TuneDataset, note: Callable[[str], None]) -> None:
+
+@contextmanager
+def asked(model: nn.Module, plan: RunPlan, device_type: str) -> Iterator[None]:
+    """Let a model that learns answer: without dropout, in the precision of its steps."""
+    was_training = model.training
+    dtype = DTYPES[plan.autocast_dtype] if plan.autocast_dtype else None
+    model.eval()
+    try:
+        with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
+            yield
+    finally:
+        model.train(was_training)
+
+
+class HeldOutAnswers:
+    """Asks the model that learns."""
+
+    def __init__(
+        self, plan: RunPlan, rows: TuneDataset, note: Callable[[str], None], rows_at_once: int | None = None
+    ) -> None:
+        """`rows_at_once` is how many the estimate has found room for on a card, which no estimate has without one."""
         self.plan = plan
         self.rows = rows
         self.note = note
-        drawn = random.Random(plan.seed).sample(range(len(rows)), min(plan.generate_rows, len(rows)))
+        self.rows_at_once = rows_at_once or 1
+        drawn = drawn_rows(plan, len(rows))
         self.limit = longest_answer_tokens(rows, drawn)
         self.indices = drawn[group.number() :: group.size()]
         """Those that this process asks."""
         self.is_off = False
-        self.has_trained = False
-        self.is_bounded = False
-        """Whether the rows are those that a training step's memory suffices for."""
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.has_trained = True
 
     def metrics(self, trainer: "TuneTrainer") -> dict[str, float]:
         """Return the metrics over the rows, which the processes share; none where one of them could not answer its."""
@@ -55,19 +71,14 @@ class HeldOutAnswers(TrainerCallback):
             return None
         if not self.indices:
             return None if self.is_off else []
-        model, was_training = trainer.model, trainer.model.training
-        model.eval()
-        dtype = DTYPES[self.plan.autocast_dtype] if self.plan.autocast_dtype else None
-        autocast = torch.autocast(self.plan.device, dtype=dtype, enabled=dtype is not None)
+        model, progress = trainer.model, trainer.progress("answering rows", len(self.indices))
         self._give_back()
         try:
-            together = self._together(model)
-            with autocast, trainer.progress("answering rows", len(self.indices)) as advance:
-                return self._scores(model, together, advance, lambda: trainer.is_stopping)
+            with asked(model, self.plan, self.plan.device), progress as advance:
+                return self._scores(model, self._together(), advance, lambda: trainer.is_stopping)
         except torch.OutOfMemoryError:
             pass  # said outside of the handler, which holds what the forward pass had made
         finally:
-            model.train(was_training)
             self._give_back()
         self.indices, self.is_off = [], True
         self.note("no memory for an answer beside the training: the loss alone is evaluated from here on")
@@ -89,20 +100,9 @@ class HeldOutAnswers(TrainerCallback):
                 break
         return scores
 
-    def _together(self, model: nn.Module) -> Together:
-        """Return how many rows are answered at once: on a card within what a training step has taken beside weights."""
-        together = together_for(self.plan)
-        if self.plan.device != "cuda":
-            return together
-        if not self.has_trained:
-            return Together(1)
-        if not self.is_bounded:
-            row_bytes, room_bytes = row_bytes_of(model, self.limit), SHARE_FOR_CACHE * taken_by_a_step()
-            lengths = {index: self.rows.prompt(index).labels.shape[1] for index in self.indices}
-            within = [index for index in self.indices if row_bytes(lengths[index]) <= room_bytes]
-            self._keep(within, "the others would take more memory than a training step")
-            self.is_bounded = True
-        return Together(together.most_rows, taken_by_a_step)
+    def _together(self) -> Together:
+        """Return how many rows are answered at once: on a card as many as were counted beside the training."""
+        return Together(self.rows_at_once) if self.plan.device == "cuda" else together_for(self.plan)
 
     def _keep(self, indices: list[int], why: str) -> None:
         if len(indices) < len(self.indices):
@@ -114,8 +114,3 @@ class HeldOutAnswers(TrainerCallback):
         """Leave no blocks of other sizes in the allocator, neither to the answers nor to the training."""
         if self.plan.device == "cuda":
             torch.cuda.empty_cache()
-
-
-def taken_by_a_step() -> int:
-    """Return the bytes that the run has had allocated at once, beside what it has allocated now."""
-    return torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()

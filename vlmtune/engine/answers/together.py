@@ -73,14 +73,20 @@ def free_bytes(device: str) -> int | None:
 def row_bytes_of(model: nn.Module, max_new_tokens: int) -> Callable[[int], int]:
     """Return what a row takes while it is answered, by the tokens of its prompt: keys and values, and logits."""
     base = base_of(model)
-    config = base.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    a_token_bytes = 2 * config.num_hidden_layers * heads * width * base.dtype.itemsize
+    a_token_bytes = cache_token_bytes(model)
     keeps_all_logits = "logits_to_keep" not in inspect.signature(base.forward).parameters
-    logits_bytes = config.vocab_size * torch.float32.itemsize
+    logits_bytes = base.config.get_text_config().vocab_size * torch.float32.itemsize
 
     def row_bytes(num_tokens: int) -> int:
         return a_token_bytes * (num_tokens + max_new_tokens) + logits_bytes * (num_tokens if keeps_all_logits else 1)
 
     return row_bytes
+
+
+def cache_token_bytes(model: nn.Module) -> int:
+    """Return what keys and values of a token take."""
+    base = base_of(model)
+    config = base.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * base.dtype.itemsize

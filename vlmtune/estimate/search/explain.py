@@ -20,7 +20,9 @@ class Priced:
     saved_bytes: int
     """Of the reserved peak; negative when the change costs memory."""
     work: float
-    """Floating-point operations a row, as a multiple of before: the slowdown of a card that is busy computing."""
+    """Floating-point operations a row, as a multiple of before."""
+    time: float | None
+    """What a row is predicted to take, as a multiple of before; None for a card whose rates nobody knows."""
     fits: bool
     streamed_bytes_per_step: int = 0
     """What comes from main memory to the card in one optimizer step, of streamed layers."""
@@ -30,7 +32,8 @@ def priced(values: Values, before: MemoryReport, after: MemoryReport) -> Priced:
     """Return what a change is worth by the estimates without and with it."""
     saved_bytes = before.peak_reserved_bytes - after.peak_reserved_bytes
     work = after.flops_per_row / before.flops_per_row
-    return Priced(words_of(values), saved_bytes, work, after.fits, after.streamed_bytes_per_step)
+    time = before.time.rows_per_s / after.time.rows_per_s if before.time and after.time else None
+    return Priced(words_of(values), saved_bytes, work, time, after.fits, after.streamed_bytes_per_step)
 
 
 def price_levers(

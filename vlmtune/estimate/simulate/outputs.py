@@ -37,7 +37,8 @@ class Outputs:
     def of(self, operation, args: tuple, kwargs: dict):
         """Return `operation(*args, **kwargs)`."""
         if not _decided_by_sizes(operation):
-            return operation(*args, **kwargs)
+            is_known = _changes_in_place(operation) and args[0].is_meta
+            return args[0] if is_known else operation(*args, **kwargs)
         try:
             key = (operation, _described(args), _described(kwargs) if kwargs else ())
             if known := self._known.get(key):
@@ -61,6 +62,17 @@ def _decided_by_sizes(operation) -> bool:
     return not schema.is_mutable and all(
         value.alias_info is None and value.type.kind() in REMEMBERED for value in schema.returns
     )
+
+
+@cache
+def _changes_in_place(operation) -> bool:
+    """Return whether the result is the first argument as it lay, by torch's way to name such operations.
+
+    Without storage nothing is left to do; torch's own functions would take milliseconds for it (`addmm_`).
+    """
+    schema = borrowed.OPERATION_SCHEMA.read(operation)
+    is_so = schema.is_mutable and len(schema.returns) == 1 and str(operation).split(".")[1].endswith("_")
+    return is_so and torch.Tag.inplace_view not in operation.tags
 
 
 def _described(value):

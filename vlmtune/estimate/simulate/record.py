@@ -20,6 +20,8 @@ from vlmtune.estimate.main_memory import Weights
 from vlmtune.estimate.simulate.attention import FLOPS_OF_ATTENTION
 from vlmtune.estimate.simulate.outputs import Outputs, tensors_in
 from vlmtune.estimate.simulate.placement import TO_COPY, MainMemory, only_moves, placed
+from vlmtune.estimate.timing.kernels import Kernel, Kernels, Launched
+from vlmtune.estimate.timing.operations import Ledger
 
 # Looked up once: they are called at every operation.
 TorchDispatchMode = borrowed.DISPATCH_MODE.get()
@@ -83,8 +85,14 @@ class Log:
     """What of the model decides how much main memory a run takes; None: nobody asked."""
     num_batches: int = 0
     """Times that forward and backward ran."""
+    answers_at_once: int | None = None
+    """Held-out rows that are answered at once; None where none are."""
     streamed_bytes: int = 0
     """What came to the card in them, of layers that are streamed or shared."""
+    batches: list[Launched] = field(default_factory=list)
+    """What forward and backward launched, of each batch in turn; batches that were passed over repeat the last one."""
+    updates: list[Kernels] = field(default_factory=list)
+    """What clipping and the optimizer launched, of each step in turn."""
 
     def begin(self, phase: str) -> None:
         """Note that a phase begins here."""
@@ -126,6 +134,9 @@ class Recorder(TorchDispatchMode):
         self._handles: dict[int, int] = {}
         self._count = 0
         self._outputs = Outputs()
+        self.ledger = Ledger()
+        self.follows_images: Callable[[str], bool] = lambda module: False
+        """Whether the work of a module follows the images, and not the tokens."""
 
     def add(self, tensor: Tensor, kind: str, operation: str = "load") -> None:
         """Record a tensor that already exists, such as a weight, or say anew of which kind a recorded one is.
@@ -208,6 +219,7 @@ class Recorder(TorchDispatchMode):
         if operation is IS_ALL_TRUE and args[0].device.type == "meta":
             return torch.tensor(True)  # a model's own check of its inputs, which training runs on real values
         if operation is aten.add.Tensor and _adds_in_place(args):
+            self.ledger.note(aten.add_.Tensor, args, tensors, args[0], 0)
             return args[0].add_(args[1])
         name = name_of(operation)
         spaces = self.hidden(operation, args, kwargs)
@@ -217,8 +229,10 @@ class Recorder(TorchDispatchMode):
             # autograd copies them first (torch/csrc/autograd/FunctionsManual.cpp, index_backward).
             operation = aten.index_put_.default
         out = self._outputs.of(operation, args, kwargs)
-        if formula := _formula_of(operation):
-            self.log.flops += formula(*given, **kwargs, out_val=out)
+        formula = _formula_of(operation)
+        flops = formula(*given, **kwargs, out_val=out) if formula else 0
+        self.log.flops += flops
+        self.ledger.note(operation, given, tensors, out, flops)
         made = tensors_in(out)
         # Dropout.cu makes the mask before the result.
         for tensor in reversed(made) if operation is aten.native_dropout.default else made:
@@ -233,6 +247,8 @@ class Recorder(TorchDispatchMode):
     def _run_in_main_memory(self, operation, args: tuple, kwargs: dict):
         """Run an operation there and record what it brings to the card."""
         out, on_card = self.main_memory.run(operation, args, kwargs)
+        if operation in (TO_COPY, aten.copy_.default):
+            self.ledger.add(Kernel("bus", sum(tensor.nbytes for tensor in tensors_in(out))))
         for tensor in tensors_in(out) if on_card else ():
             self._track(tensor, name_of(operation), RECOMPUTED if self.kind == GRADIENTS else self.kind)
         return out

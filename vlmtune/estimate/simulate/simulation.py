@@ -2,8 +2,8 @@
 
 import gc
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from vlmtune.compat import bitsandbytes as bnb
 from vlmtune.engine import callbacks
-from vlmtune.engine.evaluate import generated
 from vlmtune.engine.ranks.gradients import sum_gradients
 from vlmtune.engine.runtime import collector_paused, freeze_libraries
 from vlmtune.engine.step import forward_loss
@@ -33,6 +32,7 @@ from vlmtune.estimate.simulate.record import (
 )
 from vlmtune.estimate.simulate.repeat import repeat_step
 from vlmtune.estimate.simulate.weights import Load, loading_of
+from vlmtune.estimate.timing.operations import updates_of
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.attention.packs import num_rows
 from vlmtune.models.build import base_of, build_model, family_of
@@ -42,6 +42,8 @@ from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 
 SCALAR_BYTES = 8
+OF_IMAGES = ("vision", "projector")
+"""Parts whose work follows the images."""
 Batch = dict[str, Tensor]
 Steps = list[list[Batch]]
 """Optimizer steps in their order, each with its micro-batches."""
@@ -60,6 +62,8 @@ class Run:
     """One held-out row, whose loss is computed after the steps."""
     form: str | None = None
     """How batches carry features (`models.features`); None where they carry pixels."""
+    answered: Callable[[nn.Module, RunPlan, Recorder], int] | None = None
+    """Records answers to held-out rows after that, and returns how many are answered at once."""
     repeat: bool = False
     """Append the first step once more, as it is when the optimizer's states exist, without simulating it."""
 
@@ -67,7 +71,7 @@ class Run:
 def simulate(plan: RunPlan, run: Run) -> Log:
     """Return what training `plan` allocates; from the second step on the optimizer's states exist."""
     freeze_libraries()
-    model = _built(plan, run.form).train()
+    model = built(plan, run.form).train()
     with collector_paused(), as_on_device(plan):
         log = record_steps(model, plan, run)
     batch_tokens = max(batch["input_ids"].numel() for step in run.steps for batch in step)
@@ -75,7 +79,7 @@ def simulate(plan: RunPlan, run: Run) -> Log:
     return log
 
 
-def _built(plan: RunPlan, form: str | None) -> nn.Module:
+def built(plan: RunPlan, form: str | None) -> nn.Module:
     """Return the model without weights, taking features of this form."""
     model = build_model(plan, weights="none")
     if form:
@@ -83,55 +87,17 @@ def _built(plan: RunPlan, form: str | None) -> nn.Module:
     return model
 
 
-@dataclass(frozen=True)
-class Question:
-    """What a tuned model is asked."""
-
-    prompt: Batch
-    form: str | None = None
-    """As in `Run`."""
-
-
-def simulate_answer(plan: RunPlan, question: Question, hidden: Hidden, num_tokens: int) -> Log:
-    """Return what a tuned model allocates to read a prompt and to write this many tokens, each a phase of the log."""
-    model = _built(replace(plan, sharded=False), question.form).eval()  # it is asked on one GPU
-    recorder = recorder_of(model, plan, hidden)
-    recorder.log.begin("load")
-    loading_of(plan)(model, recorder)
-    recorder.log.events += [EMPTY_CACHE, RESET_PEAK]
-
-    def next_token(ids: Tensor, scores: Tensor, **kwargs) -> Tensor:
-        written = sum(name.startswith("token") for name, _ in recorder.log.phases)
-        if written == num_tokens:
-            recorder.stop()
-            raise _Written
-        recorder.log.begin(f"token {written + 1}")
-        return torch.zeros(len(ids), dtype=torch.bool)
-
-    with as_on_device(plan), _named_modules(model, recorder), recorder:
-        recorder.log.begin("prompt")
-        recorder.kind = INPUTS
-        inputs = _copied(question.prompt)
-        recorder.kind = ACTIVATIONS
-        with suppress(_Written):
-            # The criterion ends it: values without storage never reach an end token or a comparison's yes.
-            generated(model, inputs, max_new_tokens=10**6, pad_token_id=0, stopping_criteria=[next_token])
-    return recorder.log
-
-
-class _Written(Exception):
-    """As many tokens as wanted are written."""
-
-
 def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
     """Return what optimizer steps of `model` allocate, whether its tensors have storage or not."""
     recorder = loaded(model, plan, run)
     _first_step_check(model, recorder)
-    with _named_modules(model, recorder), recorder:
+    with named_modules(model, recorder), recorder:
         training = _Training(model, plan, recorder)
         training.run(run.steps, run.repeat)
         if run.evaluated is not None:
             training.evaluate(run.evaluated)
+    if run.answered is not None:
+        recorder.log.answers_at_once = run.answered(model, plan, recorder)
     recorder.stop()
     return recorder.log
 
@@ -152,6 +118,7 @@ def recorder_of(model: nn.Module, plan: RunPlan, hidden: Hidden) -> Recorder:
     """Return a recorder that knows which tensors of the model are in main memory, and the width of its logits."""
     recorder, base = Recorder(hidden), base_of(model)
     recorder.vocabulary = base.get_output_embeddings().out_features
+    recorder.follows_images = lambda module: family_of(plan).part_of(module) in OF_IMAGES
     for tensor in tensors_in_main_memory(base, plan):
         recorder.main_memory.add(tensor)
     return recorder
@@ -198,10 +165,11 @@ class _Training:
         last, self.num_items = self.num_items, self.recorder.allocate(SCALAR_BYTES, INPUTS, "labelled tokens")
         if last is not None:
             self.recorder.free(last)
-        for batch in _without_repeats(batches):
+        for batch, times in _without_repeats(batches):
+            self.recorder.ledger.taken()
             self.recorder.log.num_rows += num_rows(batch)
             self.recorder.kind = INPUTS
-            inputs = _copied(batch)
+            inputs = copied(batch)
             self.recorder.kind = ACTIVATIONS
             loss = forward_loss(self.model, inputs, self.plan, num_items=1)  # the real number is counted in main memory
             del inputs  # as in the trainer
@@ -209,6 +177,7 @@ class _Training:
             loss.backward()
             self.loss = loss.detach()
             self.recorder.log.num_batches += 1
+            self.recorder.log.batches += times * [self.recorder.ledger.taken()]
 
     def _update(self) -> None:
         self.recorder.kind = OPTIMIZER
@@ -216,14 +185,16 @@ class _Training:
         if self.plan.num_gpus > 1:
             sum_gradients(trainable, total=lambda values: values, add_up=lambda flat: None)
         self.norm = torch.nn.utils.clip_grad_norm_(trainable, self.plan.max_grad_norm)
+        clipping = self.recorder.ledger.taken().tokens
         self.optimizer.step()
+        self.recorder.log.updates.append(clipping + updates_of(self.optimizer, self.recorder.ledger.taken().tokens))
         self.optimizer.zero_grad()
 
     def evaluate(self, row: Batch) -> None:
         """Record the loss of a held-out row."""
         self.recorder.log.begin("evaluation")
         self.recorder.kind = INPUTS
-        inputs, flops = _copied(row), self.recorder.log.flops
+        inputs, flops = copied(row), self.recorder.log.flops
         self.recorder.kind = ACTIVATIONS
         with torch.no_grad():
             forward_loss(self.model.eval(), inputs, self.plan, num_items=1)
@@ -231,18 +202,21 @@ class _Training:
         self.recorder.log.flops = flops  # of the steps alone
 
 
-def _copied(batch: Batch) -> Batch:
+def copied(batch: Batch) -> Batch:
     return {key: value.clone() for key, value in batch.items()}
 
 
-def _without_repeats(batches: list[Batch]) -> list[Batch]:
-    """The batches that can change the peak: of a run of equal shapes the first two; the others repeat the second."""
+def _without_repeats(batches: list[Batch]) -> list[tuple[Batch, int]]:
+    """The batches that can change the peak, and for how many each stands: of a run of equal shapes the first two."""
     kept: list[Batch] = []
+    times: list[int] = []
     for batch in batches:
         shapes = [{key: value.shape for key, value in other.items()} for other in (batch, *kept[-2:])]
         if len(shapes) < 3 or shapes[0] != shapes[1] or shapes[0] != shapes[2]:
             kept.append(batch)
-    return kept
+            times.append(0)
+        times[-1] += 1
+    return list(zip(kept, times, strict=True))
 
 
 def _first_step_check(model: nn.Module, recorder: Recorder) -> None:
@@ -276,13 +250,16 @@ def _kind_of(name: str, tensor: Tensor, family) -> str:
 
 
 @contextmanager
-def _named_modules(model: nn.Module, recorder: Recorder):
+def named_modules(model: nn.Module, recorder: Recorder):
     """Tell the recorder which module is at work."""
     handles = []
 
     def enter(name: str) -> Callable:
+        is_of_images = recorder.follows_images(name)
+
         def hook(module, args) -> None:
             recorder.module = name
+            recorder.ledger.enter(is_of_images)
 
         return hook
 

@@ -8,7 +8,9 @@ import numpy as np
 from vlmtune.data.batches.order import LengthGroupedOrder
 from vlmtune.data.batches.packs import best_fit
 from vlmtune.data.collate import WHERE, Collate
+from vlmtune.data.sources.takes import Takes
 from vlmtune.estimate.simulate.simulation import Batch, Steps
+from vlmtune.estimate.timing.predict import RunSizes, Sizes
 from vlmtune.plan.length import num_steps, steps_per_epoch
 from vlmtune.plan.types import RunPlan
 
@@ -23,13 +25,18 @@ RowBatches = list[list[list[int]]]
 """Optimizer steps in their order, each with its micro-batches, each with the numbers of its rows."""
 
 
-def steps_of_run(plan: RunPlan, lengths: list[int]) -> RowBatches:
-    """Return the optimizer steps of a run over rows of these lengths in tokens; of long runs those looked at."""
-    run = _Run(plan, lengths)
+def steps_of_run(plan: RunPlan, lengths: list[int], takes: Takes | None = None) -> RowBatches:
+    """Return the optimizer steps of a run over rows of these lengths in tokens; of long runs those looked at.
+
+    `takes` says which of the rows an epoch takes, where that is not each one once; here and below.
+    """
+    run = _Run(plan, lengths, takes)
     return [run.step(number) for number in range(run.num_steps)]
 
 
-def telling_steps(plan: RunPlan, lengths: list[int], expandable_segments: bool) -> RowBatches:
+def telling_steps(
+    plan: RunPlan, lengths: list[int], expandable_segments: bool, takes: Takes | None = None
+) -> RowBatches:
     """Return the steps by which the memory of a whole run is known: a short run's own, else those that need most.
 
     The first; then, once the optimizer's states exist, the one with the longest batch, and the one with the longest
@@ -37,7 +44,7 @@ def telling_steps(plan: RunPlan, lengths: list[int], expandable_segments: bool) 
     What the other steps leave unused is taken from `fewest_steps`. Without expandable segments the run's first batches
     come before all that.
     """
-    run = _Run(plan, lengths)
+    run = _Run(plan, lengths, takes)
     if len(run.sizes) <= (FEW_BATCHES if expandable_segments else FIRST_BATCHES):
         return [run.step(number) for number in range(run.num_steps)]
     behind = np.where(run.is_first, 0, run.sizes)
@@ -46,13 +53,13 @@ def telling_steps(plan: RunPlan, lengths: list[int], expandable_segments: bool) 
     return most if expandable_segments else [*run.beginning(FIRST_BATCHES), *most]
 
 
-def fewest_steps(plan: RunPlan, lengths: list[int]) -> RowBatches:
+def fewest_steps(plan: RunPlan, lengths: list[int], takes: Takes | None = None) -> RowBatches:
     """Return one step, to be repeated once the optimizer's states exist, that needs what a whole run does.
 
     Its batches need not meet in the run: the longest, the longest that ever finds gradients there, and the shortest,
     which leaves the most unused of what the others took. Where a step has one batch, as many steps.
     """
-    return _fewest(_Run(plan, lengths))
+    return _fewest(_Run(plan, lengths, takes))
 
 
 def _fewest(run: "_Run") -> RowBatches:
@@ -63,6 +70,15 @@ def _fewest(run: "_Run") -> RowBatches:
         return [[longest], [middle], [shortest]]
     accumulating = run.batch(int(np.where(run.is_first, -1, run.sizes).argmax()))
     return [[longest, accumulating, shortest]]
+
+
+def made_up_steps(plan: RunPlan, fast: bool) -> RowBatches:
+    """Return steps of batches of equal rows, numbered from the longest on: any two rows may be as long as allowed."""
+    if plan.passes_per_step == 1:
+        steps = [[0], [2], [3]] if fast else [[0], [2], [3], [0]]
+    else:
+        steps = [[0, 0, 3]] if fast else [[0, 0, 2], [1, 2, 3], [0, 0, 3]]
+    return [[[row] * plan.batch_size for row in step[: plan.passes_per_step]] for step in steps]
 
 
 def made_up_packs(plan: RunPlan, lengths: list[int], fast: bool) -> RowBatches:
@@ -95,18 +111,35 @@ def collated(steps: RowBatches, rows: Sequence, collator: Collate) -> Steps:
     return [[tensors(batch) for batch in step] for step in steps]
 
 
+def sizes_of(steps: RowBatches, plan: RunPlan, lengths: Sequence[int], image_tokens: Sequence[int]) -> Sizes:
+    """Return how large the batches of steps are, one after the other, over rows of these lengths."""
+    batches = [batch for step in steps for batch in step]
+    tokens = [[lengths[row] for row in batch] for batch in batches]
+    sizes = [sum(batch) if plan.pack_tokens else len(batch) * max(batch) for batch in tokens]
+    images = [sum(image_tokens[row] for row in batch) for batch in batches]
+    return Sizes(np.array(sizes), np.array(images))
+
+
+def sizes_of_run(plan: RunPlan, lengths: list[int], image_tokens: np.ndarray, takes: Takes | None = None) -> RunSizes:
+    """Return how large the batches of a run are; of a long run those of the steps looked at."""
+    run = _Run(plan, lengths, takes)
+    return RunSizes(run.all_sizes(image_tokens), run.num_steps, run.all_steps)
+
+
 class _Run:
     """The optimizer steps of a run that are looked at, in arrays: rows become lists where a step is asked for.
 
     Of a million rows, lists of all batches took seconds an estimate, and a search makes many.
     """
 
-    def __init__(self, plan: RunPlan, lengths: list[int]) -> None:
-        steps_an_epoch = steps_per_epoch(len(lengths), plan.batch_size, plan.gradient_accumulation_steps)
+    def __init__(self, plan: RunPlan, lengths: list[int], takes: Takes | None) -> None:
+        order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
+        order.takes = takes
+        steps_an_epoch = steps_per_epoch(len(order), plan.batch_size, plan.gradient_accumulation_steps)
         # Two epochs at least: each begins with the longest row, and at the second the optimizer's states exist.
         looked_at = max(2 * steps_an_epoch, ROWS_LOOKED_AT // plan.rows_per_step)
-        self.num_steps = min(num_steps(plan, len(lengths)), looked_at)
-        order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
+        self.all_steps = num_steps(plan, len(order))
+        self.num_steps = min(self.all_steps, looked_at)
         epochs = [
             _divided(_order(order, epoch), lengths, plan) for epoch in range(ceil(self.num_steps / steps_an_epoch))
         ]
@@ -115,7 +148,8 @@ class _Run:
         firsts = np.append(np.flatnonzero(is_first[starts]), len(starts))
         self.firsts, self._end = firsts[: self.num_steps], int(firsts[self.num_steps])
         """The first batch of each step, counted through the whole run."""
-        together = np.add if plan.pack_tokens else np.maximum
+        self._packed = plan.pack_tokens > 0
+        together = np.add if self._packed else np.maximum
         self.sizes = together.reduceat(np.asarray(lengths)[self._rows], starts)[: self._end]
         """Tokens of each batch: those of its longest row, to which the others are padded, or of all rows of a pack."""
         self._starts = np.append(starts, len(self._rows))
@@ -125,6 +159,13 @@ class _Run:
     def batch(self, number: int) -> list[int]:
         """Return the rows of a batch."""
         return self._rows[self._starts[number] : self._starts[number + 1]].tolist()
+
+    def all_sizes(self, image_tokens: np.ndarray) -> Sizes:
+        """Return how large all batches are, by the image tokens of each row."""
+        ends = self._starts[: len(self.sizes) + 1]
+        rows = 1 if self._packed else np.diff(ends)
+        images = np.append(0, image_tokens[self._rows].cumsum())
+        return Sizes(self.sizes * rows, np.diff(images[ends]))
 
     def step(self, number: int) -> list[list[int]]:
         """Return the batches of a step."""
@@ -149,7 +190,7 @@ class _Run:
 
 def _order(order: LengthGroupedOrder, epoch: int) -> np.ndarray:
     order.set_epoch(epoch)
-    return np.fromiter(order, np.int64, len(order))
+    return np.fromiter(order, np.int64, len(order)) % len(order.lengths)
 
 
 def _divided(rows: np.ndarray, lengths: list[int], plan: RunPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,14 +13,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
 from vlmtune.compat import torch as borrowed
-from vlmtune.compat.bitsandbytes import state_of
 from vlmtune.compat.peft import LORA_LINEAR, LORA_LINEAR_4BIT
 from vlmtune.compat.transformers import GRADIENT_CHECKPOINTING_LAYER
+from vlmtune.models.packed import unpacked_weight
 from vlmtune.models.streaming import stream_of
 
 foreach_copy_ = borrowed.FOREACH_COPY.get()
@@ -153,15 +152,9 @@ class _Product(torch.autograd.Function):
         of_a, of_b = gradient_NR.T @ x_NI, gradient_NO.T @ h_NR
         of_x = None
         if ctx.needs_input_grad[2]:
-            of_x_NI = gradient_NO @ _weight_of(ctx.call.linear, gradient.dtype)
+            of_x_NI = gradient_NO @ unpacked_weight(ctx.call.linear, gradient.dtype)
             of_x = of_x_NI.addmm_(gradient_NR, a_RI, alpha=ctx.call.scale).view(x.shape)
         return None, None, of_x, of_a, of_b
-
-
-def _weight_of(linear: nn.Module, dtype: torch.dtype) -> Tensor:
-    """Return the weight [O, I], unpacked for this once where it is in 4 bits."""
-    state = state_of(linear.weight)
-    return linear.weight if state is None else dequantize_4bit(linear.weight, state).to(dtype)
 
 
 def make_lean(model: nn.Module) -> None:

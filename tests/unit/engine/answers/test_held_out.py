@@ -11,6 +11,7 @@ from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.progress import silent
 from vlmtune.engine.answers import held_out
 from vlmtune.engine.answers.held_out import HeldOutAnswers
+from vlmtune.engine.answers.together import Together
 from vlmtune.engine.evaluate import Written
 
 
@@ -79,22 +80,17 @@ def test_no_memory_for_an_answer_ends_the_answers_and_not_the_run(asking, a_trai
     assert notes == ["no memory for an answer beside the training: the loss alone is evaluated from here on"]
 
 
-def test_on_a_card_rows_stay_within_what_a_step_has_taken(asking, a_trainer, monkeypatch):
-    held, notes, asked = asking(generate_rows=10, device="cuda")
+def test_on_a_card_as_many_rows_are_answered_at_once_as_the_estimate_has_counted(asking, a_trainer, monkeypatch):
+    held, _, _ = asking(generate_rows=10, device="cuda")
     monkeypatch.setattr(held, "_give_back", lambda: None)
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: silent("", 0))
-    lengths = sorted(held.rows.prompt(index).labels.shape[1] for index in range(10))
-    monkeypatch.setattr(held_out, "row_bytes_of", lambda model, limit: lambda tokens: tokens)
-    monkeypatch.setattr(held_out, "taken_by_a_step", lambda: 2 * lengths[5])
-    assert held._together(a_trainer.model).most_rows == 1, "no step was made"
-    held.on_step_end(None, None, None)
+    together = []
+    answers_to = held_out.answers_to
+    monkeypatch.setattr(held_out, "answers_to", lambda *args: together.append(args[3]) or answers_to(*args))
     held.metrics(a_trainer)
-    assert 5 < len(asked) < 10
-    assert all(held.rows.prompt(index).labels.shape[1] <= lengths[5] for index in asked)
-    assert notes == [
-        f"{len(asked)} of 10 held-out rows are answered at each evaluation: "
-        "the others would take more memory than a training step"
-    ]
+    held.rows_at_once = 6
+    held.metrics(a_trainer)
+    assert together == [Together(1), Together(6)], "one where there is no estimate"
 
 
 def test_several_processes_share_the_rows(asking, a_trainer, monkeypatch):

@@ -12,7 +12,10 @@ class Counted:
     """An operation that tells how often it ran."""
 
     def __init__(self, operation):
-        self.operation, self._schema, self.runs = operation, operation._schema, 0
+        self.operation, self._schema, self.tags, self.runs = operation, operation._schema, operation.tags, 0
+
+    def __str__(self):
+        return str(self.operation)
 
     def __call__(self, *args, **kwargs):
         self.runs += 1
@@ -66,16 +69,34 @@ def test_a_view_stays_a_view(operation):
 @pytest.mark.parametrize(
     ("operation", "args"),
     [
-        (aten.add_.Tensor, (meta(4), meta(4))),
+        (aten.add_.Tensor, (torch.ones(4), torch.ones(4))),
+        (aten.squeeze_.dim, (meta(1, 4), 0)),
+        (aten._foreach_add_.List, ([meta(4)], [meta(4)])),
         (aten.nonzero.default, (torch.tensor([0, 1, 2]),)),
         (aten.arange.default, (3,)),
     ],
     ids=str,
 )
-def test_changes_in_place_and_real_values_run_every_time(operation, args):
+def test_new_sizes_and_real_values_are_made_every_time(operation, args):
     first, second, runs = twice(operation, *args)
     assert runs == 2
     assert facts(first) == facts(second)
+
+
+@pytest.mark.parametrize(
+    ("operation", "args"),
+    [
+        (aten.add_.Tensor, (meta(4, 2).t(), meta(4))),
+        (aten.addmm_.default, (meta(3, 5), meta(3, 4), meta(4, 5))),
+        (aten.index_put_.default, (meta(4), [torch.tensor([1])], meta(1))),
+    ],
+    ids=str,
+)
+def test_what_is_changed_in_its_place_needs_no_run(operation, args):
+    before = facts(args[0])
+    first, second, runs = twice(operation, *args)
+    assert first is second is args[0] and runs == 0
+    assert facts(operation(*args)) == facts(args[0]) == before, "as torch itself leaves it"
 
 
 def test_a_float_is_not_the_whole_number_that_equals_it():

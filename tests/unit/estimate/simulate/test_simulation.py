@@ -15,9 +15,9 @@ from vlmtune.contract import peak_bytes
 from vlmtune.data.batches.packs import collate_of
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
-from vlmtune.estimate.allocator.peaks import peaks_of, phases_of
-from vlmtune.estimate.simulate.record import GRADIENTS, RECOMPUTED, Log, Recorder, Workspaces, no_hidden
-from vlmtune.estimate.simulate.simulation import Question, Run, record_steps, simulate, simulate_answer
+from vlmtune.estimate.allocator.peaks import peaks_of
+from vlmtune.estimate.simulate.record import GRADIENTS, RECOMPUTED, Log, Recorder, Workspaces
+from vlmtune.estimate.simulate.simulation import Run, record_steps, simulate
 from vlmtune.estimate.simulate.steps import collated, steps_of_run
 from vlmtune.models.build import build_model
 
@@ -186,17 +186,3 @@ def test_workspaces_are_taken_around_the_outputs():
 
 def _sizes(log: Log) -> list[int]:
     return [num_bytes for handle, num_bytes in log.events if handle > 0]
-
-
-def test_an_answer_takes_what_generating_it_takes(models, tmp_path):
-    """The prompt and every token are phases; a token adds its keys and values to every layer."""
-    model = models("qwen3_vl")
-    plan, steps = plan_and_steps(model, tmp_path, {})
-    prompt = {key: value for key, value in steps[0][0].items() if key != "labels"}
-    phases = phases_of(simulate_answer(plan, Question(prompt), no_hidden, num_tokens=3))
-    assert list(phases) == ["load", "prompt", "token 1", "token 2", "token 3"]
-    text = build_model(plan, weights="none").get_base_model().config.text_config
-    numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    grown = phases["token 3"].allocated_at_end_bytes - phases["token 2"].allocated_at_end_bytes
-    assert grown == pytest.approx(numbers * 4, abs=text.num_hidden_layers * 2 * 512)
-    assert phases["prompt"].peak_allocated_bytes > phases["load"].allocated_at_end_bytes

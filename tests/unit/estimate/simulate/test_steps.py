@@ -4,6 +4,7 @@ import dataclasses
 import random
 from itertools import count
 from math import ceil
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -15,6 +16,10 @@ from tiny.rows import TinyModel
 from vlmtune.data.batches.order import LengthGroupedOrder
 from vlmtune.data.batches.packs import packs_of
 from vlmtune.data.collate import WHERE
+from vlmtune.data.reading.data_files import DataFile, DataFiles, Source
+from vlmtune.data.reading.image_refs import ImageRules
+from vlmtune.data.sources.takes import Takes
+from vlmtune.data.types import Sample
 from vlmtune.estimate.simulate import steps as module
 from vlmtune.estimate.simulate.steps import (
     FIRST_BATCHES,
@@ -217,6 +222,25 @@ def test_the_steps_are_those_of_plain_lists(lengths, changes, limits, plan):
         for expandable in (True, False):
             told = telling_steps(run, lengths, expandable)
             assert (told, fewest_steps(run, lengths)) == chosen(steps, lengths, expandable)
+
+
+@pytest.mark.parametrize("weight", [0.4, 2.5])
+def test_rows_are_taken_as_often_as_their_source_says(weight, plan):
+    rules = ImageRules("/data", allow_urls=False)
+    files = DataFiles((DataFile(Path("a.jsonl"), rules),), (Source("a", weight),))
+    takes = Takes([Sample((), f"a.jsonl:{row}", row) for row in range(1, 6)], files, plan.seed)
+    run = changed(plan, gradient_accumulation_steps=2)
+    order, expected = LengthGroupedOrder(LENGTHS, 2, plan.seed), []
+    order.takes = takes
+    for number in range(3):
+        order.set_epoch(number)
+        expected += pieces([[row % 5] for row in order], 2)
+    steps = steps_of_run(run, LENGTHS, takes)
+    assert steps == expected and len(sum(steps, [])) == 3 * round(5 * weight)
+    short = changed(run, max_steps=2)
+    assert telling_steps(short, LENGTHS, True, takes) == expected[:2]
+    [[longest, *_]] = fewest_steps(short, LENGTHS, takes)
+    assert LENGTHS[longest[0]] == max(LENGTHS[row] for step in expected[:2] for [row] in step)
 
 
 def test_batches_hold_tensors_alone_and_a_row_is_asked_once():

@@ -1,0 +1,261 @@
+"""vlmtune beside its peers on the GPUs at hand: `make gpu-bench`; docs/speed.md says how the figures are to be read.
+
+Random weights at real size, made once a model; each run in a process of its own, one at a time on each GPU, in the
+order of their weight. What is there is written after each run; runs that an earlier call has made are kept unless they
+are made again. `--flops` adds, without a GPU, what a row costs by vlmtune's own estimate.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from gpu.cases import LLAVA_7B, QWEN3_4B, QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
+from gpu.features import write_rows  # noqa: E402
+from gpu.peers import PROFILED, STEPS, Offer, Run, plan_of  # noqa: E402
+
+from vlmtune.plan.types import Device  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+CATALOGUE = ROOT / "vlmtune" / "catalog"
+MODELS = {"qwen25-3b": QWEN25_3B, "qwen25-7b": QWEN25_7B, "qwen3-4b": QWEN3_4B, "llava-7b": LLAVA_7B}
+TOOLS = ("vlmtune", "trl", "unsloth")
+START_S = 60
+"""No run begins with less left: it would only have been loaded."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A set of rows: a noisy picture each, and so many characters, half of them answer."""
+
+    picture_px: tuple[int, int]
+    chars: tuple[int, int]
+    per_step: int
+    batches: tuple[int, ...]
+    """What peers are offered, the largest first."""
+
+
+SETS = {
+    "docs": Rows((1120, 840), (100, 400), 8, (8, 4, 2, 1)),
+    "short": Rows((448, 336), (40, 120), 16, (16, 8, 4)),
+}
+PACKS = {
+    ("qwen25-3b", "docs"): (12_288, 4608),
+    ("qwen25-3b", "short"): (8192, 4096),
+    ("qwen25-7b", "docs"): (3280, 1640),
+    ("qwen3-4b", "docs"): (12_288, 8192, 4096),
+    ("llava-7b", "docs"): (5120, 4096, 2048),
+    ("qwen3-4b", "short"): (8192, 4096),
+    ("llava-7b", "short"): (5120, 4096, 2048),
+}
+"""What is measured, the weightiest first, and what vlmtune is offered: packs that its own estimate lets into 7 GiB."""
+
+
+@dataclass
+class Results:
+    """What is known so far, on the disk after each run."""
+
+    out: Path
+    runs: list[dict] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        if self.out.exists():
+            self.runs = json.loads(self.out.read_text(encoding="utf-8"))["runs"]
+
+    def add(self, found: dict) -> None:
+        """Keep a run in place of an earlier one of its kind."""
+        with self.lock:
+            self.runs = [run for run in self.runs if kind_of(run) != kind_of(found)] + [found]
+            self.write()
+            shown = ("model", "rows", "tool", "offer", "rows_per_s", "kernel_ms_per_row", "launches_per_row")
+            print(*(found.get(key) for key in (*shown, "reserved_bytes", "failed", "error", "call_s")), flush=True)
+
+    def write(self) -> None:
+        """Write all runs."""
+        text = json.dumps({"steps": STEPS, "runs": sorted(self.runs, key=kind_of)}, indent=1)
+        self.out.write_text(text + "\n", encoding="utf-8")
+
+
+def kind_of(run: dict) -> tuple[str, str, str]:
+    """Return what tells runs apart."""
+    return run["model"], run["rows"], run["tool"]
+
+
+def prepared(model: str, folder: Path, sets: list[str]) -> None:
+    """Write a model's config and processor, and the rows of the sets."""
+    prepare(Case("bench", MODELS[model]), CATALOGUE, folder)
+    for name in sets:
+        rows = SETS[name]
+        write_rows(folder / f"{name}.jsonl", STEPS * rows.per_step, rows.picture_px, rows.chars)
+
+
+def offers_of(tool: str, model: str, rows: str, settings: Offer) -> tuple[Offer, ...]:
+    """Return what a tool may choose from, the largest first."""
+    if tool != "vlmtune":
+        return tuple({"batch": batch} for batch in SETS[rows].batches)
+    packed = {"training.packing": True, "hardware.varlen_attention": True} | settings
+    return tuple({"training.pack_tokens": tokens} | packed for tokens in PACKS[model, rows])
+
+
+def made(model: str, folder: Path, sets: list[str], gpu: str) -> None:
+    """Make a model with random weights, and its rows."""
+    prepared(model, folder, sets)
+    words = [sys.executable, str(ROOT / "tests/gpu/measure.py"), "--weights", str(folder / "model")]
+    if subprocess.run(words, env=environment(gpu, None)).returncode:
+        print(f"{model}: no weights; its runs will say that", flush=True)
+
+
+def trained(asked: Run, gpu: str, libraries: Path | None, limit_s: float) -> dict:
+    """Train in a process of its own on this GPU; return its figures, or the end of what it said."""
+    own = Path(asked.folder) / f"{asked.tool}-{asked.rows}"
+    own.mkdir()
+    result, first = own / "result.json", "unsloth" if asked.tool == "unsloth" else "torch"  # it changes later imports
+    words = json.dumps(asdict(asked)), str(result)
+    code = f"import {first}; from gpu.side_by_side import main; main(*{words!r})"
+    how = {"cwd": own, "env": environment(gpu, libraries), "timeout": limit_s}
+    with (own / "said.txt").open("w") as said:
+        try:
+            done = subprocess.run([sys.executable, "-c", code], stdout=said, stderr=said, **how)
+            error = f"exit code {done.returncode}"
+        except subprocess.TimeoutExpired:
+            error = f"not done after {limit_s:.0f} s"
+    if result.exists():
+        return json.loads(result.read_text(encoding="utf-8"))
+    return {"error": f"{error}: {(own / 'said.txt').read_text(errors='replace')[-2500:]}"}
+
+
+def environment(gpu: str, libraries: Path | None) -> dict[str, str]:
+    """Return the environment of a run: its GPU, and a folder with the libraries of a peer before all others."""
+    paths = [str(path) for path in (libraries, ROOT, ROOT / "tests") if path]
+    paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    own = {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    return os.environ | own | {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def taken(queue: SimpleQueue) -> Iterator[Run]:
+    """Yield what is left of a queue."""
+    while True:
+        try:
+            yield queue.get_nowait()
+        except Empty:
+            return
+
+
+def measure(asked: argparse.Namespace) -> None:
+    """Make the models, side by side, then the runs."""
+    began, results = time.monotonic(), Results(asked.out)
+    peers = {tool: Path(folder).resolve() for tool, folder in pairs_of(asked.peers)}
+    chosen = {tool: tuple(json.loads(offers)) for tool, offers in pairs_of(asked.offers)}
+    settings = {key: json.loads(value) for key, value in pairs_of(asked.settings)}
+    pairs = [pair for pair in PACKS if pair[0] in asked.models and pair[1] in asked.sets]
+    gpus = asked.gpus.split(",")
+    queue: SimpleQueue[Run] = SimpleQueue()
+    with tempfile.TemporaryDirectory(dir=asked.folder) as name, ThreadPoolExecutor(len(gpus)) as pool:
+        folders = {model: Path(name).resolve() / model for model, _ in pairs}
+        making = [
+            pool.submit(made, model, folder, asked.sets, gpus[number % len(gpus)])
+            for number, (model, folder) in enumerate(folders.items())
+        ]
+        for one in making:
+            one.result()
+        print(f"{len(folders)} models made after {time.monotonic() - began:.0f} s", flush=True)
+        for (model, rows), tool in product(pairs, asked.tools):
+            offers = chosen.get(tool) or offers_of(tool, model, rows, settings)
+            queue.put(Run(tool, str(folders[model]), rows, SETS[rows].per_step, offers))
+
+        def work(gpu: str) -> None:
+            for run in taken(queue):
+                started, left_s = time.monotonic(), asked.limit - (time.monotonic() - began)
+                if left_s < START_S:
+                    return
+                found = trained(run, gpu, peers.get(run.tool), min(left_s, asked.run_limit))
+                about = {"model": Path(run.folder).name, "rows": run.rows, "tool": run.tool}
+                results.add(
+                    {**about, "rows_per_step": run.rows_per_step, **found, "call_s": time.monotonic() - started}
+                )
+
+        for worker in [pool.submit(work, gpu) for gpu in gpus]:
+            worker.result()
+    print(f"done after {time.monotonic() - began:.0f} s", flush=True)
+
+
+def add_flops(out: Path) -> None:
+    """Add to vlmtune's runs what a row of the profiled step costs, by its own estimate."""
+    results = Results(out)
+    for run in results.runs:
+        if run["tool"] == "vlmtune" and "offer" in run:
+            with tempfile.TemporaryDirectory() as name:
+                prepared(run["model"], Path(name), [run["rows"]])
+                run["flops_per_row"] = flops_of(
+                    Run("vlmtune", name, run["rows"], run["rows_per_step"], ()), run["offer"]
+                )
+            results.write()
+            print(*kind_of(run), f"{run['flops_per_row'] / 1e12:.1f} TFLOP", flush=True)
+
+
+def flops_of(asked: Run, offer: Offer) -> float:
+    """Return the operations of a row in the step that is profiled, recomputed ones too."""
+    from gpu.compare import H100_SMS, HOPPER
+
+    from vlmtune.data.batches.packs import collate_of
+    from vlmtune.data.collate import Collator
+    from vlmtune.data.dataset import TuneDataset
+    from vlmtune.data.run_data import MeasuredRows
+    from vlmtune.data.samples import read_samples
+    from vlmtune.estimate.simulate.cuda import hidden_of
+    from vlmtune.estimate.simulate.simulation import Run as Simulated
+    from vlmtune.estimate.simulate.simulation import simulate
+    from vlmtune.estimate.simulate.steps import collated, steps_of_run
+    from vlmtune.estimate.simulate.weights import loading_of
+    from vlmtune.hub.source import open_model
+    from vlmtune.models.build import family_of
+    from vlmtune.models.processor import load_processor
+
+    plan = plan_of(asked, offer, Device("cuda", "H100", True))
+    samples, source = read_samples(asked.rows_path).samples, open_model(asked.model, None, Path(asked.folder))
+    processor, family = load_processor(plan), family_of(plan)
+    lengths = MeasuredRows(samples).lengths(processor, family, plan, source).total.tolist()
+    rows, collate = TuneDataset(samples, processor, family, plan), collate_of(plan, Collator(processor))
+    batches = collated([steps_of_run(plan, lengths)[PROFILED]], rows, collate)
+    log = simulate(plan, Simulated(batches, hidden_of(HOPPER, H100_SMS), loading_of(plan)))
+    return log.flops / log.num_rows
+
+
+def pairs_of(words: list[str]) -> list[list[str]]:
+    """Return what stands before and behind the first `=` of each."""
+    return [word.split("=", 1) for word in words]
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="file of the results")
+    parser.add_argument("--sets", type=lambda text: text.split(","), default=list(SETS))
+    parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS))
+    parser.add_argument("--tools", type=lambda text: text.split(","), default=list(TOOLS), help="trl-liger is another")
+    parser.add_argument("--peers", nargs="+", default=[], metavar="TOOL=FOLDER", help="where a peer's libraries are")
+    parser.add_argument("--offers", nargs="+", default=[], metavar="TOOL=JSON", help="such as trl='[{\"batch\": 4}]'")
+    parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="KEY=JSON", help="vlmtune's config")
+    parser.add_argument("--gpus", default="0", help="numbers of GPUs, runs side by side on each: 0,1,2,3")
+    parser.add_argument("--limit", type=float, default=3600.0, metavar="S", help="no run goes on for longer")
+    parser.add_argument("--run-limit", type=float, default=300.0, metavar="S", help="the same of each run")
+    parser.add_argument("--folder", type=Path, help="where 50 GB of models go for the while; default: temporary files")
+    parser.add_argument("--flops", action="store_true", help="add operations to what is measured; needs no GPU")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    given = arguments()
+    add_flops(given.out) if given.flops else measure(given)

@@ -1,0 +1,35 @@
+"""Kernels of a simulated step: what each computes and moves, without a card, so that one simulation serves all."""
+
+from collections import Counter
+from typing import NamedTuple
+
+
+class Kernel(NamedTuple):
+    """What one launch does; equal ones are counted."""
+
+    kind: str
+    """One of `rates.KINDS`; `product`, `attention`, `attention backward`; `bus` and `copy`, which the driver does."""
+    bytes: int
+    """Read and written."""
+    numbers: int = 0
+    """That are made, one after the other."""
+    format: str = ""
+    """The number format that products are computed in."""
+    flops: int = 0
+    """Of products and attention."""
+    sizes: tuple[int, ...] = ()
+    """Of products: how many, M, N, K. Of attention: heads of all rows, queries, keys, head size."""
+    old: bool = False
+    """Whether products are computed by kernels written for the tensor cores of Ampere, which run everywhere."""
+
+
+Kernels = Counter[Kernel]
+
+
+class Launched(NamedTuple):
+    """What a batch launched in forward and backward, by what its number follows."""
+
+    images: Kernels
+    """Of the tower and its projector: as many images."""
+    tokens: Kernels
+    """Of all else."""

@@ -1,0 +1,260 @@
+"""Which kernels an operation launches on a card, about: made of its name and shapes alone."""
+
+from collections import Counter
+from functools import cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+from vlmtune.compat import torch as borrowed
+from vlmtune.compat.bitsandbytes import GEMM_4BIT
+from vlmtune.estimate.simulate.attention import FLOPS_OF_ATTENTION
+from vlmtune.estimate.simulate.outputs import storage_address, tensors_in
+from vlmtune.estimate.timing.kernels import Kernel, Kernels, Launched
+
+aten = torch.ops.aten
+PRODUCTS = {
+    aten.mm: (0, 1),
+    aten.bmm: (0, 1),
+    aten.addmm: (1, 2),
+    aten.addmm_: (1, 2),
+    aten.baddbmm: (1, 2),
+}
+"""Products and the places of their two factors."""
+PRODUCT_4BIT = GEMM_4BIT.get()
+FUSED_4BIT_MAX_ROWS = 64
+"""bitsandbytes backends/cuda/ops.py, `_gemm_4bit_use_custom_cuda`: about up to here weights are read in place."""
+BACKWARD_ATTENTION = {
+    *(name.get() for name in borrowed.ATTENTION_BACKWARD),
+    borrowed.OVERLOAD_PACKET.read(borrowed.CUSTOM_OPERATION.read(borrowed.VARLEN_ATTENTION_BACKWARD.get())),
+}
+COPIES = ("clone", "copy_", "_to_copy")
+OLD_ATTENTION = {borrowed.EFFICIENT_ATTENTION.get(), borrowed.EFFICIENT_ATTENTION_BACKWARD.get()}
+GATHERS = {aten.embedding, aten.index, aten.gather, aten.index_select}
+ONE_PASS = ("sum", "mean", "norm", "softmax", "amax", "argmax", "max", "min", "cumsum", "var", "logsumexp", "nll_loss")
+"""What reads numbers and writes few, or reads them twice: by the word that stands in its name."""
+NOTHING = ("empty", "new_empty", "detach", "lift_fresh", "alias", "set_", "resize_", "_local_scalar", "_is_all_true")
+"""Operations that launch none: memory alone, or a value that the program waits for."""
+CHUNK_BLOCKS, CHUNK_NUMBERS, CHUNK_TENSORS = 320, 65_536, {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
+"""ForeachFunctors.cuh and MultiTensorApply.cuh: how much of lists of tensors one launch takes, by lists."""
+ALIGNED_BYTES = 16
+"""What tensor cores load at once: rows that start elsewhere take older, slower kernels."""
+
+
+class Ledger:
+    """Counts the kernels of the operations that it is told of; what a shape launches is worked out once."""
+
+    def __init__(self) -> None:
+        self.launched = Launched(Counter(), Counter())
+        self.kernels: Kernels = self.launched.tokens
+        self._known: dict[tuple, tuple[Kernel, ...]] = {}
+
+    def note(self, operation, args: tuple, tensors: list[Tensor], out: object, flops: int) -> None:
+        """Count what an operation launched: `tensors` are those in its arguments, `flops` what it was counted as."""
+        if _launches_nothing(operation):
+            return
+        key = (operation, flops, *[(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
+        kernels = self._known.get(key)
+        if kernels is None:
+            kernels = self._known[key] = tuple(kernels_of(operation, args, tensors, tensors_in(out), flops))
+        for kernel in kernels:
+            self.kernels[kernel] += 1
+
+    def add(self, kernel: Kernel) -> None:
+        """Count a kernel that no operation stands for."""
+        self.kernels[kernel] += 1
+
+    def enter(self, is_of_images: bool) -> None:
+        """Say whether what follows is of images."""
+        self.kernels = self.launched.images if is_of_images else self.launched.tokens
+
+    def taken(self) -> Launched:
+        """Return what was counted since the last call."""
+        taken, self.launched = self.launched, Launched(Counter(), Counter())
+        self.enter(False)
+        return taken
+
+
+@cache
+def _packet(operation):
+    return borrowed.OVERLOAD_PACKET.read(operation)
+
+
+@cache
+def _launches_nothing(operation) -> bool:
+    schema = borrowed.OPERATION_SCHEMA.read(operation)
+    name = _name(operation)
+    is_view = not schema.is_mutable and schema.returns and all(value.alias_info for value in schema.returns)
+    return bool(is_view) or name.startswith(NOTHING)
+
+
+@cache
+def _name(operation) -> str:
+    """`aten._foreach_add_.List` → `_foreach_add_`."""
+    return str(operation).split(".")[1]
+
+
+def kernels_of(operation, args: tuple, tensors: list[Tensor], made: list[Tensor], flops: int) -> list[Kernel]:
+    """Return the kernels that an operation launches, about, given and made these tensors."""
+    packet, name = _packet(operation), _name(operation)
+    if packet in PRODUCTS:
+        left, right = (args[place] for place in PRODUCTS[packet])
+        return [_product(left, right)]
+    if packet is PRODUCT_4BIT:
+        return _product_4bit(args, made[0])
+    if packet in FLOPS_OF_ATTENTION:
+        return [_attention(packet, args, tensors, made, flops)]
+    if name == "convolution":
+        return [_convolution(*args[:2], made[0])]
+    if name == "convolution_backward":
+        return [_convolution(args[1], args[2], args[0]) for _ in made]
+    if name.startswith("dequantize"):
+        return [Kernel("unpack", _bytes(tensors) + _bytes(made), made[0].numel())]
+    if name.startswith(("_foreach", "_fused_adam")):
+        return _of_lists(name, args, tensors, made)
+    return _over_numbers(packet, name, operation, tensors, made)
+
+
+def _product(left: Tensor, right: Tensor) -> Kernel:
+    many = prod(left.shape[:-2])
+    m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
+    aligned = n * left.element_size() % ALIGNED_BYTES == 0 and _is_aligned(left) and _is_aligned(right)
+    num_bytes = many * (m * k + k * n + m * n) * left.element_size()
+    return product_of((many, m, n, k), left.dtype, num_bytes, not aligned)
+
+
+def product_of(sizes: tuple[int, int, int, int], dtype: torch.dtype, num_bytes: int, old: bool) -> Kernel:
+    """Return so many products of [M, K] and [K, N]; `sizes` are how many, M, N, K."""
+    many, m, n, _ = sizes
+    return Kernel("product", num_bytes, many * m * n, _format(dtype), 2 * prod(sizes), sizes, old)
+
+
+def _format(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _is_aligned(factor: Tensor) -> bool:
+    """Return whether all rows of a matrix, or all columns, start where tensor cores can load."""
+    stride = max(factor.stride()[-2:])
+    return stride == 1 or stride * factor.element_size() % ALIGNED_BYTES == 0
+
+
+def _product_4bit(args: tuple, out: Tensor) -> list[Kernel]:
+    """Constants, their offset, the weight, and its product; few rows read the weight as it is."""
+    rows, packed, (n, k) = args[0], args[1], args[2]
+    m = rows.numel() // rows.shape[-1]
+    aligned = all(size * rows.element_size() % ALIGNED_BYTES == 0 for size in (n, k))
+    if m <= FUSED_4BIT_MAX_ROWS:
+        return [product_of((1, m, n, k), rows.dtype, packed.nbytes + rows.nbytes + out.nbytes, not aligned)]
+    moved = rows.nbytes + n * k * rows.element_size() + out.nbytes
+    return [*unpacking_of(n * k, rows.element_size()), product_of((1, m, n, k), rows.dtype, moved, not aligned)]
+
+
+def unpacking_of(numbers: int, item_bytes: int) -> list[Kernel]:
+    """Return what makes a packed weight whole: its constants, which are packed too, their offset, and the weight."""
+    constants = numbers // 64
+    return [
+        Kernel("unpack", 5 * constants, constants),
+        Kernel("strided", 8 * constants, constants),
+        Kernel("unpack", numbers // 2 + 4 * constants + numbers * item_bytes, numbers),
+    ]
+
+
+def _attention(packet, args: tuple, tensors: list[Tensor], made: list[Tensor], flops: int) -> Kernel:
+    query, key = args[1:3] if packet in BACKWARD_ATTENTION else args[:2]
+    is_varlen = query.dim() == 3
+    if any(value is True for value in args):  # causal: the other half is never computed
+        flops //= 2
+    kind = "attention backward" if packet in BACKWARD_ATTENTION else "attention"
+    heads = query.shape[1] if is_varlen else query.shape[0] * query.shape[1]
+    queries = len(query) if is_varlen else query.shape[2]
+    sizes = (heads, queries, key.shape[0] if is_varlen else key.shape[2], query.shape[-1])
+    moved = [tensor for tensor in (*tensors, *made) if tensor.is_floating_point()]
+    return Kernel(kind, _bytes(moved), 0, _format(query.dtype), flops, sizes, old=is_varlen or packet in OLD_ATTENTION)
+
+
+def _convolution(inputs: Tensor, weight: Tensor, out: Tensor) -> Kernel:
+    """As the product that it is: outputs × channels out × numbers of a window."""
+    outputs = out.numel() // out.shape[1]
+    of_one = prod(weight.shape[1:])
+    num_bytes = inputs.nbytes + weight.nbytes + out.nbytes
+    if weight.shape[1] == 1 and inputs.shape[1] > 1:
+        return Kernel("depthwise", num_bytes, out.numel() * of_one)
+    return product_of((1, outputs, weight.shape[0], of_one), inputs.dtype, num_bytes, old=True)
+
+
+def _of_lists(name: str, args: tuple, tensors: list[Tensor], made: list[Tensor]) -> list[Kernel]:
+    """Launches over lists of tensors, so many tensors and pieces of them each."""
+    lists = [value for value in args if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor)]
+    pieces = sum(-(-tensor.numel() // CHUNK_NUMBERS) for tensor in lists[0])
+    most = CHUNK_TENSORS[min(5, max(1, len(lists)))]
+    launches = max(-(-pieces // CHUNK_BLOCKS), -(-len(lists[0]) // most))
+    written = made or lists[0]
+    read = tensors if "copy" not in name else lists[1]
+    numbers = sum(tensor.numel() for tensor in lists[0])
+    return [Kernel("lists", (_bytes(read) + _bytes(written)) // launches, numbers // launches)] * launches
+
+
+def _over_numbers(packet, name: str, operation, tensors: list[Tensor], made: list[Tensor]) -> list[Kernel]:
+    """One pass over the numbers of an operation: each is read once, each result is written once."""
+    given = {storage_address(tensor.untyped_storage()) for tensor in tensors}
+    written = made or tensors[:1]
+    if not borrowed.OPERATION_SCHEMA.read(operation).is_mutable and written:
+        if all(storage_address(tensor.untyped_storage()) in given for tensor in written):
+            return []  # a view that does not say so
+    if not any(tensor.numel() for tensor in (*tensors, *written)):
+        return []
+    numbers = max(tensor.numel() for tensor in (*tensors, *written))
+    if packet in GATHERS:
+        return [Kernel("gather", 2 * _bytes(written) + _bytes(tensors[1:]), written[0].numel())]
+    moved = _bytes(tensors if name != "copy_" else tensors[1:]) + _bytes(written)
+    if name in COPIES and _is_plain_copy(tensors[-1], written[0]):
+        return [Kernel("copy", moved)]
+    return [Kernel(_kind_of_pass(name, tensors, written), moved, numbers)]
+
+
+def _kind_of_pass(name: str, tensors: list[Tensor], written: list[Tensor]) -> str:
+    if name == "cat":
+        return "cat"
+    if "solve_triangular" in name:
+        return "solve"
+    if any(word in name for word in ONE_PASS):
+        return "reduce"
+    if not _in_one_order([tensor for tensor in (*tensors, *written) if tensor.dim()]):
+        return "strided"
+    return "widen" if name in COPIES and written[0].itemsize > tensors[-1].itemsize else "pass"
+
+
+def _is_plain_copy(source: Tensor, target: Tensor) -> bool:
+    """Whether bytes are copied as they lie: the driver does it, no kernel of torch."""
+    same = source.dtype == target.dtype and source.shape == target.shape and source.stride() == target.stride()
+    return same and target.is_contiguous()
+
+
+def _in_one_order(tensors: list[Tensor]) -> bool:
+    """Whether all tensors have their numbers in the same order, one number for each: no index is worked out."""
+    first = tensors[0] if tensors else None
+    return all(tensor.shape == first.shape and tensor.stride() == first.stride() for tensor in tensors)
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    """Return the bytes that are read or written of tensors; a number that is repeated is read from nearby."""
+    return sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in tensors)
+
+
+def updates_of(optimizer, seen: Kernels) -> Kernels:
+    """Return what an update launches once its states exist; `seen` is what was recorded of it, making them included.
+
+    bitsandbytes' own kernels are out of sight: one for each parameter, which reads its numbers, gradients and two
+    states, and writes all but the gradients.
+    """
+    if isinstance(optimizer, torch.optim.AdamW):
+        return Counter({kernel: times for kernel, times in seen.items() if kernel.kind == "lists"})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = [optimizer.state[parameter] for parameter in parameters]
+    bytes_a_number = [12 + 4 * state["state1"].element_size() for state in states]
+    return Counter(
+        Kernel("optimizer", parameter.numel() * num_bytes, parameter.numel())
+        for parameter, num_bytes in zip(parameters, bytes_a_number, strict=True)
+    )

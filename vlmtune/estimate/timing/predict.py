@@ -1,0 +1,113 @@
+"""Seconds of a run on a card: what simulated batches take, and how large the run's own batches are.
+
+A step takes what its kernels take, unless the processor cannot launch them as fast or the bus carries more. Between
+simulated batches time follows the tokens, and that of the tower the images. No torch here.
+"""
+
+from dataclasses import astuple, dataclass
+from math import ceil
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vlmtune.estimate.report import BatchSpent, MemoryReport, Spent, StepTime
+from vlmtune.estimate.timing.rates import ASSUMED_LAUNCH_S, Rates
+from vlmtune.hardware.cards import Card
+from vlmtune.plan.types import RunPlan
+
+if TYPE_CHECKING:
+    from vlmtune.estimate.simulate.record import Log
+    from vlmtune.estimate.timing.kernels import Kernels
+
+COPIES = ("bus", "copy")
+"""What the driver does, and no kernel."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large batches are: arrays of one number for each."""
+
+    tokens: np.ndarray
+    """Padded, or of a pack."""
+    image_tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class RunSizes:
+    """The batches of a run, or of the steps of it that are looked at."""
+
+    sizes: Sizes
+    num_steps: int
+    """Steps that these batches make."""
+    all_steps: int | None
+    """Steps of the run; None where nobody knows."""
+    of_largest: bool = False
+    """Whether there are no rows yet."""
+
+
+def spent(kernels: "Kernels", rates: Rates) -> Spent:
+    """Return what kernels, counted, take on a card."""
+    seconds = launches = bus_s = 0.0
+    for kernel, times in kernels.items():
+        if kernel.kind not in COPIES:
+            seconds += times * rates.seconds(kernel)
+            launches += times * rates.launches(kernel)
+        elif kernel.kind == "bus":
+            bus_s += times * rates.seconds(kernel)
+    return Spent(seconds, launches, bus_s)
+
+
+def spent_by(log: "Log", sizes: Sizes, card: Card) -> tuple[tuple[BatchSpent, ...], Spent]:
+    """Return what each simulated batch takes, and an update; nothing for a card that is not in the table.
+
+    Args:
+        sizes: of the simulated batches in their order.
+    """
+    if card.bandwidth_gb_s is None or not log.updates:
+        return (), Spent()
+    rates, known = Rates(card), zip(sizes.tokens, sizes.image_tokens, log.batches, strict=True)
+    batches = [
+        BatchSpent(int(tokens), int(images), spent(launched.images, rates), spent(launched.tokens, rates))
+        for tokens, images, launched in known
+    ]
+    return tuple(batches), spent(log.updates[-1], rates)
+
+
+def of_largest(report: MemoryReport, plan: RunPlan) -> RunSizes:
+    """Return the sizes of a step of nothing but the largest rows, whose batch is the first that is simulated."""
+    first = report.batches[0]
+    passes = ceil(plan.rows_per_step * report.tokens["total"] / first.tokens)
+    sizes = Sizes(np.full(passes, first.tokens), np.full(passes, first.image_tokens))
+    return RunSizes(sizes, 1, plan.max_steps, of_largest=True)
+
+
+def step_time(report: MemoryReport, run: RunSizes, rows_per_step: int, card: Card) -> StepTime:
+    """Return what a step takes in the mean of a run."""
+    batches, update = report.batches, report.update
+    of_images = _between(
+        [(0, Spent()), *((batch.image_tokens, batch.of_images) for batch in batches)], run.sizes.image_tokens
+    )
+    of_tokens = _between([(batch.tokens, batch.of_tokens) for batch in batches], run.sizes.tokens)
+    kernels_s, launches, bus_s = of_images + of_tokens
+    launch_s = ASSUMED_LAUNCH_S if card.launch_s is None else card.launch_s
+    busy_s = np.maximum(np.maximum(kernels_s, launches * launch_s), bus_s)
+    step_s = float(busy_s.sum()) / run.num_steps + max(update.kernels_s, update.launches * launch_s)
+    return StepTime(
+        step_s=step_s,
+        rows_per_s=rows_per_step / step_s,
+        run_s=None if run.all_steps is None else step_s * run.all_steps,
+        num_steps=run.all_steps,
+        kernels_s=float(kernels_s.sum()) / run.num_steps + update.kernels_s,
+        launches=round(float(launches.sum()) / run.num_steps + update.launches),
+        launch_s=launch_s,
+        launch_is_measured=card.launch_s is not None,
+        bus_s=float(bus_s.sum()) / run.num_steps,
+        of_largest=run.of_largest,
+    )
+
+
+def _between(known: list[tuple[int, Spent]], wanted: np.ndarray) -> np.ndarray:
+    """Return what batches of other sizes take, [kernels, launches, bus; batch], on lines between the known ones."""
+    by_size = dict(sorted(known, key=lambda one: one[0]))
+    columns = np.array([astuple(of) for of in by_size.values()]).T
+    return np.array([np.interp(wanted, list(by_size), column) for column in columns])

@@ -1,0 +1,172 @@
+"""What a kernel takes on a card: a start, and the longest of moving bytes, making numbers and multiplying matrices.
+
+Peaks are the data sheet's, or `vlmtune calibrate`'s where it measured them. What of them kernels reach was measured on
+an H200 (tests/gpu/measured/microbench.json, torch 2.11) and is taken for every card. No torch here.
+"""
+
+from dataclasses import dataclass
+from math import ceil, inf
+
+from vlmtune.hardware.cards import Card
+
+FP32, FP32_BYTES = "float32", 4
+ASSUMED_LAUNCH_S = 20e-6
+"""From one launch to the next where nobody measured it: Python, autograd and the driver on a desktop's processor."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How fast kernels over numbers are."""
+
+    start_s: float
+    """From start to end where there is next to nothing to do."""
+    bandwidth: float
+    """The share of the card's that large ones reach."""
+    work: float
+    """fp32 operations that could be done in the time of one number, where instructions and not memory are the limit:
+    indices to be worked out, formats to be changed."""
+
+
+KINDS = {
+    "pass": Kind(1.2e-6, 0.88, 45),
+    "widen": Kind(1.2e-6, 0.85, 180),
+    "strided": Kind(1.4e-6, 0.85, 160),
+    "cat": Kind(2.0e-6, 0.8, 240),
+    "reduce": Kind(2.5e-6, 0.85, 150),
+    "gather": Kind(1.5e-6, 0.7, 80),
+    "unpack": Kind(1.5e-6, 0.88, 74),
+    "depthwise": Kind(1.5e-6, 0.7, 300),
+    "solve": Kind(60e-6, 0.7, 150),
+    "lists": Kind(14e-6, 0.7, 45),
+    "optimizer": Kind(4.5e-6, 0.7, 45),
+}
+"""By `Kernel.kind`. Kernels over lists give each multiprocessor 65,536 numbers at a time, whoever is idle; a system of
+64 equations is solved row after row; of depthwise convolutions each tap counts as a number."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A piece of a product that one multiprocessor computes at a time."""
+
+    rows: int
+    columns: int
+    share: float
+    """Of the multiprocessor's peak that it reaches: small tiles load more for each number they compute."""
+
+
+TENSOR_TILES = (
+    Tile(256, 128, 0.83),
+    Tile(192, 128, 0.78),
+    Tile(128, 128, 0.70),
+    Tile(128, 64, 0.60),
+    Tile(64, 64, 0.50),
+)
+SIMT_TILES = (Tile(128, 128, 0.75), Tile(128, 32, 0.5), Tile(64, 32, 0.4))
+SPLITS, LEAST_SPLIT = (1, 2, 4, 8), 1500
+"""In so many parts the inner dimension may be computed side by side, and added up by a kernel of its own; what each
+part has at least."""
+DEPTH = 64
+"""What a tile takes of the inner dimension at once."""
+PRODUCT_START_S, SPLIT_S = 2.8e-6, 1.9e-6
+PRODUCT_BANDWIDTH = 0.8
+UNALIGNED_SHARE = 0.42
+OLD_SHARE = 0.6
+"""Of the peak of the data centre cards from Hopper on that kernels for Ampere's instructions reach."""
+
+ATTENTION_BLOCK = 128
+"""Queries, and keys, that a multiprocessor takes at a time."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How fast a pass of attention is."""
+
+    start_s: float
+    share: float
+    """Of the peak that its products reach."""
+    score_work: float
+    """As `Kind.work`, of a score: its exponential."""
+
+
+FORWARD, BACKWARD = Attention(5e-6, 0.6, 19), Attention(12e-6, 0.5, 48)
+EFFICIENT_SHARE = 0.45
+"""The same of the kernel that takes masks, whose scores are counted in."""
+
+
+class Rates:
+    """The rates of one card."""
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+        self.bandwidth = card.bandwidth_gb_s * 1e9
+        self.fp32 = card.fp32_tflops * 1e12
+        self.tensor = card.bf16_tflops * 1e12
+        self.old_share = OLD_SHARE if card.sm[0] in (9, 10) else 1.0
+
+    def seconds(self, kernel) -> float:
+        """Return what one launch takes on the card."""
+        if kernel.kind == "product":
+            return self._product(kernel)
+        if kernel.kind.startswith("attention"):
+            return self._attention(kernel, BACKWARD if kernel.kind.endswith("backward") else FORWARD)
+        if kernel.kind == "bus":
+            return kernel.bytes / (self.card.host_gb_s * 1e9 * 0.85)
+        if kernel.kind == "copy":
+            return kernel.bytes / self.bandwidth
+        kind = KINDS[kernel.kind]
+        return kind.start_s + max(
+            kernel.bytes / (self.bandwidth * kind.bandwidth), kernel.numbers * kind.work / self.fp32
+        )
+
+    def launches(self, kernel) -> int:
+        """Return how many kernels one is on the card: a product in parts is added up by another."""
+        return 2 if kernel.kind == "product" and self._in_tiles(kernel)[1] > 1 else 1
+
+    def _product(self, kernel) -> float:
+        computing, split = self._in_tiles(kernel)
+        if kernel.old and kernel.format != FP32:
+            computing *= TENSOR_TILES[0].share / (UNALIGNED_SHARE * self.old_share)
+        many, m, n, _ = kernel.sizes
+        parts_bytes = 2 * split * many * m * n * FP32_BYTES if split > 1 else 0
+        moving = (kernel.bytes + parts_bytes) / (self.bandwidth * PRODUCT_BANDWIDTH)
+        return PRODUCT_START_S + max(computing, moving) + (SPLIT_S if split > 1 else 0)
+
+    def _in_tiles(self, kernel) -> tuple[float, int]:
+        """Return what a product takes in the tiles that suit it, and in how many parts of the inner dimension."""
+        many, m, n, k = kernel.sizes
+        is_fp32 = kernel.format == FP32
+        peak = (self.fp32 if is_fp32 else self.tensor) / self.card.num_sms
+        splits = [split for split in SPLITS if split == 1 or k / split >= LEAST_SPLIT]
+        best = (inf, 1)
+        for tile in SIMT_TILES if is_fp32 else TENSOR_TILES:
+            for rows, columns in ((tile.rows, tile.columns), (tile.columns, tile.rows)):
+                pieces = many * ceil(m / rows) * ceil(n / columns) / self.card.num_sms
+                for split in splits:
+                    depth = ceil(k / split / DEPTH) * DEPTH
+                    one = 2 * rows * columns * depth / (peak * tile.share)
+                    best = min(best, (_rounds(pieces * split) * one, split))
+        return best
+
+    def _attention(self, kernel, kind: Attention) -> float:
+        heads, queries, keys, size = kernel.sizes
+        blocks = heads * ceil(queries / ATTENTION_BLOCK)
+        idle = _rounds(blocks / self.card.num_sms) / (blocks / self.card.num_sms)
+        share = EFFICIENT_SHARE if kernel.old else kind.share
+        computing = kernel.flops / (self.tensor * share * (self.old_share if kernel.old else 1))
+        scores = 0 if kernel.old else kernel.flops / (size * (10 if kind is BACKWARD else 4))
+        busy = (computing + scores * kind.score_work / self.fp32) * idle * _filled(queries) * _filled(keys)
+        return kind.start_s + max(busy, kernel.bytes / (self.bandwidth * PRODUCT_BANDWIDTH))
+
+
+def _rounds(exact: float) -> float:
+    """Return how often every multiprocessor is given a piece.
+
+    Libraries choose among so many shapes that the last round, which few pieces fill, costs half of what it would with
+    one shape.
+    """
+    return max(1.0, (exact + ceil(exact)) / 2)
+
+
+def _filled(length: int) -> float:
+    """Return by how much whole blocks are more than a length."""
+    return ceil(length / ATTENTION_BLOCK) * ATTENTION_BLOCK / length

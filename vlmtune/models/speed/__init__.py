@@ -1,0 +1,1 @@
+"""What makes a model faster and changes nothing that it computes."""
