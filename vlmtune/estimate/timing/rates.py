@@ -7,6 +7,7 @@ an H200 (tests/gpu/measured/microbench.json, torch 2.11) and is taken for every 
 from dataclasses import dataclass
 from math import ceil, inf
 
+from vlmtune.hardware.calibration import LARGE_COPY, LARGE_FP32_PRODUCT, LARGE_PASS, LARGE_PRODUCT
 from vlmtune.hardware.cards import Card
 
 FP32, FP32_BYTES = "float32", 4
@@ -28,7 +29,7 @@ class Kind:
 
 
 KINDS = {
-    "pass": Kind(1.2e-6, 0.88, 45),
+    "pass": Kind(1.2e-6, LARGE_PASS, 45),
     "widen": Kind(1.2e-6, 0.85, 180),
     "strided": Kind(1.4e-6, 0.85, 160),
     "cat": Kind(2.0e-6, 0.8, 240),
@@ -55,13 +56,13 @@ class Tile:
 
 
 TENSOR_TILES = (
-    Tile(256, 128, 0.83),
+    Tile(256, 128, LARGE_PRODUCT),
     Tile(192, 128, 0.78),
     Tile(128, 128, 0.70),
     Tile(128, 64, 0.60),
     Tile(64, 64, 0.50),
 )
-SIMT_TILES = (Tile(128, 128, 0.75), Tile(128, 32, 0.5), Tile(64, 32, 0.4))
+SIMT_TILES = (Tile(128, 128, LARGE_FP32_PRODUCT), Tile(128, 32, 0.5), Tile(64, 32, 0.4))
 SPLITS = (1, 2, 4, 8)
 """In so many parts the inner dimension may be computed side by side, and added up."""
 LEAST_SPLIT, LEAST_SIMT_SPLIT = 1500, 256
@@ -113,7 +114,7 @@ class Rates:
         if kernel.kind.startswith("attention"):
             return self._attention(kernel, BACKWARD if kernel.kind.endswith("backward") else FORWARD)
         if kernel.kind == "bus":
-            return kernel.bytes / (self.card.host_gb_s * 1e9 * 0.85)
+            return kernel.bytes / (self.card.host_gb_s * 1e9 * LARGE_COPY)
         if kernel.kind == "copy":
             return kernel.bytes / self.bandwidth
         kind = KINDS[kernel.kind]
@@ -128,7 +129,7 @@ class Rates:
     def _product(self, kernel) -> float:
         computing, split = self._in_tiles(kernel)
         if kernel.old and kernel.format != FP32:
-            computing *= TENSOR_TILES[0].share / (UNALIGNED_SHARE * self.old_share)
+            computing *= LARGE_PRODUCT / (UNALIGNED_SHARE * self.old_share)
         many, m, n, _ = kernel.sizes
         parts_bytes = 2 * split * many * m * n * FP32_BYTES if split > 1 else 0
         moving = (kernel.bytes + parts_bytes) / (self.bandwidth * PRODUCT_BANDWIDTH)
