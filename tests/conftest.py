@@ -24,6 +24,8 @@ os.environ.update(
 for name in ("FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "GITHUB_ACTIONS"):
     os.environ.pop(name, None)
 
+os.fsync = lambda handle: None  # no test outlives a power cut; that it is asked for, and when, tests see all the same
+
 REAL_CONNECT, REAL_CONNECT_EX = socket.socket.connect, socket.socket.connect_ex
 
 

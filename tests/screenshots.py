@@ -17,7 +17,7 @@ SIZES_PX = {"": ("light", 860, 1180), "-phone": ("dark", 360, 1180)}
 
 def main() -> None:
     """Write every page in every size."""
-    pages = (RUN.report_html, RUN.evaluation_html)
+    pages = (RUN.report_html, RUN.evaluation.with_suffix(".html"))
     if missing := [str(page) for page in pages if not page.exists()]:
         sys.exit(f"{' and '.join(missing)} missing: run `make demo` first")
     with open_browser() as browser:

@@ -18,7 +18,7 @@ KEY = re.compile(
 PATH = re.compile(r"[\w./-]+\.(?:py|yaml|yml|md|json|jsonl|txt|svg|toml)|(?:tests|docs|configs|vlmtune)/[\w./-]+")
 OF_USERS = re.compile(
     r"my-run\.yaml|"
-    r"(?:config|report|evaluation|plan|estimate|manifest|retries|running|versions|log|metadata|vlmtune)\.(?:yaml|jsonl?)"
+    r"(?:config|report|evaluation(?:-base)?|plan|estimate|manifest|retries|running|versions|log|metadata|vlmtune)\.(?:yaml|jsonl?)"
     r"|adapter/README\.md|(?:generation|processor|tokenizer|(?:video_)?preprocessor)_config\.json"
     r"|(?:tokenizer|vocab|added_tokens|special_tokens_map|model\.safetensors\.index)\.json|merges\.txt"
     r"|convert_hf_to_gguf\.py|conversion/\w+\.py|gguf-py/gguf/vocab\.py"

@@ -99,7 +99,11 @@ def test_other_model_types(kind, pictures, tmp_path):
 @pytest.mark.parametrize("kind", ["llava", "gemma3", "qwen2_5_vl"])
 def test_in_one_attention_call(kind, models, pictures, monkeypatch):
     """The kernel is a loop over rows here; where a mask says more than causal, it is not called for the text."""
-    windows = []
+    windows, asked, real = [], [], varlen._longest
+
+    def longest_of(starts: torch.Tensor) -> int:
+        asked.append(starts)
+        return real(starts)
 
     def kernel(query, key, value, starts, _, longest, __, *, scale, window_size, enable_gqa=False):  # noqa: PLR0913
         windows.append(window_size)
@@ -114,8 +118,10 @@ def test_in_one_attention_call(kind, models, pictures, monkeypatch):
         return torch.cat(parts)
 
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(varlen, "_longest", longest_of)
     model = models(kind)
     plan = replace(model.plan, varlen_attention=True, pack_tokens=2048)
     check(plan, model.family, model.processor, rows_of(0, pictures, model.family))
     assert (varlen.CAUSAL in windows) == (kind != "gemma3")
     assert (varlen.BOTH_WAYS in windows) == model.family.tower_loops
+    assert len(asked) == windows.count(varlen.CAUSAL), "towers know it: asking would make the card wait"

@@ -94,8 +94,8 @@ def _end_workers() -> None:
 
 @pytest.fixture(scope="session")
 def llava(tmp_path_factory) -> Path:
-    """The tiny LLaVA checkpoint; tests must not change it."""
-    return save_tiny("llava", tmp_path_factory.mktemp("models") / "llava")
+    """The tiny LLaVA checkpoint, with one layer of text; tests must not change it."""
+    return save_tiny("llava", tmp_path_factory.mktemp("models") / "llava", layers=1)
 
 
 @pytest.fixture

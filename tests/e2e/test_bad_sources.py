@@ -61,7 +61,14 @@ def no_rows(root: Path) -> tuple[dict, str]:
 def only_pictures(root: Path) -> tuple[dict, str]:
     (root / "photos").mkdir()
     shutil.copy(root / "red0.png", root / "photos")
-    return {"train_path": "photos"}, "and no metadata that says what to learn hint: write metadata.jsonl"
+    return {"train_path": "photos"}, "neither metadata nor one folder for each thing to learn hint: write metadata"
+
+
+def labels_alone(root: Path) -> tuple[dict, str]:
+    for name in ("red", "blue"):
+        (root / "photos" / name).mkdir(parents=True)
+        shutil.copy(root / "red0.png", root / "photos" / name)
+    return {"train_path": "photos"}, "label has no question beside it"
 
 
 def mixed_columns(root: Path) -> tuple[dict, str]:
@@ -117,8 +124,8 @@ def negative_weight(root: Path) -> tuple[dict, str]:
 
 
 BAD = [
-    empty, no_match, no_rows, only_pictures, mixed_columns, mixed_kinds, uneven_table, damaged_pack, unknown_name,
-    absent_column, taken_name, one_image, split_of_a_file, other_split, negative_weight,
+    empty, no_match, no_rows, only_pictures, labels_alone, mixed_columns, mixed_kinds, uneven_table, damaged_pack,
+    unknown_name, absent_column, taken_name, one_image, split_of_a_file, other_split, negative_weight,
 ]  # fmt: skip
 
 
@@ -207,6 +214,33 @@ def test_without_a_connection_the_rows_are_those_of_the_cache(online_data, proje
     online_data.hub.status = 500
     offline = project.run_cli("validate", project.config, "--json")
     assert json.loads(offline.stdout)["data"]["train_path"]["rows"] == 7
+
+
+def test_the_hub_is_not_asked_again_for_a_commit(online_data, project, written):
+    first, second = online_data(project.rows), online_data(project.rows[:3], "two")
+
+    def rows_of(commit: str) -> int:
+        written(train_path=[HUB | {"revision": commit}])
+        checked = project.run_cli("validate", project.config, "--json")
+        return json.loads(checked.stdout)["data"]["train_path"]["rows"]
+
+    assert (rows_of(first), rows_of(second)) == (7, 3)
+    online_data.hub.forget()
+    online_data.hub.status = 500
+    assert (rows_of(first), rows_of(second)) == (7, 3), "the one kept last does not take the other's place"
+    assert project.train("run", "training.max_steps=2").code == 0
+    assert project.train("run", "training.max_steps=3", resume=True).code == 0
+    assert online_data.hub.requests == []
+
+
+def test_rows_of_a_commit_that_are_gone_are_fetched_again(online_data, project, written):
+    written(train_path=HUB | {"revision": online_data(project.rows)})
+    assert project.run_cli("validate", project.config).code == 0
+    (kept,) = Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow")
+    shutil.rmtree(kept.parent)
+    online_data.hub.forget()
+    assert project.run_cli("validate", project.config).code == 0
+    assert online_data.hub.requests
 
 
 def test_without_a_connection_no_other_commit_takes_its_place(online_data, project, written):

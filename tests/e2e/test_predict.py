@@ -56,6 +56,15 @@ def test_rows_and_pictures_are_answered_a_line_each(trained, monkeypatch):
     assert len(lines_of((trained.root / "out.jsonl").read_text())) == 7
 
 
+def test_the_question_of_the_run_is_asked_of_pictures(trained):
+    config = trained.run("run").config
+    written = config.read_text()
+    config.write_text(written.replace("  prompt: null\n", "  prompt: What colour?\n"))
+    done = trained.run_cli("predict", "runs/run", "red0.png", *SHORT)
+    config.write_text(written)
+    assert done.code == 0 and [row["question"] for row in lines_of(done.stdout)] == ["What colour?"], done.stderr
+
+
 def test_what_cannot_be_predicted_is_one_error(trained):
     (trained.root / "empty").mkdir()
     (trained.root / "taken.jsonl").write_text("mine")
@@ -101,7 +110,10 @@ def test_two_models_are_compared_row_by_row(trained):
     assert set(found["worse"]) == {where for where, gain in gains.items() if gain < 0}
     assert found["better"] or found["worse"]
     kept = read_json(trained.run("run").evaluation, EvaluationRecord)
-    assert kept.before.asked == "base", "--base alone is not kept"
+    assert kept.before.asked == "base", "--base alone has files of its own"
+    of_base = trained.run("run").base_evaluation
+    assert json.loads(of_base.read_text())["metrics"] == base["metrics"]
+    assert of_base.with_suffix(".html").read_text().count("<article") == len(base["answers"])
     trained.train("other", "training.max_steps=1")
     told = trained.run_cli("evaluate", "runs/run", *SHORT, "--compare", "runs/other").stdout
     assert "other/adapter" in told and "points" in told and "better by cer: " in told

@@ -75,7 +75,9 @@ def test_files_of_full_tuning(project):
 def test_no_trace_of_this_machine(done, project):
     """Checkpoints hold numbers and names only, but people share whole folders."""
     assert project.run_cli("evaluate", done.path).code == 0
-    assert done.evaluation_html.read_text(encoding="utf-8").count('<img src="data:image/jpeg') == len(project.rows)
+    assert done.evaluation.with_suffix(".html").read_text(encoding="utf-8").count('<img src="data:image/jpeg') == len(
+        project.rows
+    )
     looked_at = 0
     for path in done.path.rglob("*"):
         if path.is_file():

@@ -118,6 +118,14 @@ def image_folder(root: Path, rows: list[dict]) -> object:
     return "photos"
 
 
+def by_class(root: Path, rows: list[dict]) -> object:
+    for row in rows:
+        folder = root / "photos" / "train" / Path(row["image"]).stem.rstrip("0123456789")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / row["image"]).write_bytes((root / row["image"]).read_bytes())
+    return {"path": "photos", "prompt": "Which colour?"}
+
+
 def tars(root: Path, rows: list[dict]) -> object:
     write_tar(root / "shard-0.tar", root, rows[:3])
     write_tar(root / "shard-1.tar", root, rows[3:], first=3)
@@ -135,6 +143,7 @@ KINDS: dict[Callable, tuple[int, str]] = {
     saved: (7, "saved/data-00001-of-00002.arrow row 3"),
     saved_splits: (4, "data-00000-of-00001.arrow row 4"),
     image_folder: (7, "metadata.csv row 7"),
+    by_class: (7, "train row 7"),
     tars: (7, "shard-1.tar row 4"),
 }
 """Source → how many rows it has, and what the last of them is called."""

@@ -58,7 +58,6 @@ PACKS = {
     ("llava-7b", "docs"): (5120, 4096, 2048),
     ("qwen3-4b", "short"): (8192, 4096),
     ("llava-7b", "short"): (5120, 4096, 2048),
-    ("qwen25-7b", "short"): (3280, 1640),
 }
 """What is measured, the weightiest first, and what vlmtune is offered: packs that its own estimate lets into 7 GiB."""
 
@@ -114,7 +113,8 @@ def made(model: str, folder: Path, sets: list[str], gpu: str) -> None:
     """Make a model with random weights, and its rows."""
     prepared(model, folder, sets)
     words = [sys.executable, str(ROOT / "tests/gpu/measure.py"), "--weights", str(folder / "model")]
-    subprocess.run(words, env=environment(gpu, None), check=True)
+    if subprocess.run(words, env=environment(gpu, None)).returncode:
+        print(f"{model}: no weights; its runs will say that", flush=True)
 
 
 def trained(asked: Run, gpu: str, libraries: Path | None, limit_s: float) -> dict:

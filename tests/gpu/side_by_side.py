@@ -44,7 +44,7 @@ class Card:
         torch.cuda.set_per_process_memory_fraction((num_bytes or self.total_bytes) / self.total_bytes)
         torch.cuda.mem_get_info = self.info
         if num_bytes:
-            torch.cuda.mem_get_info = lambda *of: (max(0, num_bytes - torch.cuda.memory_reserved()), num_bytes)
+            torch.cuda.mem_get_info = lambda *of, **named: (max(0, num_bytes - torch.cuda.memory_reserved()), num_bytes)
         torch.cuda.reset_peak_memory_stats()
 
 

@@ -54,6 +54,8 @@ class DataSection(Section):
     """Take at most so many rows of `train_path`, chosen by `training.seed`."""
     columns: dict[str, str] = {}
     """Names of columns in the data and what they are here: `{caption_en: answer}`."""
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    """Question of rows that have none: captions, and pictures in folders named after what they show."""
     image_dir: str | None = None
     """Folder that relative image paths start from. Default: the folder of the data file."""
     augment: AugmentSection = AugmentSection()

@@ -36,6 +36,8 @@ class SourceSection(Section):
     """How often an epoch takes the rows: 2 twice, 0.5 half of them, another half each epoch. Training rows only."""
     columns: dict[str, str] = {}
     """As `data.columns`, which it replaces for this source."""
+    prompt: PathText | None = None
+    """As `data.prompt`, which it replaces for this source."""
     image_dir: PathText | None = None
     """As `data.image_dir`, which it replaces for this source."""
 

@@ -138,8 +138,10 @@ def digest_of(files: DataFiles, max_samples: int | None = None, val_fraction: fl
         "max_samples": max_samples,
         "val_fraction": val_fraction,
     }
+    if any(prompts := [file.prompt for file in files]):
+        decided["prompts"] = prompts
     is_plain = len(files.sources) == 1 and not any((is_weighted(files), max_samples, val_fraction))
-    if is_plain and not any(file.columns for file in files):
+    if is_plain and not any(file.columns or file.prompt for file in files):
         return files.sources[0].digest
     return text_sha256(strict_json(decided))
 

@@ -55,8 +55,9 @@ def plan_here(folder: RunFolder, base: str | None = None) -> RunPlan:
         refuse_moved(plan, folder.path)
     device = probe_device()
     if plan.base_dtype == "fp16" and device.kind == "cpu":
-        return dataclasses.replace(plan, device="cpu", base_dtype="fp32")
-    return dataclasses.replace(plan, device=device.kind)
+        plan = dataclasses.replace(plan, base_dtype="fp32")
+    has_varlen = device.kind == "cuda" and device.bf16
+    return dataclasses.replace(plan, device=device.kind, varlen_attention=plan.varlen_attention and has_varlen)
 
 
 def load_tuned(plan: RunPlan, learned: Learned, *, quantized: bool = True) -> Tuned:

@@ -28,7 +28,6 @@ from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt, lora_config
 from vlmtune.models import embeddings
-from vlmtune.models.attention.varlen import attend_by_rows
 from vlmtune.models.config import read_config
 from vlmtune.models.head import device_map, is_split, pack_head
 from vlmtune.models.kept import Tell, is_kept, load_kept, say
@@ -48,7 +47,7 @@ from vlmtune.models.packed import (
     unpacked_layers,
 )
 from vlmtune.models.parts import SEES, cast_features, only, parts_in_training, rest_frozen_parts
-from vlmtune.models.speed.widths import align_widths
+from vlmtune.models.speed.faster import make_faster
 from vlmtune.models.verify import refuse_other_base, refuse_other_numbers, refuse_other_tensors
 from vlmtune.plan.types import RunPlan
 
@@ -88,8 +87,7 @@ def build_model(
         cast_features(base_of(model), family)
     for lever in levers.LEVERS:
         lever.apply(base_of(model), plan, family)
-    attend_by_rows(base_of(model), plan, family)
-    align_widths(base_of(model), plan)
+    make_faster(base_of(model), plan, family)
     return model
 
 
@@ -98,7 +96,7 @@ def build_tower(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "chec
     off = {"offload_embeddings": False, "streamed_layers": 0, "head_8bit": False, "sharded": False}
     plan = replace(plan, **off, cache_quantized=False)  # of parts that are not there; what it makes is kept
     model = load_base(plan, parts=SEES) if weights == "checkpoint" else weightless_base(plan, SEES)
-    align_widths(model, plan)
+    make_faster(model, plan, family_of(plan))
     return model.requires_grad_(False).eval()
 
 
@@ -121,7 +119,7 @@ def build_tuned(plan: RunPlan, adapter_dir: str, *, quantized: bool = True) -> P
             f"the adapter in {adapter_dir} does not fit the model: {len(expected ^ adapted)} modules differ",
             "use the model revision and library versions in versions.json",
         )
-    align_widths(base_of(tuned), plan)
+    make_faster(base_of(tuned), plan, family_of(plan))
     return tuned.eval()
 
 

@@ -94,13 +94,13 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """The newest evaluation, row by row."""
+        """The newest evaluation, row by row; for people `.html`."""
         return self.path / "evaluation.json"
 
     @property
-    def evaluation_html(self) -> Path:
-        """The same for people, with pictures."""
-        return self.path / "evaluation.html"
+    def base_evaluation(self) -> Path:
+        """The same of the model as it was before the run."""
+        return self.path / "evaluation-base.json"
 
     @property
     def tensorboard(self) -> Path:
@@ -171,8 +171,9 @@ class RunFolder:
     def refuse_others_files(self) -> None:
         """Raise where a link, a pipe or the like is in the place of a file or folder of the run."""
         files = (self.config, self.plan, self.versions, self.estimate, self.retries, self.log, self.lock, self.holder)
+        results = (self.report_json, self.evaluation, self.base_evaluation)
         refuse_other_kinds(
-            files=(*files, self.report_json, self.report_html, self.evaluation, self.evaluation_html),
+            files=(*files, *results, *(result.with_suffix(".html") for result in results)),
             folders=(self.adapter, self.model, self.checkpoints, self.tensorboard),
         )
 

@@ -39,7 +39,7 @@ def read_rows(loaded: "LoadedConfig", value: object, *, live: bool, max_samples:
 
     data, told = loaded.config.data, progress(live)
     resolve = partial(resolved, loaded.base_dir)
-    files = open_sources(value, Settings(resolve, data.image_dir, data.allow_urls, data.columns))
+    files = open_sources(value, Settings(resolve, data.image_dir, data.allow_urls, data.columns, data.prompt))
     rows = limited(read_files(files, told), max_samples, loaded.config.training.seed)
     return ReadRows(with_images_checked(rows, progress=told), files)
 

@@ -17,8 +17,8 @@ from vlmtune.errors import VlmtuneError
 
 SIMPLE = 'a right row: {"image": "photos/1.jpg", "question": "What is this?", "answer": "A cat."}'
 CAPTION = (
-    "a caption or label is the answer to a question: write one into every row, such as "
-    '"question": "Describe the picture."'
+    "a caption or label is the answer to a question: ask one of all such rows, "
+    'data.prompt: "Describe the picture.", or write one into each, in a column question'
 )
 MESSAGES = (
     'a right row: {"images": ["photos/1.jpg"], "messages": [{"role": "user", "content": "<image>What is this?"}, '
@@ -219,18 +219,69 @@ def test_a_parquet_bomb_is_not_unpacked(tmp_path, monkeypatch):
     assert len(list(read_rows(Piece(path)))) == 4
 
 
-def test_a_large_value_that_many_rows_refer_to_is_not_held_for_all_of_them(tmp_path, monkeypatch):
+SHARED = {"dictionary": {}, "prefixes": {"use_dictionary": False, "column_encoding": {"question": "DELTA_BYTE_ARRAY"}}}
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("encoding", SHARED.values(), ids=SHARED)
+def test_a_large_value_that_many_rows_refer_to_is_not_held_for_all_of_them(tmp_path, monkeypatch, encoding, version):
     path = tmp_path / "rows.parquet"
-    monkeypatch.setattr(parquet, "BATCH_BYTES", 2**21)
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 2**21 + 2**10)
     asked = []
     iter_batches = pq.ParquetFile.iter_batches
     monkeypatch.setattr(
         pq.ParquetFile, "iter_batches", lambda self, **how: asked.append(how["batch_size"]) or iter_batches(self, **how)
     )
     for texts in (["a" * 2**20] * 50, [f"{number}" for number in range(50)]):
-        pq.write_table(pa.table({"question": texts}), path, compression="zstd")
+        pq.write_table(pa.table({"question": texts}), path, compression="zstd", data_page_version=version, **encoding)
         assert len(list(read_rows(Piece(path)))) == 50
     assert asked == [2, 64]
+
+
+def thrift(number: int) -> bytes:
+    """A number as Thrift's compact protocol writes it."""
+    number, found = number << 1, b""
+    while number >= 0x80:
+        found, number = found + bytes([number & 0x7F | 0x80]), number >> 7
+    return found + bytes([number])
+
+
+def changed(path, old: int, new: int) -> None:
+    """Put another number, as long, in each place of a Parquet file where this one stands."""
+    assert len(thrift(old)) == len(thrift(new)) and thrift(old) in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(thrift(old), thrift(new)))
+
+
+def test_a_parquet_bomb_whose_metadata_lie_is_not_unpacked_either(tmp_path, monkeypatch):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"question": ["a" * 2**20] * 4}), path, compression="zstd", use_dictionary=False)
+    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    changed(path, column.total_uncompressed_size, 2**21 - 7)
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size == 2**21 - 7
+    monkeypatch.setattr(parquet, "UNPACKED_BYTES", 2**21)
+    with pytest.raises(VlmtuneError, match=r"rows\.parquet: [\d,]+ bytes of it unpack to 0.0 GiB: a decompression"):
+        read_samples(path)
+
+
+def test_a_list_of_more_values_than_bytes_is_not_made(tmp_path, monkeypatch):
+    path = tmp_path / "rows.parquet"
+    lists = pa.array([[None] * 2**17], pa.list_(pa.int8()))
+    pq.write_table(pa.table({"question": ["q"], "answer": ["a"], "x": lists}), path)
+    assert len(read_samples(path).samples) == 1
+    monkeypatch.setattr(parquet, "LIST_VALUES", 2**16)
+    with pytest.raises(VlmtuneError, match=r"rows\.parquet: \d+ bytes of it unpack to 131,072 values in lists"):
+        read_samples(path)
+
+
+def test_a_page_that_ends_before_it_begins_is_one_error(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"question": ["q"], "answer": ["a"]}), path, use_dictionary=False)
+    start = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
+    page = b"\x15\x00\x15\x02\x15\x0d\x00"  # of -7 bytes: the next begins where this one does
+    content = path.read_bytes()
+    path.write_bytes(content[:start] + page + content[start + len(page) :])
+    with pytest.raises(VlmtuneError, match=r"^rows\.parquet: Parquet file cannot be read after row 0: a page of a neg"):
+        read_samples(path)
 
 
 def test_a_line_and_a_file_of_json_are_bounded(tmp_path, monkeypatch):

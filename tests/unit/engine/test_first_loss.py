@@ -19,7 +19,8 @@ def step(monkeypatch):
         trainer = object.__new__(TuneTrainer)
         trainer.state, trainer.losses = SimpleNamespace(global_step=after + 1), []
         trainer.accelerator = SimpleNamespace(sync_gradients=False)
-        trainer.plan = SimpleNamespace(base_dtype="bf16", loss_scaling=False)
+        trainer.plan = SimpleNamespace(base_dtype="bf16", loss_scaling=False, sharded=False)
+        trainer.model = torch.nn.Identity()
         monkeypatch.setattr(Trainer, "training_step", lambda *_: torch.tensor(loss))
         made = trainer.training_step(None, {WHERE: ["rows.jsonl:3"]})
         trainer.refuse_no_number()

@@ -5,6 +5,7 @@ import pytest
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.errors import VlmtuneError
 from vlmtune.hub.source import ModelSource
+from vlmtune.levers.speed import varlen
 from vlmtune.levers.speed.packing import DEFAULT_TOKENS, PACKING
 from vlmtune.plan.decide import make_plan
 from vlmtune.plan.types import Device
@@ -111,4 +112,12 @@ def test_the_varlen_kernel_is_taken_where_there_is_one_and_it_saves_calls(config
         reason is None,
         [f"{reason}: rows and windows attend by SDPA"] if reason else [],
     )
-    assert not plan_of(config, device, hardware, packing=packing).varlen_attention
+
+
+@pytest.mark.parametrize("auto", [False, True])
+@pytest.mark.parametrize(("config", "device"), [(QWEN2_5_VL, CARD), (QWEN2_5_VL, CPU), (LLAVA, CARD)])
+def test_by_itself_the_varlen_kernel_is_taken_or_not_without_a_word(config, device, auto, monkeypatch):
+    monkeypatch.setattr(varlen, "AUTO", auto)
+    plan = plan_of(config, device)
+    assert plan.varlen_attention == (auto and config is QWEN2_5_VL and device is CARD)
+    assert not [choice for choice in plan.choices if choice.key == varlen.KEY]

@@ -153,3 +153,12 @@ def test_nothing_of_the_other_part_is_read(name, models, monkeypatch):
     build_model(plan)
     assert seen and read and not seen & set(read)
     assert all("vis" in name or "projector" in name for name in seen)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_tower_attends_in_one_call_wherever_it_is(cached, models):
+    model = models("qwen2_5_vl")
+    plan = replace(model.plan, varlen_attention=True, pack_tokens=512, cache_features=cached)
+    tower = build_tower(plan).get_submodule(model.family.vision)
+    assert tower.config._attn_implementation == "flash_of_torch"
+    assert base_of(build_model(plan)).get_submodule(model.family.text).config._attn_implementation == "packs"

@@ -48,7 +48,7 @@ def evaluate(
 ) -> None:
     """Ask the tuned model every held-out row; print evaluation loss, metrics and the worst rows."""
     from vlmtune.runs.folder import RunFolder
-    from vlmtune.workflow.asked.evaluation import BASE, Candidate, evaluations, held_rows, record_of
+    from vlmtune.workflow.asked.evaluation import Candidate, evaluations, held_rows, record_of
 
     _refuse_contradictions(base, compare, checkpoint)
     _refuse_unknown(metric or ())
@@ -68,8 +68,7 @@ def evaluate(
         _print_json(record)
     else:
         _print(record, is_longest=max_new_tokens is None)
-    if asked.name != BASE:
-        _keep(folder, record, samples, tell=not as_json)
+    _keep(folder.base_evaluation if base else folder.evaluation, record, samples, tell=not as_json)
 
 
 def _refuse_contradictions(base: bool, compare: str | None, checkpoint: str | None) -> None:
@@ -96,18 +95,18 @@ def _other(compare: str, folder: "RunFolder") -> "Candidate":
     return Candidate(other, other.learned())
 
 
-def _keep(folder: "RunFolder", record: "EvaluationRecord", samples: "Sequence[Sample]", *, tell: bool) -> None:
+def _keep(path: Path, record: "EvaluationRecord", samples: "Sequence[Sample]", *, tell: bool) -> None:
     from vlmtune.files import write_atomically
     from vlmtune.workflow.asked.gallery import write_gallery
 
     try:
-        write_atomically(folder.evaluation, record.to_json())
-        write_gallery(folder, record, samples)
+        write_atomically(path, record.to_json())
+        write_gallery(page := path.with_suffix(".html"), record, samples)
     except OSError as error:
-        say(f"the evaluation cannot be written into {folder.path}: {error.strerror}", err=True)
+        say(f"the evaluation cannot be written into {path.parent}: {error.strerror}", err=True)
         return
     if tell:
-        say(f"\nevery row, with its pictures: {folder.evaluation_html}")
+        say(f"\nevery row, with its pictures: {page}")
 
 
 def _print_json(record: "EvaluationRecord") -> None:

@@ -25,7 +25,10 @@ def predict(
         Path, typer.Argument(metavar="FILE_OR_FOLDER", help="Rows, with answers or without, or a folder of pictures.")
     ],
     prompt: Annotated[
-        str | None, typer.Option("--prompt", help="The question of pictures, and of rows that have none.")
+        str | None,
+        typer.Option(
+            "--prompt", help="The question of pictures and rows that have none. Default: data.prompt of the run."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write there. Default: standard output.")
@@ -41,14 +44,16 @@ def predict(
 
     With --out, --json prints what was done.
     """
+    from vlmtune.config.load import load_config
     from vlmtune.data.reading.unanswered import rows_to_answer
     from vlmtune.runs.folder import RunFolder
 
+    folder = RunFolder.open_existing(run)
+    prompt = prompt or load_config(folder.config).config.data.prompt
     if prompt is None and _are_pictures(rows):
         raise typer.BadParameter("pictures alone ask nothing: say what to ask of each", param_hint="--prompt")
     if out and out.exists() and not force:
         raise VlmtuneError(f"{out} exists already", "give another name, or overwrite it with --force")
-    folder = RunFolder.open_existing(run)
     learned = folder.learned(checkpoint)
     _refuse_nothing(rows, prompt)
     from vlmtune.workflow.start import start_on_gpu

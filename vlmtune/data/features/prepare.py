@@ -78,17 +78,11 @@ def made_of(plan: RunPlan, source: ModelSource, processor: ProcessorMixin) -> st
     """Return the digest of all that decides a feature besides the image: weights, formats, processor, libraries."""
     tower = build_tower(replace(plan, quant_type=None), weights="none")  # named as in the files
     quantised = [plan.quant_type, plan.double_quant, plan.unquantized] if plan.quant_type else []
+    faster = [name for name in ("align_widths", "varlen_attention") if getattr(plan, name)]
     libraries = [*LIBRARIES, *(["bitsandbytes"] if quantised else [])]
     decided_by = [
         tower_sha256(tower, check_checkpoint(plan), family_of(plan)),
-        [
-            plan.base_dtype,
-            plan.attention,
-            plan.device,
-            plan.image_size,
-            *quantised,
-            *(["aligned"] if plan.align_widths else []),
-        ],
+        [plan.base_dtype, plan.attention, plan.device, plan.image_size, *quantised, *faster],
         source.config,
         type(processor).__name__,
         processor.image_processor.to_dict(),

@@ -21,6 +21,8 @@ class DataFile:
     """How its rows are named: `train.jsonl`, `shards/a.parquet`, `org/data[train]`."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Names of columns in the file and what they are called here."""
+    prompt: str | None = None
+    """Question of rows that have none."""
     source: int = 0
     """Which of the run's sources it belongs to."""
     first_number: int = 1

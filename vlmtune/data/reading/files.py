@@ -214,7 +214,7 @@ def _parquet_rows(piece: Piece) -> Iterator[tuple[int, object]]:
     with _parquet_file(piece, lambda: number) as file:
         groups = range(piece.start, file.num_row_groups if piece.end is None else piece.end)
         named = named_columns(file.schema_arrow.metadata)
-        for row in rows_of(file, groups, piece.name):
+        for row in rows_of(file, piece.path, groups, piece.name):
             number += 1
             yield number, _with_names(row, named) if named else row
 

@@ -47,8 +47,8 @@ _PLACEHOLDER = re.compile(r"((?:\r?\n)?<image>(?:\r?\n)?)")  # LLaVA: the line b
 EXAMPLE_SIMPLE = '{"image": "photos/1.jpg", "question": "What is this?", "answer": "A cat."}'
 _HINT_SIMPLE = f"a right row: {EXAMPLE_SIMPLE}"
 _HINT_CAPTION = (
-    "a caption or label is the answer to a question: write one into every row, such as "
-    '"question": "Describe the picture."'
+    "a caption or label is the answer to a question: ask one of all such rows, "
+    'data.prompt: "Describe the picture.", or write one into each, in a column question'
 )
 _HINT_PARTS = 'a right part: {"type": "text", "text": "What is this?"} or {"type": "image", "image": "photos/1.jpg"}'
 

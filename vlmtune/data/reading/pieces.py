@@ -8,7 +8,7 @@ from vlmtune.config.text import shown
 from vlmtune.data.reading.data_files import ROWS_OF_FILE, DataFile, DataFiles, place
 from vlmtune.data.reading.files import Piece, read_rows
 from vlmtune.data.reading.formats import parse_row
-from vlmtune.data.reading.renamed import members, renamed
+from vlmtune.data.reading.renamed import members, renamed, with_prompt
 from vlmtune.data.types import BadRow, RowProblem, Rows, Sample, count, numbers_of
 from vlmtune.errors import VlmtuneError
 
@@ -112,7 +112,7 @@ def samples_of(piece: Piece, file: DataFile, index: int, found: Found) -> Iterat
         try:
             if isinstance(row, RowProblem):
                 raise row
-            row = renamed(members(row), file.columns, found.renamed_columns)
+            row = with_prompt(renamed(members(row), file.columns, found.renamed_columns), file.prompt)
             parsed = parse_row(row, where, file.rules, number)
         except RowProblem as problem:
             found.bad_rows.append(BadRow(where, problem.problem, problem.hint, number))

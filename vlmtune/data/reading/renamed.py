@@ -1,8 +1,12 @@
-"""Rows with the columns that they have here: those renamed by `data.columns`, and the members of a WebDataset's tar."""
+"""Rows with the columns that they have here.
+
+Those renamed by `data.columns`, the question of `data.prompt`, and the members of a WebDataset's tar.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
 
+from vlmtune.data.reading.formats import QUESTION_COLUMNS, TURN_COLUMNS
 from vlmtune.data.types import RowProblem, shortened
 
 TAR_KEY, TAR_URL = "__key__", "__url__"
@@ -28,6 +32,14 @@ def renamed(row: object, columns: Mapping[str, str], counted: Counter[str]) -> o
             raise RowProblem(f"{shortened(old)} becomes {new} (data.columns), and the row has a {new} already", hint)
         kept[new] = row[old]
     return kept
+
+
+def with_prompt(row: object, prompt: str | None) -> object:
+    """Return a row with this question, where it has an answer and nothing is asked."""
+    if prompt is None or not isinstance(row, dict):
+        return row
+    filled = {name for name, value in row.items() if value not in (None, "", [])}
+    return row if filled & {*QUESTION_COLUMNS, *TURN_COLUMNS, "texts"} else row | {"question": prompt}
 
 
 def members(row: object) -> object:

@@ -87,7 +87,25 @@ def _in_folder(folder: Path, split: str | None) -> list[FoundFile]:
     shards = sorted(path for path in folder.iterdir() if suffix_of(path) in (*READ_AS_THEY_ARE, *BY_LIBRARY))
     if shards:
         return _each(_of_split(shards, split or TRAIN, folder))
+    if pictures := sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES):
+        return _by_class(folder, pictures)
     raise _no_rows(folder)
+
+
+def _by_class(folder: Path, pictures: Sequence[Path]) -> list[FoundFile]:
+    """Return the rows of pictures in folders that are named after what they show.
+
+    Raises:
+        VlmtuneError: they lie otherwise, or all in one folder, whose name says nothing.
+    """
+    if {path.parent.parent for path in pictures} != {folder} or len({path.parent for path in pictures}) == 1:
+        raise VlmtuneError(
+            f"the folder {folder} holds pictures, and neither metadata nor one folder for each thing to learn",
+            HINT_METADATA,
+        )
+    from vlmtune.data.sources.library import class_files
+
+    return class_files(folder, pictures)
 
 
 def _folder_of(folder: Path, split: str) -> Path:
@@ -114,10 +132,6 @@ def _split_in(name: str) -> str | None:
 
 
 def _no_rows(folder: Path) -> VlmtuneError:
-    if any(path.suffix.lower() in _PICTURES for path in folder.rglob("*")):
-        return VlmtuneError(
-            f"the folder {folder} holds pictures, and no metadata that says what to learn", HINT_METADATA
-        )
     kinds = ", ".join((*SUFFIXES, ".csv", ".tsv", ".tar"))
     inside = sorted(path.name for path in folder.iterdir() if path.is_dir())[:10]
     way_out = f"name one of its folders: {', '.join(inside)}" if inside else "name the file itself"

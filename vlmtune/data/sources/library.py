@@ -1,11 +1,11 @@
-"""What `datasets` reads: CSV, WebDataset's tars, folders of `save_to_disk`, data sets of the hub → its Arrow files.
+"""What `datasets` reads: CSV, tars, pictures by class, folders of `save_to_disk`, hub data sets → its Arrow files.
 
 The library keeps them in its own cache and reads nothing twice; `vlmtune.data.reading.arrow` reads them without it.
 """
 
 import glob
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vlmtune.data.reading.arrow import rows_of_batches
 from vlmtune.data.reading.data_files import FoundFile, suffix_of
+from vlmtune.data.sources.pinned import ArrowFiles, kept_files
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import text_sha256
 
@@ -39,18 +40,39 @@ def saved_files(folder: Path, split: str | None) -> list[FoundFile]:
     return [FoundFile(file, file, called=f"{folder.name}/{file.name}") for file, _ in arrow]
 
 
-def hub_files(name: str, subset: str | None, split: str, commit: str | None) -> list[FoundFile]:
-    """Return the Arrow files of a split of a hub data set, downloaded where they are not in the library's cache."""
-    with _told(name):
+def class_files(folder: Path, pictures: Sequence[Path]) -> list[FoundFile]:
+    """Return the Arrow files of pictures whose folders are named after what they show, as labels."""
+    with _told(str(folder)):
         from datasets import load_dataset
 
-        arrow = _arrow_files(load_dataset(name, subset, split=split, revision=commit), name)
-    if commit and not all(commit in file.parts for file, _ in arrow):  # without a hub, the library takes what it has
-        raise VlmtuneError(
-            f"{name}: commit {commit} is not in the local cache, and the hub cannot be reached", "check the connection"
-        )
+        patterns = [f"{glob.escape(str(folder))}/*/*{ending}" for ending in sorted({one.suffix for one in pictures})]
+        labelled = load_dataset("imagefolder", data_files={"train": patterns}, split="train", drop_labels=False)
+        arrow = _arrow_files(labelled, str(folder))
+    told = "\n".join(f"{one.relative_to(folder).as_posix()} {one.stat().st_size}" for one in pictures)
+    return [FoundFile(file, file, first_number, folder.name, text_sha256(told)) for file, first_number in arrow]
+
+
+def hub_files(name: str, subset: str | None, split: str, commit: str | None) -> list[FoundFile]:
+    """Return the Arrow files of a split of a hub data set, downloaded where they are not in the library's cache.
+
+    The hub is not asked for those of a commit that were found before.
+    """
+
+    def find() -> ArrowFiles:
+        with _told(name):
+            from datasets import load_dataset
+
+            found = _arrow_files(load_dataset(name, subset, split=split, revision=commit), name)
+        if commit and not all(commit in file.parts for file, _ in found):  # without a hub, the library takes any
+            raise VlmtuneError(
+                f"{name}: commit {commit} is not in the local cache, and the hub cannot be reached",
+                "check the connection",
+            )
+        return found
+
     called = f"{name}[{split}]"
     origin = text_sha256(f"{name} {subset} {split} {commit}")
+    arrow = kept_files(origin, find) if commit else find()
     return [FoundFile(file, file, first_number, called, origin) for file, first_number in arrow]
 
 
@@ -73,7 +95,7 @@ def _tar(path: Path) -> "Dataset":
     return load_dataset("webdataset", data_files={"train": [glob.escape(str(path))]}, split="train")
 
 
-def _arrow_files(found: "Dataset", name: str) -> list[tuple[Path, int]]:
+def _arrow_files(found: "Dataset", name: str) -> ArrowFiles:
     """Return the files that a data set is kept in, and the number of the first row in each."""
     files, number = [], 1
     for file in found.cache_files:

@@ -27,6 +27,7 @@ class Settings:
     image_dir: str | None = None
     allow_urls: bool = False
     columns: Mapping[str, str] | None = None
+    prompt: str | None = None
 
 
 def sections_of(value: object) -> tuple[SourceSection, ...]:
@@ -49,10 +50,11 @@ def open_sources(value: object, settings: Settings) -> DataFiles:
     for index, (section, some) in enumerate(zip(sections, found, strict=True)):
         columns = section.columns or settings.columns or {}
         refuse_unknown_columns(columns)
+        prompt = section.prompt or settings.prompt
         files += [
             DataFile(
-                file.path, _rules(file, section, settings), file.called or names[file.named_after], columns, index,
-                file.first_number,
+                file.path, _rules(file, section, settings), file.called or names[file.named_after], columns, prompt,
+                index, file.first_number,
             )
             for file in some
         ]  # fmt: skip

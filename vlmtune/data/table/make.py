@@ -90,10 +90,17 @@ def _key(files: DataFiles) -> str:
     """Return the name of a table; Pillow decides too, which looks at embedded images."""
     code = code_sha256(Path(vlmtune.data.__file__).parent)
     each_file = [
-        (file_sha256(file.path), file.suffix, file.rules.base_dir, file.rules.allow_urls, file.first_number)
+        (
+            file_sha256(file.path),
+            file.suffix,
+            file.rules.base_dir,
+            file.rules.allow_urls,
+            file.first_number,
+        )
         for file in files
     ]
-    decided_by = [each_file, [sorted(file.columns.items()) for file in files], code, version("pillow")]
+    told = [(sorted(file.columns.items()), file.prompt) for file in files]
+    decided_by = [each_file, told, code, version("pillow")]
     return hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()[:32]
 
 

@@ -32,11 +32,13 @@ def attend_by_rows(model: nn.Module, plan: RunPlan, family: Family) -> None:
     """Let language model and tower attend by these kernels where the plan says so, and where it saves calls."""
     if plan.varlen_attention and plan.pack_tokens:
         _attend_by(PACKS, model.get_submodule(family.text))
-    if plan.varlen_attention and family.tower_loops and not plan.cache_features:
+    if plan.varlen_attention and family.tower_loops:
         _attend_by(TOWER, model.get_submodule(family.vision))
 
 
 def _attend_by(name: str, part: nn.Module) -> None:
+    if not hasattr(part, "config"):  # a part that was left out
+        return
     AttentionInterface.register(name, _attend)
     AttentionMaskInterface.register(name, MASKS.get()["sdpa"])
     ATTN_IMPLEMENTATION.write(part.config, name)
@@ -63,8 +65,9 @@ def _attend(
     starts = attention_mask if in_pack else kwargs.get("cu_seq_lens_q")
     if starts is None:
         return ATTENTION_FUNCTIONS.get()["sdpa"](module, query, key, value, attention_mask, **kwargs)
-    q_THD, k_THD, v_THD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    longest, window = _longest(starts), CAUSAL if in_pack else BOTH_WAYS
+    # SDPA knows autocast, this kernel does not: a query that was turned in fp32 goes back to the format of products.
+    q_THD, k_THD, v_THD = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
+    longest, window = kwargs.get("max_length_q") or _longest(starts), CAUSAL if in_pack else BOTH_WAYS
     settings: dict[str, Any] = {"scale": kwargs.get("scaling"), "window_size": window}
     if SAYS_GROUPED:
         settings["enable_gqa"] = k_THD.shape[1] != q_THD.shape[1]

@@ -178,7 +178,7 @@ def _left_out(record: EvaluationRecord, places: Sequence[int]) -> str:
         return ""
     return (
         f"{len(places):,} of {len(record.rows):,} rows are shown: the {WORST_ROWS} with the highest loss and the first "
-        f"{FIRST_ROWS}. evaluation.json has all of them."
+        f"{FIRST_ROWS}. The .json file beside this page has all of them."
     )
 
 

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vlmtune.data.types import Sample
-    from vlmtune.runs.folder import RunFolder
     from vlmtune.runs.records import EvaluationRecord
 
 
-def write_gallery(folder: "RunFolder", record: "EvaluationRecord", samples: "Sequence[Sample]") -> None:
-    """Write `evaluation.html` into the run folder; `samples` are the rows of the record, in their order."""
+def write_gallery(path: "Path", record: "EvaluationRecord", samples: "Sequence[Sample]") -> None:
+    """Write the page into its run folder; `samples` are the rows of the record, in their order."""
     from vlmtune.data.pictures.thumbnails import pictures_of_rows
     from vlmtune.files import write_atomically
     from vlmtune.metrics.table import METRICS
@@ -19,4 +20,4 @@ def write_gallery(folder: "RunFolder", record: "EvaluationRecord", samples: "Seq
     metric = next(iter(record.metrics))
     pictures = pictures_of_rows({place: samples[place].images for place in rows_shown(record)})
     judge = Judge(metric, METRICS[metric].is_error)
-    write_atomically(folder.evaluation_html, render_evaluation(record, folder.path.resolve().name, judge, pictures))
+    write_atomically(path, render_evaluation(record, path.resolve().parent.name, judge, pictures))

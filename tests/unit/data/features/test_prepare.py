@@ -43,6 +43,8 @@ def test_the_next_run_encodes_what_is_new(models, rows, featured, told, monkeypa
         {"image_size": 30},
         {"quant_type": None},
         {"unquantized": ("model.vision_tower",)},
+        {"align_widths": True},
+        {"varlen_attention": True},
     ],
 )
 def test_what_decides_a_feature_decides_where_it_is(models, changes):

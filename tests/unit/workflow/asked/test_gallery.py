@@ -18,8 +18,8 @@ def test_the_page_shows_the_pictures_of_each_row(folder, tmp_path):
     samples = colour_rows(tmp_path, 3)
     (tmp_path / "lime1.png").unlink()
     rows = [an_evaluated_row(number, scores={"cer": 0.0}) for number in range(3)]
-    write_gallery(folder, an_evaluation(rows, metrics={"cer": 0.0}), samples)
-    page = Page(folder.evaluation_html.read_text(encoding="utf-8"))
+    write_gallery(folder.evaluation.with_suffix(".html"), an_evaluation(rows, metrics={"cer": 0.0}), samples)
+    page = Page(folder.evaluation.with_suffix(".html").read_text(encoding="utf-8"))
     assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == ["red0.png", "blue2.png"]
     assert "cats: evaluation" in page.texts and "cannot be opened" in page.texts
     assert page.texts.count("right · loss 0.5") == 3, "an error of zero"
@@ -27,6 +27,6 @@ def test_the_page_shows_the_pictures_of_each_row(folder, tmp_path):
 
 def test_nothing_is_written_through_a_link(folder, tmp_path):
     folder.plan.write_text("{}")
-    folder.evaluation_html.symlink_to(tmp_path / "elsewhere.html")
+    folder.evaluation.with_suffix(".html").symlink_to(tmp_path / "elsewhere.html")
     with pytest.raises(VlmtuneError, match="is a symbolic link"):
         RunFolder.open_existing(folder.path)

@@ -1,0 +1,25 @@
+"""A run's model on this machine: its plan for what is here."""
+
+from dataclasses import replace
+
+import pytest
+
+from vlmtune.engine import tuned
+from vlmtune.plan.file import save_plan
+from vlmtune.plan.types import Device
+from vlmtune.runs.folder import RunFolder
+
+HERE = [
+    (Device("cpu", "CPU", bf16=False), "fp32", False),
+    (Device("cuda", "T4", bf16=False), "fp16", False),
+    (Device("cuda", "A100", bf16=True), "fp16", True),
+]
+
+
+@pytest.mark.parametrize(("device", "dtype", "varlen"), HERE)
+def test_what_the_device_here_lacks_is_not_asked_of_it(device, dtype, varlen, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuned, "probe_device", lambda: device)
+    folder = RunFolder.create(tmp_path / "run")
+    save_plan(replace(models("llava").plan, base_dtype="fp16", varlen_attention=True), folder.plan)
+    plan = tuned.plan_here(folder)
+    assert (plan.device, plan.base_dtype, plan.varlen_attention) == (device.kind, dtype, varlen)
