@@ -72,11 +72,10 @@ def settle(job: "Job", *, err: bool) -> "tuple[Job, Expected | None]":
     Raises:
         VlmtuneError: as in `expect`.
     """
-    from vlmtune.levers.gpus.shard import ALWAYS, in_the_way
+    from vlmtune.levers.gpus.shard import ALWAYS, may_share
 
-    expected, config = expect(job, err=err), job.loaded.config
-    is_open = config.hardware.shard == "auto" and job.plan.num_gpus > 1 and not in_the_way(config)
-    if expected is None or expected.report.fits or not is_open:
+    expected = expect(job, err=err)
+    if expected is None or expected.report.fits or not may_share(job.loaded.config, job.plan.num_gpus):
         return job, expected
     say("one GPU does not hold this: the GPUs share the language model's layers (hardware.shard)", err=err)
     shared = job.with_values(ALWAYS)
