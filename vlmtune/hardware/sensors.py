@@ -74,6 +74,21 @@ def visible_gpus() -> dict[str, GpuReading]:
     return found
 
 
+def read_gpus(names: Sequence[str]) -> list[GpuReading]:
+    """Return readings of cards by their names in CUDA_VISIBLE_DEVICES; of those that NVML does not know none."""
+    nvml = _nvml()
+    if nvml is None:
+        return []
+    try:
+        handles = [
+            nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else _handle_by_uuid(nvml, name)
+            for name in names
+        ]
+        return [_reading(nvml, handle) for handle in handles if handle is not None]
+    except nvml.NVMLError:
+        return []
+
+
 def read_links(uuids: Sequence[str]) -> tuple[str, ...]:
     """Return what links the first of these cards with each of the others; nothing where NVML does not tell."""
     nvml = _nvml()

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from vlmtune.hardware import sensors
-from vlmtune.hardware.sensors import GpuProcess, read_gpu, read_links, visible_gpus
+from vlmtune.hardware.sensors import GpuProcess, read_gpu, read_gpus, read_links, visible_gpus
 from vlmtune.units import GIB
 
 
@@ -178,3 +178,10 @@ def test_links_are_those_from_the_first_card(nvml):
 def test_where_the_driver_does_not_tell_links_are_not_known(nvml):
     nvml("nvmlDeviceGetP2PStatus")
     assert read_links(FakeNvml.UUIDS) == ()
+
+
+def test_cards_are_read_by_their_names_whatever_this_process_sees(nvml, monkeypatch):
+    nvml()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert [reading.name for reading in read_gpus(["2", "GPU-bbbb"])] == ["card 2", "card 1"]
+    assert read_gpus(["7"]) == []
