@@ -192,7 +192,7 @@ def test_another_model_is_no_base(moved, asked):
 
 
 def test_the_config_of_a_run_folder_continues_it_wherever_it_is(project, monkeypatch, assert_same_weights):
-    project.train("straight")
+    project.straight()
     stop_at(monkeypatch, project, "half", 5)
     assert project.run_cli("train", "runs/half/config.yaml", "--resume").code == 0
     assert_same_weights(project.run("straight"), project.run("half"))
