@@ -185,9 +185,9 @@ def test_another_model_is_no_base(moved, asked):
     assert refused.code == 1 and "it is smolvlm, and the run was trained on llava\nhint:  it was trained on base" in (
         refused.stderr
     )
-    save_tiny("llava", moved.root / "wide", layers=1)
+    save_tiny("llava", moved.root / "wide", layers=0)
     refused = asked("runs/run", "--model", "wide")
-    assert refused.code == 1 and "was trained on another model: its model.language_model.layers.1." in refused.stderr
+    assert refused.code == 1 and "was trained on another model: its model.language_model.layers.0." in refused.stderr
     assert asked("runs/run", "--model", "nowhere").code == 1
 
 

@@ -56,7 +56,7 @@ NUMBERS_APART = 2
 """How many single numbers the two accounts may lie apart: accelerate divides the loss by its own number of batches, a
 digest has a sum, a step's labelled tokens are counted before or after those of the last are gone."""
 NUM_STEPS = 3
-"""Of three batches, two a step: the second has one batch, the third is of the second epoch. Levers run the first two."""
+"""Of three batches, two a step: the second has one batch, the third is of the second epoch. Levers run two of them."""
 ON_ONE = [
     {"training": {"method": "full"}},
     {"training": {"batch_size": 2}},
