@@ -42,24 +42,20 @@ class Rows:
     picture_px: tuple[int, int]
     chars: tuple[int, int]
     per_step: int
-    batches: tuple[int, ...]
-    """What peers are offered, the largest first."""
 
 
-SETS = {
-    "docs": Rows((1120, 840), (100, 400), 8, (8, 4, 2, 1)),
-    "short": Rows((448, 336), (40, 120), 16, (16, 8, 4)),
+SETS = {"docs": Rows((1120, 840), (100, 400), 8), "short": Rows((448, 336), (40, 120), 16)}
+PAIRS = {
+    ("qwen25-3b", "docs"): ((12_288, 4608), (4, 2, 1)),
+    ("qwen25-3b", "short"): ((8192, 4096), (16, 8, 4)),
+    ("qwen25-7b", "docs"): ((3280, 1640), (2, 1)),
+    ("qwen3-4b", "docs"): ((12_288, 8192, 4096), (8, 4, 2, 1)),
+    ("llava-7b", "docs"): ((5120, 4096, 2048), (4, 2, 1)),
+    ("qwen3-4b", "short"): ((8192, 4096), (16, 8, 4)),
+    ("llava-7b", "short"): ((5120, 4096, 2048), (4, 2, 1)),
 }
-PACKS = {
-    ("qwen25-3b", "docs"): (12_288, 4608),
-    ("qwen25-3b", "short"): (8192, 4096),
-    ("qwen25-7b", "docs"): (3280, 1640),
-    ("qwen3-4b", "docs"): (12_288, 8192, 4096),
-    ("llava-7b", "docs"): (5120, 4096, 2048),
-    ("qwen3-4b", "short"): (8192, 4096),
-    ("llava-7b", "short"): (5120, 4096, 2048),
-}
-"""What is measured, the weightiest first, and what vlmtune is offered: packs that its own estimate lets into 7 GiB."""
+"""What is measured, the weightiest first: the packs that vlmtune is offered, which its own estimate lets into 7 GiB,
+and the rows at a time that peers are, from what may fit to what must."""
 
 
 @dataclass
@@ -103,10 +99,11 @@ def prepared(model: str, folder: Path, sets: list[str]) -> None:
 
 def offers_of(tool: str, model: str, rows: str, settings: Offer) -> tuple[Offer, ...]:
     """Return what a tool may choose from, the largest first."""
+    packs, batches = PAIRS[model, rows]
     if tool != "vlmtune":
-        return tuple({"batch": batch} for batch in SETS[rows].batches)
+        return tuple({"batch": batch} for batch in batches)
     packed = {"training.packing": True, "hardware.varlen_attention": True} | settings
-    return tuple({"training.pack_tokens": tokens} | packed for tokens in PACKS[model, rows])
+    return tuple({"training.pack_tokens": tokens} | packed for tokens in packs)
 
 
 def made(model: str, folder: Path, sets: list[str], gpu: str) -> None:
@@ -159,7 +156,7 @@ def measure(asked: argparse.Namespace) -> None:
     peers = {tool: Path(folder).resolve() for tool, folder in pairs_of(asked.peers)}
     chosen = {tool: tuple(json.loads(offers)) for tool, offers in pairs_of(asked.offers)}
     settings = {key: json.loads(value) for key, value in pairs_of(asked.settings)}
-    pairs = [pair for pair in PACKS if pair[0] in asked.models and pair[1] in asked.sets]
+    pairs = [pair for pair in PAIRS if pair[0] in asked.models and pair[1] in asked.sets]
     gpus = asked.gpus.split(",")
     queue: SimpleQueue[Run] = SimpleQueue()
     with tempfile.TemporaryDirectory(dir=asked.folder) as name, ThreadPoolExecutor(len(gpus)) as pool:
