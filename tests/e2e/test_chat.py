@@ -4,6 +4,7 @@ import io
 import json
 
 import pytest
+import torch
 
 from vlmtune.cli.ask import chat
 from vlmtune.engine.answers import drawn
@@ -87,13 +88,22 @@ def test_what_is_streamed_is_the_answer(tuned, picture_file):
     turns = (Turn("user", (ImageRef(path=picture_file), "What?")), Turn("assistant", ("",)))
     sample, pieces = Sample(turns, "here"), []
     written = drawn.answer(tuned, sample, drawn.Drawing(8), pieces.append)
-    assert len(pieces) > 1 and "".join(pieces).strip() == written.answer
+    assert len(pieces) > 1 and "".join(pieces).rstrip() == written.answer
     assert [written] == generate(tuned, [sample], 8), "without a temperature it is the likeliest answer"
 
 
-def test_a_temperature_draws_and_the_least_top_p_does_not(tuned, picture_file):
-    import torch
+def test_neither_the_end_of_an_answer_nor_its_first_blanks_are_streamed(tuned):
+    tokenizer, pieces = tuned.processor.tokenizer, []
+    end = tokenizer.eos_token_id
+    told = drawn._Told(tokenizer, [end], pieces.append)
+    told.put(torch.tensor([[1, 2]]))  # the prompt
+    for token in [*tokenizer("  red one", add_special_tokens=False)["input_ids"], end]:
+        told.put(torch.tensor([token]))
+    told.end()
+    assert "".join(pieces) == "red one"
 
+
+def test_a_temperature_draws_and_the_least_top_p_does_not(tuned, picture_file):
     from vlmtune.data.types import ImageRef, Sample, Turn
 
     sample = Sample((Turn("user", (ImageRef(path=picture_file), "What?")), Turn("assistant", ("",))), "here")

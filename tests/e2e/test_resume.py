@@ -234,7 +234,7 @@ def test_a_changed_run_is_refused_and_nothing_is_lost(project):
     for change, named in (
         ("training.lora.rank=8", "lora_rank: 4 -> 8"),
         ("training.learning_rate=0.02", "learning_rate: 0.01 -> 0.02"),
-        ("data.train_path=other.jsonl", "data_sha256"),
+        ("data.train_path=other.jsonl", "other.jsonl does not hold the rows that the run began with"),
         ("training.seed=1", "seed: 42 -> 1"),
     ):
         refused = project.train("changed", "training.max_steps=1", change, resume=True)
