@@ -54,8 +54,8 @@ PAIRS = {
     ("qwen3-4b", "short"): ((8192, 4096), (16, 8, 4)),
     ("llava-7b", "short"): ((5120, 4096, 2048), (4, 2, 1)),
 }
-"""What is measured, the weightiest first: tokens of the packs that vlmtune is offered, by its own estimate of 7 GiB, and
-how many rows at a time peers are, from what may fit to what must."""
+"""What is measured, the weightiest first: tokens of the packs that vlmtune is offered, by its own estimate of 7 GiB,
+and how many rows at a time peers are, from what may fit to what must."""
 
 
 @dataclass
