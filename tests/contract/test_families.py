@@ -1,6 +1,7 @@
 """What every family must hold, on a tiny random model of each `model_type`, through the code that trains."""
 
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -45,6 +46,10 @@ def model_inputs(batch):
 
 def learned_text(tiny, row) -> str:
     return tiny.processor.tokenizer.decode(row.labels[row.labels != IGNORED])
+
+
+def test_processes_that_read_images_can_be_sent_families(tiny):
+    assert pickle.loads(pickle.dumps(tiny.family)).name == tiny.family.name
 
 
 def test_labels_are_the_answer_and_its_end_token(tiny, tmp_path):

@@ -51,6 +51,7 @@ def test_questions_carry_what_was_said_and_their_pictures(tuned, seen, picture_f
     first, second, third = ([(turn.role, turn.text) for turn in sample.turns] for sample in seen)
     assert first == [("user", "What?"), ("assistant", "")] and len(seen[0].images) == 2
     assert second == [("user", "What?"), ("assistant", "red"), ("user", "And now?"), ("assistant", "")]
+    assert seen[1].images == seen[0].images, "those of the first question, and no others"
     assert third == [("user", "Again?"), ("assistant", "")] and not seen[2].images
     out = capsys.readouterr().out
     assert "2 pictures for the next question" in out and "red \\x1b[2J" in out and "\x1b" not in out

@@ -66,6 +66,23 @@ def expect(job: "Job", *, err: bool) -> Expected | None:
     return expected
 
 
+def settle(job: "Job", *, err: bool) -> "tuple[Job, Expected | None]":
+    """Return the run as it will be tried, its layers shared where one GPU does not hold it, and what it will take.
+
+    Raises:
+        VlmtuneError: as in `expect`.
+    """
+    from vlmtune.levers.gpus.shard import ALWAYS, in_the_way
+
+    expected, config = expect(job, err=err), job.loaded.config
+    is_open = config.hardware.shard == "auto" and job.plan.num_gpus > 1 and not in_the_way(config)
+    if expected is None or expected.report.fits or not is_open:
+        return job, expected
+    say("one GPU does not hold this: the GPUs share the language model's layers (hardware.shard)", err=err)
+    shared = job.with_values(ALWAYS)
+    return shared, expect(shared, err=err)
+
+
 def scenario_of(job: "Job") -> "Scenario | None":
     """Return the run as it is about to begin on the card at hand; None on a CPU."""
     from vlmtune.engine.runtime import probe_device, quiet_libraries
