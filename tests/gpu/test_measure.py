@@ -1,4 +1,4 @@
-"""What the GPU scripts build of a plan, on the CPU and tiny: they run on a card too seldom to show that they are stale."""
+"""What the GPU scripts build of a plan, on the CPU: they run on a card too seldom to show that they are stale."""
 
 import torch
 from gpu.measure import made_on_the_card
