@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-time gpu-lean gpu-packing gpu-ranks gpu-small-card kills ranks damage full-disk docs screenshots fuzz audit architectures catalogue guide plans clean
+.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-time gpu-time-errors gpu-lean gpu-packing gpu-bench gpu-ranks gpu-small-card kills ranks damage full-disk docs screenshots fuzz audit architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,9 +44,15 @@ lint: install  ## check and format the code
 	$(BIN)/ruff check --fix vlmtune tests
 	$(BIN)/ruff format vlmtune tests
 
-bench: install  ## measure the light commands, an estimate and 100,000 rows (ROWS=1000000: a million); three minutes
+# What a peer needs beside the libraries that are installed, in a folder that only its own processes see.
+.peers/%: tests/gpu/peers-%.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@ --requirement $<
+	@touch $@
+
+bench: install .peers/trl  ## measure the light commands, an estimate and 100,000 rows (ROWS=1000000: a million), count beside TRL; four minutes
 	$(BIN)/python tests/bench/startup.py
 	$(BIN)/python tests/bench/rows.py $(ROWS)
+	$(BIN)/python tests/bench/beside_trl.py .peers/trl
 
 bench-memory: install  ## measure main memory in real runs beside its estimate; on a CPU ten minutes, on the GPU at hand three
 	$(BIN)/python tests/bench/main_memory.py
@@ -57,6 +63,10 @@ gpu-check: install  ## estimate every measured GPU run anew and hold the error b
 gpu-errors:  ## estimate them with the library versions that were measured and write the table of errors
 	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 	.venv-oldest/bin/python tests/gpu/compare.py
+
+gpu-time-errors:  ## predict the timed runs with the versions that were measured and write how far off that is
+	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+	.venv-oldest/bin/python tests/gpu/compare_time.py
 
 gpu: install  ## train every case on the GPU at hand and write what the allocator showed; about 17 minutes
 	$(BIN)/python tests/gpu/measure.py tests/gpu/measured/here.json vlmtune/catalog
@@ -72,6 +82,10 @@ gpu-features: install  ## an epoch with the vision tower and with cached feature
 
 gpu-packing: install  ## rows in batches and in packs, times, losses and peaks, on the GPU at hand; about eight minutes
 	$(BIN)/python tests/gpu/packing.py tests/gpu/measured/packing-here.json
+
+gpu-bench:  ## vlmtune, TRL and unsloth side by side on the GPU at hand (BENCH='--gpus 0,1'); about half an hour on one
+	$(MAKE) install .peers/trl .peers/unsloth VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+	.venv-oldest/bin/python tests/gpu/bench.py tests/gpu/measured/bench-here.json --peers trl=.peers/trl unsloth=.peers/unsloth $(BENCH)
 
 gpu-small-card: install  ## train 8B to 32B models on 7 GiB of the GPU at hand, and on all of it; about eight minutes
 	$(BIN)/python tests/gpu/small_card.py tests/gpu/measured/small-card-here.json

@@ -15,6 +15,7 @@ from vlmtune.catalog import catalog
 from vlmtune.catalog.stored import stored
 from vlmtune.config.docs import all_keys_yaml, config_table_markdown, schema_json
 from vlmtune.engine.panel import render
+from vlmtune.hardware.cards import cards
 from vlmtune.metrics.table import METRICS
 from vlmtune.runs.records import StepRecord
 from vlmtune.units import GIB
@@ -27,8 +28,7 @@ BY_OTHER_COMMANDS = (
     "| Exact answers of the demo on 360 held-out digits | 357 (99.2 %); 22 (6.1 %) before training "
     "| `make demo` | CPU, torch 2.15, transformers 5.23 |",
     "| CPU time of `--help`, `presets list`, `models list`, `validate` | at most 0.3 s each | `make bench` | CPU |",
-    "| Time of an estimate, LLaVA 1.5 7B, imports included | 15 s; with `--fast` 8 s "
-    "| `make bench` | CPU, two cores |",
+    "| Time of an estimate, LLaVA 1.5 7B, imports included | 15 s; with `--fast` 8 s | `make bench` | CPU, two cores |",
 )
 """Rows of the README's table whose numbers are in no file: what the command of the third column shows."""
 
@@ -133,6 +133,78 @@ def _setup(file: str) -> str:
     return f"H100, {', '.join(short)}"
 
 
+BESIDE = {
+    ("qwen25-3b", "docs"): "Qwen2.5-VL-3B, docs",
+    ("qwen25-3b", "short"): "Qwen2.5-VL-3B, short",
+    ("qwen25-7b", "docs"): "Qwen2.5-VL-7B, docs",
+    ("qwen3-4b", "docs"): "Qwen3-VL-4B, docs",
+    ("qwen3-4b", "short"): "Qwen3-VL-4B, short",
+    ("llava-7b", "docs"): "LLaVA 1.5 7B, docs",
+    ("llava-7b", "short"): "LLaVA 1.5 7B, short",
+}
+"""Models and rows that are trained side by side (tests/gpu/bench.py), and their names."""
+OURS, PEERS = "vlmtune", ("trl", "unsloth")
+
+
+def beside_table() -> str:
+    """Return what a row took vlmtune and its peers, each run of one model and set on one kind of card."""
+    lines = [
+        "| Model, rows | Tool | At once | Kernels, ms a row | Launches a row | Rows a second | Reserved, GiB | HFU "
+        "| Card |",
+        "|---|---|---|--:|--:|--:|--:|--:|---|",
+    ]
+    found = _beside()
+    for pair, name in BESIDE.items():
+        for tool in (OURS, *PEERS):
+            run = found.get((*pair, tool))
+            lines.append(f"| {name} | {tool} | {_figures_of(run) if run else 'not measured' + ' |' * 6} |")
+    return "\n".join(lines) + "\n"
+
+
+def _beside() -> dict[tuple[str, str, str], dict]:
+    return {(run["model"], run["rows"], run["tool"]): run for run in _runs("bench.json") if "offer" in run}
+
+
+def _figures_of(run: dict) -> str:
+    """Return the cells of a run."""
+    offer, low, high = run["offer"], *run["rows_per_s_quartiles"]
+    tokens = offer.get("training.pack_tokens")
+    at_once = f"packs of {tokens:,} tokens" if tokens else f"{offer['batch']} rows"
+    peaks = [card.bf16_tflops for card in cards() if card.name == run["gpu"]]
+    per_s = run["flops_per_row"] / run["kernel_ms_per_row"] / 1e9 if "flops_per_row" in run else None
+    cells = (
+        at_once,
+        f"{run['kernel_ms_per_row']:.1f}",
+        f"{run['launches_per_row']:,.0f}",
+        f"{run['rows_per_s']:.2f} ({low:.2f} to {high:.2f})",
+        f"{run['reserved_bytes'] / GIB:.2f}" + ("" if run["cap_bytes"] else ", no limit"),
+        f"{100 * per_s / peaks[0]:.0f} %" if per_s and peaks else "",
+        run["gpu"].removeprefix("NVIDIA "),
+    )
+    return " | ".join(cells)
+
+
+def ratios_table() -> str:
+    """Return vlmtune's figures as multiples of the best peer's, which need not be the same peer in every column."""
+    lines = [
+        "| Model, rows | Kernel time | Launches | Rows a second | Reserved | First loss, vlmtune and peers |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    found = _beside()
+    for pair, name in BESIDE.items():
+        ours = found.get((*pair, OURS))
+        peers = [run for tool in PEERS if (run := found.get((*pair, tool))) and ours and run["gpu"] == ours["gpu"]]
+        if not ours or not peers:
+            lines.append(f"| {name} | not measured" + " |" * 5)
+            continue
+        least = [ours[key] / min(peer[key] for peer in peers) for key in ("kernel_ms_per_row", "launches_per_row")]
+        faster = ours["rows_per_s"] / max(peer["rows_per_s"] for peer in peers)
+        reserved = ours["reserved_bytes"] / min(peer["reserved_bytes"] for peer in peers)
+        losses = ", ".join(f"{run['losses'][0]:.2f}" for run in (ours, *peers))
+        lines.append(f"| {name} | {least[0]:.2f} | {least[1]:.2f} | {faster:.2f} | {reserved:.2f} | {losses} |")
+    return "\n".join(lines) + "\n"
+
+
 LOADED_AT = ("8gb", "6gb")
 """Presets whose loading is shown: those of the smallest cards."""
 
@@ -182,6 +254,7 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "docs/estimate.md": {"errors": errors_table, "cap": cap_table, "train": train_table},
     "docs/loading.md": {"loading": loading_table},
     "docs/evaluation.md": {"metrics": metrics_table},
+    "docs/speed.md": {"beside": beside_table, "ratios": ratios_table},
     "docs/levers.md": {"levers": levers_table, "savings": savings_table},
     "docs/contributing.md": {"make": make_table},
 }

@@ -59,6 +59,7 @@ def play(scenes: list[Scene], folder: Path) -> None:
 
 def _be(number: int, scenes: list[Scene], folder: Path) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    multiprocessing.set_start_method(None, force=True)  # as in the processes of a run
     try:
         for size in sorted({scene.size for scene in scenes}):
             if number < size:

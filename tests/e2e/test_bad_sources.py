@@ -161,8 +161,8 @@ def test_a_source_that_has_changed_is_named_on_resume(project, written):
     project.train_killed("run")
     (project.root / "more.jsonl").write_text(json.dumps(ROW))
     refused = error_of(project.train("run", resume=True))
-    assert "cannot be continued" in refused and "more.jsonl has changed since the run began" in refused
-    assert "rows.jsonl has changed" not in refused
+    assert "cannot be continued" in refused and "more.jsonl does not hold the rows that the run began with" in refused
+    assert "rows.jsonl does not" not in refused
 
 
 @pytest.fixture

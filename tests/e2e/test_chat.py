@@ -4,6 +4,7 @@ import io
 import json
 
 import pytest
+import torch
 
 from vlmtune.cli.ask import chat
 from vlmtune.engine.answers import drawn
@@ -51,6 +52,7 @@ def test_questions_carry_what_was_said_and_their_pictures(tuned, seen, picture_f
     first, second, third = ([(turn.role, turn.text) for turn in sample.turns] for sample in seen)
     assert first == [("user", "What?"), ("assistant", "")] and len(seen[0].images) == 2
     assert second == [("user", "What?"), ("assistant", "red"), ("user", "And now?"), ("assistant", "")]
+    assert seen[1].images == seen[0].images, "those of the first question, and no others"
     assert third == [("user", "Again?"), ("assistant", "")] and not seen[2].images
     out = capsys.readouterr().out
     assert "2 pictures for the next question" in out and "red \\x1b[2J" in out and "\x1b" not in out
@@ -86,13 +88,22 @@ def test_what_is_streamed_is_the_answer(tuned, picture_file):
     turns = (Turn("user", (ImageRef(path=picture_file), "What?")), Turn("assistant", ("",)))
     sample, pieces = Sample(turns, "here"), []
     written = drawn.answer(tuned, sample, drawn.Drawing(8), pieces.append)
-    assert len(pieces) > 1 and "".join(pieces).strip() == written.answer
+    assert len(pieces) > 1 and "".join(pieces).rstrip() == written.answer
     assert [written] == generate(tuned, [sample], 8), "without a temperature it is the likeliest answer"
 
 
-def test_a_temperature_draws_and_the_least_top_p_does_not(tuned, picture_file):
-    import torch
+def test_neither_the_end_of_an_answer_nor_its_first_blanks_are_streamed(tuned):
+    tokenizer, pieces = tuned.processor.tokenizer, []
+    end = tokenizer.eos_token_id
+    told = drawn._Told(tokenizer, [end], pieces.append)
+    told.put(torch.tensor([[1, 2]]))  # the prompt
+    for token in [*tokenizer("  red one", add_special_tokens=False)["input_ids"], end]:
+        told.put(torch.tensor([token]))
+    told.end()
+    assert "".join(pieces) == "red one"
 
+
+def test_a_temperature_draws_and_the_least_top_p_does_not(tuned, picture_file):
     from vlmtune.data.types import ImageRef, Sample, Turn
 
     sample = Sample((Turn("user", (ImageRef(path=picture_file), "What?")), Turn("assistant", ("",))), "here")

@@ -15,6 +15,8 @@ from vlmtune.runs.folder import RunFolder
 
 NUM_ROWS = 9
 """In steps of four: the third has one row, so all but the first process have none."""
+LAYERS = 3
+"""One more than fit into the buffers of shared ones."""
 WITHOUT_IMAGES = (2, 5, 6)
 TRAINING = {
     "num_epochs": 2,
@@ -31,7 +33,7 @@ PACKS = ("training.packing=true", "training.pack_tokens=128")
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, llava) -> Path:
+def config(tmp_path_factory, models) -> Path:
     root = tmp_path_factory.mktemp("ranks")
     rows = [
         {"image": Path(row.images[0].path).name, "question": row.turns[0].text, "answer": row.answer}
@@ -40,7 +42,10 @@ def config(tmp_path_factory, llava) -> Path:
     for number in WITHOUT_IMAGES:
         del rows[number]["image"]
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = {"model": {"name": str(llava)}, "data": {"train_path": "rows.jsonl", "val_path": "rows.jsonl"}}
+    values = {
+        "model": {"name": str(models("llava", LAYERS).folder)},
+        "data": {"train_path": "rows.jsonl", "val_path": "rows.jsonl"},
+    }
     (root / "run.yaml").write_text(yaml.safe_dump({**values, "training": TRAINING}))
     return root / "run.yaml"
 
@@ -52,7 +57,7 @@ def folder(config) -> Path:
     folder.mkdir()
     alone = job_of(config, 1)
     assert one(Scene(alone, "alone"), folder) == "finished"
-    two, dropped = job_of(config, 2), job_of(config, 2, DROPOUT)
+    two, dropped = job_of(config, 2, "hardware.num_workers=1"), job_of(config, 2, DROPOUT)
     sharded = job_of(config, 2, SHARDED)
     scenes = [
         Scene(two, "two"),
@@ -60,8 +65,9 @@ def folder(config) -> Path:
         Scene(dropped, "dropped"),
         Scene(dropped, "dropped-resumed", begun="dropped"),
         Scene(two, "one-then-two", begun="alone"),
-        Scene(sharded, "sharded"),
+        Scene(sharded, "sharded", begun="two"),
         Scene(job_of(config, 3), "three", size=3),
+        Scene(job_of(config, 3, SHARDED), "sharded-three", size=3, begun="three"),
     ]
     play(scenes, folder)
     assert one(Scene(alone, "two-then-one", begun="two"), folder) == "finished"
@@ -94,9 +100,18 @@ def test_the_number_of_processes_changes_nothing_but_rounding(folder, name):
 def test_packs_too(config):
     folder = config.parent / "packs"
     folder.mkdir()
-    play([Scene(job_of(config, 2, *PACKS), "two")], folder)
+    play([Scene(job_of(config, 2, *PACKS), "two"), Scene(job_of(config, 2, *PACKS, SHARDED), "sharded")], folder)
     assert one(Scene(job_of(config, 1, *PACKS), "alone"), folder) == "finished"
     assert furthest(folder, "alone", "two") < 1e-5
+    assert furthest(folder, "two", "sharded") == 0.0
+
+
+@pytest.mark.parametrize(("name", "whole"), [("sharded", "two"), ("sharded-three", "three")])
+def test_shared_layers_learn_the_same_bit_for_bit_from_any_checkpoint(folder, name, whole):
+    assert furthest(folder, whole, name) == 0.0
+    assert [record.eval_loss for record in RunFolder(folder / name).read_log()] == [
+        record.eval_loss for record in RunFolder(folder / whole).read_log()
+    ]
 
 
 def test_each_process_has_random_numbers_of_its_own_and_finds_them_again(folder):

@@ -159,6 +159,6 @@ def test_a_run_whose_bad_row_was_removed_says_how_to_go_on(project):
     project.write_rows(project.rows[:6])
     done = project.train("run", resume=True)
     said = " ".join(done.stderr.split())
-    assert done.code == 1 and "cannot be continued: data_sha256" in said
+    assert done.code == 1 and "does not hold the rows that the run began with" in said
     assert "put the data file back as it was" in said and "--set data.on_bad_row=skip" in said
     assert "vlmtune merge" in said

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from vlmtune.data.measure import lengths
+from vlmtune.engine import runtime, trainer
 from vlmtune.engine import train as engine_run
-from vlmtune.engine import trainer
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.estimate import run as estimate_run
 from vlmtune.estimate.report import MainMemoryNeed, MemoryReport, PeakAt, Share, would_swap
 from vlmtune.estimate.simulate import simulation
-from vlmtune.hardware import main_memory
+from vlmtune.hardware import main_memory, sensors
 from vlmtune.hardware.cards import Target, find_card
+from vlmtune.hardware.sensors import GpuProcess, GpuReading
 from vlmtune.runs.memory import Memory
 from vlmtune.units import GIB
 from vlmtune.workflow import launch
@@ -118,6 +119,35 @@ def test_what_cannot_fit_is_refused_with_the_changes_that_make_it_fit(project, c
         "--set training.batch_size=2 --set training.gradient_accumulation_steps=4; --force tries it all the same"
     )
     assert not project.run("run").path.exists()
+
+
+def test_layers_are_shared_where_one_gpu_does_not_hold_the_run(project, card, monkeypatch):
+    card(7.4, lambda plan: 5 if plan.sharded else 9)
+    real = runtime.probe_device
+    monkeypatch.setattr(runtime, "probe_device", lambda: dataclasses.replace(real(), num_gpus=2))
+    words = ("hardware.num_gpus=2", "training.gradient_accumulation_steps=2")
+    shared = project.train("run", *words, flags=("--dry-run",))
+    assert shared.code == 0, shared.stderr
+    assert shared.stdout.splitlines()[-3:] == [
+        "estimate: 9.00 of 7.40 GiB (122%), longest row rows.jsonl:6",
+        "one GPU does not hold this: the GPUs share the language model's layers (hardware.shard)",
+        "estimate: 5.00 of 7.40 GiB (68%), longest row rows.jsonl:6",
+    ]
+    assert json.loads(project.train("run", *words, flags=("--dry-run", "--json")).stdout)["sharded"] is True
+    for apart in (("hardware.shard=never",), ("training.method=lora",)):
+        refused = project.train("run", *words, *apart, flags=("--dry-run",))
+        assert refused.code == ExitCode.DOES_NOT_FIT and "the GPUs share" not in refused.stdout
+
+
+def test_of_several_cards_the_fullest_decides_and_is_named(monkeypatch, capsys):
+    busy = GpuReading("RTX 4060", 8 * GIB, 5 * GIB, None, None, "580", "13.0", (GpuProcess(42, "firefox", None),))
+    free = dataclasses.replace(busy, used_bytes=GIB // 4, processes=())
+    target = Target(find_card("8gb"), 7 * GIB, True)
+    context_bytes = target.card.context_bytes
+    monkeypatch.setattr(sensors, "read_gpus", lambda names: [free, busy])
+    assert launch.with_room_of(target, ("1", "2")).budget_bytes == 3 * GIB - context_bytes
+    said = capsys.readouterr().err
+    assert said == f"GPU 2 has less room: {3 - context_bytes / GIB:.2f} GiB of RTX 4060, used by firefox (pid 42)\n"
 
 
 def test_a_run_that_would_swap_is_refused(project, card, monkeypatch):

@@ -3,6 +3,9 @@
 `vlmtune train` itself, Qwen3-VL-2B with random weights loaded from files, rows of uneven texts and images. Then what
 NCCL takes of a card and of the time with other settings, and gloo in its place. What is not begun after seven minutes
 is left out; the results are written after each run.
+
+With `--shard` Qwen3-VL-4B in their place, on cards of which other processes hold all but too little for one GPU alone:
+refused on one, its layers shared by two and by all; and as they are on two whole cards.
 """
 
 import json
@@ -12,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +24,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import QWEN3_2B, Case, prepare  # noqa: E402
+from gpu.ballast import READY  # noqa: E402
+from gpu.cases import QWEN3_2B, QWEN3_4B, Case, prepare  # noqa: E402
 from gpu.train import write_rows  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
@@ -37,6 +43,15 @@ PLANS = {
     "packs": (*OF_A_STEP, "training.packing=true"),
     "few-rows": ("training.num_epochs=1", "training.gradient_accumulation_steps=4", "training.max_steps=8"),
 }
+EIGHT_STEPS = ("training.max_steps=8", "training.gradient_accumulation_steps=8")
+PLANS |= {
+    "whole": (*EIGHT_STEPS, "hardware.shard=never"),
+    "shared": (*EIGHT_STEPS, "hardware.shard=always"),
+    "little-room": EIGHT_STEPS,
+}
+ROWS_PER_STEP = {"few-rows": 4, "whole": 8, "shared": 8, "little-room": 8}
+LEFT_SHARE = 0.94
+"""Of what one GPU takes alone."""
 SETTINGS = {
     "ours": None,
     "NCCL's own": {},
@@ -85,7 +100,7 @@ def trained(name: str, num_gpus: int, folder: Path) -> dict:
         return found | {"error": done.stderr[-3000:], "said": done.stdout[-1000:]}
     report = json.loads((folder / "runs" / run / "report.json").read_text(encoding="utf-8"))
     log = [json.loads(line) for line in (folder / "runs" / run / "log.jsonl").read_text().splitlines()]
-    rows_per_step = report["num_rows"] * 2 / report["steps"] if name != "few-rows" else 4
+    rows_per_step = ROWS_PER_STEP.get(name, report["num_rows"] * 2 / report["steps"])
     steady_s = log[-1]["elapsed_s"] - log[1]["elapsed_s"]
     kept = ("steps", "memory_estimated", "memory_measured", "gpus", "gpus_agree", "samples_per_s", "train_loss_last")
     speed = {"rows_per_s": rows_per_step * (len(log) - 2) / steady_s, "losses": [record["loss"] for record in log]}
@@ -146,26 +161,62 @@ def add_up(name: str, number: int, size: int, file: str, told: multiprocessing.S
     dist.destroy_process_group()
 
 
-def main(out: Path) -> None:
+def main(out: Path, *, shard: bool) -> None:
     """Write all results to `out`."""
     results = Results(out, [], [], time.monotonic())
     most = torch.cuda.device_count()
-    counts = [count for count in (1, 2, 4, 8) if count <= most]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(Case("train", QWEN3_2B), ROOT / "vlmtune" / "catalog", folder)
+        prepare(Case("train", QWEN3_4B if shard else QWEN3_2B), ROOT / "vlmtune" / "catalog", folder)
         subprocess.run([sys.executable, ROOT / "tests/gpu/measure.py", "--weights", folder / "model"], check=True)
         write_rows(folder)
-        first = [("rank16", count) for count in counts]
-        for plan, count in [*first, *((plan, most) for plan in PLANS if plan != "rank16")]:
-            if not results.is_late:
-                results.runs.append(trained(plan, count, folder))
-                results.write()
-                print(
-                    {key: results.runs[-1].get(key) for key in ("name", "num_gpus", "rows_per_s", "error")}, flush=True
-                )
-            if plan == "rank16" and count == most:
-                _all_sums(results, most, folder)
+        if shard:
+            _shared(results, most, folder)
+        else:
+            _whole(results, most, folder)
+
+
+def _whole(results: Results, most: int, folder: Path) -> None:
+    plans = [plan for plan in PLANS if plan not in ("rank16", "whole", "shared", "little-room")]
+    for count in (count for count in (1, 2, 4, 8) if count <= most):
+        _try(results, "rank16", count, folder)
+    _all_sums(results, most, folder)
+    for plan in plans:
+        _try(results, plan, most, folder)
+
+
+def _shared(results: Results, most: int, folder: Path) -> None:
+    from vlmtune.hardware.at_hand import card_at_hand
+
+    _try(results, "whole", 1, folder)
+    alone_bytes = results.runs[0]["memory_measured"]["peak_reserved_bytes"]
+    with _ballast(most, card_at_hand().context_bytes + int(LEFT_SHARE * alone_bytes)):
+        for count in dict.fromkeys((1, 2, most)):
+            _try(results, "little-room", count, folder)
+    _try(results, "whole", 2, folder)
+    _try(results, "shared", 2, folder)
+
+
+@contextmanager
+def _ballast(num_gpus: int, left_bytes: int) -> Iterator[None]:
+    """Let other processes hold all but so much of each GPU."""
+    with ExitStack() as stack:
+        for number in range(num_gpus):
+            words = [sys.executable, ROOT / "tests/gpu/ballast.py", str(left_bytes)]
+            env = os.environ | {"CUDA_VISIBLE_DEVICES": str(number)}
+            holds = subprocess.Popen(words, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stack.enter_context(holds)
+            stack.callback(holds.kill)
+            assert holds.stdout.readline() == READY
+        yield
+
+
+def _try(results: Results, plan: str, num_gpus: int, folder: Path) -> None:
+    if results.is_late:
+        return
+    results.runs.append(trained(plan, num_gpus, folder))
+    results.write()
+    print({key: results.runs[-1].get(key) for key in ("name", "num_gpus", "rows_per_s", "error")}, flush=True)
 
 
 def _all_sums(results: Results, num_gpus: int, folder: Path) -> None:
@@ -176,4 +227,4 @@ def _all_sums(results: Results, num_gpus: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), shard="--shard" in sys.argv)

@@ -7,13 +7,13 @@ from vlmtune.cli.options import JsonOption
 from vlmtune.units import MIB
 
 if TYPE_CHECKING:
-    from vlmtune.hardware.calibration import Calibration, ShortRun
+    from vlmtune.hardware.calibration import Calibration, ShortRun, Speeds
 
 EXAMPLE = "Example: [bold]vlmtune calibrate[/bold]"
 
 
 def calibrate(as_json: JsonOption = False) -> None:
-    """Measure the GPU here in a minute: CUDA context, cuBLAS, a short run beside its estimate. Estimates use it."""
+    """Measure the GPU here in a minute: context, a short run beside its estimate, how fast it is. Estimates use it."""
     from vlmtune.workflow.start import start_on_gpu
 
     start_on_gpu()
@@ -53,6 +53,9 @@ def _print(result: "Calibration", path: Path) -> None:
     out.print()
     out.print(_check_table(result.check))
     out.print()
+    if result.speeds:
+        out.print(_speeds_table(result.speeds))
+        out.print()
     out.print(f"kept in {path}: estimates for this card use it", soft_wrap=True)
 
 
@@ -68,4 +71,17 @@ def _check_table(check: "ShortRun"):
         table.add_row(
             name, f"{estimated / MIB:,.1f}", f"{measured / MIB:,.1f}", f"{100 * (estimated / measured - 1):+.2f}%"
         )
+    return table
+
+
+def _speeds_table(speeds: "Speeds"):
+    from vlmtune.cli.show import render
+
+    table = render.table("the card does", "", right=("",))
+    table.add_row("products of 16 bits", f"{speeds.tensor_flops_s / 1e12:,.1f} TFLOP/s")
+    table.add_row("products of fp32", f"{speeds.fp32_flops_s / 1e12:,.1f} TFLOP/s")
+    table.add_row("its memory", f"{speeds.bytes_s / 1e9:,.0f} GB/s")
+    table.add_row("main memory to it", f"{speeds.host_bytes_s / 1e9:,.1f} GB/s")
+    launch = "the card was too busy to tell" if speeds.launch_s is None else f"{speeds.launch_s * 1e6:,.1f} µs"
+    table.add_row("a launch in training", launch)
     return table

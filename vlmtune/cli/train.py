@@ -73,12 +73,12 @@ def train(
 
 def _dry_run(job: "Job", as_json: bool) -> None:
     """Print the plan and the estimate; raise what the run would be refused for."""
-    from vlmtune.workflow.launch import expect, refuse_too_large
+    from vlmtune.workflow.launch import refuse_too_large, settle
 
     if not as_json:
         _print_plan(job)
     _print_told(job, err=as_json)
-    expected = expect(job, err=as_json)
+    job, expected = settle(job, err=as_json)
     if as_json:
         from dataclasses import asdict
 

@@ -82,7 +82,8 @@ def shown(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(shown, value)) or "none"
     if isinstance(value, dict):
-        return " ".join(f"{key}={shown(one)}" for key, one in value.items() if one not in (None, {})) or "none"
+        told = ", ".join(f"{key}: {shown(one)}" for key, one in value.items() if one not in (None, {}))
+        return f"{{{told}}}" if told else "none"
     return "-" if value is None else str(value)
 
 

@@ -28,6 +28,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.reading import YAML_BYTES, read_regular
 
 MAX_DEPTH = 20
+HINT_CONFIG = "give the path of a config file; `vlmtune presets copy 8gb my-run.yaml` writes one"
 
 # The YAML 1.2 core schema: `no`, `on` and `12:30` are text, `1e-4` is a number.
 WORDS = {
@@ -78,7 +79,10 @@ def read_file(path: Path) -> Document:
     try:
         raw = read_regular(path, YAML_BYTES, hint=NO_CONFIG)
     except FileNotFoundError:
-        raise VlmtuneError(f"{name} does not exist", "give the path of a config file: configs/ has some") from None
+        raise VlmtuneError(
+            f"{name} does not exist",
+            HINT_CONFIG,
+        ) from None
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:

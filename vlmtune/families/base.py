@@ -31,9 +31,16 @@ class ImageSettings:
     """What the user must be told, such as "image_size has no effect"."""
 
 
+def _no_settings(config: Json) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Family:
-    """One architecture. Every prefix is a full module path inside the `ForConditionalGeneration` model."""
+    """One architecture. Every prefix is a full module path inside the `ForConditionalGeneration` model.
+
+    Its functions have names in their modules: processes that read images may be sent it.
+    """
 
     name: str
     model_types: tuple[str, ...]
@@ -68,7 +75,7 @@ class Family:
     """A Q-Former reads the question beside the image: one image, one question and one answer a row, no roles."""
     processor_class: str | None = None
     """The transformers class of its processor, where published files name another."""
-    processor_settings: Callable[[Json], dict[str, Any]] = lambda config: {}
+    processor_settings: Callable[[Json], dict[str, Any]] = _no_settings
     """config -> attributes that the processor must have; old files lack them. A dot leads to a part of it."""
     unpacked: tuple[str, ...] = ()
     """Ends of the names of linear layers that are never 4-bit and get no adapter."""

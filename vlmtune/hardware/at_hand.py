@@ -8,11 +8,21 @@ import torch
 
 from vlmtune.compat.torch import HAS_PRIMARY_CONTEXT
 from vlmtune.errors import VlmtuneError
-from vlmtune.hardware.calibration import Figures, Setup, kept_calibration
+from vlmtune.hardware.calibration import (
+    LARGE_COPY,
+    LARGE_FP32_PRODUCT,
+    LARGE_PASS,
+    LARGE_PRODUCT,
+    Figures,
+    Setup,
+    Speeds,
+    kept_calibration,
+)
 from vlmtune.hardware.cards import Card, Platform, Target, card_of_driver
 from vlmtune.hardware.main_memory import available_to_this_process
 from vlmtune.hardware.sensors import GpuReading, read_gpu
 
+MEASURED = "measured by vlmtune calibrate"
 DEVICE = 0
 """Training takes torch's first device."""
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -27,7 +37,7 @@ def card_at_hand() -> Card | None:
     seen = torch.cuda.get_device_properties(DEVICE)
     card = card_of_driver(seen.name, (seen.major, seen.minor), seen.multi_processor_count, seen.total_memory)
     kept = kept_calibration(setup_at_hand())
-    return card if kept is None else calibrated(card, kept.figures)
+    return card if kept is None else with_speeds(calibrated(card, kept.figures), kept.speeds)
 
 
 def require_card() -> Card:
@@ -67,8 +77,22 @@ def calibrated(card: Card, measured: Figures) -> Card:
     card = replace(card, cublas_forward_bytes=forward, cublas_backward_bytes=backward)
     if measured.context_bytes is None:
         return card
-    sources = card.sources | {"context_bytes": "measured by vlmtune calibrate"}
+    sources = card.sources | {"context_bytes": MEASURED}
     return replace(card, context_bytes=measured.context_bytes, sources=sources)
+
+
+def with_speeds(card: Card, measured: Speeds | None) -> Card:
+    """Return the card with the peaks that what was measured of it implies."""
+    if measured is None:
+        return card
+    peaks = {
+        "bf16_tflops": measured.tensor_flops_s / LARGE_PRODUCT / 1e12,
+        "fp32_tflops": measured.fp32_flops_s / LARGE_FP32_PRODUCT / 1e12,
+        "bandwidth_gb_s": measured.bytes_s / LARGE_PASS / 1e9,
+        "host_gb_s": measured.host_bytes_s / LARGE_COPY / 1e9,
+    }
+    sources = card.sources | dict.fromkeys(peaks, MEASURED)
+    return replace(card, **peaks, launch_s=measured.launch_s, sources=sources)
 
 
 def setup_at_hand() -> Setup:

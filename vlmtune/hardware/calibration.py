@@ -33,6 +33,26 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Speeds:
+    """What a card does in a second, as measured."""
+
+    tensor_flops_s: float
+    """Of large products of 16-bit numbers."""
+    fp32_flops_s: float
+    """Of large products of fp32 numbers."""
+    bytes_s: float
+    """Of memory, read and written in order."""
+    host_bytes_s: float
+    """From pinned main memory."""
+    launch_s: float | None = None
+    """What the processor takes for each kernel in training; None where the card was too slow to tell."""
+
+
+LARGE_PRODUCT, LARGE_FP32_PRODUCT, LARGE_PASS, LARGE_COPY = 0.83, 0.75, 0.88, 0.85
+"""What large products, passes over memory and copies over the bus reach of the peaks in a card's data sheet."""
+
+
+@dataclass(frozen=True)
 class ShortRun:
     """A short real run beside its estimate."""
 
@@ -49,6 +69,8 @@ class Calibration:
     setup: Setup
     figures: Figures
     check: ShortRun
+    speeds: Speeds | None = None
+    """None in a result of an older version."""
 
 
 def calibration_path(setup: Setup) -> Path:

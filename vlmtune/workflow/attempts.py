@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from vlmtune.printing import say
 from vlmtune.workflow.here import try_here
 from vlmtune.workflow.job import Job
-from vlmtune.workflow.launch import Expected, expect, first_fitting, refuse_too_large, with_changes
+from vlmtune.workflow.launch import Expected, first_fitting, refuse_too_large, settle, with_changes
 from vlmtune.workflow.ranks import Try, try_launched, try_on_several
 
 if TYPE_CHECKING:
@@ -30,9 +30,13 @@ def train_and_retry(job: Job, folder: "RunFolder", flags: Flags) -> "TrainReport
     """Estimate and train; after running out of memory, change the run and go on if the config says so."""
     from vlmtune.engine.oom import OutOfMemory, free_memory
     from vlmtune.engine.ranks import group
+    from vlmtune.plan.file import save_plan
 
     for num_retries in range(MAX_RETRIES + 1):
-        expected = expect(job, err=flags.as_json)
+        settled, expected = settle(job, err=flags.as_json)
+        if settled is not job:
+            save_plan(settled.plan, folder.plan)  # the config stays open: a run may go on with one GPU
+            job = settled
         if not flags.force and num_retries == 0:
             refuse_too_large(job, expected)
         folder.write_estimate(expected.as_json() if expected else None)

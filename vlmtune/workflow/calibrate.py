@@ -1,4 +1,4 @@
-"""Measures the GPU at hand: its CUDA context, what cuBLAS keeps, and a short real training run beside its estimate."""
+"""Measures the GPU at hand: its context, what cuBLAS keeps, a short real run beside its estimate, how fast it is."""
 
 import gc
 import io
@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -27,7 +28,8 @@ from vlmtune.engine.train import train
 from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.given_rows import GivenRows
 from vlmtune.estimate.run import estimate_plan
-from vlmtune.hardware.at_hand import calibrated, own_bytes, reading_at_hand, setup_at_hand, target_at_hand
+from vlmtune.estimate.timing.measured import measured_launch_s, measured_speeds
+from vlmtune.hardware.at_hand import calibrated, own_bytes, reading_at_hand, setup_at_hand, target_at_hand, with_speeds
 from vlmtune.hardware.calibration import Calibration, Figures, ShortRun
 from vlmtune.hardware.sensors import GpuReading
 from vlmtune.hub.source import ModelSource, open_model
@@ -41,7 +43,7 @@ NEEDED_BYTES = 1024 * MIB
 LIKELY_CONTEXT_BYTES = range(64 * MIB, 2048 * MIB)
 """Outside of it, what was measured is not a context: another program took or gave back memory meanwhile."""
 SIDE = 256
-NUM_ROWS, NUM_STEPS = 4, 3
+NUM_ROWS, NUM_STEPS = 4, 6
 TEXT_CHARS = 600
 DEMO_MODEL = Path(vlmtune.__file__).parent / "demo" / "model"
 VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6, "num_attention_heads": 12}
@@ -84,13 +86,16 @@ def calibrate(say: Callable[[str], None]) -> Calibration:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         say("training a small model with random weights")
         run = small_run(Path(folder))
-        reserved_bytes, allocated_bytes = _train(run, Path(folder))
+        reserved_bytes, allocated_bytes, steps_s = _train(run, Path(folder))
         figures = Figures(_context_bytes(before, reading_at_hand()), cublas_bytes)
+        say("measuring how fast the card is")
+        speeds = measured_speeds("cuda")
         say("estimating the same run")
-        card = calibrated(target.card, figures)
+        card = with_speeds(calibrated(target.card, figures), speeds)
         report = estimate_plan(run.plan, run.source, GivenRows(run.rows), replace(target, card=card))
+    speeds = replace(speeds, launch_s=measured_launch_s(steps_s, report.time))
     check = ShortRun(report.peak_reserved_bytes, reserved_bytes, report.peak_allocated_bytes, allocated_bytes)
-    return Calibration(setup_at_hand(), figures, check)
+    return Calibration(setup_at_hand(), figures, check, speeds)
 
 
 def measure_cublas(device: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -181,12 +186,13 @@ def _write_rows(folder: Path) -> None:
     (folder / "rows.jsonl").write_text((json.dumps(row) + "\n") * NUM_ROWS, encoding="utf-8")
 
 
-def _train(run: SmallRun, folder: Path) -> tuple[int, int]:
-    """Train; return the peaks of reserved and of allocated memory."""
+def _train(run: SmallRun, folder: Path) -> tuple[int, int, list[float]]:
+    """Train; return the peaks of reserved and of allocated memory, and the seconds of each step but the first."""
     runs = RunFolder.create(folder / "runs" / "calibration")
     save_plan(run.plan, runs.plan)
     with LiveView("calibration", SafeConsole(file=io.StringIO())) as view:
         train(run.plan, run.source, RunData(run.rows, MeasuredRows([])), runs, view)
     peaks = torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()
     gc.collect()
-    return peaks
+    elapsed_s = [record.elapsed_s for record in runs.read_log()]
+    return *peaks, [end - start for start, end in pairwise(elapsed_s)]

@@ -225,6 +225,8 @@ def _outcome(processes: list[Process], words: dict[int, Word]) -> "Outcome":
 
 def _work(place: "Place", pipe: Connection) -> None:
     """Be one of the processes."""
+    # Whoever is spawned would spawn too: processes that read images begin here as in a run on one GPU.
+    multiprocessing.set_start_method(None, force=True)
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's Ctrl-C goes to the one that started this, which passes it on to the first
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -48,7 +48,9 @@ def _refuse_changed(job: Job, folder: "RunFolder") -> None:
     changed = differences(job.plan, job.begun, num_rows=job.num_rows, has_checkpoint=has_checkpoint)
     if changed:
         has_other_rows = any(one.startswith("data_sha256: ") for one in changed)
-        changed += [f"{name} has changed since the run began" for name in _changed_sources(job)]
+        if sources := _changed_sources(job):
+            changed = [one for one in changed if not one.startswith("data_sha256: ")]
+            changed += [f"{name} does not hold the rows that the run began with" for name in sources]
         raise VlmtuneError(
             f"{folder.path} was started differently and cannot be continued: {'; '.join(changed)}",
             _way_on(folder) if has_other_rows else "undo the change, or start a new run under another experiment_name",

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from vlmtune.hardware import at_hand
-from vlmtune.hardware.calibration import Calibration, Figures, Setup, ShortRun, kept_calibration
+from vlmtune.hardware.calibration import Calibration, Figures, Setup, ShortRun, Speeds, kept_calibration
 from vlmtune.hardware.cards import MIB
 from vlmtune.workflow import calibrate as measuring
 
 SETUP = Setup("NVIDIA GeForce RTX 4060", "aaaa-bbbb", "580.1", "2.11")
 CHECK = ShortRun(404 * MIB, 400 * MIB, 297 * MIB, 300 * MIB)
+SPEEDS = Speeds(25e12, 12e12, 240e9, 13.5e9, 21e-6)
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def measured(monkeypatch, tmp_path):
 
     def decide(context_bytes):
         figures = Figures(context_bytes, ((32 * MIB, MIB), (32 * MIB,)))
-        monkeypatch.setattr(measuring, "calibrate", lambda say: Calibration(SETUP, figures, CHECK))
-        return Calibration(SETUP, figures, CHECK)
+        monkeypatch.setattr(measuring, "calibrate", lambda say: Calibration(SETUP, figures, CHECK, SPEEDS))
+        return Calibration(SETUP, figures, CHECK, SPEEDS)
 
     return decide
 
@@ -39,6 +40,10 @@ def test_the_result_is_shown_and_kept(run_cli, measured):
         "cuBLAS, backward pass 32.0",
         "peak reserved 404.0 400.0 +1.00%",
         "peak allocated 297.0 300.0 -1.00%",
+        "products of 16 bits 25.0 TFLOP/s",
+        "its memory 240 GB/s",
+        "main memory to it 13.5 GB/s",
+        "a launch in training 21.0 µs",
     ):
         assert line in lines
     assert lines[-1].endswith("nvidia-geforce-rtx-4060-aaaa-bbb.json: estimates for this card use it")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlmtune.config.load import load_config
-from vlmtune.config.reader import read_text
+from vlmtune.config.reader import HINT_CONFIG, read_text
 from vlmtune.errors import VlmtuneError
 
 GOOD = "model: {name: m}\ndata: {train_path: t}\n"
@@ -141,7 +141,11 @@ def test_paths_that_are_no_file(tmp_path, monkeypatch):
     os.mkfifo("pipe")
     no_config = "a config is a YAML file of a few dozen lines; rows have their own file"
     for path, message, hint in [
-        ("none.yaml", "none.yaml does not exist", "give the path of a config file: configs/ has some"),
+        (
+            "none.yaml",
+            "none.yaml does not exist",
+            HINT_CONFIG,
+        ),
         ("folder", "folder is a folder, not a regular file", no_config),
         ("pipe", "pipe is a pipe, not a regular file", no_config),
         (

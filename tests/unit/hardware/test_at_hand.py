@@ -8,7 +8,7 @@ import torch
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.hardware import at_hand
-from vlmtune.hardware.calibration import Calibration, Figures, ShortRun, keep_calibration, kept_calibration
+from vlmtune.hardware.calibration import Calibration, Figures, ShortRun, Speeds, keep_calibration, kept_calibration
 from vlmtune.hardware.cards import MIB
 from vlmtune.hardware.sensors import GpuProcess, GpuReading
 
@@ -152,3 +152,13 @@ def test_a_context_that_could_not_be_measured_is_the_tables(machine):
     keep_calibration(Calibration(at_hand.setup_at_hand(), Figures(None, ((MIB,), (MIB,))), ShortRun(1, 2, 3, 4)))
     card = at_hand.card_at_hand()
     assert card.context_bytes == CONTEXT and (card.cublas_forward_bytes, card.cublas_backward_bytes) == ((MIB,), (MIB,))
+
+
+def test_measured_speeds_win_over_the_data_sheet(machine):
+    speeds = Speeds(25e12, 12e12, 240e9, 13.6e9, 21e-6)
+    figures = Figures(None, ((MIB,), (MIB,)))
+    keep_calibration(Calibration(at_hand.setup_at_hand(), figures, ShortRun(1, 2, 3, 4), speeds))
+    card = at_hand.card_at_hand()
+    assert (card.bf16_tflops, card.fp32_tflops) == (pytest.approx(25 / 0.83), pytest.approx(16))
+    assert (card.bandwidth_gb_s, card.host_gb_s) == (pytest.approx(240 / 0.88), pytest.approx(16))
+    assert card.launch_s == 21e-6 and card.sources["host_gb_s"] == "measured by vlmtune calibrate"

@@ -17,8 +17,17 @@ def test_cards_are_plausible():
         assert 100 <= card.bandwidth_gb_s <= 8000 and 5 <= card.bf16_tflops <= 2250, card.key
 
 
+def test_rates_imply_clocks_that_cards_run_at():
+    """Both rates of a card are lanes × clock: a share of the wrong kind of card would give an absurd one."""
+    for card in cards():
+        lanes = 64 if card.sm in ((7, 5), (8, 0)) else 128
+        assert 1.15e9 <= card.fp32_tflops * 1e12 / (2 * lanes * card.num_sms) <= 2.7e9, card.key
+        assert card.host_gb_s in (16, 32, 64), card.key
+
+
 def test_every_figure_has_a_source():
-    figures = {"num_sms", "total_bytes_linux", "total_bytes_windows", "context_bytes", "bandwidth_gb_s", "bf16_tflops"}
+    figures = {"num_sms", "total_bytes_linux", "total_bytes_windows", "context_bytes"}
+    figures |= {"bandwidth_gb_s", "bf16_tflops", "fp32_tflops", "host_gb_s"}
     for card in cards():
         assert set(card.sources) == figures and all(card.sources.values()), card.key
 

@@ -8,6 +8,7 @@ from vlmtune.config.load import preset_config
 from vlmtune.errors import VlmtuneError
 from vlmtune.hub.source import ModelSource
 from vlmtune.levers.gpus.number import num_gpus
+from vlmtune.levers.gpus.shard import SHARD
 from vlmtune.plan.decide import make_plan
 from vlmtune.plan.resume import differences
 from vlmtune.plan.types import Device
@@ -78,6 +79,44 @@ def test_fewer_rows_than_gpus_are_refused():
     words = ("training.batch_size=1", "training.gradient_accumulation_steps=3")
     with pytest.raises(VlmtuneError, match="4 GPUs have nothing to share: an optimizer step has 3 rows"):
         plan_of(*words, "hardware.num_gpus=auto")
+
+
+SHARED = "hardware.shard=always"
+
+
+def test_layers_are_shared_by_several_gpus_only_when_it_is_said():
+    assert plan_of("hardware.num_gpus=2", SHARED).sharded
+    assert (
+        not plan_of("hardware.num_gpus=2").sharded
+        and not plan_of("hardware.num_gpus=2", "hardware.shard=never").sharded
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "always needs several GPUs to share the layers, and the run has one"),
+        (("training.method=lora",), "method lora has no 4-bit layers to share"),
+        (("training.method=full",), "method full has no 4-bit layers to share"),
+        (("hardware.num_gpus=2", "hardware.streamed_layers=4"), "layers come from the other GPUs or from main memory"),
+        (
+            ("data.val_path=val.jsonl", "hardware.num_gpus=2", "evaluation.generate_rows=4"),
+            "answers in training end at other times on each GPU",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_shared_are_refused(words, said):
+    with pytest.raises(VlmtuneError, match=f"^hardware.shard: {said}"):
+        plan_of(*words, SHARED)
+
+
+def test_sharing_is_proposed_where_it_can_be():
+    def proposed(*words: str) -> list:
+        return SHARD.savings[0].steps(config_with(*words), None, 0)
+
+    assert proposed("hardware.num_gpus=2") == proposed("hardware.num_gpus=auto") == [{"hardware.shard": "always"}]
+    for words in ((), ("hardware.shard=never",), ("training.method=lora",), ("hardware.streamed_layers=4",)):
+        assert proposed("hardware.num_gpus=2" if words else "hardware.num_gpus=1", *words) == []
 
 
 def test_a_run_goes_on_with_any_number():

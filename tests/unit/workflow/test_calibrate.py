@@ -9,7 +9,7 @@ import torch
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.given_rows import GivenRows
-from vlmtune.hardware.calibration import Setup
+from vlmtune.hardware.calibration import Setup, Speeds
 from vlmtune.hardware.cards import MIB, Target, find_card
 from vlmtune.hardware.sensors import GpuProcess, GpuReading
 from vlmtune.plan.types import Device
@@ -85,24 +85,27 @@ def card_here(monkeypatch):
 
 
 def test_the_run_is_estimated_with_what_was_measured(card_here, monkeypatch):
-    monkeypatch.setattr(calibrate, "_train", lambda run, folder: (300 * MIB, 200 * MIB))
+    monkeypatch.setattr(calibrate, "_train", lambda run, folder: (300 * MIB, 200 * MIB, [0.3, 0.2]))
+    monkeypatch.setattr(calibrate, "measured_speeds", lambda device: Speeds(83e12, 75e11, 88e9, 8.5e9))
     targets = []
 
     def estimate_plan(plan, source, rows, target):
         targets.append(target)
-        assert (plan.method, plan.max_steps, len(rows.samples)) == ("qlora", 3, 4)
-        return SimpleNamespace(peak_reserved_bytes=303 * MIB, peak_allocated_bytes=199 * MIB)
+        assert (plan.method, plan.max_steps, len(rows.samples)) == ("qlora", 6, 4)
+        time = SimpleNamespace(kernels_s=0.1, launches=10_000)
+        return SimpleNamespace(peak_reserved_bytes=303 * MIB, peak_allocated_bytes=199 * MIB, time=time)
 
     monkeypatch.setattr(calibrate, "estimate_plan", estimate_plan)
     said = []
     result = calibrate.calibrate(said.append)
-    assert result.setup == SETUP and len(said) == 3
+    assert result.setup == SETUP and len(said) == 4
     assert result.figures.context_bytes == 400 * MIB
     assert targets[0].card.context_bytes == 400 * MIB and (
         targets[0].card.cublas_forward_bytes,
         targets[0].card.cublas_backward_bytes,
     ) == ((40 * MIB,), (20 * MIB,))
     assert [size // MIB for size in dataclasses.astuple(result.check)] == [303, 300, 199, 200]
+    assert targets[0].card.bf16_tflops == pytest.approx(100) and result.speeds.launch_s == pytest.approx(2e-5)
 
 
 def test_the_small_run_trains_and_is_estimated(card_here, monkeypatch, tmp_path):
@@ -110,10 +113,11 @@ def test_the_small_run_trains_and_is_estimated(card_here, monkeypatch, tmp_path)
     run = calibrate.small_run(tmp_path)
     report = calibrate.estimate_plan(run.plan, run.source, GivenRows(run.rows), card_here)
     assert report.tokens["image"] == 576 and report.worst_row.startswith("rows.jsonl")
-    on_cpu = dataclasses.replace(run.plan, device="cpu", max_steps=1, gradient_accumulation_steps=1)
+    on_cpu = dataclasses.replace(run.plan, device="cpu", max_steps=2, gradient_accumulation_steps=1)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1)
-    assert calibrate._train(dataclasses.replace(run, plan=on_cpu), tmp_path) == (2, 1)
+    reserved_bytes, allocated_bytes, steps_s = calibrate._train(dataclasses.replace(run, plan=on_cpu), tmp_path)
+    assert (reserved_bytes, allocated_bytes) == (2, 1) and len(steps_s) == 1 and steps_s[0] > 0
     assert (tmp_path / "runs" / "calibration" / "adapter").is_dir()
 
 

@@ -101,3 +101,17 @@ def test_a_process_sees_its_gpu_alone_from_its_start(before, monkeypatch):
     places = [Place(number, 2, gpu, "store") for number, gpu in enumerate(("2", "5"))]
     with ranks._started(places):
         assert Started.seen == ["2", "5"] and os.environ.get(VISIBLE) == before
+
+
+def test_processes_that_read_images_begin_as_in_a_run_on_one_gpu(monkeypatch):
+    monkeypatch.setattr(os, "setsid", lambda: None, raising=False)
+    monkeypatch.setattr(ranks, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(ranks, "_said", lambda place, pipe: multiprocessing.get_start_method())
+    usual = multiprocessing.get_start_method()
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    multiprocessing.set_start_method("spawn", force=True)  # as it is in a process that was spawned
+    try:
+        ranks._work(Place(0, 2, None, "store"), theirs)
+        assert ours.recv() == usual
+    finally:
+        multiprocessing.set_start_method(usual, force=True)

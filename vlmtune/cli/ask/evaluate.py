@@ -206,5 +206,5 @@ def _all(expected: list[str]) -> str:
 
 
 def _short(text: str, max_chars: int = 60) -> str:
-    line = " ".join(text.split())
+    line = " ".join(text.split()) or "(nothing)"
     return line if len(line) <= max_chars else line[: max_chars - 1] + "…"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from vlmtune.errors import VlmtuneError
 from vlmtune.printing import say
 
 if TYPE_CHECKING:
@@ -71,7 +72,11 @@ def pictures(paths: list[Path]) -> "tuple[ImageRef, ...]":
 
     refs = tuple(ImageRef(path=str(path.expanduser().absolute())) for path in paths)
     for ref in refs:
-        open_image(ref, max_side_px=None)
+        try:
+            open_image(ref, max_side_px=None)
+        except VlmtuneError as error:  # whose hint is for rows where there is no such file
+            hint = error.hint if Path(ref.path).exists() else "paths start from the folder that the command runs in"
+            raise VlmtuneError(error.message, hint) from None
     return refs
 
 

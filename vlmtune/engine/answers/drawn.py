@@ -35,18 +35,24 @@ class Drawing:
 
 
 class _Told(TextStreamer):
-    """Transformers' streamer, which prints, with a function in the place of that, and without the ends of answers."""
+    """Transformers' streamer, which prints, with a function in the place of that.
+
+    Without the ends of answers, and without the blanks that they begin with.
+    """
 
     def __init__(self, tokenizer: Any, ends: list[int], tell: Tell) -> None:
         super().__init__(tokenizer, skip_prompt=True, clean_up_tokenization_spaces=False)
-        self.ends, self.tell = ends, tell
+        self.ends, self.tell, self.has_begun = ends, tell, False
 
     def put(self, value: torch.Tensor) -> None:
         if value.numel() > 1 or int(value) not in self.ends:
             super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.tell(text)
+        text = text if self.has_begun else text.lstrip()
+        if text:
+            self.has_begun = True
+            self.tell(text)
 
 
 def answer(tuned: Tuned, sample: Sample, drawing: Drawing, tell: Tell | None = None) -> Written:

@@ -7,6 +7,7 @@ an H200 (tests/gpu/measured/microbench.json, torch 2.11) and is taken for every 
 from dataclasses import dataclass
 from math import ceil, inf
 
+from vlmtune.hardware.calibration import LARGE_COPY, LARGE_FP32_PRODUCT, LARGE_PASS, LARGE_PRODUCT
 from vlmtune.hardware.cards import Card
 
 FP32, FP32_BYTES = "float32", 4
@@ -23,12 +24,12 @@ class Kind:
     bandwidth: float
     """The share of the card's that large ones reach."""
     work: float
-    """fp32 operations that could be done in the time of one number, where instructions and not memory are the limit:
-    indices to be worked out, formats to be changed."""
+    """fp32 operations that 128 lanes could do in the time of one number, where instructions and not memory are the
+    limit: indices to be worked out, formats to be changed."""
 
 
 KINDS = {
-    "pass": Kind(1.2e-6, 0.88, 45),
+    "pass": Kind(1.2e-6, LARGE_PASS, 45),
     "widen": Kind(1.2e-6, 0.85, 180),
     "strided": Kind(1.4e-6, 0.85, 160),
     "cat": Kind(2.0e-6, 0.8, 240),
@@ -55,16 +56,17 @@ class Tile:
 
 
 TENSOR_TILES = (
-    Tile(256, 128, 0.83),
+    Tile(256, 128, LARGE_PRODUCT),
     Tile(192, 128, 0.78),
     Tile(128, 128, 0.70),
     Tile(128, 64, 0.60),
     Tile(64, 64, 0.50),
 )
-SIMT_TILES = (Tile(128, 128, 0.75), Tile(128, 32, 0.5), Tile(64, 32, 0.4))
-SPLITS, LEAST_SPLIT = (1, 2, 4, 8), 1500
-"""In so many parts the inner dimension may be computed side by side, and added up by a kernel of its own; what each
-part has at least."""
+SIMT_TILES = (Tile(128, 128, LARGE_FP32_PRODUCT), Tile(128, 32, 0.5), Tile(64, 32, 0.4))
+SPLITS = (1, 2, 4, 8)
+"""In so many parts the inner dimension may be computed side by side, and added up."""
+LEAST_SPLIT, LEAST_SIMT_SPLIT = 1500, 256
+"""What each part has of it at least; with tensor cores a kernel of its own adds them up, without the same one does."""
 DEPTH = 64
 """What a tile takes of the inner dimension at once."""
 PRODUCT_START_S, SPLIT_S = 2.8e-6, 1.9e-6
@@ -100,6 +102,8 @@ class Rates:
         self.card = card
         self.bandwidth = card.bandwidth_gb_s * 1e9
         self.fp32 = card.fp32_tflops * 1e12
+        # These have half as many lanes for fp32, and as many for all else.
+        self.issued = self.fp32 * (2 if card.sm in ((7, 5), (8, 0)) else 1)
         self.tensor = card.bf16_tflops * 1e12
         self.old_share = OLD_SHARE if card.sm[0] in (9, 10) else 1.0
 
@@ -110,22 +114,22 @@ class Rates:
         if kernel.kind.startswith("attention"):
             return self._attention(kernel, BACKWARD if kernel.kind.endswith("backward") else FORWARD)
         if kernel.kind == "bus":
-            return kernel.bytes / (self.card.host_gb_s * 1e9 * 0.85)
+            return kernel.bytes / (self.card.host_gb_s * 1e9 * LARGE_COPY)
         if kernel.kind == "copy":
             return kernel.bytes / self.bandwidth
         kind = KINDS[kernel.kind]
         return kind.start_s + max(
-            kernel.bytes / (self.bandwidth * kind.bandwidth), kernel.numbers * kind.work / self.fp32
+            kernel.bytes / (self.bandwidth * kind.bandwidth), kernel.numbers * kind.work / self.issued
         )
 
     def launches(self, kernel) -> int:
         """Return how many kernels one is on the card: a product in parts is added up by another."""
-        return 2 if kernel.kind == "product" and self._in_tiles(kernel)[1] > 1 else 1
+        return 1 + (kernel.kind == "product" and kernel.format != FP32 and self._in_tiles(kernel)[1] > 1)
 
     def _product(self, kernel) -> float:
         computing, split = self._in_tiles(kernel)
         if kernel.old and kernel.format != FP32:
-            computing *= TENSOR_TILES[0].share / (UNALIGNED_SHARE * self.old_share)
+            computing *= LARGE_PRODUCT / (UNALIGNED_SHARE * self.old_share)
         many, m, n, _ = kernel.sizes
         parts_bytes = 2 * split * many * m * n * FP32_BYTES if split > 1 else 0
         moving = (kernel.bytes + parts_bytes) / (self.bandwidth * PRODUCT_BANDWIDTH)
@@ -136,7 +140,8 @@ class Rates:
         many, m, n, k = kernel.sizes
         is_fp32 = kernel.format == FP32
         peak = (self.fp32 if is_fp32 else self.tensor) / self.card.num_sms
-        splits = [split for split in SPLITS if split == 1 or k / split >= LEAST_SPLIT]
+        least = LEAST_SIMT_SPLIT if is_fp32 else LEAST_SPLIT
+        splits = [split for split in SPLITS if split == 1 or k / split >= least]
         best = (inf, 1)
         for tile in SIMT_TILES if is_fp32 else TENSOR_TILES:
             for rows, columns in ((tile.rows, tile.columns), (tile.columns, tile.rows)):
@@ -154,7 +159,7 @@ class Rates:
         share = EFFICIENT_SHARE if kernel.old else kind.share
         computing = kernel.flops / (self.tensor * share * (self.old_share if kernel.old else 1))
         scores = 0 if kernel.old else kernel.flops / (size * (10 if kind is BACKWARD else 4))
-        busy = (computing + scores * kind.score_work / self.fp32) * idle * _filled(queries) * _filled(keys)
+        busy = (computing + scores * kind.score_work / self.issued) * idle * _filled(queries) * _filled(keys)
         return kind.start_s + max(busy, kernel.bytes / (self.bandwidth * PRODUCT_BANDWIDTH))
 
 

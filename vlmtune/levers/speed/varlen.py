@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from vlmtune.plan.types import Device
 
 KEY = "hardware.varlen_attention"
-AUTO = False
-"""What `auto` is: true once a card has shown that it is faster, and that the estimate holds."""
+AUTO = True
+"""What `auto` is: a card has shown that it is faster, with equal losses (tests/gpu/measured/packing.json)."""
 
 
 def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:

@@ -107,15 +107,15 @@ class ShardedLayers(LayerStream):
     def _before_forward(self, layer: int, module: nn.Module, args: tuple) -> None:
         # A layer that is computed again belongs to the backward pass.
         if layer == 0 and not _in_backward() and (self.current != 0 or self._is_turned):
-            self._begin()
+            self._begin(has_backward=module.training)  # lean adapters compute it without autograd
         super()._before_forward(layer, module, args)
 
-    def _begin(self) -> None:
+    def _begin(self, *, has_backward: bool) -> None:
         """Begin a pass; each begins and ends with the first layers in the buffers."""
         self.settle()
         num_layers = len(self.layer_bytes)
         back = range(num_layers - ON_CARD - 1, -1, -1)
-        if not torch.is_grad_enabled():
+        if not has_backward:
             back = range(min(ON_CARD, max(0, num_layers - ON_CARD)))
         self._left.extend([*range(ON_CARD, num_layers), *back])
         self._is_turned = False
@@ -126,9 +126,9 @@ class ShardedLayers(LayerStream):
             self.fetch(self._left.popleft())
         self.current = None
 
-    def pass_by(self) -> None:
+    def pass_by(self, *, has_backward: bool) -> None:
         """Take part in a pass for which this process has no row."""
-        self._begin()
+        self._begin(has_backward=has_backward)
         self.settle()
 
     def _need(self, layer: int) -> None:
@@ -138,7 +138,7 @@ class ShardedLayers(LayerStream):
         self.current = layer
         while self.here[layer % ON_CARD] != layer:
             if not self._left:  # it is read outside of the passes
-                self._begin()
+                self._begin(has_backward=False)
             self.fetch(self._left.popleft())
         self.wait_for(layer % ON_CARD)
         if self._left and self._left[0] % ON_CARD != layer % ON_CARD:
@@ -178,4 +178,4 @@ def end_pass(model: nn.Module) -> None:
 def pass_by(model: nn.Module) -> None:
     """Take part in a pass for which this process has no row."""
     if shards := shards_of(model):
-        shards.pass_by()
+        shards.pass_by(has_backward=model.training)

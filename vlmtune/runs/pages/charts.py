@@ -64,6 +64,8 @@ class Frame:
     low: float
     high: float
     top: float
+    counts: bool = False
+    """Whether y counts something: then its ticks are whole."""
 
     def place(self, x: float, y: float) -> Point:
         """Return a point in SVG coordinates."""
@@ -79,7 +81,7 @@ class Frame:
 
     def y_ticks(self) -> list[tuple[float, str]]:
         """Return where the y axis is labelled."""
-        return [(self.place(self.low, tick)[1], label(tick)) for tick in ticks(0.0, self.top)]
+        return [(self.place(self.low, tick)[1], label(tick)) for tick in ticks(0.0, self.top, whole=self.counts)]
 
 
 def line_chart(title: str, series: Iterable[Series]) -> Chart | None:
@@ -130,7 +132,8 @@ def histogram_chart(title: str, axis: str, histograms: Iterable[tuple[str, Histo
     if not shown:
         return None
     edges = shown[0][1].edges
-    frame = Frame(0, len(edges), _top([count for _, one in shown for count in one.counts]))
+    top = ticks(0.0, max(count for _, one in shown for count in one.counts), whole=True)[-1]
+    frame = Frame(0, len(edges), top, counts=True)
     share = 0.9 / len(shown)
     curves = []
     for number, (name, one) in enumerate(shown):

@@ -227,5 +227,5 @@ def changed_rows(record: EvaluationRecord) -> tuple[list[EvaluatedRow], list[Eva
     def gain(row: EvaluatedRow) -> float:
         return sign * (row.scores[name] - row.before.scores[name])
 
-    ordered = sorted(record.rows, key=gain)
-    return [row for row in reversed(ordered) if gain(row) > 0], [row for row in ordered if gain(row) < 0]
+    better, worse = ([row for row in record.rows if way * gain(row) > 0] for way in (1, -1))
+    return sorted(better, key=gain, reverse=True), sorted(worse, key=gain)

@@ -7,6 +7,7 @@ from math import ceil
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,6 +27,8 @@ from vlmtune.estimate.simulate.steps import (
     collated,
     fewest_steps,
     made_up_packs,
+    sizes_of,
+    sizes_of_run,
     steps_of_run,
     telling_steps,
 )
@@ -258,3 +261,22 @@ def test_batches_hold_tensors_alone_and_a_row_is_asked_once():
     assert [[batch["labels"].tolist() for batch in step] for step in steps] == [[[20, 10]], [[10], [20]]]
     assert all(set(batch) == {"labels"} for step in steps for batch in step)
     assert sorted(asked) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"batch_size": 2, "gradient_accumulation_steps": 1},
+        {"gradient_accumulation_steps": 3, "pack_tokens": 12},
+    ],
+    ids=str,
+)
+def test_the_sizes_of_a_run_are_those_of_its_steps(changes, plan):
+    run, images = changed(plan, **changes), np.array([1, 0, 2, 0, 5])
+    sizes = sizes_of_run(run, LENGTHS, images)
+    steps = steps_of_run(run, LENGTHS)
+    listed = sizes_of(steps, run, LENGTHS, images)
+    assert sizes.sizes.tokens.tolist() == listed.tokens.tolist()
+    assert sizes.sizes.image_tokens.tolist() == listed.image_tokens.tolist()
+    assert (sizes.num_steps, sizes.all_steps) == (len(steps), 9 if run.rows_per_step == 2 else 6)

@@ -52,6 +52,8 @@ def test_two_histograms_stand_side_by_side_and_a_single_row_is_seen():
     assert top + height == BOTTOM_PX and least == LEAST_BAR_PX
     assert LEFT_PX < left < left + width < RIGHT_PX
     assert histogram_chart("Loss", "loss", [("none", Histogram([0.0], [0]))]) is None
+    few = histogram_chart("Length", "tokens", [("rows", Histogram([0.0, 1.0, 2.0], [1, 2, 0]))])
+    assert [text for _, text in few.y_ticks] == ["0", "1", "2"], "there is no half of a row"
 
 
 def test_powers_of_ten_are_labelled_where_a_histogram_has_them():

@@ -1,0 +1,64 @@
+"""A run's seconds from simulated batches and the sizes of its own."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from vlmtune.estimate.report import BatchSpent, MemoryReport, PeakAt, Spent
+from vlmtune.estimate.timing.predict import RunSizes, Sizes, of_largest, step_time
+from vlmtune.hardware.cards import find_card
+
+NOTHING = Spent()
+CARD = find_card("rtx-4060")
+SMALL = BatchSpent(100, 50, of_images=Spent(0.05), of_tokens=Spent(0.1, 1000))
+LARGE = BatchSpent(300, 50, of_images=Spent(0.05), of_tokens=Spent(0.5, 1000))
+PLAIN = {"model": "m", "preset": None, "gpu": "rtx-4060", "fits": True, "worst_row": "", "fast": True, "seconds": 0.0}
+SIZES = dict.fromkeys(("peak_reserved_bytes", "peak_allocated_bytes", "device_total_bytes", "budget_bytes"), 0)
+
+
+def report(*batches: BatchSpent, update: Spent = NOTHING) -> MemoryReport:
+    empty = {"breakdown": (), "parts": {}, "peak_at": PeakAt("", "", ""), "phases": (), "tokens": {"total": 100}}
+    return MemoryReport(**PLAIN, **SIZES, **empty, flops_per_row=1, versions={}, batches=batches, update=update)
+
+
+def run_of(tokens: list[int], images: list[int], num_steps: int = 1, all_steps: int = 10) -> RunSizes:
+    return RunSizes(Sizes(np.array(tokens), np.array(images)), num_steps, all_steps)
+
+
+def test_between_batches_time_follows_tokens_and_images():
+    time = step_time(report(SMALL, LARGE), run_of([200, 300], [25, 0]), 2, CARD)
+    assert time.step_s == pytest.approx(0.3 + 0.025 + 0.5)
+    assert (time.rows_per_s, time.run_s, time.launches) == (
+        pytest.approx(2 / time.step_s),
+        pytest.approx(10 * time.step_s),
+        2000,
+    )
+
+
+def test_a_step_is_a_share_of_those_looked_at_and_an_update():
+    time = step_time(report(SMALL, update=Spent(0.2, 7)), run_of([100] * 4, [50] * 4, num_steps=2), 2, CARD)
+    assert time.step_s == pytest.approx(2 * 0.15 + 0.2)
+    assert time.launches == 2007
+
+
+@pytest.mark.parametrize(
+    ("spent", "expected_s"),
+    [(Spent(0.3, 1000, 0.1), 0.3), (Spent(0.3, 40_000, 0.1), 0.4), (Spent(0.3, 1000, 0.7), 0.7)],
+)
+def test_the_longest_of_kernels_launches_and_bus_decides(spent, expected_s):
+    card = replace(CARD, launch_s=1e-5)
+    time = step_time(report(BatchSpent(100, 0, Spent(), spent)), run_of([100], [0]), 1, card)
+    assert time.step_s == pytest.approx(expected_s)
+    assert time.launch_is_measured and "measured" in time.limits
+
+
+def test_without_rows_all_are_the_largest():
+    run = of_largest(report(replace(SMALL, tokens=200)), _Plan())
+    assert run.sizes.tokens.tolist() == [200, 200, 200] and run.all_steps is None
+    time = step_time(report(SMALL), run, 6, CARD)
+    assert time.run_s is None and time.pace.endswith("if all rows are the largest")
+
+
+class _Plan:
+    rows_per_step, max_steps = 6, None

@@ -1,0 +1,83 @@
+"""What kernels take on a card: close to those that were measured, and bound by what bounds them."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from vlmtune.estimate.timing.kernels import Kernel
+from vlmtune.estimate.timing.rates import FP32, KINDS, Rates
+from vlmtune.hardware.cards import cards, find_card
+
+MEASURED = json.loads((Path(__file__).parents[3] / "gpu/measured/microbench.json").read_text(encoding="utf-8"))
+H200, RTX_4060 = Rates(find_card("h200")), Rates(find_card("rtx-4060"))
+FORMATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": FP32}
+
+
+def product(m: int, n: int, k: int, format: str = "bfloat16", old: bool = False) -> Kernel:
+    item_bytes = 4 if format == FP32 else 2
+    return Kernel("product", (m * k + k * n + m * n) * item_bytes, m * n, format, 2 * m * n * k, (1, m, n, k), old)
+
+
+def test_products_take_what_was_measured():
+    errors = {}
+    for name, ms in MEASURED.items():
+        if found := re.fullmatch(r"gemm (\w+) (\d+)x(\d+)x(\d+) TN", name):
+            m, n, k = map(int, found.groups()[1:])
+            old = any(size * 2 % 16 for size in (n, k)) and found[1] != "fp32"
+            errors[name] = H200.seconds(product(m, n, k, FORMATS[found[1]], old)) * 1e3 / ms - 1
+    assert len(errors) >= 80
+    assert statistics.median(map(abs, errors.values())) < 0.10
+    large = {name: error for name, error in errors.items() if MEASURED[name] > 0.05}
+    assert max(map(abs, large.values())) < 0.30
+
+
+def test_unpacking_takes_what_was_measured():
+    for rows, columns in ((11008, 2048), (14336, 4096), (5120, 27648)):
+        numbers = rows * columns
+        kernel = Kernel("unpack", numbers // 2 + numbers // 16 + 2 * numbers, numbers)
+        assert H200.seconds(kernel) * 1e3 == pytest.approx(
+            MEASURED[f"dequant ({rows}, {columns}) nested=False"], rel=0.1
+        )
+
+
+def test_passes_over_much_memory_take_what_was_measured():
+    numbers = 268435456
+    for name, kind, num_bytes in (("add bf16", "pass", 6), ("copy bf16->fp32", "widen", 6), ("mul fp32", "pass", 8)):
+        kernel = Kernel(kind, numbers * num_bytes, numbers)
+        assert H200.seconds(kernel) * 1e3 == pytest.approx(MEASURED[f"{name} {numbers}"], rel=0.1), name
+
+
+def test_old_kernels_are_slow_where_the_tensor_cores_are_new():
+    def slowdown(rates: Rates) -> float:
+        return rates.seconds(product(6400, 3420, 1280, old=True)) / rates.seconds(product(6400, 3424, 1280))
+
+    assert slowdown(H200) > 2.5 > slowdown(RTX_4060) > 1.5
+
+
+def test_a_small_card_is_slow_by_what_it_lacks():
+    large, wide = product(4096, 4096, 4096), Kernel("pass", 10**9, 10**8)
+    assert RTX_4060.seconds(large) / H200.seconds(large) == pytest.approx(989 / 30.2, rel=0.05)
+    assert RTX_4060.seconds(wide) / H200.seconds(wide) == pytest.approx(4800 / 272, rel=0.05)
+
+
+def test_a_product_in_parts_is_two_launches():
+    assert H200.launches(product(1500, 16, 11008)) == 2
+    assert H200.launches(product(1500, 11008, 2048)) == 1
+    assert H200.launches(Kernel("pass", 100, 100)) == 1
+
+
+def test_every_kind_has_a_time_on_every_card():
+    for card in cards():
+        rates = Rates(card)
+        for kind in (*KINDS, "bus", "copy"):
+            assert 0 < rates.seconds(Kernel(kind, 10**6, 10**6)) < 1, (card.key, kind)
+        attention = Kernel("attention backward", 10**6, 0, "bfloat16", 10**9, (16, 500, 500, 64))
+        assert 0 < rates.seconds(attention) < 1
+
+
+def test_more_rows_never_take_less():
+    taken = [H200.seconds(product(m, 4096, 4096)) for m in range(128, 4097, 128)]
+    assert all(later > 0.9 * earlier for earlier, later in zip(taken, taken[1:], strict=False))
