@@ -41,10 +41,11 @@ SETS = (
     Case("3b-docs", QWEN25_3B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
     Case("7b-docs", QWEN25_7B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
 )
-PEFT = {"lean_lora": False, "align_widths": False, "varlen_attention": False}
+PEFT = {"lean_lora": False, "align_widths": False, "varlen_attention": False, "fused_norms": False}
 LEAN = {**PEFT, "lean_lora": True}
 ALIGNED = {**LEAN, "align_widths": True}
-VARIANTS = {"peft": PEFT, "lean": LEAN, "aligned": ALIGNED, "varlen": {**ALIGNED, "varlen_attention": True}}
+VARLEN = {**ALIGNED, "varlen_attention": True}
+VARIANTS = {"peft": PEFT, "lean": LEAN, "aligned": ALIGNED, "varlen": VARLEN, "norms": {**VARLEN, "fused_norms": True}}
 """What each run has in its section `hardware`: each the one before and something more."""
 
 
