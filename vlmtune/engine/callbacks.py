@@ -21,7 +21,7 @@ from vlmtune.models.build import base_of
 from vlmtune.models.streaming import read_parameter
 from vlmtune.plan.length import evaluations_from
 from vlmtune.runs.folder import RunFolder
-from vlmtune.runs.records import StepRecord
+from vlmtune.runs.records import GpuAtStep, StepRecord
 from vlmtune.signals import stopping_signals
 
 DIGEST_BYTES = 2**20
@@ -125,7 +125,15 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
             gpu_temperature_c=gpu.temperature_c if gpu else None,
             gpu_estimate_bytes=self.estimate_bytes,
             **memory_now(self.on_gpu),
+            gpus=self._all_gpus(seconds),
         )
+
+    def _all_gpus(self, seconds: float) -> tuple[GpuAtStep, ...] | None:
+        """Return what each process's GPU has taken in all, and waited in so many seconds."""
+        if group.size() == 1:
+            return None
+        peak_bytes = torch.cuda.max_memory_reserved() if self.on_gpu else None
+        return tuple(group.gathered(GpuAtStep(peak_bytes, min(1.0, self.trainer.waiting.take() / seconds))))
 
     def _eta_s(self, state, *, is_evaluated: bool) -> float:
         """Return the time that steps and evaluations will take by those that were.
