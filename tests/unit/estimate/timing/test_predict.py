@@ -72,5 +72,5 @@ def test_train_says_the_pace_in_its_line():
     timed = report(SMALL)
     timed = replace(timed, time=step_time(timed, run_of([100], [50], all_steps=90_000), 2, CARD))
     line = Expected(timed, SimpleNamespace(target=SimpleNamespace(budget_bytes=0))).line
-    assert line.endswith("; predicted 0.15 s a step, 13.3 rows a second, 3.7 h for 90,000 steps")
+    assert line.endswith("; predicted 0.15 s a step, 13.3 rows a second, 3.8 h for 90,000 steps")
     assert Expected(report(), SimpleNamespace(target=SimpleNamespace(budget_bytes=0))).line.count("predicted") == 0
