@@ -41,6 +41,7 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
         self.on_gpu = trainer.plan.device == "cuda"
         estimated = folder.read_estimate() if self.on_gpu else None
         self.estimate_bytes = estimated.peak_reserved_bytes if estimated else None
+        self.predicted_step_s = estimated.time.step_s if estimated and estimated.time else None
         self.records: list[StepRecord] = folder.read_log()
         self.totals = Work()
         self.seconds_before = 0.0
@@ -62,6 +63,8 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
             self.totals, self.seconds_before = Work(**saved["totals"]), saved["seconds"]
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
+        if self.predicted_step_s:
+            self.view.expect(self.predicted_step_s * (state.max_steps - state.global_step))
         if self._is_evaluation_due(state):
             self.trainer.evaluate()
 

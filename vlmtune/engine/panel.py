@@ -34,8 +34,14 @@ class Course:
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=SPARK_VALUES))
     eval_loss: float | None = None
     eval_metrics: dict[str, float] = field(default_factory=dict)
+    at_first: str = FIRST_STEP
+    """What is said until the first step is done."""
     now: str | None = FIRST_STEP
     """What is done while no step is."""
+
+    def expect(self, left_s: float) -> None:
+        """Say until the first step is done how long the run is predicted to take."""
+        self.now = self.at_first = f"{FIRST_STEP}, {clock(left_s)} left as predicted"
 
     def add(self, record: StepRecord) -> None:
         """Go on by one record."""

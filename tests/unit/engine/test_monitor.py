@@ -259,3 +259,15 @@ def test_clock(seconds, text):
 )
 def test_rates_are_short(rate, text):
     assert f"  {text} tok/s  " in plain_line(dataclasses.replace(RECORD, tokens_per_s=rate))
+
+
+def test_until_the_first_step_is_done_the_time_left_is_the_predicted_one():
+    console = terminal()
+    with LiveView("digits", console) as view:
+        view.expect(3.5 * 3600)
+        with view.doing("measuring rows", 2) as advance:
+            advance(1)
+        assert "the first step is running, 3:30:00 left as predicted" in console.file.getvalue()
+        before = len(console.file.getvalue())
+        view.update(RECORD)
+    assert "as predicted" not in console.file.getvalue()[before:].rpartition("12/90")[0].rpartition("╭")[2]
