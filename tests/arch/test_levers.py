@@ -52,7 +52,7 @@ LEVER = Lever(
     decide=decide,
     fields=("max_grad_norm",),
     savings=(Saving(GivesUp.TIME, "a toy gives up its norm", smaller),),
-    spending=Spending(larger, lambda values: "a toy buys norm", best_first=False),
+    spending=Spending(larger, lambda values: "a toy buys norm", is_division=False),
     more=lambda config, model: [{KEY: 7.0}],
     on_resume=OnResume.FREE,
     excludes=lambda config: [f"{KEY}: no toy beside seed 13"] if config.training.seed == 13 else [],
@@ -127,8 +127,9 @@ def test_explain_prices_it_both_ways(toy):
 def test_the_search_gives_it_up_and_buys_with_it(toy, budget, words, reasons):
     from vlmtune.estimate.search.fit import find_fit
 
-    family = SimpleNamespace(name="toy", not_cacheable="it is one")
+    family = SimpleNamespace(name="toy", not_cacheable="it is one", not_packable="it is one")
     facts = {"prequantised": None, "shares_embedding": False, "fixed_images": True, "adapter": None}
+    facts |= {"config": {"model_type": "toy"}, "layers_with_state": ()}
     model = SimpleNamespace(num_layers=32, family=family, **facts)
     needed = {1.0: 100, 0.1: 60, 50.0: 70, 100.0: 150}
 

@@ -115,9 +115,11 @@ def main(libraries: str) -> int:
     for family, least in LEAST.items():
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            save_tiny(family, folder / "model")
+            save_tiny(family, folder / family / "model")
             write_rows(folder / "rows.jsonl", 3 * ROWS_PER_STEP, PICTURE_PX, CHARS)
-            (trl, trl_at_once), (ours, packed) = (in_its_own_process(folder, tool, libraries) for tool in TOOLS)
+            (trl, trl_at_once), (ours, packed) = (
+                in_its_own_process(folder / family, tool, libraries) for tool in TOOLS
+            )
         shown = {"TRL": trl, f"TRL, {ROWS_PER_STEP} rows at once": trl_at_once, "vlmtune": ours, "in packs": packed}
         for said, run in shown.items():
             table.add_row(family, said, f"{run['mflop']:.1f}", f"{run['operations']:.0f}")

@@ -4,6 +4,7 @@ import _socket
 import gc
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,6 +28,8 @@ TRAINING = {
     "save_steps": 3,
     "lora": {"rank": 4, "alpha": 8},
 }
+STRAIGHT: dict[tuple, Path] = {}
+"""Finished runs, by what they were trained on."""
 STEPS = 8  # two epochs of four steps
 
 
@@ -58,6 +61,15 @@ class Project:
         if any(setting.startswith("hardware.num_workers") for setting in settings):
             _end_workers()
         return result
+
+    def straight(self, *settings: str) -> None:
+        """Let there be a run "straight" that nothing disturbs; with the same rows and settings it is trained once."""
+        key = (self.config.read_text(), (self.root / "rows.jsonl").read_text(), settings)
+        if key not in STRAIGHT:
+            assert self.train("straight", *settings).code == 0
+            STRAIGHT[key] = shutil.copytree(self.run("straight").path, self.model.parent / f"straight-{len(STRAIGHT)}")
+        else:
+            shutil.copytree(STRAIGHT[key], self.run("straight").path)
 
     def train_killed(self, name: str, *settings: str) -> None:
         """Run `vlmtune train` in this process, killed after its fourth step: a checkpoint of the third is left."""

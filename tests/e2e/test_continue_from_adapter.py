@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,6 +57,12 @@ def test_a_run_folder_stands_for_its_adapter_and_learning_goes_on_from_there(pro
     again, other, before = (weights(project.run(name)) for name in ("again", "other", "first"))
     assert all(torch.equal(again[name], other[name]) for name in again)
     assert any(not torch.equal(again[name], before[name]) for name in again)
+
+
+@pytest.fixture(scope="session")
+def llava(models) -> Path:
+    """The tiny LLaVA checkpoint with two layers of text; tests must not change it."""
+    return models("llava").folder
 
 
 def test_an_adapter_of_peft_alone_on_fewer_layers_gives_its_rank_and_layers(project, monkeypatch, llava, tmp_path):

@@ -85,7 +85,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_seen(stopped, tmp_path):
     [("optimizer.pt", "deleted"), ("adapter_model.safetensors", "one bit"), ("rng_state.pth", "a folder")],
 )
 def test_a_run_goes_on_from_the_newest_whole_checkpoint(project, stopped, assert_same_weights, name, harm):
-    project.train("straight", *SETTINGS)
+    project.straight(*SETTINGS)
     DAMAGES[harm](stopped.latest_checkpoint() / name)
     resumed = project.train("run", *SETTINGS, resume=True)
     assert resumed.code == 0, resumed.stderr
@@ -107,7 +107,7 @@ def test_a_log_that_is_not_what_was_written_is_told(stopped):
 
 
 def test_where_every_checkpoint_is_damaged_the_run_begins_anew(project, stopped, assert_same_weights):
-    project.train("straight", *SETTINGS)
+    project.straight(*SETTINGS)
     for checkpoint in stopped.checkpoints.iterdir():
         flip(checkpoint / "rng_state.pth")
     resumed = project.train("run", *SETTINGS, resume=True)
@@ -116,7 +116,7 @@ def test_where_every_checkpoint_is_damaged_the_run_begins_anew(project, stopped,
 
 
 def test_a_checkpoint_of_0_1_0_has_no_manifest(project, stopped, assert_same_weights):
-    project.train("straight", *SETTINGS)
+    project.straight(*SETTINGS)
     for checkpoint in stopped.checkpoints.iterdir():
         (checkpoint / COMPLETE).write_bytes(b"")
     resumed = project.train("run", *SETTINGS, resume=True)

@@ -83,7 +83,7 @@ def test_main_memory_is_said(run_cli, folder):
 def test_every_family_can_be_estimated_without_weights(run_cli, tmp_path, model_type):
     model = save_tiny(model_type, tmp_path / model_type)
     (model / "model.safetensors").unlink()
-    done = run_cli("estimate-vram", "--model", model, "--set", "data.max_length=64", "--json")
+    done = run_cli("estimate-vram", "--model", model, "--set", "data.max_length=64", "--fast", "--json")
     assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["fits"] is True
 
@@ -290,3 +290,19 @@ def test_wrong_input_is_one_error(run_cli, arguments, code, words):
     done = run_cli("estimate-vram", *arguments)
     assert done.code == code
     assert words in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
+
+
+def test_shared_layers_are_estimated_where_one_card_does_not_hold_all(run_cli, models):
+    several = ("--set", "hardware.num_gpus=2", "--set", "training.gradient_accumulation_steps=2")
+
+    def estimate(shard: str, reserve_gib: float) -> dict:
+        words = ("--fast", "--json", "--reserve-gib", reserve_gib, *several, "--set", f"hardware.shard={shard}")
+        return json.loads(run_cli("estimate-vram", "--model", models("llava", 5).folder, "--gpu", "8gb", *words).stdout)
+
+    whole, shared = estimate("never", 0), estimate("always", 0)
+    assert estimate("auto", 0)["gathered_bytes_per_step"] == whole["gathered_bytes_per_step"] == 0
+    assert estimate("auto", 7.7)["gathered_bytes_per_step"] == shared["gathered_bytes_per_step"] > 0
+    parts, whole_parts = ({one["name"]: one["bytes"] for one in report["breakdown"]} for report in (shared, whole))
+    assert parts["NCCL"] > whole_parts["NCCL"] > 0
+    assert shared["peak_allocated_bytes"] < whole["peak_allocated_bytes"]
+    assert "Layers in main memory" not in [one["name"] for one in shared["main_memory"]["parts"]]

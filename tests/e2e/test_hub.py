@@ -14,6 +14,12 @@ HALF = 200_000
 Usage = namedtuple("Usage", "total used free")
 
 
+@pytest.fixture(scope="session")
+def llava(models) -> Path:
+    """The tiny LLaVA checkpoint with two layers of text; tests must not change it."""
+    return models("llava").folder
+
+
 @pytest.fixture
 def published(llava, tmp_path) -> Path:
     """The tiny model as people publish them: with files that nobody needs."""

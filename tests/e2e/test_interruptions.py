@@ -102,7 +102,7 @@ def evaluations(folder):
     ],
 )
 def test_ctrl_c_at_an_evaluation_does_not_lose_it(project, assert_same_weights, owner, call, kept, told):
-    project.train("straight", *EVALUATED)
+    project.straight(*EVALUATED)
     with pytest.MonkeyPatch.context() as patch:
         call_at(patch, owner, "forward_loss", call, press_ctrl_c)
         stopped = project.train("stopped", *EVALUATED)
@@ -190,7 +190,7 @@ def test_a_disk_that_fills_before_anything_is_learned(project, monkeypatch, writ
     ids=["log", "adapter", "report"],
 )
 def test_a_disk_that_fills_elsewhere(project, monkeypatch, assert_same_weights, owner, name, number):
-    project.train("straight")
+    project.straight()
     with monkeypatch.context() as patch:
         call_at(patch, owner, name, number, failing(FULL_DISK["system"]))
         full = project.train("full")

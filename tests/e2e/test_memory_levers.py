@@ -1,12 +1,19 @@
 """Runs with levers of the model pulled, used as any other run."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from tiny import save_tiny
 
 from vlmtune.plan.file import load_plan
+
+
+@pytest.fixture(scope="session")
+def llava(models) -> Path:
+    """The tiny LLaVA checkpoint with two layers of text; tests must not change it."""
+    return models("llava").folder
 
 
 @pytest.fixture

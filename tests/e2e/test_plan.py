@@ -63,6 +63,17 @@ def test_with_little_room_it_gives_up_what_it_must_and_says_so(run_cli, qwen):
     assert json.loads(asked.stdout)["peak_reserved_bytes"] == plan["report"]["peak_reserved_bytes"]
 
 
+def test_several_cards_are_planned_beside_one(run_cli, qwen, tmp_path):
+    out = tmp_path / "run.yaml"
+    done = run_cli("plan", "--model", qwen, "--gpu", "8gb", "--gpus", "2", "-o", out)
+    assert done.code == 0, done.stderr
+    beside = re.findall(r"^preset 8gb on (.*): fits, (\S+) of \S+ GiB a card, (\S+) rows a second$", done.stdout, re.M)
+    assert [name for name, *_ in beside] == ["1 GPU", "2 GPUs", "2 GPUs, layers shared"]
+    (alone_gib, alone), (gib, fast), _ = ([*map(float, numbers)] for _, *numbers in beside)
+    assert fast > 1.5 * alone and gib - alone_gib > 0.3  # NCCL's
+    assert load_config(out).config.hardware.num_gpus == 2 and "the other GPUs" in done.stdout
+
+
 def test_when_nothing_fits_it_says_by_how_much_and_writes_nothing(run_cli, qwen, tmp_path):
     out = tmp_path / "run.yaml"
     reserve = reserve_for(run_cli, 0.01, qwen)

@@ -147,7 +147,7 @@ def test_killed_while_the_run_folder_is_begun(project, monkeypatch, assert_same_
 @pytest.mark.parametrize("call", ["sync", "remove"])
 def test_killed_while_a_checkpoint_is_finished(project, monkeypatch, assert_same_weights, call):
     settings = ("training.save_steps=1", "training.max_steps=3", "training.save_total_limit=1")
-    project.train("straight", *settings)
+    project.straight(*settings)
     with monkeypatch.context() as patch:
         owner, number = {"sync": (manifest, 12), "remove": (checkpoints, 1)}[call]
         interrupt_at(patch, owner, call, number)
@@ -162,7 +162,7 @@ def test_killed_while_a_checkpoint_is_finished(project, monkeypatch, assert_same
 
 
 def test_without_a_checkpoint_it_starts_from_the_beginning_and_says_so(project, monkeypatch, assert_same_weights):
-    project.train("straight")
+    project.straight()
     with monkeypatch.context() as patch:
         interrupt_at(patch, trainer, "forward_loss", 4)
         with pytest.raises(Killed):
@@ -174,7 +174,7 @@ def test_without_a_checkpoint_it_starts_from_the_beginning_and_says_so(project, 
 
 
 def test_the_report_of_a_resumed_run_covers_all_of_it(project, monkeypatch):
-    project.train("straight")
+    project.straight()
     with monkeypatch.context() as patch:
         interrupt_at(patch, trainer, "forward_loss", 9)
         with pytest.raises(Killed):
@@ -245,7 +245,7 @@ def test_a_changed_run_is_refused_and_nothing_is_lost(project):
 
 
 def test_how_often_to_log_and_save_may_change(project, monkeypatch, assert_same_weights):
-    project.train("straight")
+    project.straight()
     with monkeypatch.context() as patch:
         interrupt_at(patch, trainer, "forward_loss", 9)
         with pytest.raises(Killed):

@@ -41,7 +41,7 @@ def send(number: signal.Signals) -> None:
 @pytest.mark.parametrize("settings", [(), ("hardware.num_workers=2",)], ids=["alone", "with workers"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_stopped_leaves_a_checkpoint(project, monkeypatch, assert_same_weights, number, settings):
-    project.train("straight", *settings)
+    project.straight(*settings)
     with monkeypatch.context() as patch:
         call_at(patch, trainer, "forward_loss", 9, lambda: (send(number), send(number)))
         stopped = project.train("stopped", *settings)

@@ -18,8 +18,9 @@ from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.estimate import run as estimate_run
 from vlmtune.estimate.report import MainMemoryNeed, MemoryReport, PeakAt, Share, would_swap
 from vlmtune.estimate.simulate import simulation
-from vlmtune.hardware import main_memory
+from vlmtune.hardware import main_memory, sensors
 from vlmtune.hardware.cards import Target, find_card
+from vlmtune.hardware.sensors import GpuProcess, GpuReading
 from vlmtune.runs.memory import Memory
 from vlmtune.units import GIB
 from vlmtune.workflow import launch
@@ -136,6 +137,17 @@ def test_layers_are_shared_where_one_gpu_does_not_hold_the_run(project, card, mo
     for apart in (("hardware.shard=never",), ("training.method=lora",)):
         refused = project.train("run", *words, *apart, flags=("--dry-run",))
         assert refused.code == ExitCode.DOES_NOT_FIT and "the GPUs share" not in refused.stdout
+
+
+def test_of_several_cards_the_fullest_decides_and_is_named(monkeypatch, capsys):
+    busy = GpuReading("RTX 4060", 8 * GIB, 5 * GIB, None, None, "580", "13.0", (GpuProcess(42, "firefox", None),))
+    free = dataclasses.replace(busy, used_bytes=GIB // 4, processes=())
+    target = Target(find_card("8gb"), 7 * GIB, True)
+    context_bytes = target.card.context_bytes
+    monkeypatch.setattr(sensors, "read_gpus", lambda names: [free, busy])
+    assert launch.with_room_of(target, ("1", "2")).budget_bytes == 3 * GIB - context_bytes
+    said = capsys.readouterr().err
+    assert said == f"GPU 2 has less room: {3 - context_bytes / GIB:.2f} GiB of RTX 4060, used by firefox (pid 42)\n"
 
 
 def test_a_run_that_would_swap_is_refused(project, card, monkeypatch):

@@ -185,14 +185,14 @@ def test_another_model_is_no_base(moved, asked):
     assert refused.code == 1 and "it is smolvlm, and the run was trained on llava\nhint:  it was trained on base" in (
         refused.stderr
     )
-    save_tiny("llava", moved.root / "wide", layers=1)
+    save_tiny("llava", moved.root / "wide", layers=0)
     refused = asked("runs/run", "--model", "wide")
-    assert refused.code == 1 and "was trained on another model: its model.language_model.layers.1." in refused.stderr
+    assert refused.code == 1 and "was trained on another model: its model.language_model.layers.0." in refused.stderr
     assert asked("runs/run", "--model", "nowhere").code == 1
 
 
 def test_the_config_of_a_run_folder_continues_it_wherever_it_is(project, monkeypatch, assert_same_weights):
-    project.train("straight")
+    project.straight()
     stop_at(monkeypatch, project, "half", 5)
     assert project.run_cli("train", "runs/half/config.yaml", "--resume").code == 0
     assert_same_weights(project.run("straight"), project.run("half"))

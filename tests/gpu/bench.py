@@ -13,10 +13,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -30,7 +30,7 @@ from vlmtune.plan.types import Device  # noqa: E402
 ROOT = Path(__file__).parents[2]
 CATALOGUE = ROOT / "vlmtune" / "catalog"
 MODELS = {"qwen25-3b": QWEN25_3B, "qwen25-7b": QWEN25_7B, "qwen3-4b": QWEN3_4B, "llava-7b": LLAVA_7B}
-TOOLS = ("vlmtune", "trl", "unsloth")
+TOOLS = ("vlmtune", "trl", "unsloth", "trl-liger")
 START_S = 60
 """No run begins with less left: it would only have been loaded."""
 
@@ -54,8 +54,8 @@ PAIRS = {
     ("qwen3-4b", "short"): ((8192, 4096), (16, 8, 4)),
     ("llava-7b", "short"): ((5120, 4096, 2048), (4, 2, 1)),
 }
-"""What is measured, the weightiest first: the packs that vlmtune is offered, which its own estimate lets into 7 GiB,
-and the rows at a time that peers are, from what may fit to what must."""
+"""What is measured, the weightiest first: tokens of the packs that vlmtune is offered, by its own estimate of 7 GiB,
+and how many rows at a time peers are, from what may fit to what must."""
 
 
 @dataclass
@@ -89,12 +89,13 @@ def kind_of(run: dict) -> tuple[str, str, str]:
     return run["model"], run["rows"], run["tool"]
 
 
-def prepared(model: str, folder: Path, sets: list[str]) -> None:
-    """Write a model's config and processor, and the rows of the sets."""
-    prepare(Case("bench", MODELS[model]), CATALOGUE, folder)
+def prepared(folder: Path, models: list[str], sets: list[str]) -> None:
+    """Write the rows of the sets, and each model's config and processor into a folder of its own."""
     for name in sets:
         rows = SETS[name]
         write_rows(folder / f"{name}.jsonl", STEPS * rows.per_step, rows.picture_px, rows.chars)
+    for model in models:
+        prepare(Case("bench", MODELS[model]), CATALOGUE, folder / model)
 
 
 def offers_of(tool: str, model: str, rows: str, settings: Offer) -> tuple[Offer, ...]:
@@ -106,12 +107,11 @@ def offers_of(tool: str, model: str, rows: str, settings: Offer) -> tuple[Offer,
     return tuple({"training.pack_tokens": tokens} | packed for tokens in packs)
 
 
-def made(model: str, folder: Path, sets: list[str], gpu: str) -> None:
-    """Make a model with random weights, and its rows."""
-    prepared(model, folder, sets)
+def write_weights(folder: Path, gpu: str) -> None:
+    """Give a model random weights."""
     words = [sys.executable, str(ROOT / "tests/gpu/measure.py"), "--weights", str(folder / "model")]
     if subprocess.run(words, env=environment(gpu, None)).returncode:
-        print(f"{model}: no weights; its runs will say that", flush=True)
+        print(f"{folder.name}: no weights; its runs will say that", flush=True)
 
 
 def trained(asked: Run, gpu: str, libraries: Path | None, limit_s: float) -> dict:
@@ -160,11 +160,10 @@ def measure(asked: argparse.Namespace) -> None:
     gpus = asked.gpus.split(",")
     queue: SimpleQueue[Run] = SimpleQueue()
     with tempfile.TemporaryDirectory(dir=asked.folder) as name, ThreadPoolExecutor(len(gpus)) as pool:
-        folders = {model: Path(name).resolve() / model for model, _ in pairs}
-        making = [
-            pool.submit(made, model, folder, asked.sets, gpus[number % len(gpus)])
-            for number, (model, folder) in enumerate(folders.items())
-        ]
+        models = list(dict.fromkeys(model for model, _ in pairs))
+        folders = {model: Path(name).resolve() / model for model in models}
+        prepared(Path(name), models, asked.sets)
+        making = [pool.submit(write_weights, folders[model], gpu) for model, gpu in zip(models, cycle(gpus))]
         for one in making:
             one.result()
         print(f"{len(folders)} models made after {time.monotonic() - began:.0f} s", flush=True)
@@ -194,10 +193,9 @@ def add_flops(out: Path) -> None:
     for run in results.runs:
         if run["tool"] == "vlmtune" and "offer" in run:
             with tempfile.TemporaryDirectory() as name:
-                prepared(run["model"], Path(name), [run["rows"]])
-                run["flops_per_row"] = flops_of(
-                    Run("vlmtune", name, run["rows"], run["rows_per_step"], ()), run["offer"]
-                )
+                prepared(Path(name), [run["model"]], [run["rows"]])
+                asked = Run("vlmtune", f"{name}/{run['model']}", run["rows"], run["rows_per_step"], ())
+                run["flops_per_row"] = flops_of(asked, run["offer"])
             results.write()
             print(*kind_of(run), f"{run['flops_per_row'] / 1e12:.1f} TFLOP", flush=True)
 
@@ -235,13 +233,24 @@ def pairs_of(words: list[str]) -> list[list[str]]:
     return [word.split("=", 1) for word in words]
 
 
+def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return what reads names with commas between them."""
+
+    def read(text: str) -> list[str]:
+        if unknown := [name for name in text.split(",") if name not in known]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: only {', '.join(known)} are known")
+        return text.split(",")
+
+    return read
+
+
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="file of the results")
-    parser.add_argument("--sets", type=lambda text: text.split(","), default=list(SETS))
-    parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS))
-    parser.add_argument("--tools", type=lambda text: text.split(","), default=list(TOOLS), help="trl-liger is another")
+    parser.add_argument("--sets", type=some_of(SETS), default=list(SETS), metavar="A,B", help=", ".join(SETS))
+    parser.add_argument("--models", type=some_of(MODELS), default=list(MODELS), metavar="A,B", help=", ".join(MODELS))
+    parser.add_argument("--tools", type=some_of(TOOLS), default=list(TOOLS[:3]), metavar="A,B", help=", ".join(TOOLS))
     parser.add_argument("--peers", nargs="+", default=[], metavar="TOOL=FOLDER", help="where a peer's libraries are")
     parser.add_argument("--offers", nargs="+", default=[], metavar="TOOL=JSON", help="such as trl='[{\"batch\": 4}]'")
     parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="KEY=JSON", help="vlmtune's config")

@@ -22,13 +22,13 @@ from gpu.timed import PROFILED, timed  # noqa: E402
 
 from vlmtune.estimate.simulate.steps import steps_of_run  # noqa: E402
 from vlmtune.estimate.timing.kernels import Kernels  # noqa: E402
-from vlmtune.estimate.timing.predict import COPIES, spent  # noqa: E402
+from vlmtune.estimate.timing.predict import spent  # noqa: E402
 from vlmtune.estimate.timing.rates import Rates  # noqa: E402
 from vlmtune.hardware.cards import find_card  # noqa: E402
 
 SEEN, BLIND, PREDICTED = (MEASURED / f"time{name}.json" for name in ("", "-blind", "-predicted"))
 ERRORS = MEASURED / "time-errors.md"
-CARD = "h100"
+CARDS = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"}
 
 
 def step_of(name: str) -> Kernels:
@@ -43,22 +43,13 @@ def step_of(name: str) -> Kernels:
 
 
 def predicted(name: str) -> dict:
-    """Return what the profiled step of a case is predicted to take."""
-    kernels, rates = step_of(name), Rates(find_card(CARD))
-    whole = spent(kernels, rates)
-    by_kind: dict[str, list] = {}
-    for kernel, times in kernels.items():
-        share = by_kind.setdefault(kernel.kind, [0.0, 0])
-        share[0], share[1] = share[0] + times * rates.seconds(kernel) * 1e3, share[1] + times
-    computing = {kind: share for kind, share in by_kind.items() if kind not in COPIES}
-    shown = {kind: [round(ms, 2), times] for kind, (ms, times) in sorted(computing.items())}
-    return {
-        "case": name,
-        "kernel_ms": round(whole.kernels_s * 1e3, 2),
-        "launches": int(whole.launches),
-        "bus_ms": round(whole.bus_s * 1e3, 2),
-        "kinds": shown,
-    }
+    """Return what the profiled step of a case is predicted to take on each card that runs were timed on."""
+    kernels, found = step_of(name), {"case": name}
+    for key in CARDS.values():
+        took = spent(kernels, Rates(find_card(key)))
+        bus_ms = round(took.bus_s * 1e3, 2)
+        found[key] = {"kernel_ms": round(took.kernels_s * 1e3, 2), "launches": int(took.launches), "bus_ms": bus_ms}
+    return found
 
 
 def runs_of(path: Path) -> list[dict]:
@@ -78,15 +69,15 @@ def table_of(seen: list[dict], blind: list[dict], found: dict[str, dict]) -> str
         "| --- | --: | --: | --: | --: | --: | --: | --: |",
         *(_line(name, runs, found) for name, runs in (("seen", seen), ("blind", blind)) if runs),
         "",
-        "| Run | Kernel ms, measured | Predicted | Off | Launches, measured | Predicted | Off | Step s, measured |",
-        "| --- | --: | --: | --: | --: | --: | --: | --: |",
+        "| Run | Card | Kernel ms, measured | Predicted | Off | Launches, measured | Predicted | Off | Step s |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: | --: |",
         *(_row(run, found[run["case"]]) for run in (*seen, *blind)),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _off(run: dict, made: dict, key: str) -> float:
-    return 100 * (made[key] / run[key] - 1)
+    return 100 * (made[CARDS[run["gpu"]]][key] / run[key] - 1)
 
 
 def _line(name: str, runs: list[dict], found: dict[str, dict]) -> str:
@@ -100,30 +91,33 @@ def _line(name: str, runs: list[dict], found: dict[str, dict]) -> str:
 def _row(run: dict, made: dict) -> str:
     cells = []
     for key in ("kernel_ms", "launches"):
-        cells += [f"{run[key]:.0f}", f"{made[key]:.0f}", f"{_off(run, made, key):+.1f}"]
-    return f"| {run['case']} | {' | '.join(cells)} | {run['step_s']:.2f} |"
+        expected = made[CARDS[run["gpu"]]][key]
+        cells += [f"{run[key]:.0f}", f"{expected:.0f}", f"{_off(run, made, key):+.1f}"]
+    return f"| {run['case']} | {run['gpu'].split()[1]} | {' | '.join(cells)} | {run['step_s']:.2f} |"
 
 
 def main() -> None:
     """Write the table; or with `--predict` what cases are predicted to take, before they are timed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", help="cases; all that were timed if none is named")
-    parser.add_argument("--predict", action="store_true", help="write time-predicted.json for all cases, or these")
+    parser.add_argument("--predict", action="store_true", help="write time-predicted.json for these cases")
     parser.add_argument("--workers", type=int, default=None)
     asked = parser.parse_args()
-    seen, blind = (
-        [run for run in runs_of(path) if not asked.names or run["case"] in asked.names] for path in (SEEN, BLIND)
-    )
-    names = asked.names or [case.name for case in CASES] if asked.predict else [run["case"] for run in (*seen, *blind)]
-    found: dict[str, dict] = {}
+    seen, blind = runs_of(SEEN), runs_of(BLIND)
+    names = asked.names or [run["case"] for run in seen]
     with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
-        for made in pool.map(predicted, names):
-            found[made["case"]] = made
-            print(f"{made['case']:32} {made['kernel_ms']:9.1f} ms {made['launches']:7d} launches", flush=True)
-            if asked.predict:
-                PREDICTED.write_text(json.dumps(list(found.values()), indent=1) + "\n", encoding="utf-8")
-    if not asked.predict and not asked.names:
-        ERRORS.write_text(table_of(seen, blind, found), encoding="utf-8")
+        found = [_shown(made) for made in pool.map(predicted, names)]
+    if asked.predict:
+        PREDICTED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    elif not asked.names:
+        before = json.loads(PREDICTED.read_text(encoding="utf-8"))
+        every = {made["case"]: made for made in (*before, *found)}
+        ERRORS.write_text(table_of(seen, blind, every), encoding="utf-8")
+
+
+def _shown(made: dict) -> dict:
+    print(json.dumps(made), flush=True)
+    return made
 
 
 if __name__ == "__main__":

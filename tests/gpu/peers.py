@@ -34,7 +34,7 @@ class Run:
 
     tool: str
     folder: str
-    """With the folder `model`, and with the rows of each set."""
+    """With the folder `model`; the rows of all sets are beside it."""
     rows: str
     """Name of the set."""
     rows_per_step: int
@@ -43,7 +43,7 @@ class Run:
     @property
     def rows_path(self) -> Path:
         """The file of the rows."""
-        return Path(self.folder) / f"{self.rows}.jsonl"
+        return Path(self.folder).parent / f"{self.rows}.jsonl"
 
     @property
     def model(self) -> str:
@@ -146,7 +146,7 @@ class Peer:
     def rows(self) -> list[dict]:
         """Return the rows as the file has them, with the paths of their pictures."""
         lines = self.asked.rows_path.read_text(encoding="utf-8").splitlines()
-        return [row | {"image": str(Path(self.asked.folder) / row["image"])} for row in map(json.loads, lines)]
+        return [row | {"image": str(self.asked.rows_path.with_name(row["image"]))} for row in map(json.loads, lines)]
 
     def load(self) -> None:
         """Load the model in 4 bits."""

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from gpu import bench
 
 FIGURES = {"offer": {"batch": 4}, "rows_per_s": 2.0, "kernel_ms_per_row": 30.0, "launches_per_row": 400.0}
@@ -22,7 +23,8 @@ def measured(monkeypatch, tmp_path: Path, words: list[str], run=None) -> list[di
         result.write_text(json.dumps(FIGURES))
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(bench, "made", lambda model, folder, sets, gpu: folder.mkdir())
+    monkeypatch.setattr(bench, "write_weights", lambda folder, gpu: folder.mkdir())
+    monkeypatch.setattr(bench, "prepared", lambda folder, models, sets: None)
     monkeypatch.setattr(subprocess, "run", fake)
     monkeypatch.setattr("sys.argv", ["bench.py", str(tmp_path / "out.json"), "--folder", str(tmp_path), *words])
     bench.measure(bench.arguments())
@@ -83,3 +85,11 @@ def test_no_run_begins_when_little_time_is_left(monkeypatch, tmp_path):
     results = tmp_path / "out.json"
     results.write_text(json.dumps({"runs": []}))
     assert measured(monkeypatch, tmp_path, words) == []
+
+
+@pytest.mark.parametrize("words", [["--models", "qwen"], ["--tools", "trl,unslot"], ["--sets", ""]])
+def test_names_that_nobody_knows_are_refused(monkeypatch, capsys, words):
+    monkeypatch.setattr("sys.argv", ["bench.py", "out.json", *words])
+    with pytest.raises(SystemExit):
+        bench.arguments()
+    assert "are known" in capsys.readouterr().err

@@ -82,10 +82,14 @@ def _check_words(files: list[Path], model: str | None, explain: bool, compare: b
 def _estimated(name: str, scenario: "Scenario", chosen: ChosenCard, fast: bool, live: bool) -> "Estimated":
     from vlmtune.cli.show.memory import Estimated
     from vlmtune.engine.runtime import collector_paused
+    from vlmtune.levers.gpus.shard import ALWAYS, may_share
     from vlmtune.workflow.progress import standard_error
 
     with standard_error(live=live).status(f"simulating a training step of {name}…"), collector_paused():
         report = scenario.estimate(fast=fast)
+        if not report.fits and may_share(scenario.config, scenario.plan.num_gpus):  # as `train` does
+            scenario = scenario.with_values(ALWAYS)
+            report = scenario.estimate(fast=fast)
         without_worst = scenario.without_worst()
     return Estimated(name, scenario.loaded.values(), report, chosen, without_worst)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlmtune.config.load import LoadedConfig
     from vlmtune.config.values import Values
     from vlmtune.estimate.search.fit import Fit
+    from vlmtune.estimate.search.several import OnGpus
     from vlmtune.hardware.cards import Target
 
 EXAMPLE = "Example: [bold]vlmtune plan --model Qwen/Qwen3-VL-8B-Instruct --gpu 8gb -o my-run.yaml[/bold]"
@@ -36,6 +37,9 @@ def plan(
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
     platform: PlatformOption = None,
     reserve_gib: ReserveOption = None,
+    gpus: Annotated[
+        int, typer.Option(min=1, max=4096, help="Cards like this one that train together; says whether one does.")
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Find the best config that fits a card: as little as possible is given up, memory that is left buys speed.
@@ -47,11 +51,14 @@ def plan(
     from vlmtune.config.presets import for_card
 
     chosen = choose_target(gpu, preset, platform, reserve_gib)
-    start = _start(model, preset or for_card(chosen.target.card.nominal_bytes), data)
-    fit = _search(start, chosen.target, live=not as_json)
+    start = _start(model, preset or for_card(chosen.target.card.nominal_bytes), data, gpus)
+    fit, several = _search(start, chosen.target, gpus, live=not as_json)
     if as_json:
-        _print_json(fit, start)
-    elif fit.fits:
+        _print_json(fit, start, several)
+    else:
+        for one in several:
+            say(f"preset {start.config.preset} on {one.in_words}")
+    if fit.fits and not as_json:
         _print(fit, start, chosen)
     if not fit.fits:
         if as_json:
@@ -63,17 +70,20 @@ def plan(
             say(_next_step(out, data))
 
 
-def _start(model: str, preset: str, data: Path | None) -> "LoadedConfig":
+def _start(model: str, preset: str, data: Path | None, gpus: int) -> "LoadedConfig":
     from vlmtune.config.load import NO_DATA, preset_config
 
-    return preset_config(model, preset, train_path=str(data) if data else NO_DATA)
+    words = [f"hardware.num_gpus={gpus}"] if gpus > 1 else []
+    return preset_config(model, preset, words, train_path=str(data) if data else NO_DATA)
 
 
-def _search(start: "LoadedConfig", target: "Target", live: bool) -> "Fit":
+def _search(start: "LoadedConfig", target: "Target", gpus: int, live: bool) -> "tuple[Fit, list[OnGpus]]":
+    """Return the config that fits, and of several cards whether one would do and whether they must share layers."""
     from vlmtune.config.load import NO_DATA
     from vlmtune.config.values import words_of
     from vlmtune.engine.runtime import collector_paused
     from vlmtune.estimate.search.fit import fit_card
+    from vlmtune.estimate.search.several import on_gpus
     from vlmtune.workflow.progress import standard_error
     from vlmtune.workflow.scenario import open_scenario
 
@@ -87,7 +97,7 @@ def _search(start: "LoadedConfig", target: "Target", live: bool) -> "Fit":
     needs_rows = start.config.data.train_path != NO_DATA
     scenario = open_scenario(start, target, live=live, tell=tell, needs_rows=needs_rows)
     with status, collector_paused():
-        return fit_card(scenario)
+        return fit_card(scenario), on_gpus(scenario, gpus) if gpus > 1 else []
 
 
 def _print(fit: "Fit", start: "LoadedConfig", chosen: "ChosenCard") -> None:
@@ -123,7 +133,7 @@ def _print(fit: "Fit", start: "LoadedConfig", chosen: "ChosenCard") -> None:
     out.print(f"everything else as in preset {preset}; {fit.tried} configs were simulated", soft_wrap=True)
 
 
-def _print_json(fit: "Fit", start: "LoadedConfig") -> None:
+def _print_json(fit: "Fit", start: "LoadedConfig", several: "list[OnGpus]") -> None:
     from vlmtune.cli.show import render
 
     report = dataclasses.asdict(fit.report)
@@ -139,6 +149,7 @@ def _print_json(fit: "Fit", start: "LoadedConfig") -> None:
             ],
             "unchanged_peak_reserved_bytes": fit.unchanged.peak_reserved_bytes,
             "tried": fit.tried,
+            "on_gpus": [dataclasses.asdict(one) for one in several],
             "report": report,
         }
     )

@@ -181,7 +181,7 @@ class HardwareSection(Section):
     streamed_layers: Annotated[int, Field(ge=0, le=1000)] = 0
     """Method `qlora`: so many of the language model's layers lie in main memory, and two of them on the card."""
     varlen_attention: Literal["auto", True, False] = "auto"
-    """One attention call for all rows of a pack and all windows of a tower; Ampere and newer cards. `auto`: where it can be."""
+    """One attention call for all rows of a pack and all windows of a tower. `auto`: on Ampere and newer cards."""
     align_widths: Literal["auto", True, False] = "auto"
     """Fill frozen MLPs of an odd width up with zeros to one that GPUs multiply fast. `auto`: on a GPU."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None

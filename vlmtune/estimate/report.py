@@ -99,6 +99,8 @@ class StepTime:
     """What copies over the bus take in a step, beside the kernels."""
     of_largest: bool
     """Whether there are no rows yet, so that all are taken to be as large as the config allows."""
+    exchanged_s: float = 0.0
+    """What several GPUs tell each other in a step: the sum of gradients, and layers that they share beside kernels."""
 
     @property
     def pace(self) -> str:
@@ -115,6 +117,7 @@ class StepTime:
         shares = [f"kernels {self.kernels_s / self.step_s:.0%} of a step"]
         shares += [f"{launches} ({known}) {self.launches * self.launch_s / self.step_s:.0%}"]
         shares += [f"the bus {self.bus_s / self.step_s:.0%}"] if self.bus_s > 0.005 * self.step_s else []
+        shares += [f"the other GPUs {self.exchanged_s / self.step_s:.0%}"] if self.exchanged_s else []
         return ", ".join(shares)
 
 
@@ -155,6 +158,8 @@ class MemoryReport:
     """What comes from main memory to the card in one optimizer step, of streamed layers."""
     gathered_bytes_per_step: int = 0
     """What comes from other GPUs to each in one optimizer step, of layers that they share."""
+    summed_bytes_per_step: int = 0
+    """Gradients that several GPUs add up in one optimizer step."""
     encoding_reserved_bytes: int = 0
     """What is reserved at most while images are encoded, before the language model loads; 0 where that is not done."""
     answers_at_once: int | None = None

@@ -217,6 +217,7 @@ def _estimate(work: Work, target: Target) -> MemoryReport:
         **_moved_bytes(plan, peaks.streamed_bytes_per_batch * passes_per_step(plan, work.batches)),
         encoding_reserved_bytes=_encoding_bytes(work, target),
         communication_bytes=communication_bytes(plan.num_gpus, plan.sharded),
+        summed_bytes_per_step=log.weights.trained_bytes * (plan.num_gpus > 1),
         batches=batches,
         update=update,
     )

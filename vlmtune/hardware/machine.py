@@ -15,7 +15,7 @@ from typing import Any
 
 from vlmtune.compat.bitsandbytes import NATIVE_LIBRARY, NATIVE_LIBRARY_ERROR
 from vlmtune.hardware.main_memory import MainMemory, read_main_memory
-from vlmtune.hardware.sensors import GpuReading, visible_gpus
+from vlmtune.hardware.sensors import GpuReading, read_links, visible_gpus
 from vlmtune.runs.versions import library_versions
 
 PROBE_TIMEOUT_S = 180
@@ -44,8 +44,15 @@ def read_cuda():
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     free, total = torch.cuda.mem_get_info(0)
     torch.ones(8, device="cuda").sum().item()
-    names = [gpu.name for gpu in gpus]
-    return {"name": names[0], "uuid": str(gpus[0].uuid), "names": names, "free_bytes": free, "total_bytes": total}
+    names, uuids = [gpu.name for gpu in gpus], [str(gpu.uuid) for gpu in gpus]
+    found = {"name": names[0], "uuid": uuids[0], "names": names, "free_bytes": free, "total_bytes": total}
+    if len(gpus) < 2:
+        return found
+    from torch import distributed
+    reach = [torch.cuda.can_device_access_peer(0, other) for other in range(1, len(gpus))]
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if distributed.is_nccl_available() else None
+    sizes = [gpu.total_memory for gpu in gpus]
+    return {**found, "uuids": uuids, "sizes": sizes, "reach": reach, "nccl": nccl}
 
 def read_torchvision():
     import torchvision
@@ -85,6 +92,8 @@ class Machine:
     main_memory: MainMemory | None
     shared_memory_bytes: int | None = None
     """Free in /dev/shm, through which the processes that read images give their batches; None where there is none."""
+    links: tuple[str, ...] = ()
+    """What links the first GPU with each of the others; empty where nobody tells."""
 
 
 def read_machine() -> Machine:
@@ -101,6 +110,7 @@ def read_machine() -> Machine:
         disk_free_bytes={"current folder": _disk_free(Path.cwd()), "model cache": _disk_free(_model_cache())},
         main_memory=read_main_memory(),
         shared_memory_bytes=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None,
+        links=read_links([f"GPU-{uuid}" for uuid in probe["cuda"].get("uuids", ())]),
     )
 
 

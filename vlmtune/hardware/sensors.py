@@ -3,10 +3,17 @@
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+
+PCIE = (
+    (20, "PCIe, switches between them"),
+    (40, "PCIe, one processor between them"),
+    (10**9, "PCIe, two processors between them"),
+)
+"""Up to which of NVML's levels of topology (nvmlGpuTopologyLevel_t) two cards meet where."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,40 @@ def visible_gpus() -> dict[str, GpuReading]:
     except nvml.NVMLError:
         pass  # CUDA sees nothing behind a device that is not there
     return found
+
+
+def read_gpus(names: Sequence[str]) -> list[GpuReading]:
+    """Return readings of cards by their names in CUDA_VISIBLE_DEVICES; of those that NVML does not know none."""
+    nvml = _nvml()
+    if nvml is None:
+        return []
+    try:
+        handles = [
+            nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else _handle_by_uuid(nvml, name)
+            for name in names
+        ]
+        return [_reading(nvml, handle) for handle in handles if handle is not None]
+    except nvml.NVMLError:
+        return []
+
+
+def read_links(uuids: Sequence[str]) -> tuple[str, ...]:
+    """Return what links the first of these cards with each of the others; nothing where NVML does not tell."""
+    nvml = _nvml()
+    if nvml is None or len(uuids) < 2:
+        return ()
+    try:
+        first, *others = (_handle_by_uuid(nvml, uuid) for uuid in uuids)
+        return tuple(_link(nvml, first, other) for other in others)
+    except nvml.NVMLError:
+        return ()
+
+
+def _link(nvml: Any, first: Any, other: Any) -> str:
+    if nvml.nvmlDeviceGetP2PStatus(first, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK) == nvml.NVML_P2P_STATUS_OK:
+        return "NVLink"
+    level = nvml.nvmlDeviceGetTopologyCommonAncestor(first, other)
+    return next(name for most, name in PCIE if level <= most)
 
 
 def has_driver() -> bool:

@@ -113,8 +113,9 @@ class Spending:
     """(config, model, tokens of the longest row) -> ever more memory spent, the first the least; none: not now."""
     reason: Callable[[Values], str]
     """What a level buys, for people."""
-    best_first: bool
-    """Whether the last level is tried first and those between are looked for; else each is tried in turn."""
+    is_division: bool
+    """Whether a level says how the rows of a step are divided: each is a way of its own, filled with what else memory
+    buys. Else the last level is tried first, and those between are looked for."""
 
 
 def _nothing(config: TrainingConfig, model: ModelFacts | None) -> list:

@@ -62,9 +62,7 @@ def _fewer_rows(config: TrainingConfig, model: ModelFacts | None, text_tokens: i
 
 
 def _more_rows(config: TrainingConfig, model: ModelFacts, tokens: int) -> list[Values]:
-    """Twice, four times ... as many rows, as long as they divide those of a step; none while layers recompute."""
-    if config.hardware.gradient_checkpointing:
-        return []
+    """Twice, four times ... as many rows, as long as they divide those of a step."""
     rows, batch_size = rows_per_step(config), config.training.batch_size
     levels = []
     while rows % (2 * batch_size) == 0 and batch_size * tokens < ENOUGH_TOKENS:
@@ -99,7 +97,7 @@ BATCH = Lever(
     spending=Spending(
         _more_rows,
         lambda values: "memory is left: more rows at a time, as many a step; the card works on more at once",
-        best_first=False,
+        is_division=True,
     ),
     more=_more,
     on_resume=OnResume.FREE,

@@ -177,7 +177,7 @@ RECOMPUTE = Lever(
             _offload,
         ),
     ),
-    spending=Spending(_fewer_layers, _bought, best_first=True),
+    spending=Spending(_fewer_layers, _bought, is_division=False),
     more=_more,
     on_resume=OnResume.FREE,
     apply=_apply,

@@ -62,7 +62,7 @@ def _more(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
 
 def _main_memory_bytes(model: "nn.Module", plan: "RunPlan", family: Family, batch_tokens: int) -> int:
     stream = getattr(model, "layer_stream", None)
-    if stream is None:
+    if stream is None or plan.sharded:
         return 0
     if plan.device == "cpu":  # where the layers themselves are counted among all weights
         return sum(buffer.nbytes for buffer in stream.buffers)

@@ -133,13 +133,13 @@ def _gpu(machine: Machine) -> list[Diagnosis]:
     if gpu is None and "name" in cuda:
         amount = f"{cuda['name']}, {_gib(cuda['free_bytes'])} of {_gib(cuda['total_bytes'])} GiB free"
         one = Diagnosis("gpu", "ok", f"{amount}; no NVML, so no temperature and no list of processes")
-        return [one, *_others(cuda["names"])]
+        return [one, *_others(cuda["names"]), *_together(machine)]
     if gpu is None:
         hidden = machine.visible_devices is not None
         why = f"none visible (CUDA_VISIBLE_DEVICES={machine.visible_devices})" if hidden else "none found"
         return [Diagnosis("gpu", "warning", why, CPU_ONLY)]
     checks = [Diagnosis("gpu", "ok", f"{gpu.name}, driver {gpu.driver} (CUDA up to {gpu.cuda_version})")]
-    checks += [*_others(cuda.get("names", [])), _gpu_memory(gpu)]
+    checks += [*_others(cuda.get("names", [])), *_together(machine), _gpu_memory(gpu)]
     return [*checks, _temperature(gpu, gpu.temperature_c)] if gpu.temperature_c is not None else checks
 
 
@@ -149,7 +149,26 @@ def _others(names: list[str]) -> list[Diagnosis]:
         return []
     unused = ", ".join(names[1:])
     found = f"{len(names)} visible, used is the first: {names[0]}; not used: {unused}"
-    return [Diagnosis("several gpus", "ok", f"{found}; CUDA_VISIBLE_DEVICES chooses another")]
+    more = "CUDA_VISIBLE_DEVICES chooses another, hardware.num_gpus takes several"
+    return [Diagnosis("several gpus", "ok", f"{found}; {more}")]
+
+
+def _together(machine: Machine) -> list[Diagnosis]:
+    """Return how several cards would train together: what links them, through what they add up, and are they alike."""
+    cuda = machine.probe["cuda"]
+    if len(cuda.get("names", [])) < 2:
+        return []
+    if cuda["nccl"] is None:
+        remedy = "hardware.num_gpus above 1 needs Linux, and torch's own wheel"
+        return [Diagnosis("gpus together", "warning", "this torch has no NCCL, so one trains alone", remedy)]
+    links = ", ".join(dict.fromkeys(machine.links)) or "what links them is not known"
+    reach = "P2P" if all(cuda["reach"]) else "no P2P, so they speak through main memory"
+    found = [Diagnosis("gpus together", "ok", f"{links}; {reach}; NCCL {cuda['nccl']}")]
+    kinds = {f"{name}, {_gib(size)} GiB" for name, size in zip(cuda["names"], cuda["sizes"], strict=True)}
+    if len(kinds) > 1:
+        pace = "together they go at the pace of the slowest, and have the room of the smallest"
+        found.append(Diagnosis("gpus differ", "ok", f"{' beside '.join(sorted(kinds))}: {pace}"))
+    return found
 
 
 def _gpu_memory(gpu: GpuReading) -> Diagnosis:

@@ -1,7 +1,7 @@
 """The estimate inside `train`: said before the model loads, refused when it cannot fit, asked again after an OOM."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlmtune.errors import ExitCode, VlmtuneError
@@ -72,11 +72,10 @@ def settle(job: "Job", *, err: bool) -> "tuple[Job, Expected | None]":
     Raises:
         VlmtuneError: as in `expect`.
     """
-    from vlmtune.levers.gpus.shard import ALWAYS, in_the_way
+    from vlmtune.levers.gpus.shard import ALWAYS, may_share
 
-    expected, config = expect(job, err=err), job.loaded.config
-    is_open = config.hardware.shard == "auto" and job.plan.num_gpus > 1 and not in_the_way(config)
-    if expected is None or expected.report.fits or not is_open:
+    expected = expect(job, err=err)
+    if expected is None or expected.report.fits or not may_share(job.loaded.config, job.plan.num_gpus):
         return job, expected
     say("one GPU does not hold this: the GPUs share the language model's layers (hardware.shard)", err=err)
     shared = job.with_values(ALWAYS)
@@ -98,12 +97,32 @@ def scenario_of(job: "Job") -> "Scenario | None":
 
 
 def target_of(plan: "RunPlan") -> "Target | None":
-    """Return the card that the plan runs on; None on a CPU."""
+    """Return the card that the plan runs on, with the room of the fullest of several; None on a CPU."""
     if plan.device != "cuda":
         return None
+    from vlmtune.engine.ranks import group
+    from vlmtune.engine.ranks.single import gpus_there
     from vlmtune.hardware.at_hand import target_at_hand
 
-    return target_at_hand()
+    target = target_at_hand()
+    if plan.num_gpus == 1 or group.size() > 1:  # a launcher's other processes hold contexts by now
+        return target
+    return with_room_of(target, gpus_there()[1 : plan.num_gpus])
+
+
+def with_room_of(target: "Target", others: Sequence[str]) -> "Target":
+    """Return a card with what every other one of a run has room for too, and name the one that has least."""
+    from vlmtune.hardware.sensors import read_gpus
+
+    for name, gpu in zip(others, read_gpus(others), strict=False):
+        budget_bytes = max(0, gpu.total_bytes - gpu.used_bytes - target.card.context_bytes)
+        if budget_bytes < target.budget_bytes:
+            users = f", used by {', '.join(f'{one.name} (pid {one.pid})' for one in gpu.processes)}" * bool(
+                gpu.processes
+            )
+            say(f"GPU {name} has less room: {budget_bytes / GIB:.2f} GiB of {gpu.name}{users}", err=True)
+            target = replace(target, budget_bytes=budget_bytes)
+    return target
 
 
 def refuse_too_large(job: "Job", expected: Expected | None) -> None:

@@ -23,7 +23,6 @@ PINNED = dict(
 )
 IN_EVERY_RUN = {
     ("HuggingFaceTB/SmolVLM-256M-Instruct", "8gb"),
-    ("Qwen/Qwen3-VL-4B-Instruct", "8gb"),
     ("llava-hf/llava-1.5-7b-hf", "24gb"),
 }
 TUNABLE = [entry for entry in catalog() if entry.family]

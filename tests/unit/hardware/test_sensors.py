@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from vlmtune.hardware import sensors
-from vlmtune.hardware.sensors import GpuProcess, read_gpu, visible_gpus
+from vlmtune.hardware.sensors import GpuProcess, read_gpu, read_gpus, read_links, visible_gpus
 from vlmtune.units import GIB
 
 
@@ -17,6 +17,7 @@ class FakeNvml:
 
     NVMLError = NVMLError
     NVML_TEMPERATURE_GPU = 0
+    NVML_P2P_CAPS_INDEX_NVLINK, NVML_P2P_STATUS_OK = 2, 0
     NVML_TEMPERATURE_THRESHOLD_SLOWDOWN = 1
     UUIDS = ("GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3")
 
@@ -55,6 +56,12 @@ class FakeNvml:
 
     def nvmlDeviceGetTemperatureThreshold(self, handle, threshold):
         return 87
+
+    def nvmlDeviceGetP2PStatus(self, first, other, kind):
+        return 5 if other == 2 else 0
+
+    def nvmlDeviceGetTopologyCommonAncestor(self, first, other):
+        return 30
 
     def nvmlSystemGetDriverVersion(self):
         return "570.1"
@@ -160,3 +167,21 @@ def test_the_driver_is_there_when_its_library_loads(monkeypatch, platform, libra
     assert sensors.has_driver()
     installed = set()
     assert not sensors.has_driver()
+
+
+def test_links_are_those_from_the_first_card(nvml):
+    nvml()
+    assert read_links(FakeNvml.UUIDS) == ("NVLink", "PCIe, one processor between them")
+    assert read_links(FakeNvml.UUIDS[:1]) == ()
+
+
+def test_where_the_driver_does_not_tell_links_are_not_known(nvml):
+    nvml("nvmlDeviceGetP2PStatus")
+    assert read_links(FakeNvml.UUIDS) == ()
+
+
+def test_cards_are_read_by_their_names_whatever_this_process_sees(nvml, monkeypatch):
+    nvml()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert [reading.name for reading in read_gpus(["2", "GPU-bbbb"])] == ["card 2", "card 1"]
+    assert read_gpus(["7"]) == []

@@ -100,15 +100,48 @@ def test_a_card_without_nvml_is_fine():
 @pytest.mark.parametrize("gpu", (CARD, None))
 def test_of_several_cards_the_one_that_is_used_is_named(gpu):
     names = [CARD.name, "NVIDIA GeForce GT 710", "NVIDIA GeForce RTX 3060"]
-    several = machine(gpu=gpu, probe={"cuda": {**MACHINE.probe["cuda"], "names": names}})
+    several = machine(gpu=gpu, probe={"cuda": cuda_of(names)})
     assert [(check.state, check.found) for check in check_machine(several) if check.name == "several gpus"] == [
         (
             "ok",
             "3 visible, used is the first: NVIDIA GeForce RTX 4060; not used: NVIDIA GeForce GT 710, "
-            "NVIDIA GeForce RTX 3060; CUDA_VISIBLE_DEVICES chooses another",
+            "NVIDIA GeForce RTX 3060; CUDA_VISIBLE_DEVICES chooses another, hardware.num_gpus takes several",
         )
     ]
     assert complaints(several) == []
+
+
+def cuda_of(names, reach=True, nccl="2.27.7"):
+    """What torch says of several cards."""
+    more = {"sizes": [8 * GIB] * len(names), "reach": [reach] * (len(names) - 1), "nccl": nccl}
+    return {**MACHINE.probe["cuda"], "names": names, **more}
+
+
+@pytest.mark.parametrize(
+    ("links", "reach", "said"),
+    [
+        (("NVLink", "NVLink"), True, "NVLink; P2P; NCCL 2.27.7"),
+        (("PCIe, switches between them", "NVLink"), True, "PCIe, switches between them, NVLink; P2P; NCCL 2.27.7"),
+        ((), False, "what links them is not known; no P2P, so they speak through main memory; NCCL 2.27.7"),
+    ],
+)
+def test_what_links_several_cards_is_said(links, reach, said):
+    found = check_machine(machine(links=links, probe={"cuda": cuda_of([CARD.name] * 3, reach)}))
+    assert [check.found for check in found if check.name == "gpus together"] == [said]
+    assert [check for check in found if check.name == "gpus differ"] == []
+
+
+def test_different_cards_are_said():
+    found = check_machine(machine(probe={"cuda": cuda_of([CARD.name, "NVIDIA GeForce RTX 3060"])}))
+    assert [check.found for check in found if check.name == "gpus differ"] == [
+        "NVIDIA GeForce RTX 3060, 8.0 GiB beside NVIDIA GeForce RTX 4060, 8.0 GiB: "
+        "together they go at the pace of the slowest, and have the room of the smallest"
+    ]
+
+
+def test_several_cards_without_nccl_train_alone():
+    (found,) = complaints(machine(probe={"cuda": cuda_of([CARD.name] * 2, nccl=None)}))
+    assert found.found == "this torch has no NCCL, so one trains alone"
 
 
 @pytest.mark.parametrize("version", ("5.16.9", "6.0.0", "6.0.0rc1"))

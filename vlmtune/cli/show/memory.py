@@ -190,8 +190,8 @@ def _facts(plan: Estimated) -> Table:
 def time_in_words(report: "MemoryReport") -> list[tuple[str, str]]:
     """Return what a step is predicted to take, and what it waits for, each with its name."""
     if report.time is None:
-        return [("time", "not predicted: nobody knows how fast this card is")]
-    return [("time, predicted", report.time.pace), ("", report.time.limits)]
+        return [("predicted", "no time: nobody knows how fast this card is")]
+    return [("predicted", report.time.pace), ("", report.time.limits)]
 
 
 def _main_memory(report: "MemoryReport") -> str:

@@ -1,6 +1,6 @@
 """Candidates for a config that fits, each simulated once: what is given up, what is taken back, what is spent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,6 +14,10 @@ from vlmtune.levers.base import Lever, Saving
 
 ROOM_TO_SPEND = 0.02
 """Share of the budget that must be left before anything is tried that takes more."""
+FELT = 0.99
+"""A share of the time above which no further simulations are made for the rest."""
+A_PASS_TOKENS = 200
+"""As many cost what unpacking the weights does, which each pass does anew; on most cards 90 to 260."""
 COARSEST = 12
 """What is searched for between many levels is found to within so many parts of all."""
 
@@ -162,11 +166,58 @@ class Search:
         return replace(one, step=first_that_holds(range(one.step + 1), fits)) if fits(one.step) else None
 
     def spend(self, chosen: list[Settled]) -> list[Settled]:
-        """Return the changes with those that use memory which is left for speed, each lever's as far as it fits."""
+        """Return the changes with those that use memory which is left for speed: the way that is predicted quickest."""
+        if self.room(merged(chosen)) < ROOM_TO_SPEND:
+            return chosen
+        best = undivided = self._filled(chosen)
+        saved = self._time(chosen) - self._time(undivided)
+        for way in sorted(self._divisions(chosen), key=self._time):
+            # More tokens at once leave memory for as many fewer layers that keep theirs.
+            share = 1 if self._keeps_all(undivided) else self._at_once(chosen) / self._at_once(way)
+            if self._time(way) - saved * share <= FELT * self._time(best):
+                best = min(self._filled(way), best, key=self._time)
+        return best
+
+    def _keeps_all(self, chosen: list[Settled]) -> bool:
+        """Return whether memory buys nothing more but another division of the rows."""
+        config = changed(self.config, merged(chosen))
+        return not any(
+            lever.spending.levels(config, self.model, self.base.tokens["total"])
+            for lever in levers.LEVERS
+            if lever.spending and not lever.spending.is_division
+        )
+
+    def _at_once(self, chosen: list[Settled]) -> int:
+        """Return the tokens that are computed at once."""
+        training = changed(self.config, merged(chosen)).training
+        if training.packing is True and training.pack_tokens:
+            return training.pack_tokens
+        return training.batch_size * self.base.tokens["total"]
+
+    def _divisions(self, chosen: list[Settled]) -> Iterator[list[Settled]]:
+        """Yield the changes with each other division of a step's rows that fits."""
+        values = merged(chosen)
+        config = changed(self.config, values)
+        for lever in levers.LEVERS:
+            if lever.spending and lever.spending.is_division:
+                for level in lever.spending.levels(config, self.model, self.base.tokens["total"]):
+                    if not self.fits(values | level):
+                        break
+                    yield [*chosen, Settled(lever.spending.reason(level), (level,), 0)]
+
+    def _time(self, chosen: list[Settled]) -> float:
+        """Return what a step takes; for a card whose rates nobody knows, its work."""
+        report = self.report(merged(chosen))
+        if report.time:
+            return report.time.step_s
+        return report.flops_per_row * (1 + A_PASS_TOKENS / self._at_once(chosen))
+
+    def _filled(self, chosen: list[Settled]) -> list[Settled]:
+        """Return the changes with those that use memory which is left, each lever's as far as it fits."""
         if self.room(merged(chosen)) < ROOM_TO_SPEND:
             return chosen
         for lever in levers.LEVERS:
-            if lever.spending and (level := self._bought(lever, merged(chosen))):
+            if lever.spending and not lever.spending.is_division and (level := self._bought(lever, merged(chosen))):
                 chosen = [*chosen, Settled(lever.spending.reason(level), (level,), 0)]
         return chosen
 
@@ -176,15 +227,8 @@ class Search:
         levels = lever.spending.levels(config, self.model, self.base.tokens["total"])
         if not levels:
             return None
-        search = self._last_by_bisection if lever.spending.best_first else self._last_in_turn
-        place = search(levels, values)
+        place = self._last_by_bisection(levels, values)
         return levels[place] if place >= 0 else None
-
-    def _last_in_turn(self, levels: list[Values], values: Values) -> int:
-        place = -1
-        while place + 1 < len(levels) and self.fits(values | levels[place + 1]):
-            place += 1
-        return place
 
     def _last_by_bisection(self, levels: list[Values], values: Values) -> int:
         """The place of the last level that fits, to within one part in COARSEST of all; -1: none of those tried."""

@@ -53,6 +53,8 @@ def plan_yaml(fit: Fit, start: LoadedConfig, card: str, file: Path) -> str:
     if config.data.train_path != NO_DATA:
         rows = yaml_of({"train_path": relative_path(Path(config.data.train_path), folder)})
     groups: dict[str, list[str]] = {"model": [f"  {yaml_of({'name': name})}"], "data": [f"  {rows}"]}
+    if (num_gpus := config.hardware.num_gpus) is not None:
+        _add(groups, Line("hardware.num_gpus", str(num_gpus), "as asked for", ""))
     for line in changed_lines(fit, start):
         _add(groups, line)
     peak, budget = report.peak_reserved_bytes / GIB, report.budget_bytes / GIB

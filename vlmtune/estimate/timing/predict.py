@@ -13,6 +13,7 @@ import numpy as np
 from vlmtune.estimate.report import BatchSpent, MemoryReport, Spent, StepTime
 from vlmtune.estimate.timing.rates import ASSUMED_LAUNCH_S, Rates
 from vlmtune.hardware.cards import Card
+from vlmtune.hardware.communication import bytes_per_s
 from vlmtune.plan.types import RunPlan
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def spent_by(log: "Log", sizes: Sizes, card: Card) -> tuple[tuple[BatchSpent, ..
 def of_largest(report: MemoryReport, plan: RunPlan) -> RunSizes:
     """Return the sizes of a step of nothing but the largest rows, whose batch is the first that is simulated."""
     first = report.batches[0]
-    passes = ceil(plan.rows_per_step * report.tokens["total"] / first.tokens)
+    passes = ceil(plan.rows_per_step * report.tokens["total"] / first.tokens / plan.num_gpus)
     sizes = Sizes(np.full(passes, first.tokens), np.full(passes, first.image_tokens))
     return RunSizes(sizes, 1, plan.max_steps, of_largest=True)
 
@@ -91,7 +92,11 @@ def step_time(report: MemoryReport, run: RunSizes, rows_per_step: int, card: Car
     kernels_s, launches, bus_s = of_images + of_tokens
     launch_s = ASSUMED_LAUNCH_S if card.launch_s is None else card.launch_s
     busy_s = np.maximum(np.maximum(kernels_s, launches * launch_s), bus_s)
-    step_s = float(busy_s.sum()) / run.num_steps + max(update.kernels_s, update.launches * launch_s)
+    summed_s, gathered_s = (
+        num_bytes / bytes_per_s(card) for num_bytes in (report.summed_bytes_per_step, report.gathered_bytes_per_step)
+    )
+    step_s = max(float(busy_s.sum()) / run.num_steps, gathered_s) + summed_s
+    step_s += max(update.kernels_s, update.launches * launch_s)
     return StepTime(
         step_s=step_s,
         rows_per_s=rows_per_step / step_s,
@@ -103,6 +108,7 @@ def step_time(report: MemoryReport, run: RunSizes, rows_per_step: int, card: Car
         launch_is_measured=card.launch_s is not None,
         bus_s=float(bus_s.sum()) / run.num_steps,
         of_largest=run.of_largest,
+        exchanged_s=summed_s + gathered_s,
     )
 
 

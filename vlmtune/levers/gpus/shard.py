@@ -31,6 +31,11 @@ def in_the_way(config: TrainingConfig) -> str | None:
     return None
 
 
+def may_share(config: TrainingConfig, number: int) -> bool:
+    """Return whether so many GPUs share the layers of a run as soon as one does not hold it."""
+    return config.hardware.shard == "auto" and number > 1 and not in_the_way(config)
+
+
 def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:
     sharded = config.hardware.shard == "always"
     if sharded and num_gpus(config, device) == 1:

@@ -9,7 +9,8 @@ from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Decision, GivesUp, Lever, OnResume, Saving
+from vlmtune.levers.base import Decision, GivesUp, Lever, OnResume, Saving, Spending
+from vlmtune.levers.batch import batch_of, rows_per_step
 
 if TYPE_CHECKING:
     from vlmtune.plan.types import Device
@@ -18,6 +19,8 @@ KEY, TOKENS = "training.packing", "training.pack_tokens"
 DEFAULT_TOKENS = 2048
 """With as many, unpacking 4-bit weights and starting kernels take little of the time on most cards."""
 FEWEST_TOKENS = 512
+PACKS_TRIED = (2048, 4096)
+"""Where memory is left for them."""
 AUTO = False
 """What `auto` is: true once a card has shown that packs are faster, and that the estimate holds."""
 
@@ -84,6 +87,15 @@ def _smaller_packs(config: TrainingConfig, model: ModelFacts | None, text_tokens
     return [*steps, {KEY: False, TOKENS: None}]
 
 
+def _packs(config: TrainingConfig, model: ModelFacts, tokens: int) -> list[Values]:
+    """Packs of ever more tokens, that hold two of the longest rows at least, for configs that leave it open."""
+    rows = rows_per_step(config)
+    if config.training.packing != "auto" or _why_not(model) or rows == 1:
+        return []
+    most = model.family.most_pack_tokens or max(PACKS_TRIED)
+    return [{KEY: True, TOKENS: size, **batch_of(1, rows)} for size in PACKS_TRIED if 2 * tokens <= size <= most]
+
+
 PACKING = Lever(
     name="Rows in packs",
     keys=(KEY, TOKENS),
@@ -96,6 +108,9 @@ PACKING = Lever(
             "smaller packs, as many rows a step: the same result, less work for the card at once",
             _smaller_packs,
         ),
+    ),
+    spending=Spending(
+        _packs, lambda values: "memory is left: rows in packs; the card works on more at once", is_division=True
     ),
     # A checkpoint holds a place in one order of the rows, in which the largest pack comes first.
     on_resume=OnResume.UNTIL_CHECKPOINT,

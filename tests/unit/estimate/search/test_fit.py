@@ -13,18 +13,19 @@ from vlmtune.config.load import preset_config
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values, changed, value_at, words_of
 from vlmtune.errors import VlmtuneError
-from vlmtune.estimate.report import MemoryReport, PeakAt
+from vlmtune.estimate.report import MemoryReport, PeakAt, StepTime
 from vlmtune.estimate.search.fit import cheapest_changes, find_fit
 from vlmtune.levers.base import GivesUp
-from vlmtune.levers.batch import rows_per_step
+from vlmtune.levers.batch import batch_of, rows_per_step
 from vlmtune.levers.recompute import RECOMPUTE, keep_all, recompute_first
 from vlmtune.units import MIB
 
-CACHING = SimpleNamespace(name="toy", not_cacheable="")
-FACTS = {"num_layers": 36, "family": CACHING, "prequantised": None, "adapter": None}
+CACHING = SimpleNamespace(name="toy", not_cacheable="", not_packable="", most_pack_tokens=None)
+FACTS = {"num_layers": 36, "family": CACHING, "prequantised": None, "adapter": None, "layers_with_state": ()}
+FACTS["config"] = {"model_type": "toy"}
 MODEL = SimpleNamespace(shares_embedding=False, fixed_images=False, **FACTS)
 QUALITY = ("data.max_length", "data.image_size", "training.lora.rank")
-LAYERS = 36
+LAYERS, A_PASS_S = 36, 0.01
 
 
 def config_with(preset: str, words=()) -> TrainingConfig:
@@ -42,10 +43,24 @@ def needed_mib(config: TrainingConfig, billions: float = 4.0) -> float:
     weights += 600 * {False: 1, "8bit": 0.5, True: 0.27}[training.quantization.quantize_head]
     state = 2 if training.optim == "paged_adamw_8bit" or training.optim is None else 8
     adapters = (billions * 1000 * 8 if training.method == "full" else training.lora.rank * 4) * (4 + state) / 4
-    tokens = training.batch_size * (config.data.max_length + (config.data.image_size or 1280) ** 2 / 1024)
+    rows_at_once = training.batch_size
+    if training.packing is True:
+        rows_at_once = training.pack_tokens / (config.data.max_length + 100)
+    tokens = rows_at_once * (config.data.max_length + (config.data.image_size or 1280) ** 2 / 1024)
     kept = LAYERS if not hardware.gradient_checkpointing else LAYERS - (hardware.checkpointed_layers or LAYERS)
     started_from = 0 if hardware.offload_activations else 0.01 * (LAYERS - kept)
     return 200 + weights + adapters + tokens * (0.6 + 0.25 * kept + started_from)
+
+
+def step_s(config: TrainingConfig) -> float:
+    """A third more where all layers recompute, and something for each pass over the weights."""
+    training, hardware = config.training, config.hardware
+    recomputing = (hardware.checkpointed_layers or LAYERS) / LAYERS if hardware.gradient_checkpointing else 0
+    rows, tokens = rows_per_step(config), config.data.max_length + 100
+    passes = rows / training.batch_size
+    if training.packing is True:
+        passes = rows * tokens / training.pack_tokens
+    return rows * tokens * 1e-4 * (2 + recomputing) + A_PASS_S * passes
 
 
 def report_of(config: TrainingConfig, budget_mib: float, billions: float = 4.0) -> MemoryReport:
@@ -70,6 +85,7 @@ def report_of(config: TrainingConfig, budget_mib: float, billions: float = 4.0) 
         fast=False,
         seconds=0.0,
         versions={},
+        time=StepTime(step_s(config), 1.0, None, None, 0.0, 0, 0.0, False, 0.0, True),
     )
 
 
@@ -160,10 +176,41 @@ def test_memory_for_some_layers_is_found_to_within_a_twelfth():
     fit = Simulator("8gb", at_20).fit()
     after = config_with("8gb", fit.words)
     assert 20 <= after.hardware.checkpointed_layers <= 23
-    assert fit.tried <= 8
+    assert fit.tried <= 14  # as they come, four divisions of the step's rows, and the quickest of these
     assert fit.changes[0].before == ("null",)
     number = after.hardware.checkpointed_layers + 1
     assert fit.changes[0].reason.startswith(f"memory is left: layer {number} and those after it keep")
+
+
+@pytest.mark.parametrize("a_pass_s", [0.001, 0.05, 0.5])
+@pytest.mark.parametrize("room", [1.05, 1.3, 2, 4])
+def test_the_way_that_is_predicted_quickest_is_taken(room, a_pass_s, monkeypatch):
+    """Within a tenth of all ways to divide the rows of a step and to keep layers, whatever a pass costs."""
+    monkeypatch.setattr(f"{__name__}.A_PASS_S", a_pass_s)
+    config = config_with("8gb")
+    budget = room * needed_mib(config)
+    rows, tokens = rows_per_step(config), config.data.max_length + 100
+    divisions = [
+        batch_of(size, rows) for size in (1, 2, 4, 8, 16, 32) if rows % size == 0 and (size / 2) * tokens < 4096
+    ]
+    divisions += [{"training.packing": True, "training.pack_tokens": size} for size in (2048, 4096)]
+    kept = [recompute_first(number) for number in range(1, LAYERS + 1)] + [keep_all()]
+    every = [changed(config, division | layers) for division in divisions for layers in kept]
+    best_s = min(step_s(one) for one in every if needed_mib(one) <= budget)
+    fit = Simulator("8gb", budget).fit()
+    assert fit.fits and fit.report.time.step_s <= 1.1 * best_s
+
+
+def test_on_a_card_whose_rates_nobody_knows_more_rows_come_after_kept_activations():
+    def estimate(values: Values) -> MemoryReport:
+        config = config_with("8gb", words_of(values))
+        recomputing = config.hardware.gradient_checkpointing
+        report = report_of(config, 60 * needed_mib(config_with("8gb")))
+        return dataclasses.replace(report, time=None, flops_per_row=4 / 3 if recomputing else 1)
+
+    after = config_with("8gb", find_fit(config_with("8gb"), MODEL, estimate, estimate).words)
+    assert not after.hardware.gradient_checkpointing
+    assert after.training.packing is True or after.training.batch_size > 1
 
 
 def test_what_costs_no_quality_goes_first():
