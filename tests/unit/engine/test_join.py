@@ -1,6 +1,7 @@
 """Where torchrun has put a process, and which processes do not go together."""
 
 import os
+import socket
 
 import pytest
 
@@ -79,3 +80,9 @@ def test_who_meets_nobody_says_where_it_tried(monkeypatch):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="9", TORCHELASTIC_USE_AGENT_STORE="True")
     with pytest.raises(VlmtuneError, match=r"process 1 of 2 did not meet the others at 127\.0\.0\.1:9 within 0\.2 s"):
         join._store(Place(1, 2, None))
+
+
+def test_the_interface_is_that_of_the_way_to_the_first_machine(monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", socket.socket.__mro__[1].connect)  # a datagram's: nothing is sent
+    assert join._interface_to("127.0.0.1") == "lo"
+    assert join._interface_to("no.such.machine.invalid") is None

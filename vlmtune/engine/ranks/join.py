@@ -6,6 +6,7 @@ Nothing listens beyond the loopback unless the processes are on several machines
 import os
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from vlmtune.runs.versions import library_versions
 if TYPE_CHECKING:
     from torch.distributed import Store
 
+SIOCGIFADDR, INTERFACE_BYTES = 0x8915, 256
+"""Linux's question for an interface's address (netdevice(7))."""
 MEET_WITHIN_S = 60
 START_WITHIN_S = 600
 """Processes of one machine import the libraries at the same time; whoever started them sees one that dies."""
@@ -79,6 +82,9 @@ def join(place: Place) -> None:
         take_gpu(place.gpu)
     if place.one_machine and sys.platform == "linux":
         os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
+    elif sys.platform == "linux" and (interface := _interface_to(os.environ["MASTER_ADDR"])):
+        # gloo would take the one that the machine's name stands for, which is the loopback on many.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     for name, value in NCCL_SETTINGS.items():
         os.environ.setdefault(name, value)
     import torch
@@ -103,6 +109,24 @@ def join(place: Place) -> None:
         with nccl_as_found():  # NCCL reads them now
             summed = torch.zeros(group.FIRST_NUMBERS, device="cuda")
             group.COMMUNICATION.taken_bytes = group.taken_by(lambda: group.add_up(summed))
+
+
+def _interface_to(host: str) -> str | None:
+    """Return the network interface by whose address a machine is reached; None where it cannot be told."""
+    import fcntl
+
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, 1, socket.AF_INET, socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing
+            own = socket.inet_aton(probe.getsockname()[0])
+            for _, name in socket.if_nameindex():
+                with suppress(OSError):  # one without an address
+                    if fcntl.ioctl(probe, SIOCGIFADDR, name.encode().ljust(INTERFACE_BYTES, b"\0"))[20:24] == own:
+                        return name
+    except OSError:
+        pass
+    return None
 
 
 def _store(place: Place) -> "Store":
