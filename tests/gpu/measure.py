@@ -34,12 +34,13 @@ HISTORY = ".history.xz"
 
 def made_on_the_card(plan: RunPlan) -> nn.Module:
     """Return a plan's base model with random weights."""
-    from vlmtune.models import build, streaming
+    from vlmtune.models import build
+    from vlmtune.models.layers import placed
 
     model = build.weightless_base(plan)
-    streaming.prepare_stream(model, plan, build.family_of(plan), plan.device)
+    placed.prepare(model, plan, build.family_of(plan), plan.device, None)
     random_weights(model, plan.device)
-    streaming.start(model)
+    placed.start(model)
     return model
 
 
