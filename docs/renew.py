@@ -38,6 +38,12 @@ def errors_table() -> str:
     return "\n".join(_tables_of_errors()[0]) + "\n"
 
 
+def time_table() -> str:
+    """Return how far predicted kernel time is off: the first table that compare_time.py wrote."""
+    text = (MEASURED / "time-errors.md").read_text(encoding="utf-8")
+    return next(part for part in text.split("\n\n") if part.startswith("|")).strip() + "\n"
+
+
 def metrics_table() -> str:
     """Return every metric and what it is."""
     lines = ["| Metric | What it is | As defined by | Needs |", "|---|---|---|---|"]
@@ -251,7 +257,7 @@ def loading_table() -> str:
 GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"measured": measured_table},
     "docs/config.md": {"config": config_table_markdown},
-    "docs/estimate.md": {"errors": errors_table, "cap": cap_table, "train": train_table},
+    "docs/estimate.md": {"errors": errors_table, "cap": cap_table, "train": train_table, "time": time_table},
     "docs/loading.md": {"loading": loading_table},
     "docs/evaluation.md": {"metrics": metrics_table},
     "docs/speed.md": {"beside": beside_table, "ratios": ratios_table},

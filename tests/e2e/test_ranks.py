@@ -131,6 +131,9 @@ def test_the_report_counts_rows_and_tokens_of_all_and_says_that_they_agree(folde
     assert (two["gpus_agree"], alone["gpus_agree"]) == (True, None)
     for key in ("trained_tokens", "num_rows", "steps"):
         assert two[key] == alone[key]
+    for record in RunFolder(folder / "two").read_log():
+        assert len(record.gpus) == 2 and all(0 < gpu.waited_share <= 1 for gpu in record.gpus)
+    assert RunFolder(folder / "alone").read_log()[0].gpus is None
 
 
 @pytest.mark.parametrize(

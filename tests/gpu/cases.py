@@ -61,7 +61,13 @@ def config_of(case: Case, folder: Path) -> TrainingConfig:
         "data": {"train_path": str(folder / "rows.jsonl"), "max_length": 16_384},
         "training": {"max_steps": 3, "gradient_accumulation_steps": 2, "learning_rate": 1e-4, "save_steps": 1000},
         # Most were measured before there was a choice.
-        "hardware": {"offload_embeddings": False, "lean_lora": False, "varlen_attention": False, "align_widths": False},
+        "hardware": {
+            "offload_embeddings": False,
+            "lean_lora": False,
+            "varlen_attention": False,
+            "align_widths": False,
+            "fused_norms": False,
+        },
     }
     for key, value in case.settings.items():
         *parents, leaf = key.split(".")

@@ -7,7 +7,6 @@ short ones (448×336 px, 30 to 120 characters). First one product alone: how far
 """
 
 import argparse
-import gc
 import json
 import os
 import re
@@ -23,9 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
 from gpu.compare import CATALOGUE, prepared, replay_of  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
-from gpu.profiled import Clock, most_of  # noqa: E402
+from gpu.profiled import Clock, free_card, most_of  # noqa: E402
 
-from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 from vlmtune.units import GIB  # noqa: E402
 
@@ -43,10 +41,11 @@ SETS = (
     Case("3b-docs", QWEN25_3B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
     Case("7b-docs", QWEN25_7B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
 )
-PEFT = {"lean_lora": False, "align_widths": False, "varlen_attention": False}
+PEFT = {"lean_lora": False, "align_widths": False, "varlen_attention": False, "fused_norms": False}
 LEAN = {**PEFT, "lean_lora": True}
 ALIGNED = {**LEAN, "align_widths": True}
-VARIANTS = {"peft": PEFT, "lean": LEAN, "aligned": ALIGNED, "varlen": {**ALIGNED, "varlen_attention": True}}
+VARLEN = {**ALIGNED, "varlen_attention": True}
+VARIANTS = {"peft": PEFT, "lean": LEAN, "aligned": ALIGNED, "varlen": VARLEN, "norms": {**VARLEN, "fused_norms": True}}
 """What each run has in its section `hardware`: each the one before and something more."""
 
 
@@ -96,13 +95,6 @@ def trained(prepared_run: tuple, variant: str) -> dict:
         "longest_row_tokens": report.longest_row.tokens,
         "losses": [record.loss for record in runs.read_log()],
     }
-
-
-def free_card() -> None:
-    """Give back all that a run has taken."""
-    gc.collect()
-    CLEAR_CUBLAS_WORKSPACES()
-    torch.cuda.empty_cache()
 
 
 def estimated(case: Case, variant: str, folder: Path) -> dict:

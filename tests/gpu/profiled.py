@@ -4,6 +4,7 @@ That is taken from the profiler's own records: of half a million of them its `ev
 minutes.
 """
 
+import gc
 import statistics
 import time
 import warnings
@@ -15,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
+
+from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES
 
 NOT_KERNELS = ("Memcpy", "Memset")
 TOP_KERNELS = 40
@@ -140,3 +143,10 @@ def _joined(spans: list[Span]) -> list[Span]:
         else:
             joined.append(span)
     return joined
+
+
+def free_card() -> None:
+    """Give back all that a run has taken."""
+    gc.collect()
+    CLEAR_CUBLAS_WORKSPACES()
+    torch.cuda.empty_cache()

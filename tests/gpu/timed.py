@@ -1,4 +1,4 @@
-"""Times training steps on every visible GPU, one process at a time on each: `make gpu-time`.
+"""Times training steps on every visible GPU, in one process on each: `make gpu-time`.
 
 Cases of `cases.py`, all rows of one length, weights made on the card. Of each: kernel time, launches and the kernels
 that take most of one profiled step; the seconds of the others. What the plan predicts is held against it by
@@ -13,17 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu import measure  # noqa: E402
 from gpu.cases import CASES, Case  # noqa: E402
-from gpu.profiled import Clock, most_of, seconds_of  # noqa: E402
+from gpu.profiled import Clock, free_card, most_of, seconds_of  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
@@ -49,16 +47,31 @@ def figures_of(clock: Clock) -> dict:
     }
 
 
-def run(name: str, out: Path) -> None:
+def run(case: Case, out: Path) -> None:
     """Train one case in this process and write what it took."""
+    from vlmtune.data.features import prepare as features
     from vlmtune.engine import train as engine
+    from vlmtune.models import build
 
-    case = timed(next(case for case in CASES if case.name == name))
-    clock, services = Clock((PROFILED,)), engine._services
+    clock = Clock((PROFILED,))
+    changed = [(engine, "_services"), (engine, "build_model"), (engine, "check_checkpoint"), (build, "load_base")]
+    before = [(module, name, getattr(module, name)) for module, name in (*changed, (features, "free_card"))]
+    services = engine._services
     engine._services = lambda plan, folder: [*services(plan, folder), clock]
-    measure.run(case, CATALOGUE, out)
-    found = json.loads(out.read_text(encoding="utf-8"))
-    out.write_text(json.dumps({**found, **figures_of(clock)}), encoding="utf-8")
+    measure.run(timed(case), CATALOGUE, part := out.with_suffix(".part"))
+    for module, name, real in before:
+        setattr(module, name, real)
+    found = json.loads(part.read_text(encoding="utf-8")) | figures_of(clock)
+    peaks = ("allocated_bytes", "reserved_bytes", "load_peak_bytes", "parts")  # of a process with several cases
+    part.write_text(json.dumps({key: value for key, value in found.items() if key not in peaks}), encoding="utf-8")
+    part.rename(out)
+
+
+def run_all(names: list[str], folder: Path) -> None:
+    """Train these cases in this process, one after another: the libraries are imported once."""
+    for name in names:
+        run(next(case for case in CASES if case.name == name), folder / f"{name}.json")
+        free_card()
 
 
 def main() -> int:
@@ -66,46 +79,66 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("names", nargs="*", help="cases to time; all if none is named")
-    parser.add_argument("--within", type=float, default=1e9, help="seconds after which no case begins")
+    parser.add_argument("--within", type=float, default=1e9, help="seconds after which nothing is waited for")
     asked = parser.parse_args()
-    names, cards, began = asked.names or [case.name for case in CASES], SimpleQueue(), time.monotonic()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    for card in visible.split(","):
-        cards.put(card)
-    found: list[dict] = []
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(visible.split(","))) as pool:
-
-        def one(name: str) -> str:
-            if time.monotonic() - began > asked.within:
-                return "not begun"
-            card, out = cards.get(), Path(folder) / f"{name}.json"
-            try:
-                return in_its_own_process(name, out, card)
-            finally:
-                cards.put(card)
-
-        running = {pool.submit(one, name): name for name in names}
-        for done in as_completed(running):
-            name = running[done]
-            print(name, done.result() or "ok", f"{time.monotonic() - began:.0f} s", flush=True)
-            if (shown := Path(folder) / f"{name}.json").exists():
-                found.append(json.loads(shown.read_text(encoding="utf-8")))
-                known = {"versions": library_versions(), "runs": sorted(found, key=lambda run: run["case"])}
-                asked.out.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    return int(len(found) < len(names))
+    names, began = asked.names or [case.name for case in CASES], time.monotonic()
+    cards = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        on_cards = [OnCard(card, names[number :: len(cards)], folder) for number, card in enumerate(cards)]
+        while any([one.goes_on() for one in on_cards]) and time.monotonic() - began < asked.within:  # noqa: C419  all
+            time.sleep(1)
+            written(folder, asked.out)
+        for one in on_cards:
+            one.end()
+        timed = written(folder, asked.out)
+    print(f"{timed} of {len(names)} cases timed, {time.monotonic() - began:.0f} s")
+    return int(timed < len(names))
 
 
-def in_its_own_process(name: str, out: Path, card: str) -> str:
-    """Time one case on one card into `out`; return the end of what went wrong, if anything."""
-    command = [sys.executable, __file__, "--one", name, str(out)]
-    expandable = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    env = {**os.environ, **expandable, "CUDA_VISIBLE_DEVICES": card}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    return done.stderr[-1500:] if done.returncode else ""
+def written(folder: Path, out: Path) -> int:
+    """Write what is known into one file; return how many cases that are."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    out.write_text(json.dumps({"versions": library_versions(), "runs": found}, indent=1) + "\n", encoding="utf-8")
+    return len(found)
+
+
+class OnCard:
+    """The cases of one card: in one process, and behind one that fails in another."""
+
+    def __init__(self, card: str, names: list[str], folder: Path) -> None:
+        self.card, self.left, self.folder = card, names, folder
+        self.process: subprocess.Popen | None = None
+
+    def goes_on(self) -> bool:
+        """Begin what is left where nothing runs; return whether anything does."""
+        if self.process and self.process.poll() is None:
+            return True
+        if self.process and self.process.returncode:
+            failed = next(name for name in self.left if not (self.folder / f"{name}.json").exists())
+            print(failed, self.said.read_text(encoding="utf-8")[-1500:], flush=True)
+            self.left = self.left[self.left.index(failed) + 1 :]
+        elif self.process:
+            self.left = []
+        if self.left:
+            self._begin()
+        return bool(self.left)
+
+    def _begin(self) -> None:
+        self.said = self.folder / f"card-{self.card}.txt"
+        env = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True", "CUDA_VISIBLE_DEVICES": self.card}
+        command = [sys.executable, __file__, "--these", str(self.folder), *self.left]
+        with self.said.open("w") as said:
+            self.process = subprocess.Popen(command, env=env, stdout=said, stderr=said)
+
+    def end(self) -> None:
+        """End what runs still."""
+        if self.process:
+            self.process.kill()
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--one":
-        run(sys.argv[2], Path(sys.argv[3]))
+    if sys.argv[1] == "--these":
+        run_all(sys.argv[3:], Path(sys.argv[2]))
     else:
         sys.exit(main())

@@ -144,6 +144,32 @@ FUNCTIONAL_SOFTMAX = Name(
     plain=True,
 )
 
+FUSED_RMS_NORM = Name(
+    TORCH,
+    "torch.ops.aten._fused_rms_norm",
+    "CUDA's kernel, with what the backward pass wants of it: `rms_norm` is put together from others on meta.",
+    takes="input, normalized_shape, weight, eps",
+)
+FUSED_RMS_NORM_BACKWARD = Name(
+    TORCH,
+    "torch.ops.aten._fused_rms_norm_backward",
+    FUSED_RMS_NORM.why,
+    takes="grad_out, input, normalized_shape, rstd, weight, output_mask",
+)
+
+FUNCTIONAL_CALL = Name(
+    TORCH,
+    "torch.func.functional_call",
+    "documented: a module is tried with other numbers than its own, which may have no storage.",
+    takes="module, parameter_and_buffer_dicts, args",
+)
+CUSTOM_OP = Name(
+    TORCH,
+    "torch.library.custom_op",
+    "documented: an operation that a recorder is shown whole, on the meta device too.",
+    takes="name, *, mutates_args",
+)
+
 # Autocast acts by the device of each tensor: for those without storage it is written as kernels of a device that nobody
 # has.
 DISPATCH_KEY = Name(TORCH, "torch._C.DispatchKey.AutocastPrivateUse1", "the autocast of a device that nobody has.")

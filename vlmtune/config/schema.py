@@ -184,6 +184,8 @@ class HardwareSection(Section):
     """One attention call for all rows of a pack and all windows of a tower. `auto`: on Ampere and newer cards."""
     align_widths: Literal["auto", True, False] = "auto"
     """Fill frozen MLPs of an odd width up with zeros to one that GPUs multiply fast. `auto`: on a GPU."""
+    fused_norms: Literal["auto", True, False] = "auto"
+    """Compute frozen RMS norms in one kernel, torch's own, on a GPU. `auto`: not yet."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     num_gpus: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None
@@ -241,16 +243,10 @@ class TrainingConfig(Section):
                 f"training.{frozen}: method {training.method} keeps tower and projector frozen; "
                 "use training.lora.vision_tower: true or method: full"
             )
-        if self.hardware.checkpointed_layers and not self.hardware.gradient_checkpointing:
-            found.append(
-                "hardware.checkpointed_layers: no layer recomputes with hardware.gradient_checkpointing: false; "
-                "keep one of the two"
-            )
-        if self.hardware.offload_activations and not self.hardware.gradient_checkpointing:
-            found.append(
-                "hardware.offload_activations: no layer recomputes with hardware.gradient_checkpointing: false; "
-                "keep one of the two"
-            )
+        for key in ("checkpointed_layers", "offload_activations"):
+            if getattr(self.hardware, key) and not self.hardware.gradient_checkpointing:
+                without = "no layer recomputes with hardware.gradient_checkpointing: false"
+                found.append(f"hardware.{key}: {without}; keep one of the two")
         if training.quantization.quantize_head and training.method != "qlora":
             found.append(
                 f"training.quantization.quantize_head: method {training.method} quantises nothing; use method: qlora"

@@ -21,7 +21,7 @@ from vlmtune.models.build import base_of
 from vlmtune.models.streaming import read_parameter
 from vlmtune.plan.length import evaluations_from
 from vlmtune.runs.folder import RunFolder
-from vlmtune.runs.records import StepRecord
+from vlmtune.runs.records import GpuAtStep, StepRecord
 from vlmtune.signals import stopping_signals
 
 DIGEST_BYTES = 2**20
@@ -41,6 +41,7 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
         self.on_gpu = trainer.plan.device == "cuda"
         estimated = folder.read_estimate() if self.on_gpu else None
         self.estimate_bytes = estimated.peak_reserved_bytes if estimated else None
+        self.predicted_step_s = estimated.time.step_s if estimated and estimated.time else None
         self.records: list[StepRecord] = folder.read_log()
         self.totals = Work()
         self.seconds_before = 0.0
@@ -62,6 +63,8 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
             self.totals, self.seconds_before = Work(**saved["totals"]), saved["seconds"]
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
+        if self.predicted_step_s:
+            self.view.expect(self.predicted_step_s * (state.max_steps - state.global_step))
         if self._is_evaluation_due(state):
             self.trainer.evaluate()
 
@@ -125,7 +128,15 @@ class Recorder(TrainerCallback, EXPORTABLE_STATE.get()):
             gpu_temperature_c=gpu.temperature_c if gpu else None,
             gpu_estimate_bytes=self.estimate_bytes,
             **memory_now(self.on_gpu),
+            gpus=self._all_gpus(seconds),
         )
+
+    def _all_gpus(self, seconds: float) -> tuple[GpuAtStep, ...] | None:
+        """Return what each process's GPU has taken in all, and waited in so many seconds."""
+        if group.size() == 1:
+            return None
+        peak_bytes = torch.cuda.max_memory_reserved() if self.on_gpu else None
+        return tuple(group.gathered(GpuAtStep(peak_bytes, min(1.0, self.trainer.waiting.take() / seconds))))
 
     def _eta_s(self, state, *, is_evaluated: bool) -> float:
         """Return the time that steps and evaluations will take by those that were.

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from vlmtune.console import SafeConsole
 from vlmtune.data.progress import Advance
-from vlmtune.engine.panel import FIRST_STEP, Course, panel_of, plain_line
+from vlmtune.engine.panel import Course, panel_of, plain_line
 from vlmtune.runs.records import StepRecord
 
 REDRAWN_AFTER_S = 0.5
@@ -58,6 +58,12 @@ class LiveView:
         """Stop the view and leave its last state on the screen."""
         if self._live:
             self._live.stop()
+
+    def expect(self, left_s: float) -> None:
+        """Show how long the run is predicted to take, until its own steps tell."""
+        self._course.expect(left_s)
+        if self._live:
+            self._draw(self._live)
 
     def update(self, record: StepRecord) -> None:
         """Show one more record."""
@@ -102,7 +108,7 @@ class LiveView:
         if at_once:
             show()
         yield advance
-        self._course.now = None if self._course.last else FIRST_STEP
+        self._course.now = None if self._course.last else self._course.at_first
 
     def note(self, text: str) -> None:
         """Print a line above the view."""

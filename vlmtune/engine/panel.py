@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vlmtune.runs.records import StepRecord
+from vlmtune.runs.records import GpuAtStep, StepRecord
 from vlmtune.units import GIB
 
 SPARK_LEVELS = "▁▂▃▄▅▆▇█"
@@ -34,8 +34,14 @@ class Course:
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=SPARK_VALUES))
     eval_loss: float | None = None
     eval_metrics: dict[str, float] = field(default_factory=dict)
+    at_first: str = FIRST_STEP
+    """What is said until the first step is done."""
     now: str | None = FIRST_STEP
     """What is done while no step is."""
+
+    def expect(self, left_s: float) -> None:
+        """Say until the first step is done how long the run is predicted to take."""
+        self.now = self.at_first = f"{FIRST_STEP}, {clock(left_s)} left as predicted"
 
     def add(self, record: StepRecord) -> None:
         """Go on by one record."""
@@ -64,6 +70,8 @@ def panel_of(course: Course, title: str, slowdown_c: int | None) -> RenderableTy
         rows.add_row("rate", _rate_row(last))
         rows.add_row("speed", _speed_row(last))
         rows.add_row(*_memory_row(last))
+        if last.gpus:
+            rows.add_row("gpus", Text(_gpus_in_words(last.gpus)))
         if last.gpu_temperature_c is not None:
             rows.add_row("heat", _heat_row(last.gpu_temperature_c, slowdown_c))
         rows.add_row("wait", _wait_row(last.data_wait_share))
@@ -100,6 +108,7 @@ def plain_line(record: StepRecord, *, slowdown_c: int | None = None) -> str:
             f"{_short(record.samples_per_s)} rows/s",
             _plain_gpu(record, slowdown_c),
             f"wait {record.data_wait_share:.0%}",
+            *([_gpus_in_words(record.gpus)] if record.gpus else []),
             f"eta {clock(record.eta_s)}",
         ]
     )
@@ -213,6 +222,15 @@ def _memory_row(record: StepRecord) -> tuple[str, RenderableType]:
 
     estimated = f" (estimate {_gib(record.gpu_estimate_bytes)})" if record.gpu_estimate_bytes else ""
     return "memory", _beside(_Fitted(bar), Text(f"{_gib(now)} now  {_gib(peak)} peak{estimated}  {_gib(limit)} GiB"))
+
+
+def _gpus_in_words(gpus: Sequence[GpuAtStep]) -> str:
+    """Return what each of several GPUs has taken, and which one the others wait for."""
+    slowest = min(range(len(gpus)), key=lambda number: gpus[number].waited_share)
+    longest = max(gpu.waited_share for gpu in gpus)
+    peaks = [_gib(gpu.peak_bytes) for gpu in gpus if gpu.peak_bytes is not None]
+    peak = f"peaks {' '.join(peaks)} GiB, " if peaks else ""
+    return f"{peak}others wait up to {longest:.0%} for process {slowest}"
 
 
 def _heat_row(temperature_c: int, slowdown_c: int | None) -> Text:

@@ -34,7 +34,7 @@ from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.ranks import group
 from vlmtune.engine.ranks.checkpoints import load_random_state, save_random_states
 from vlmtune.engine.ranks.gradients import sum_gradients
-from vlmtune.engine.ranks.pace import keep_pace
+from vlmtune.engine.ranks.pace import Waiting, keep_pace
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import is_disk_full
@@ -103,6 +103,7 @@ class TuneTrainer(Trainer):
         """What the last evaluation has found, as the log has it."""
         self.is_stopping = False
         """Whether the run ends as soon as it can."""
+        self.waiting = Waiting(plan.device == "cuda")
         order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
         self.order = DealtRows(order, plan, group.number())
         torch.manual_seed(plan.seed + group.number())  # of dropout: other rows are not to lose the same numbers
@@ -203,7 +204,8 @@ class TuneTrainer(Trainer):
         """Add the gradients of all processes up, at the end of a step; return the others' losses."""
         if group.size() == 1:
             return 0.0
-        sum_gradients([one for one in self.model.parameters() if one.requires_grad], group.total, group.add_up)
+        with self.waiting.noted():
+            sum_gradients([one for one in self.model.parameters() if one.requires_grad], group.total, group.add_up)
         own = torch.stack([loss for loss, _ in self.losses]).sum()
         everyone = own.clone()
         group.add_up(everyone)

@@ -56,8 +56,12 @@ def plan_here(folder: RunFolder, base: str | None = None) -> RunPlan:
     device = probe_device()
     if plan.base_dtype == "fp16" and device.kind == "cpu":
         plan = dataclasses.replace(plan, base_dtype="fp32")
-    has_varlen = device.kind == "cuda" and device.bf16
-    return dataclasses.replace(plan, device=device.kind, varlen_attention=plan.varlen_attention and has_varlen)
+    on_card = device.kind == "cuda"
+    kernels = {
+        "varlen_attention": plan.varlen_attention and on_card and device.bf16,
+        "fused_norms": plan.fused_norms and on_card,
+    }
+    return dataclasses.replace(plan, device=device.kind, **kernels)
 
 
 def load_tuned(plan: RunPlan, learned: Learned, *, quantized: bool = True) -> Tuned:

@@ -4,6 +4,7 @@ Everything is the fast estimate of the same preset with other `--set` words, so 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from vlmtune import levers
@@ -15,7 +16,7 @@ from vlmtune.estimate.report import MemoryReport
 from vlmtune.estimate.scenario import Scenario
 from vlmtune.estimate.search.explain import priced
 from vlmtune.estimate.search.fit import MARGIN, fit_card
-from vlmtune.guide.report import Advice, FittingModel, Guide, Named, Point, PricedLever
+from vlmtune.guide.report import Advice, CardSpeed, FittingModel, Guide, Named, Point, PricedLever
 from vlmtune.hardware.cards import Target, budget_bytes, find_card, sizes
 from vlmtune.hub.source import open_model
 from vlmtune.levers.head import KEY as HEAD
@@ -31,6 +32,8 @@ NAMED = (
     "llava-hf/llava-1.5-13b-hf",
 )
 """The models that the founding guide recommended for small cards."""
+CARDS = ("a100-80gb", "rtx-4090", "rtx-3060-12gb", "rtx-4060")
+"""The cards whose speed that guide compared."""
 RANKS = (4, 8, 16, 32, 64)
 LENGTHS_TOKENS = (256, 512, 1024, 2048)
 MODELS_SHOWN = 8
@@ -76,6 +79,7 @@ def make_guide(model: str, preset: str, target: Target, say: Say) -> Guide:
         num_fitting=len(choices),
         named=tuple(_named(name, preset, target, say) for name in NAMED),
         advice=_advice(scenario, base, say),
+        speeds=_speeds(scenario, say),
     )
 
 
@@ -172,6 +176,19 @@ def _named(model: str, preset: str, target: Target, say: Say) -> Named:
         fits_headless=_holds(headless, least),
         card_size=next((size for size in sizes() if _holds(budget_bytes(find_card(size), "linux"), least)), None),
     )
+
+
+def _speeds(scenario: Scenario, say: Say) -> tuple[CardSpeed, ...]:
+    """Return how fast cards are predicted to be, whether the run fits them or not."""
+    rows_per_s = {}
+    for key in CARDS:
+        say(f"{scenario.config.model.name} on {key}")
+        target = replace(scenario.target, card=find_card(key))
+        if time := replace(scenario, target=target).estimate(fast=True).time:
+            rows_per_s[key] = time.rows_per_s
+    slowest = min(rows_per_s.values(), default=1.0)
+    fastest_first = sorted(rows_per_s.items(), key=lambda one: -one[1])
+    return tuple(CardSpeed(key, find_card(key).name, speed, speed / slowest) for key, speed in fastest_first)
 
 
 def _holds(budget: int, needed: int) -> bool:

@@ -75,6 +75,17 @@ class Advice:
 
 
 @dataclass(frozen=True)
+class CardSpeed:
+    """How fast a card is predicted to tune the model at the preset, all rows as large as it allows."""
+
+    key: str
+    name: str
+    rows_per_s: float
+    relative: float
+    """Against the slowest of the cards."""
+
+
+@dataclass(frozen=True)
 class Guide:
     """Everything in the guide."""
 
@@ -99,3 +110,5 @@ class Guide:
     num_fitting: int
     named: tuple[Named, ...]
     advice: Advice
+    speeds: tuple[CardSpeed, ...] = ()
+    """The fastest first."""

@@ -17,6 +17,7 @@ from vlmtune.levers.lora.rank import LORA_RANK
 from vlmtune.levers.method import METHOD
 from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.recompute import RECOMPUTE
+from vlmtune.levers.speed.norms import NORMS
 from vlmtune.levers.speed.packing import PACKING
 from vlmtune.levers.speed.varlen import VARLEN
 from vlmtune.levers.speed.widths import WIDTHS
@@ -32,6 +33,7 @@ LEVERS: tuple[Lever, ...] = (
     PACKING,
     VARLEN,
     WIDTHS,
+    NORMS,
     FEATURES_LEVER,
     SHARD,
     STREAMING,

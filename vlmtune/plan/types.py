@@ -159,6 +159,9 @@ class RunPlan:
     align_widths: bool = False
     """Whether frozen MLPs of an odd width are filled up with zeros."""
 
+    fused_norms: bool = False
+    """Whether frozen RMS norms are computed in one kernel."""
+
     save_best_by: str | None = None
     """By which evaluation the result is chosen; None: the last step is."""
     early_stopping_patience: int | None = None

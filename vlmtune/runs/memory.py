@@ -11,6 +11,13 @@ OF_WEIGHTS, OF_OPTIMIZER, OF_STEP = "weights and adapters", "optimizer and works
 
 
 @dataclass(frozen=True)
+class Pace:
+    """What a run is predicted to take of time."""
+
+    step_s: float
+
+
+@dataclass(frozen=True)
 class Memory:
     """What a run takes of a card, estimated or measured."""
 
@@ -20,6 +27,8 @@ class Memory:
     """`parts_of_peak`."""
     answers_at_once: int | None = None
     """Of an estimate: held-out rows that are answered at once at evaluations; None where none are."""
+    time: Pace | None = None
+    """Of an estimate; None where the card's speed is not known."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,16 @@ class NullIsNaN:
 
 
 @dataclass(frozen=True)
+class GpuAtStep:
+    """One of several GPUs at an optimizer step."""
+
+    peak_bytes: int | None
+    """Reserved at most so far; None on a CPU."""
+    waited_share: float
+    """Share (0 to 1) of the time since the last record that it has waited for the others: the slowest waits least."""
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """One line of `log.jsonl`: what the run looked like at one optimizer step."""
 
@@ -56,6 +66,8 @@ class StepRecord:
     """The highest so far."""
     eval_row_losses: Histogram | None = None
     """Of the mean loss of each held-out row; there where `eval_loss` is."""
+    gpus: tuple[GpuAtStep, ...] | None = None
+    """All that train together, the first one first; None where one trains alone."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.panel import Course, clock, plain_line, render, sparkline
-from vlmtune.runs.records import StepRecord
+from vlmtune.runs.records import GpuAtStep, StepRecord
 from vlmtune.units import GIB
 
 RECORD = StepRecord(
@@ -35,6 +35,15 @@ def test_plain_line_has_everything():
     assert plain_line(RECORD) == (
         "step 12/90  loss 0.412  lr 1.9e-04  1.2k tok/s  3.4 rows/s  gpu 5.9/6.2/8.0 GiB 71C  wait 2%  eta 3:12"
     )
+
+
+def test_of_several_gpus_each_peak_is_shown_and_the_slowest():
+    gpus = (GpuAtStep(2 * GIB, 0.3), GpuAtStep(3 * GIB, 0.02), GpuAtStep(2 * GIB, 0.25))
+    several = dataclasses.replace(RECORD, gpus=gpus)
+    said = "peaks 2.0 3.0 2.0 GiB, others wait up to 30% for process 1"
+    assert f"  wait 2%  {said}  eta" in plain_line(several) and said in panel(several)
+    on_cpu = dataclasses.replace(ON_CPU, gpus=tuple(dataclasses.replace(gpu, peak_bytes=None) for gpu in gpus))
+    assert "wait 2%  others wait up to 30% for process 1" in plain_line(on_cpu)
 
 
 def test_plain_line_on_a_cpu_with_an_evaluation():
@@ -250,3 +259,15 @@ def test_clock(seconds, text):
 )
 def test_rates_are_short(rate, text):
     assert f"  {text} tok/s  " in plain_line(dataclasses.replace(RECORD, tokens_per_s=rate))
+
+
+def test_until_the_first_step_is_done_the_time_left_is_the_predicted_one():
+    console = terminal()
+    with LiveView("digits", console) as view:
+        view.expect(3.5 * 3600)
+        with view.doing("measuring rows", 2) as advance:
+            advance(1)
+        assert "the first step is running, 3:30:00 left as predicted" in console.file.getvalue()
+        before = len(console.file.getvalue())
+        view.update(RECORD)
+    assert "as predicted" not in console.file.getvalue()[before:].rpartition("12/90")[0].rpartition("╭")[2]

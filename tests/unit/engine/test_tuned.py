@@ -20,6 +20,7 @@ HERE = [
 def test_what_the_device_here_lacks_is_not_asked_of_it(device, dtype, varlen, models, tmp_path, monkeypatch):
     monkeypatch.setattr(tuned, "probe_device", lambda: device)
     folder = RunFolder.create(tmp_path / "run")
-    save_plan(replace(models("llava").plan, base_dtype="fp16", varlen_attention=True), folder.plan)
+    save_plan(replace(models("llava").plan, base_dtype="fp16", varlen_attention=True, fused_norms=True), folder.plan)
     plan = tuned.plan_here(folder)
     assert (plan.device, plan.base_dtype, plan.varlen_attention) == (device.kind, dtype, varlen)
+    assert plan.fused_norms == (device.kind == "cuda")

@@ -9,7 +9,7 @@ import pytest
 from vlmtune import levers
 from vlmtune.catalog import find_entry
 from vlmtune.config.load import preset_config
-from vlmtune.estimate.report import MemoryReport, PeakAt, Phase, Share
+from vlmtune.estimate.report import MemoryReport, PeakAt, Phase, Share, StepTime
 from vlmtune.estimate.scenario import Scenario
 from vlmtune.guide import numbers as guide_module
 from vlmtune.guide.numbers import NAMED, RANKS, make_guide
@@ -68,6 +68,7 @@ def fake_estimate(config, source, target, *, fast=False) -> MemoryReport:
         fast=fast,
         seconds=1.0,
         versions=VERSIONS,
+        time=StepTime(1.0, target.card.bf16_tflops / 10, None, None, 1.0, 1, 2e-5, False, 0.0, True),
     )
 
 
@@ -120,6 +121,13 @@ def test_every_point_is_what_its_words_give(qwen):
         report = fake_estimate(config, source, target_of("8gb"))
         assert (point.peak_bytes, point.tokens) == (report.peak_reserved_bytes, report.tokens["total"])
         assert point.change_bytes == report.peak_reserved_bytes - qwen.base.peak_reserved_bytes
+
+
+def test_expected_speed_is_predicted_for_cards_side_by_side(qwen):
+    assert [speed.key for speed in qwen.speeds] == ["a100-80gb", "rtx-4090", "rtx-4060", "rtx-3060-12gb"]
+    assert qwen.speeds[0].relative == pytest.approx(312 / 25.5) and qwen.speeds[-1].relative == 1
+    text = guide_markdown(qwen, "7.01 GiB")
+    assert "Predicted, not measured" in text and "| NVIDIA GeForce RTX 4060 | 3.02 | ×1.2 |" in text
 
 
 def test_ranks_keep_the_scale_of_the_adapters(qwen):

@@ -8,7 +8,7 @@ import pytest
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.runs.folder import RunFolder
-from vlmtune.runs.memory import Memory, parts_of_peak
+from vlmtune.runs.memory import Memory, Pace, parts_of_peak
 from vlmtune.runs.records import Retry
 
 
@@ -128,6 +128,8 @@ def test_the_run_folder_keeps_the_estimate(folder):
     memory = {"peak_reserved_bytes": 10, "peak_allocated_bytes": 9, "parts": parts_of_peak(5, 6, 9)}
     folder.write_estimate(memory | {"gpu": "8gb"})
     assert folder.read_estimate() == Memory(**memory)
+    folder.write_estimate(memory | {"time": {"step_s": 2.5, "rows_per_s": 3.0}})
+    assert folder.read_estimate().time == Pace(2.5)
     folder.write_estimate(None)
     folder.write_estimate(None)
     assert folder.read_estimate() is None

@@ -1,8 +1,8 @@
 """The best config that fits a card, by simulating candidates: as little as possible is given up, the rest buys speed.
 
 Savings are given up in the order of `levers.savings`, as many as it takes; then every one of them is taken back that
-turns out not to be needed. What memory is left then buys speed: first fewer layers that recompute, then, once none
-does, more rows at a time, as many a step as before. No torch here: what simulates is given as a function.
+turns out not to be needed. What memory is left then buys speed: more rows at a time or in packs, as many a step as
+before, and fewer layers that recompute. No torch here: what simulates is given as a function.
 """
 
 from collections.abc import Sequence

@@ -44,6 +44,7 @@ def test_the_next_run_encodes_what_is_new(models, rows, featured, told, monkeypa
         {"quant_type": None},
         {"unquantized": ("model.vision_tower",)},
         {"align_widths": True},
+        {"fused_norms": True},
         {"varlen_attention": True},
     ],
 )

@@ -62,3 +62,15 @@ def test_without_rows_all_are_the_largest():
 
 class _Plan:
     rows_per_step, max_steps = 6, None
+
+
+def test_train_says_the_pace_in_its_line():
+    from types import SimpleNamespace
+
+    from vlmtune.workflow.launch import Expected
+
+    timed = report(SMALL)
+    timed = replace(timed, time=step_time(timed, run_of([100], [50], all_steps=90_000), 2, CARD))
+    line = Expected(timed, SimpleNamespace(target=SimpleNamespace(budget_bytes=0))).line
+    assert line.endswith("; predicted 0.15 s a step, 13.3 rows a second, 3.8 h for 90,000 steps")
+    assert Expected(report(), SimpleNamespace(target=SimpleNamespace(budget_bytes=0))).line.count("predicted") == 0
