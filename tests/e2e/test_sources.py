@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from vlmtune.config.load import load_config
+from vlmtune.hardware.cards import Target, find_card
 from vlmtune.plan.file import load_plan
+from vlmtune.workflow.scenario import open_scenario
 
 
 @pytest.fixture(autouse=True)
@@ -248,3 +251,16 @@ def test_an_estimate_is_for_the_rows_of_all_sources(project):
     done = project.run_cli("estimate-vram", project.config, "--gpu", "rtx-4060", "--fast", "--json")
     assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["worst_row"] == "shard-0.tar row 2"
+
+
+def test_plan_and_estimate_take_rows_as_training_does(project):
+    listed(project.root, project.rows)
+    set_source(project, WEIGHTED)
+    target = Target(find_card("8gb"), 8 * 2**30, True)
+    scenario = open_scenario(load_config(project.config), target, live=False)
+    assert scenario.rows.num_rows == 11 and len(scenario.rows.samples) == 7
+    taken = scenario.rows.takes(scenario.plan, scenario.rows.samples)
+    assert len(taken) == 11 and scenario.estimate(fast=True).fits
+    set_source(project, ["a.jsonl", "b.jsonl"])
+    plain = open_scenario(load_config(project.config), target, live=False)
+    assert plain.rows.num_rows == 7 and plain.rows.takes(plain.plan, plain.rows.samples) is None
