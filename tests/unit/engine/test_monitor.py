@@ -267,7 +267,8 @@ def test_until_the_first_step_is_done_the_time_left_is_the_predicted_one():
         view.expect(3.5 * 3600)
         with view.doing("measuring rows", 2) as advance:
             advance(1)
-        assert "the first step is running, 3:30:00 left as predicted" in console.file.getvalue()
+        assert view._course.now == "the first step is running, 3:30:00 left as predicted"
+        assert view._course.now in console.file.getvalue()
         before = len(console.file.getvalue())
         view.update(RECORD)
     assert "as predicted" not in console.file.getvalue()[before:].rpartition("12/90")[0].rpartition("╭")[2]

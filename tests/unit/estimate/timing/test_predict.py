@@ -61,7 +61,7 @@ def test_without_rows_all_are_the_largest():
 
 
 class _Plan:
-    rows_per_step, max_steps = 6, None
+    rows_per_step, max_steps, num_gpus = 6, None, 1
 
 
 def test_train_says_the_pace_in_its_line():
