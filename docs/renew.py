@@ -193,7 +193,7 @@ def _figures_of(run: dict) -> str:
 def ratios_table() -> str:
     """Return vlmtune's figures as multiples of the best peer's, which need not be the same peer in every column."""
     lines = [
-        "| Model, rows | Kernel time | Launches | Rows a second | Reserved | First loss, vlmtune and peers |",
+        "| Model, rows | Kernel time | Launches | Rows a second | Reserved | Compared, with first losses |",
         "|---|--:|--:|--:|--:|---|",
     ]
     found = _beside()
@@ -206,7 +206,7 @@ def ratios_table() -> str:
         least = [ours[key] / min(peer[key] for peer in peers) for key in ("kernel_ms_per_row", "launches_per_row")]
         faster = ours["rows_per_s"] / max(peer["rows_per_s"] for peer in peers)
         reserved = ours["reserved_bytes"] / min(peer["reserved_bytes"] for peer in peers)
-        losses = ", ".join(f"{run['losses'][0]:.2f}" for run in (ours, *peers))
+        losses = ", ".join(f"{run['tool']} {run['losses'][0]:.2f}" for run in (ours, *peers))
         lines.append(f"| {name} | {least[0]:.2f} | {least[1]:.2f} | {faster:.2f} | {reserved:.2f} | {losses} |")
     return "\n".join(lines) + "\n"
 
