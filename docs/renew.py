@@ -44,6 +44,22 @@ def time_table() -> str:
     return next(part for part in text.split("\n\n") if part.startswith("|")).strip() + "\n"
 
 
+def ranks_table() -> str:
+    """Return runs of one GPU and of several: how fast, and each one's peaks beside the estimate."""
+    lines = [
+        "| GPUs | Layers | Rows a second | Allocated, GiB: estimated | Measured | Reserved, GiB: estimated | Measured |",
+        "|--:|---|--:|--:|--:|--:|--:|",
+    ]
+    for run in _runs("ranks.json"):
+        taken = run["gpus"] or [run["memory_measured"]]
+        cells = [str(run["num_gpus"]), run["name"], f"{run['rows_per_s']:.2f}"]
+        for peak in ("peak_allocated_bytes", "peak_reserved_bytes"):
+            measured = ", ".join(f"{gpu[peak] / GIB:.3f}" for gpu in taken)
+            cells += [f"{run['memory_estimated'][peak] / GIB:.3f}", measured]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def metrics_table() -> str:
     """Return every metric and what it is."""
     lines = ["| Metric | What it is | As defined by | Needs |", "|---|---|---|---|"]
@@ -71,9 +87,33 @@ def measured_table() -> str:
         f"| Plans under a memory limit | {_ran(capped)} of {len(capped)} ran that were estimated at 92 and 98 % of it; "
         f"{_ran(above_need)} of {len(above_need)} that need 105 % "
         f"| `make gpu-cap` | {_setup('cap.json')} |",
+        _time_line(),
+        _beside_line(),
         *BY_OTHER_COMMANDS,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _time_line() -> str:
+    number, median, lowest, highest = _cells(time_table().splitlines()[-1])[1:5]
+    return (
+        f"| Kernel time of a step, predicted before it was timed, {number} runs | off by {median} % in the median, "
+        f"{lowest} to {highest} % at worst | `make gpu-time-errors` (no GPU), `make gpu-time` (yours) | H100, torch 2.11, "
+        "transformers 5.17 |"
+    )
+
+
+def _beside_line() -> str:
+    """Models and rows for which no run of unsloth ended are compared with TRL alone."""
+    found, told = _beside(), []
+    for pair, line in zip(BESIDE, ratios_table().splitlines()[2:], strict=True):
+        if "not measured" not in line:
+            name, kernels, _, rows, *_ = _cells(line)
+            told.append(f"{name}{'' if (*pair, 'unsloth') in found else ' (TRL alone)'}: {kernels} and {rows}")
+    return (
+        f"| Kernel time of a row, and rows a second, as multiples of the better of TRL and unsloth | {'; '.join(told)} "
+        "| `make gpu-bench` | H200, torch 2.11, transformers 5.17 |"
+    )
 
 
 def train_table() -> str:
@@ -261,6 +301,7 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "docs/loading.md": {"loading": loading_table},
     "docs/evaluation.md": {"metrics": metrics_table},
     "docs/speed.md": {"beside": beside_table, "ratios": ratios_table},
+    "docs/several-gpus.md": {"ranks": ranks_table},
     "docs/levers.md": {"levers": levers_table, "savings": savings_table},
     "docs/contributing.md": {"make": make_table},
 }
