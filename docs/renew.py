@@ -88,7 +88,6 @@ def measured_table() -> str:
         f"{_ran(above_need)} of {len(above_need)} that need 105 % "
         f"| `make gpu-cap` | {_setup('cap.json')} |",
         _time_line(),
-        _beside_line(),
         *BY_OTHER_COMMANDS,
     ]
     return "\n".join(lines) + "\n"
@@ -100,19 +99,6 @@ def _time_line() -> str:
         f"| Kernel time of a step, predicted before it was timed, {number} runs | off by {median} % in the median, "
         f"{lowest} to {highest} % at worst | `make gpu-time-errors` (no GPU), `make gpu-time` (yours) | H100, torch 2.11, "
         "transformers 5.17 |"
-    )
-
-
-def _beside_line() -> str:
-    """Models and rows for which no run of unsloth ended are compared with TRL alone."""
-    found, told = _beside(), []
-    for pair, line in zip(BESIDE, ratios_table().splitlines()[2:], strict=True):
-        if "not measured" not in line:
-            name, kernels, _, rows, *_ = _cells(line)
-            told.append(f"{name}{'' if (*pair, 'unsloth') in found else ' (TRL alone)'}: {kernels} and {rows}")
-    return (
-        f"| Kernel time of a row, and rows a second, as multiples of the better of TRL and unsloth | {'; '.join(told)} "
-        "| `make gpu-bench` | H200, torch 2.11, transformers 5.17 |"
     )
 
 
