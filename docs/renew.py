@@ -47,7 +47,7 @@ def time_table() -> str:
 def ranks_table() -> str:
     """Return runs of one GPU and of several: how fast, and each one's peaks beside the estimate."""
     lines = [
-        "| GPUs | Layers | Rows a second | Allocated, GiB: estimated | Measured | Reserved, GiB: estimated | Measured |",
+        "| GPUs | Layers | Rows a second | Allocated, estimated, GiB | Measured | Reserved, estimated | Measured |",
         "|--:|---|--:|--:|--:|--:|--:|",
     ]
     for run in _runs("ranks.json"):
@@ -97,8 +97,8 @@ def _time_line() -> str:
     number, median, lowest, highest = _cells(time_table().splitlines()[-1])[1:5]
     return (
         f"| Kernel time of a step, predicted before it was timed, {number} runs | off by {median} % in the median, "
-        f"{lowest} to {highest} % at worst | `make gpu-time-errors` (no GPU), `make gpu-time` (yours) | H100, torch 2.11, "
-        "transformers 5.17 |"
+        f"{lowest} to {highest} % at worst | `make gpu-time-errors` (no GPU), `make gpu-time` (yours) "
+        "| H100, torch 2.11, transformers 5.17 |"
     )
 
 
