@@ -160,9 +160,10 @@ def _train_difference(run: dict) -> float:
 
 
 def _setup(file: str) -> str:
-    versions = json.loads((MEASURED / file).read_text(encoding="utf-8"))["versions"]
-    short = (f"{name} {versions[name].rpartition('.')[0]}" for name in ("torch", "transformers"))
-    return f"H100, {', '.join(short)}"
+    measured = json.loads((MEASURED / file).read_text(encoding="utf-8"))
+    cards = dict.fromkeys(run.get("gpu", "NVIDIA H100").split()[1] for run in measured["runs"])
+    versions = (f"{name} {measured['versions'][name].rpartition('.')[0]}" for name in ("torch", "transformers"))
+    return f"{' and '.join(cards)}, {', '.join(versions)}"
 
 
 BESIDE = {
