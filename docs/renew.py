@@ -44,6 +44,22 @@ def time_table() -> str:
     return next(part for part in text.split("\n\n") if part.startswith("|")).strip() + "\n"
 
 
+def ranks_table() -> str:
+    """Return runs of one GPU and of several: how fast, and each one's peaks beside the estimate."""
+    lines = [
+        "| GPUs | Layers | Rows a second | Allocated, estimated, GiB | Measured | Reserved, estimated | Measured |",
+        "|--:|---|--:|--:|--:|--:|--:|",
+    ]
+    for run in _runs("ranks.json"):
+        taken = run["gpus"] or [run["memory_measured"]]
+        cells = [str(run["num_gpus"]), run["name"], f"{run['rows_per_s']:.2f}"]
+        for peak in ("peak_allocated_bytes", "peak_reserved_bytes"):
+            measured = ", ".join(f"{gpu[peak] / GIB:.3f}" for gpu in taken)
+            cells += [f"{run['memory_estimated'][peak] / GIB:.3f}", measured]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def metrics_table() -> str:
     """Return every metric and what it is."""
     lines = ["| Metric | What it is | As defined by | Needs |", "|---|---|---|---|"]
@@ -71,9 +87,19 @@ def measured_table() -> str:
         f"| Plans under a memory limit | {_ran(capped)} of {len(capped)} ran that were estimated at 92 and 98 % of it; "
         f"{_ran(above_need)} of {len(above_need)} that need 105 % "
         f"| `make gpu-cap` | {_setup('cap.json')} |",
+        _time_line(),
         *BY_OTHER_COMMANDS,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _time_line() -> str:
+    number, median, lowest, highest = _cells(time_table().splitlines()[-1])[1:5]
+    return (
+        f"| Kernel time of a step, predicted before it was timed, {number} runs | off by {median} % in the median, "
+        f"{lowest} to {highest} % at worst | `make gpu-time-errors` (no GPU), `make gpu-time` (yours) "
+        "| H100, torch 2.11, transformers 5.17 |"
+    )
 
 
 def train_table() -> str:
@@ -193,7 +219,7 @@ def _figures_of(run: dict) -> str:
 def ratios_table() -> str:
     """Return vlmtune's figures as multiples of the best peer's, which need not be the same peer in every column."""
     lines = [
-        "| Model, rows | Kernel time | Launches | Rows a second | Reserved | First loss, vlmtune and peers |",
+        "| Model, rows | Kernel time | Launches | Rows a second | Reserved | Compared, with first losses |",
         "|---|--:|--:|--:|--:|---|",
     ]
     found = _beside()
@@ -206,7 +232,7 @@ def ratios_table() -> str:
         least = [ours[key] / min(peer[key] for peer in peers) for key in ("kernel_ms_per_row", "launches_per_row")]
         faster = ours["rows_per_s"] / max(peer["rows_per_s"] for peer in peers)
         reserved = ours["reserved_bytes"] / min(peer["reserved_bytes"] for peer in peers)
-        losses = ", ".join(f"{run['losses'][0]:.2f}" for run in (ours, *peers))
+        losses = ", ".join(f"{run['tool']} {run['losses'][0]:.2f}" for run in (ours, *peers))
         lines.append(f"| {name} | {least[0]:.2f} | {least[1]:.2f} | {faster:.2f} | {reserved:.2f} | {losses} |")
     return "\n".join(lines) + "\n"
 
@@ -261,6 +287,7 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "docs/loading.md": {"loading": loading_table},
     "docs/evaluation.md": {"metrics": metrics_table},
     "docs/speed.md": {"beside": beside_table, "ratios": ratios_table},
+    "docs/several-gpus.md": {"ranks": ranks_table},
     "docs/levers.md": {"levers": levers_table, "savings": savings_table},
     "docs/contributing.md": {"make": make_table},
 }

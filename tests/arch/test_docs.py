@@ -47,6 +47,7 @@ GENERATED = (
     "docs/loading.md",
     "docs/contributing.md",
     "docs/evaluation.md",
+    "docs/several-gpus.md",
     "docs/speed.md",
 )
 

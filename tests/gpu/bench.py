@@ -46,13 +46,13 @@ class Rows:
 
 SETS = {"docs": Rows((1120, 840), (100, 400), 8), "short": Rows((448, 336), (40, 120), 16)}
 PAIRS = {
-    ("qwen25-3b", "docs"): ((12_288, 4608), (4, 2, 1)),
+    ("qwen25-3b", "docs"): ((12_288, 4608), (8, 4, 2, 1)),
     ("qwen25-3b", "short"): ((8192, 4096), (16, 8, 4)),
     ("qwen25-7b", "docs"): ((3280, 1640), (2, 1)),
     ("qwen3-4b", "docs"): ((12_288, 8192, 4096), (8, 4, 2, 1)),
-    ("llava-7b", "docs"): ((5120, 4096, 2048), (4, 2, 1)),
+    ("llava-7b", "docs"): ((5120, 4096, 2048), (8, 4, 2, 1)),
     ("qwen3-4b", "short"): ((8192, 4096), (16, 8, 4)),
-    ("llava-7b", "short"): ((5120, 4096, 2048), (4, 2, 1)),
+    ("llava-7b", "short"): ((5120, 4096, 2048), (8, 4, 2, 1)),
 }
 """What is measured, the weightiest first: tokens of the packs that vlmtune is offered, by its own estimate of 7 GiB,
 and how many rows at a time peers are, from what may fit to what must."""
@@ -256,7 +256,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="KEY=JSON", help="vlmtune's config")
     parser.add_argument("--gpus", default="0", help="numbers of GPUs, runs side by side on each: 0,1,2,3")
     parser.add_argument("--limit", type=float, default=3600.0, metavar="S", help="no run goes on for longer")
-    parser.add_argument("--run-limit", type=float, default=300.0, metavar="S", help="the same of each run")
+    parser.add_argument("--run-limit", type=float, default=400.0, metavar="S", help="the same of each run")
     parser.add_argument("--folder", type=Path, help="where 50 GB of models go for the while; default: temporary files")
     parser.add_argument("--flops", action="store_true", help="add operations to what is measured; needs no GPU")
     return parser.parse_args()

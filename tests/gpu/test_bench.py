@@ -52,7 +52,7 @@ def test_the_weightiest_runs_come_first_and_every_tool_is_offered_its_largest_fi
         "training.packing": True,
         "hardware.varlen_attention": False,
     }
-    assert order[1][3] == {"batch": 4}
+    assert order[1][3] == {"batch": 8}
     assert [one[4].startswith(str(Path("libraries").resolve())) for one in order] == [False, True, False, True]
 
 
