@@ -80,11 +80,12 @@ def test_processes_must_be_alike():
     join._refuse_differences([("a", None, VERSIONS, told)] * 2)
 
 
-def test_who_meets_nobody_says_where_it_tried(monkeypatch):
+def test_who_meets_nobody_says_where_it_tried_and_nothing_else(monkeypatch, capfd):
     monkeypatch.setattr(join, "MEET_WITHIN_S", 0.2)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="9", TORCHELASTIC_USE_AGENT_STORE="True")
     with pytest.raises(VlmtuneError, match=r"process 1 of 2 did not meet the others at 127\.0\.0\.1:9 within 0\.2 s"):
         join._store(Place(1, 2, None))
+    assert capfd.readouterr().err == "", "torch would try again, for three times as long"
 
 
 def test_the_interface_is_that_of_the_way_to_the_first_machine(monkeypatch):

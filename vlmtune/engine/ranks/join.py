@@ -6,6 +6,7 @@ Nothing listens beyond the loopback unless the processes are on several machines
 import os
 import socket
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 SIOCGIFADDR, INTERFACE_BYTES = 0x8915, 256
 """Linux's question for an interface's address (netdevice(7))."""
 MEET_WITHIN_S = 60
+TRY_AGAIN_S = 0.2
 START_WITHIN_S = 600
 """Processes of one machine import the libraries at the same time; whoever started them sees one that dies."""
 WAIT_FOR_S = 24 * 3600
@@ -147,7 +149,7 @@ def _store(place: Place) -> "Store":
         store = dist.FileStore(place.file, place.size) if place.file else _store_of_launcher(place, limit)
         store.set(str(place.number), "here")
         store.wait([str(number) for number in range(place.size)], limit)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise VlmtuneError(
             f"process {place.number} of {place.size} did not meet the others at {at} within {within_s} s: "
             f"{str(error).splitlines()[0]}",
@@ -163,10 +165,24 @@ def _store_of_launcher(place: Place, limit: timedelta) -> "Store":
 
     is_there = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(
-        host, port, place.size, is_master=place.number == 0 and not is_there, timeout=limit, wait_for_workers=False
-    )
+    is_master = place.number == 0 and not is_there
+    if not is_master:
+        _reach(host, port, limit.total_seconds())
+    store = dist.TCPStore(host, port, place.size, is_master=is_master, timeout=limit, wait_for_workers=False)
     return dist.PrefixStore(f"vlmtune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _reach(host: str, port: int, within_s: float) -> None:
+    """Wait until something listens there; torch waits three times as long (TCPStore.cpp tries once more)."""
+    until = time.monotonic() + within_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(TRY_AGAIN_S, until - time.monotonic())).close()
+            return
+        except OSError:
+            if time.monotonic() + TRY_AGAIN_S > until:
+                raise
+        time.sleep(TRY_AGAIN_S)
 
 
 def _refuse_differences(processes: list[tuple[str, str | None, dict[str, str], dict[str, str]]]) -> None:
