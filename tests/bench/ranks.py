@@ -69,6 +69,14 @@ def ranks_of(process: int) -> list[int]:
     return sorted(int(pid) for pid, parent, words in lines if int(parent) == process and "spawn_main" in words)
 
 
+def is_there(process: int) -> bool:
+    """Return whether it runs: one that has ended stays in the list until the process that inherited it has looked."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def end(run: subprocess.Popen, way: str) -> str:
     """End a run that has begun its steps; return what was left of it, nothing being right."""
     ranks = ranks_of(run.pid)
@@ -79,7 +87,7 @@ def end(run: subprocess.Popen, way: str) -> str:
     began = time.monotonic()
     _, said = run.communicate(timeout=MOST_S)
     time.sleep(1)
-    left = [rank for rank in ranks if Path(f"/proc/{rank}").exists()]
+    left = [rank for rank in ranks if is_there(rank)]
     print(f"{way}: exit code {run.returncode} after {time.monotonic() - began:.1f} s", flush=True)
     return f"{way}: {left} are left" if left else "Traceback" * ("Traceback" in said)
 

@@ -37,10 +37,11 @@ from vlmtune.data.dataset import TuneDataset  # noqa: E402
 from vlmtune.data.run_data import MeasuredRows  # noqa: E402
 from vlmtune.estimate.allocator.caching import AllocatorSettings, Replay, replay  # noqa: E402
 from vlmtune.estimate.features import rows_in_training  # noqa: E402
+from vlmtune.estimate.learned import learned_of  # noqa: E402
 from vlmtune.estimate.simulate.cuda import hidden_of  # noqa: E402
 from vlmtune.estimate.simulate.record import Log, Recorder  # noqa: E402
 from vlmtune.estimate.simulate.simulation import Load, Run, simulate  # noqa: E402
-from vlmtune.estimate.simulate.steps import RowBatches, collated, fewest_steps, telling_steps  # noqa: E402
+from vlmtune.estimate.simulate.steps import Learned, RowBatches, collated, fewest_steps, telling_steps  # noqa: E402
 from vlmtune.estimate.simulate.weights import (  # noqa: E402
     DYNAMIC_MAP_BYTES,
     add_adapters,
@@ -71,6 +72,7 @@ class Prepared:
 
     plan: RunPlan
     lengths: list[int]
+    learned: Learned
     rows: TuneDataset
     collator: Collator
     load: Load
@@ -78,11 +80,11 @@ class Prepared:
 
     def log(self) -> Log:
         """Return what `estimate-vram` takes the run to allocate."""
-        return self.simulated(telling_steps(self.plan, self.lengths, self.expandable))
+        return self.simulated(telling_steps(self.plan, self.lengths, self.expandable, learned=self.learned))
 
     def fast_log(self) -> Log:
         """Return what `--fast` takes it to allocate."""
-        return self.simulated(fewest_steps(self.plan, self.lengths), repeat=True)
+        return self.simulated(fewest_steps(self.plan, self.lengths, learned=self.learned), repeat=True)
 
     def simulated(self, steps: RowBatches, repeat: bool = False) -> Log:
         """Return what these steps allocate and launch."""
@@ -97,10 +99,11 @@ def prepared(case: Case, folder: Path) -> Prepared:
     config, source, samples = prepare(case, CATALOGUE, folder)
     plan = make_plan(config, source, Device("cuda", "H100", True))
     processor, family = load_processor(plan), family_of(plan)
-    lengths = MeasuredRows(samples).lengths(processor, family, plan, source).total.tolist()
+    lengths = MeasuredRows(samples).lengths(processor, family, plan, source)
+    learned = learned_of(lengths, plan, source.facts(plan.model_name))
     rows = TuneDataset(samples, processor, family, plan)
     load = loading_of(plan) if case.from_checkpoint else weights_made_on_the_card
-    return Prepared(plan, lengths, rows, Collator(processor), load, case.expandable)
+    return Prepared(plan, lengths.total.tolist(), learned, rows, Collator(processor), load, case.expandable)
 
 
 def replay_of(case: Case, log: Log) -> Replay:

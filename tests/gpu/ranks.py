@@ -11,6 +11,7 @@ refused on one, its layers shared by two and by all; and as they are on two whol
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,14 +25,16 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.ballast import READY  # noqa: E402
+from gpu.ballast import ballast_on  # noqa: E402
 from gpu.cases import QWEN3_2B, QWEN3_4B, Case, prepare  # noqa: E402
 from gpu.train import write_rows  # noqa: E402
 
+from vlmtune.engine.ranks.single import gpus_there, note_gpus  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 BEGIN_WITHIN_S = 420.0
+ENDED_WITHIN_S = 200.0
 SUMMED_NUMBERS = 40_000_000
 """Adapters of rank 16 on a 7B model."""
 OF_A_STEP = ("training.num_epochs=2", "training.gradient_accumulation_steps=8")
@@ -91,13 +94,10 @@ def trained(name: str, num_gpus: int, folder: Path) -> dict:
     options = [part for word in (*words, f"hardware.num_gpus={num_gpus}") for part in ("--set", word)]
     command = [sys.executable, "-m", "vlmtune", "train", str(ROOT / "configs" / "8gb.yaml"), *options]
     began = time.monotonic()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    except subprocess.TimeoutExpired as late:
-        return {"name": name, "num_gpus": num_gpus, "error": f"{late}: {late.stderr!r}"[-3000:]}
+    code, said, told = _ended(command)
     found = {"name": name, "num_gpus": num_gpus, "wall_s": time.monotonic() - began}
-    if done.returncode:
-        return found | {"error": done.stderr[-3000:], "said": done.stdout[-1000:]}
+    if code:
+        return found | {"error": told[-3000:], "said": said[-1000:]}
     report = json.loads((folder / "runs" / run / "report.json").read_text(encoding="utf-8"))
     log = [json.loads(line) for line in (folder / "runs" / run / "log.jsonl").read_text().splitlines()]
     rows_per_step = ROWS_PER_STEP.get(name, report["num_rows"] * 2 / report["steps"])
@@ -105,6 +105,20 @@ def trained(name: str, num_gpus: int, folder: Path) -> dict:
     kept = ("steps", "memory_estimated", "memory_measured", "gpus", "gpus_agree", "samples_per_s", "train_loss_last")
     speed = {"rows_per_s": rows_per_step * (len(log) - 2) / steady_s, "losses": [record["loss"] for record in log]}
     return found | speed | {key: report[key] for key in kept}
+
+
+def _ended(command: list[str]) -> tuple[int, str, str]:
+    """Return the exit code of a command and what it said; with one that takes too long its processes are killed."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        try:
+            said, told = run.communicate(timeout=ENDED_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+            said, told = run.communicate()
+            told += f"\nnot ended within {ENDED_WITHIN_S:g} s"
+    return run.returncode, said, told
 
 
 def sums_with(name: str, num_gpus: int, folder: Path) -> dict:
@@ -200,23 +214,20 @@ def _shared(results: Results, most: int, folder: Path) -> None:
 @contextmanager
 def _ballast(num_gpus: int, left_bytes: int) -> Iterator[None]:
     """Let other processes hold all but so much of each GPU."""
+    note_gpus(num_gpus)
     with ExitStack() as stack:
-        for number in range(num_gpus):
-            words = [sys.executable, ROOT / "tests/gpu/ballast.py", str(left_bytes)]
-            env = os.environ | {"CUDA_VISIBLE_DEVICES": str(number)}
-            holds = subprocess.Popen(words, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            stack.enter_context(holds)
-            stack.callback(holds.kill)
-            assert holds.stdout.readline() == READY
+        for gpu in gpus_there():
+            stack.enter_context(ballast_on(gpu, left_bytes))
         yield
 
 
 def _try(results: Results, plan: str, num_gpus: int, folder: Path) -> None:
     if results.is_late:
         return
+    print(f"{plan} on {num_gpus}, after {time.monotonic() - results.began:.0f} s ...", flush=True)
     results.runs.append(trained(plan, num_gpus, folder))
     results.write()
-    print({key: results.runs[-1].get(key) for key in ("name", "num_gpus", "rows_per_s", "error")}, flush=True)
+    print({key: results.runs[-1].get(key) for key in ("name", "num_gpus", "wall_s", "rows_per_s", "error")}, flush=True)
 
 
 def _all_sums(results: Results, num_gpus: int, folder: Path) -> None:

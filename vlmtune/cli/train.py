@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from vlmtune.cli.options import BaseModelOption, ConfigArgument, JsonOption, SetOption
 from vlmtune.cli.show.share import upload_line
 from vlmtune.errors import ExitCode
+from vlmtune.files import file_sha256
 from vlmtune.printing import say, say_json
 from vlmtune.reading import JSON_BYTES, read_regular
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from vlmtune.workflow.job import Job
 
 RESUME, NEWEST, AUTO = "--resume", "newest", "auto"
+SHOWN_DIGITS = 8
+"""Of a digest."""
 EXAMPLE = "Example: [bold]vlmtune train configs/8gb.yaml --set training.learning_rate=1e-4[/bold]"
 
 
@@ -52,7 +56,7 @@ def train(
 
     if base_model and not resume:
         raise typer.BadParameter("it is for --resume; a new run's model is named by model.name", param_hint="--model")
-    if follow_launcher():
+    if follow_launcher(lambda: _asked(config, overrides or (), resume)):
         return
     job = prepare(config, tuple(overrides or ()), resume=resume, err=as_json, base_model=base_model)
     if dry_run:
@@ -69,6 +73,16 @@ def train(
     _print_report(report, folder, as_json)
     if report.status == "interrupted":
         raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _asked(config: Path, overrides: Sequence[str], resume: str | None) -> dict[str, str]:
+    """Return what a command line asks for, to be compared with those of other machines."""
+    try:
+        content = file_sha256(config)[:SHOWN_DIGITS] if config.is_file() else "none"
+    except OSError:
+        content = "unreadable"
+    words = [*(f"--set {word}" for word in overrides), *([f"{RESUME}={resume}"] if resume else [])]
+    return {"config": content, "options": " ".join(words) or "none"}
 
 
 def _dry_run(job: "Job", as_json: bool) -> None:

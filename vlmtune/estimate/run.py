@@ -88,10 +88,12 @@ class _Rows:
     def __init__(self, plan: RunPlan, source: ModelSource, rows: GivenRows) -> None:
         from vlmtune.data.collate import Collator
         from vlmtune.data.measure.lengths import refuse_too_long
+        from vlmtune.estimate.learned import learned_of
 
         self.plan, self.source, self.given = plan, source, rows
         self.lengths = rows.lengths(plan, source)
         refuse_too_long(self.lengths, plan)
+        self.learned = learned_of(self.lengths, plan, source.facts(plan.model_name))
         self.rows = rows.dataset(plan)
         self.collator = Collator(rows.processor(plan))
         self.order: list[int] = (-self.lengths.total).argsort(kind="stable").tolist()
@@ -127,7 +129,8 @@ class _Rows:
         lengths, expandable = self.lengths.total[kept].tolist(), target.expandable_segments
         takes = self.given.takes(self.plan, rows_at(self.lengths.samples, kept))
         steps_with = fewest_steps if fast else partial(telling_steps, expandable_segments=expandable)
-        chosen = steps_with(self.plan, lengths, takes=takes)
+        learned = dataclasses.replace(self.learned, tokens=self.learned.tokens[kept])
+        chosen = steps_with(self.plan, lengths, takes=takes, learned=learned)
         rows, tower = rows_in_training(Subset(self.rows, kept), self.plan)
         encoding = None
         if tower and self.lengths.image[kept].any():

@@ -7,8 +7,9 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -82,20 +83,23 @@ def try_on_several(one: Try) -> "Outcome":
     return _outcome(processes, words)
 
 
-def follow_launcher() -> bool:
+def follow_launcher(told: Callable[[], dict[str, str]]) -> bool:
     """Join the processes that torchrun has started; all but the first do what it says, until it is done.
+
+    Args:
+        told: returns what this process's command line asks for; that of all must be the same.
 
     Returns:
         Whether this process has done its part; the first one goes on as if it were alone.
     """
-    from vlmtune.engine.ranks.join import join, leave, place_of_launcher
+    from vlmtune.engine.ranks.join import leave, place_of_launcher
     from vlmtune.engine.runtime import prepare_environment
 
     place = place_of_launcher()
     if place is None:
         return False
     prepare_environment()
-    join(place)
+    _join(replace(place, told=told()))
     if place.number == 0:
         return False
     outcome = try_launched(None)
@@ -103,6 +107,21 @@ def follow_launcher() -> bool:
     if not isinstance(outcome, VlmtuneError):
         raise typer.Exit(ExitCode.INTERRUPTED if outcome.status == "interrupted" else ExitCode.OK)
     raise outcome
+
+
+def _join(place: "Place") -> None:
+    """Join; where the processes are not alike, the first one says it."""
+    from vlmtune.engine.ranks import group
+    from vlmtune.engine.ranks.join import NotAlike, join
+
+    try:
+        join(place)
+    except NotAlike:
+        if place.number == 0:
+            raise
+        with suppress(group.LostPeer):
+            group.told_by_first(None)  # until it has: torchrun ends all as soon as one has ended
+        raise typer.Exit(ExitCode.ERROR) from None
 
 
 def try_launched(one: Try | None) -> "Outcome":

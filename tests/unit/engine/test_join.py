@@ -66,20 +66,26 @@ def test_one_process_is_alone(launched):
 
 
 def test_processes_must_be_alike():
-    first, alike = ("a", "GPU-0", VERSIONS), ("b", "GPU-0", VERSIONS)
+    told = {"config": "12ab", "options": "none"}
+    first, alike = ("a", "GPU-0", VERSIONS, told), ("b", "GPU-0", VERSIONS, told)
     join._refuse_differences([first, alike])
     with pytest.raises(VlmtuneError, match="process 1 on b has other versions than process 0 on a: torch 2.11.0 a"):
-        join._refuse_differences([first, ("b", "GPU-1", {**VERSIONS, "torch": "3"})])
+        join._refuse_differences([first, ("b", "GPU-1", {**VERSIONS, "torch": "3"}, told)])
+    with pytest.raises(
+        VlmtuneError, match="process 1 on b was started otherwise than process 0 on a: config 12ab and 3"
+    ):
+        join._refuse_differences([first, ("b", "GPU-1", VERSIONS, {**told, "config": "3"})])
     with pytest.raises(VlmtuneError, match="two processes would train on one GPU"):
-        join._refuse_differences([first, ("a", "GPU-0", VERSIONS)])
-    join._refuse_differences([("a", None, VERSIONS)] * 2)
+        join._refuse_differences([first, ("a", "GPU-0", VERSIONS, told)])
+    join._refuse_differences([("a", None, VERSIONS, told)] * 2)
 
 
-def test_who_meets_nobody_says_where_it_tried(monkeypatch):
+def test_who_meets_nobody_says_where_it_tried_and_nothing_else(monkeypatch, capfd):
     monkeypatch.setattr(join, "MEET_WITHIN_S", 0.2)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="9", TORCHELASTIC_USE_AGENT_STORE="True")
     with pytest.raises(VlmtuneError, match=r"process 1 of 2 did not meet the others at 127\.0\.0\.1:9 within 0\.2 s"):
         join._store(Place(1, 2, None))
+    assert capfd.readouterr().err == "", "torch would try again, for three times as long"
 
 
 def test_the_interface_is_that_of_the_way_to_the_first_machine(monkeypatch):

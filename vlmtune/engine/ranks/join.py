@@ -6,8 +6,9 @@ Nothing listens beyond the loopback unless the processes are on several machines
 import os
 import socket
 import sys
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,16 @@ if TYPE_CHECKING:
 SIOCGIFADDR, INTERFACE_BYTES = 0x8915, 256
 """Linux's question for an interface's address (netdevice(7))."""
 MEET_WITHIN_S = 60
+TRY_AGAIN_S = 0.2
 START_WITHIN_S = 600
 """Processes of one machine import the libraries at the same time; whoever started them sees one that dies."""
 WAIT_FOR_S = 24 * 3600
 """The first process may encode images or evaluate for hours; one that is gone is noticed at once all the same."""
 OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class NotAlike(VlmtuneError):
+    """Processes that cannot train together; each of them raises it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Place:
     file: str | None = None
     """By which processes of one machine meet; None: as torchrun's environment says."""
     one_machine: bool = True
+    told: dict[str, str] = field(default_factory=dict)
+    """What each machine's command line asks for, by name: the first one's is done."""
 
 
 def place_of_launcher() -> Place | None:
@@ -76,7 +84,8 @@ def join(place: Place) -> None:
     To be called before CUDA starts: each process sees one GPU.
 
     Raises:
-        VlmtuneError: the others cannot be reached, have other versions, or two would train on one GPU.
+        VlmtuneError: the others cannot be reached, have other versions or were told otherwise, or two would train on
+            one GPU.
     """
     if place.gpu is not None:
         take_gpu(place.gpu)
@@ -104,7 +113,7 @@ def join(place: Place) -> None:
         timeout=timedelta(seconds=WAIT_FOR_S),
     )
     uuid = str(torch.cuda.get_device_properties(0).uuid) if on_gpu else None
-    _refuse_differences(group.gathered((socket.gethostname(), uuid, library_versions())))
+    _refuse_differences(group.gathered((socket.gethostname(), uuid, library_versions(), place.told)))
     if on_gpu:
         with nccl_as_found():  # NCCL reads them now
             summed = torch.zeros(group.FIRST_NUMBERS, device="cuda")
@@ -140,7 +149,7 @@ def _store(place: Place) -> "Store":
         store = dist.FileStore(place.file, place.size) if place.file else _store_of_launcher(place, limit)
         store.set(str(place.number), "here")
         store.wait([str(number) for number in range(place.size)], limit)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise VlmtuneError(
             f"process {place.number} of {place.size} did not meet the others at {at} within {within_s} s: "
             f"{str(error).splitlines()[0]}",
@@ -156,27 +165,50 @@ def _store_of_launcher(place: Place, limit: timedelta) -> "Store":
 
     is_there = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(
-        host, port, place.size, is_master=place.number == 0 and not is_there, timeout=limit, wait_for_workers=False
-    )
+    is_master = place.number == 0 and not is_there
+    if not is_master:
+        _reach(host, port, limit.total_seconds())
+    store = dist.TCPStore(host, port, place.size, is_master=is_master, timeout=limit, wait_for_workers=False)
     return dist.PrefixStore(f"vlmtune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
-def _refuse_differences(processes: list[tuple[str, str | None, dict[str, str]]]) -> None:
-    """Raise where the processes are not alike; each raises the same, and the first one says it."""
-    first_host, _, first = processes[0]
-    for number, (host, _, versions) in enumerate(processes):
-        other = [f"{name} {first[name]} and {found}" for name, found in versions.items() if found != first[name]]
-        if other:
-            raise VlmtuneError(
-                f"process {number} on {host} has other versions than process 0 on {first_host}: {', '.join(other)}",
+def _reach(host: str, port: int, within_s: float) -> None:
+    """Wait until something listens there; torch waits three times as long (TCPStore.cpp tries once more)."""
+    until = time.monotonic() + within_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(TRY_AGAIN_S, until - time.monotonic())).close()
+            return
+        except OSError:
+            if time.monotonic() + TRY_AGAIN_S > until:
+                raise
+        time.sleep(TRY_AGAIN_S)
+
+
+def _refuse_differences(processes: list[tuple[str, str | None, dict[str, str], dict[str, str]]]) -> None:
+    """Raise where the processes are not alike; each raises the same."""
+    first_host, _, first_versions, first_told = processes[0]
+    for number, (host, _, versions, told) in enumerate(processes):
+        places = f"process 0 on {first_host}: "
+        if other := _different(first_versions, versions):
+            raise NotAlike(
+                f"process {number} on {host} has other versions than {places}{other}",
                 "install the same on all machines",
             )
-    gpus = [(host, uuid) for host, uuid, _ in processes if uuid]
+        if other := _different(first_told, told):
+            raise NotAlike(
+                f"process {number} on {host} was started otherwise than {places}{other}",
+                "start vlmtune with the same options and config on all machines",
+            )
+    gpus = [(host, uuid) for host, uuid, *_ in processes if uuid]
     if len(set(gpus)) < len(gpus):
-        raise VlmtuneError(
+        raise NotAlike(
             "two processes would train on one GPU", "one process for each GPU: hardware.num_gpus, --nproc-per-node"
         )
+
+
+def _different(first: dict[str, str], other: dict[str, str]) -> str:
+    return ", ".join(f"{name} {first[name]} and {found}" for name, found in other.items() if found != first[name])
 
 
 def leave() -> None:

@@ -1,6 +1,7 @@
 """Which optimizer steps of a run are simulated: rows in the order in which the trainer takes them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
@@ -25,51 +26,82 @@ RowBatches = list[list[list[int]]]
 """Optimizer steps in their order, each with its micro-batches, each with the numbers of its rows."""
 
 
+@dataclass(frozen=True)
+class Learned:
+    """Labelled tokens of rows: their logits take memory too, of which the tokens of a batch tell nothing."""
+
+    tokens: np.ndarray
+    """About as many as each row has, [N]: they choose what is simulated, and are not simulated."""
+    worth: float
+    """Tokens of a row that take as much memory as one with logits."""
+
+
 def steps_of_run(plan: RunPlan, lengths: list[int], takes: Takes | None = None) -> RowBatches:
     """Return the optimizer steps of a run over rows of these lengths in tokens; of long runs those looked at.
 
     `takes` says which of the rows an epoch takes, where that is not each one once; here and below.
     """
-    run = _Run(plan, lengths, takes)
-    return [run.step(number) for number in range(run.num_steps)]
+    run, *_ = _runs(plan, lengths, takes)
+    return run.all_of_it()
 
 
 def telling_steps(
-    plan: RunPlan, lengths: list[int], expandable_segments: bool, takes: Takes | None = None
+    plan: RunPlan,
+    lengths: list[int],
+    expandable_segments: bool,
+    takes: Takes | None = None,
+    learned: Learned | None = None,
 ) -> RowBatches:
     """Return the steps by which the memory of a whole run is known: a short run's own, else those that need most.
 
     The first; then, once the optimizer's states exist, the one with the longest batch, and the one with the longest
     batch behind another, which finds gradients there. Of each the first batch, the longest behind it and the last.
+    Beside the longest batches those that need most with the logits of their labels, where these are others.
     What the other steps leave unused is taken from `fewest_steps`. Without expandable segments the run's first batches
-    come before all that.
+    come before all that. Of several GPUs the one that needs most, then `fewest_steps` of all.
     """
-    run = _Run(plan, lengths, takes)
+    runs = _runs(plan, lengths, takes, learned)
+    run = max(runs, key=_Run.most_behind)
+    others = _fewest(runs) if len(runs) > 1 else []
     if len(run.sizes) <= (FEW_BATCHES if expandable_segments else FIRST_BATCHES):
-        return [run.step(number) for number in range(run.num_steps)]
-    behind = np.where(run.is_first, 0, run.sizes)
-    places = {0, *(_first_longest_later(sizes, run.firsts) for sizes in (run.sizes, behind))}
-    most = [run.thinned(place) for place in sorted(places)] + _fewest(run)
+        return run.all_of_it() + others
+    behind = [np.where(run.is_first, 0, measure) for measure in run.measures]
+    places = {0, *(_first_longest_later(measure, run.firsts) for measure in (*run.measures, *behind))}
+    most = [run.thinned(place) for place in sorted(places)] + (others or _fewest([run]))
     return most if expandable_segments else [*run.beginning(FIRST_BATCHES), *most]
 
 
-def fewest_steps(plan: RunPlan, lengths: list[int], takes: Takes | None = None) -> RowBatches:
+def fewest_steps(
+    plan: RunPlan, lengths: list[int], takes: Takes | None = None, learned: Learned | None = None
+) -> RowBatches:
     """Return one step, to be repeated once the optimizer's states exist, that needs what a whole run does.
 
-    Its batches need not meet in the run: the longest, the longest that ever finds gradients there, and the shortest,
-    which leaves the most unused of what the others took. Where a step has one batch, as many steps.
+    Its batches need not meet in the run, nor on one GPU: the longest, the longest that ever finds gradients there and
+    the one that needs most then, and the shortest, which leaves the most unused of what the others took. Where a step
+    has one batch, as many steps.
     """
-    return _fewest(_Run(plan, lengths, takes))
+    return _fewest(_runs(plan, lengths, takes, learned))
 
 
-def _fewest(run: "_Run") -> RowBatches:
-    by_size = run.sizes.argsort(kind="stable")
-    shortest, middle, longest = (run.batch(int(by_size[place])) for place in (0, len(by_size) // 2, -1))
-    if run.is_first.all():
+def _fewest(runs: "list[_Run]") -> RowBatches:
+    measures = [np.concatenate(of_runs) for of_runs in zip(*(run.measures for run in runs), strict=True)]
+    is_first = np.concatenate([run.is_first for run in runs])
+
+    def batch(place: int) -> list[int]:
+        for run in runs:
+            if place < len(run.sizes):
+                return run.batch(place)
+            place -= len(run.sizes)
+        raise IndexError(place)
+
+    by_size = measures[0].argsort(kind="stable")
+    shortest, middle, longest = (int(by_size[place]) for place in (0, len(by_size) // 2, -1))
+    if is_first.all():
         # No batch finds gradients: what one leaves to the next is unused memory, by its length.
-        return [[longest], [middle], [shortest]]
-    accumulating = run.batch(int(np.where(run.is_first, -1, run.sizes).argmax()))
-    return [[longest, accumulating, shortest]]
+        most = [int(measure.argmax()) for measure in measures[1:]]
+        return [[batch(place)] for place in dict.fromkeys((longest, *most))] + [[batch(middle)], [batch(shortest)]]
+    accumulating = dict.fromkeys(int(np.where(is_first, -1, measure).argmax()) for measure in measures)
+    return [[batch(place) for place in (longest, *accumulating, shortest)]]
 
 
 def made_up_steps(plan: RunPlan, fast: bool) -> RowBatches:
@@ -122,8 +154,26 @@ def sizes_of(steps: RowBatches, plan: RunPlan, lengths: Sequence[int], image_tok
 
 def sizes_of_run(plan: RunPlan, lengths: list[int], image_tokens: np.ndarray, takes: Takes | None = None) -> RunSizes:
     """Return how large the batches of a run are; of a long run those of the steps looked at."""
-    run = _Run(plan, lengths, takes)
-    return RunSizes(run.all_sizes(image_tokens), run.num_steps, run.all_steps)
+    run, *_ = _runs(plan, lengths, takes)  # of several GPUs the first, whose rows are the longest
+    return RunSizes(run.all_sizes(image_tokens), len(run.firsts), num_steps(plan, _rows_an_epoch(lengths, takes)))
+
+
+def _runs(plan: RunPlan, lengths: list[int], takes: Takes | None, learned: Learned | None = None) -> "list[_Run]":
+    """Return what each GPU has of the optimizer steps that are looked at, the first one's first."""
+    order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
+    order.takes = takes
+    steps_an_epoch = steps_per_epoch(len(order), plan.batch_size, plan.gradient_accumulation_steps)
+    # Two epochs at least: each begins with the longest row, and at the second the optimizer's states exist.
+    looked_at = max(2 * steps_an_epoch, ROWS_LOOKED_AT // plan.rows_per_step)
+    most_steps = min(num_steps(plan, len(order)), looked_at)
+    columns = [_divided(_order(order, epoch), lengths, plan) for epoch in range(ceil(most_steps / steps_an_epoch))]
+    for epoch, (_, step, _) in enumerate(columns):
+        step += epoch * steps_an_epoch
+    rows, step, batch = map(np.concatenate, zip(*columns, strict=True))
+    rows, step, batch = (column[step < most_steps] for column in (rows, step, batch))
+    on_gpu = [batch % plan.num_gpus == gpu for gpu in range(plan.num_gpus)]
+    runs = [_Run(plan, lengths, rows[of_it], step[of_it], batch[of_it], learned) for of_it in on_gpu if of_it.any()]
+    return runs
 
 
 class _Run:
@@ -132,29 +182,42 @@ class _Run:
     Of a million rows, lists of all batches took seconds an estimate, and a search makes many.
     """
 
-    def __init__(self, plan: RunPlan, lengths: list[int], takes: Takes | None) -> None:
-        order = LengthGroupedOrder(lengths, plan.rows_per_step, plan.seed, plan.pack_tokens)
-        order.takes = takes
-        steps_an_epoch = steps_per_epoch(len(order), plan.batch_size, plan.gradient_accumulation_steps)
-        # Two epochs at least: each begins with the longest row, and at the second the optimizer's states exist.
-        looked_at = max(2 * steps_an_epoch, ROWS_LOOKED_AT // plan.rows_per_step)
-        self.all_steps = num_steps(plan, len(order))
-        self.num_steps = min(self.all_steps, looked_at)
-        epochs = [
-            _divided(_order(order, epoch), lengths, plan) for epoch in range(ceil(self.num_steps / steps_an_epoch))
-        ]
-        self._rows, is_start, is_first = map(np.concatenate, zip(*epochs, strict=True))
-        starts = np.flatnonzero(is_start)
-        firsts = np.append(np.flatnonzero(is_first[starts]), len(starts))
-        self.firsts, self._end = firsts[: self.num_steps], int(firsts[self.num_steps])
+    def __init__(
+        self,
+        plan: RunPlan,
+        lengths: list[int],
+        rows: np.ndarray,
+        step: np.ndarray,
+        batch: np.ndarray,
+        learned: Learned | None,
+    ) -> None:
+        """`rows` are those of one GPU in their order, with the step and the batch that each is in."""
+        self._rows = rows
+        is_first_row = np.diff(step, prepend=-1) != 0
+        starts = np.flatnonzero(is_first_row | (np.diff(batch, prepend=-1) != 0))
+        self.is_first = is_first_row[starts]
+        self.firsts = np.flatnonzero(self.is_first)
         """The first batch of each step, counted through the whole run."""
         self._packed = plan.pack_tokens > 0
         together = np.add if self._packed else np.maximum
-        self.sizes = together.reduceat(np.asarray(lengths)[self._rows], starts)[: self._end]
+        self.sizes = together.reduceat(np.asarray(lengths)[rows], starts)
         """Tokens of each batch: those of its longest row, to which the others are padded, or of all rows of a pack."""
-        self._starts = np.append(starts, len(self._rows))
-        self.is_first = np.zeros(len(self.sizes), bool)
-        self.is_first[self.firsts] = True
+        self._starts = np.append(starts, len(rows))
+        self.measures = [self.sizes]
+        """By which the largest batch is found: its size, and if labels are known what it needs with their logits."""
+        if learned:
+            labels = np.minimum(np.add.reduceat(learned.tokens[rows], starts), plan.loss_chunk_tokens)
+            num_rows = 1 if self._packed else np.diff(self._starts)
+            self.measures.append(self.sizes * num_rows + learned.worth * labels)
+
+    def most_behind(self) -> float:
+        """Return what the batch needs that needs most where gradients lie; where none do, what any needs."""
+        needed = self.measures[-1]
+        return float((needed if self.is_first.all() else needed[~self.is_first]).max())
+
+    def all_of_it(self) -> RowBatches:
+        """Return every step."""
+        return [self.step(number) for number in range(len(self.firsts))]
 
     def batch(self, number: int) -> list[int]:
         """Return the rows of a batch."""
@@ -180,12 +243,16 @@ class _Run:
         """Return the batches of a step that need most."""
         batches = self._batches_of(number)
         # Once gradients are there they do not grow: of the batches that find them the longest needs most.
-        accumulating = max(batches[1:], key=lambda batch: self.sizes[batch], default=batches[0])
-        return [self.batch(batch) for batch in sorted({batches[0], accumulating, batches[-1]})]
+        accumulating = {max(batches[1:], key=measure.__getitem__, default=batches[0]) for measure in self.measures}
+        return [self.batch(batch) for batch in sorted({batches[0], *accumulating, batches[-1]})]
 
     def _batches_of(self, step: int) -> range:
-        end = self.firsts[step + 1] if step + 1 < self.num_steps else self._end
+        end = self.firsts[step + 1] if step + 1 < len(self.firsts) else len(self.sizes)
         return range(int(self.firsts[step]), int(end))
+
+
+def _rows_an_epoch(lengths: list[int], takes: Takes | None) -> int:
+    return len(lengths) if takes is None else len(takes)
 
 
 def _order(order: LengthGroupedOrder, epoch: int) -> np.ndarray:
@@ -194,7 +261,7 @@ def _order(order: LengthGroupedOrder, epoch: int) -> np.ndarray:
 
 
 def _divided(rows: np.ndarray, lengths: list[int], plan: RunPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rows of an epoch as its batches have them, where a batch begins, and where a step does."""
+    """Return the rows of an epoch as its batches have them, and the step and the batch of it that each is in."""
     places, size = np.arange(len(rows)), plan.rows_per_step
     step, batch = places // size, places % size // plan.batch_size
     if plan.pack_tokens:
@@ -203,10 +270,7 @@ def _divided(rows: np.ndarray, lengths: list[int], plan: RunPlan) -> tuple[np.nd
         batch = best_fit(tokens.reshape(-1, size), plan.pack_tokens).ravel()[: len(rows)]
         by_pack = np.lexsort((batch, step))
         rows, batch = rows[by_pack], batch[by_pack]
-    of_first_gpu = batch % plan.num_gpus == 0  # which has the longest
-    rows, step, batch = rows[of_first_gpu], step[of_first_gpu], batch[of_first_gpu]
-    is_first = np.diff(step, prepend=-1) != 0
-    return rows, is_first | (np.diff(batch, prepend=-1) != 0), is_first
+    return rows, step, batch
 
 
 def _first_longest_later(sizes: np.ndarray, firsts: np.ndarray) -> int:

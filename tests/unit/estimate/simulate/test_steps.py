@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny.rows import TinyModel
 
-from vlmtune.data.batches.order import LengthGroupedOrder
+from vlmtune.data.batches.order import NO_ROW, DealtRows, LengthGroupedOrder
 from vlmtune.data.batches.packs import packs_of
 from vlmtune.data.collate import WHERE
 from vlmtune.data.reading.data_files import DataFile, DataFiles, Source
@@ -24,6 +24,7 @@ from vlmtune.data.types import Sample
 from vlmtune.estimate.simulate import steps as module
 from vlmtune.estimate.simulate.steps import (
     FIRST_BATCHES,
+    Learned,
     collated,
     fewest_steps,
     made_up_packs,
@@ -225,6 +226,53 @@ def test_the_steps_are_those_of_plain_lists(lengths, changes, limits, plan):
         for expandable in (True, False):
             told = telling_steps(run, lengths, expandable)
             assert (told, fewest_steps(run, lengths)) == chosen(steps, lengths, expandable)
+
+
+@pytest.mark.parametrize("pack_tokens", [0, 60])
+def test_what_each_gpu_has_is_what_it_is_dealt(pack_tokens, plan):
+    lengths = [random.Random(0).randint(5, 30) for _ in range(31)]
+    several = {"num_gpus": 3, "gradient_accumulation_steps": 8, "pack_tokens": pack_tokens, "num_epochs": 2.0}
+    run = changed(plan, **several)
+    runs = module._runs(run, lengths, None)
+    assert len(runs) == 3
+    for number, found in enumerate(runs):
+        dealt = DealtRows(LengthGroupedOrder(lengths, 8, plan.seed, pack_tokens), run, number)
+        rows = []
+        for of_epoch in (0, 1):
+            dealt.set_epoch(of_epoch)
+            rows += [row for row in dealt if row != NO_ROW]
+        assert sum(sum(found.all_of_it(), []), []) == rows
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(20, 60), st.integers(1, 20)), min_size=12, max_size=60),
+    num_gpus=st.integers(1, 3),
+    max_steps=st.sampled_from([None, 1, 6]),
+    expandable=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_batch_of_any_gpu_needs_more_than_those_looked_at(rows, num_gpus, max_steps, expandable, plan):
+    """Need is that of tokens and of the logits of labels, which are never more than a chunk of them."""
+    lengths, labels = map(list, zip(*rows, strict=True))
+    learned = Learned(np.array(labels), 5.0)
+    run = changed(plan, gradient_accumulation_steps=6, num_gpus=num_gpus, loss_chunk_tokens=12, max_steps=max_steps)
+
+    def most(steps: list[list[list[int]]], need) -> int:
+        return max((need(row) for step in steps for (row,) in step[1:]), default=0)
+
+    def need(row: int) -> float:
+        return lengths[row] + 5.0 * min(12, labels[row])
+
+    gpus = [one.all_of_it() for one in module._runs(run, lengths, None)]
+    for told in (fewest_steps(run, lengths, None, learned), telling_steps(run, lengths, expandable, None, learned)):
+        for measure in (lengths.__getitem__, need):
+            assert most(told, measure) >= max(most(steps, measure) for steps in gpus)
+
+
+def test_where_a_step_has_one_batch_that_with_most_labels_is_looked_at_too(plan):
+    run = changed(plan, gradient_accumulation_steps=1)
+    learned = Learned(np.array([1, 1, 9, 1, 1]), 3.0)
+    assert fewest_steps(run, LENGTHS, None, learned) == [[[1]], [[2]], [[2]], [[0]]]
 
 
 @pytest.mark.parametrize("weight", [0.4, 2.5])
