@@ -86,4 +86,4 @@ def test_what_a_caption_lacks_is_said(project):
     project.write_rows([{"file_name": "red0.png", "text": "a red rectangle"}], "metadata.jsonl")
     shown = project.run_cli("validate", project.config, "--set", "data.train_path=metadata.jsonl")
     assert "metadata.jsonl:1: text has no question beside it" in shown.stderr
-    assert '"question": "Describe the picture."' in shown.stderr
+    assert 'data.prompt: "Describe the picture."' in shown.stderr and "a column question" in shown.stderr

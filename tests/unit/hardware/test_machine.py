@@ -55,12 +55,15 @@ TWO_GPUS = """
 from types import SimpleNamespace
 
 class cuda:
-    gpus = [SimpleNamespace(name=f"card {number}", uuid=f"{number}{number}") for number in (1, 0)]
+    gpus = [SimpleNamespace(name=f"card {number}", uuid=f"{number}{number}", total_memory=8) for number in (1, 0)]
     is_available = staticmethod(lambda: True)
     device_count = staticmethod(lambda: 2)
     get_device_properties = staticmethod(gpus.__getitem__)
     mem_get_info = staticmethod(lambda index: (5, 8))
+    can_device_access_peer = staticmethod(lambda one, other: (one, other) == (0, 1))
+    nccl = SimpleNamespace(version=lambda: (2, 28, 3))
 
+distributed = SimpleNamespace(is_nccl_available=lambda: True)
 __version__, version = "2", SimpleNamespace(cuda="13.0")
 
 class ones:
@@ -73,7 +76,9 @@ def test_the_probe_names_every_gpu_in_the_order_of_cuda(tmp_path):
     (tmp_path / "torch.py").write_text(TWO_GPUS)
     found = run_probe(python(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{machine.PROBE}"))
     names = ["card 1", "card 0"]
-    assert found["cuda"] == {"name": "card 1", "uuid": "11", "names": names, "free_bytes": 5, "total_bytes": 8}
+    first = {"name": "card 1", "uuid": "11", "names": names, "free_bytes": 5, "total_bytes": 8}
+    both = {"uuids": ["11", "00"], "sizes": [8, 8], "reach": [True], "nccl": "2.28.3"}
+    assert found["cuda"] == first | both
 
 
 @pytest.mark.parametrize(
