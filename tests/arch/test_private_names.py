@@ -100,12 +100,14 @@ def test_what_takes_the_place_of_a_library_s_name_is_declared_or_documented():
 
 def unused(text: str) -> list[str]:
     """The declarations of names and attributes that the text of the package, compat included, does not use."""
-    found = []
-    for constant, one in DECLARATIONS.items():
-        if not isinstance(one, Override):
-            used = rf"[\w)\]]\.{one.path.rpartition('.')[2]}\b(?!\")" if one.plain else rf"\b{constant}\b(?! = )"
-            found += [] if re.search(used, text) else [constant]
-    return found
+    attributes = set(re.findall(r"(?<=[\w)\]])\.(\w+)\b(?!\")", text))
+    constants = set(re.findall(r"\b(\w+)\b(?! = )", text))
+
+    def is_used(constant: str, one) -> bool:
+        return one.path.rpartition(".")[2] in attributes if one.plain else constant in constants
+
+    kinds = {constant: one for constant, one in DECLARATIONS.items() if not isinstance(one, Override)}
+    return [constant for constant, one in kinds.items() if not is_used(constant, one)]
 
 
 def test_every_declaration_is_used():

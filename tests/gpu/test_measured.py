@@ -23,7 +23,6 @@ IN_EVERY_RUN = {
     "gemma-4b",
     "pali-3b-lora",
     "instructblip-7b",
-    "pixtral-12b",
 }
 
 
