@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-time gpu-time-errors gpu-lean gpu-packing gpu-bench gpu-ranks gpu-small-card kills ranks damage full-disk docs screenshots fuzz audit architectures catalogue guide plans clean
+.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-time gpu-microbench gpu-time-errors gpu-lean gpu-packing gpu-bench gpu-ranks gpu-small-card kills ranks damage full-disk docs screenshots fuzz audit architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,9 @@ gpu-check: install  ## estimate every measured GPU run anew and hold the error b
 gpu-errors:  ## estimate them with the library versions that were measured and write the table of errors
 	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 	.venv-oldest/bin/python tests/gpu/compare.py
+
+gpu-microbench: install  ## time single kernels on the GPU at hand, which predicted time is made of; under a minute
+	$(BIN)/python tests/gpu/microbench.py tests/gpu/measured/microbench-here.json
 
 gpu-time-errors:  ## predict the timed runs with the versions that were measured and write how far off that is
 	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt

@@ -21,6 +21,7 @@ from vlmtune.runs.versions import library_versions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vlmtune.data.sources.takes import Takes
     from vlmtune.estimate.allocator.peaks import Peaks
     from vlmtune.estimate.simulate.record import Hidden, Log
     from vlmtune.estimate.timing.predict import RunSizes
@@ -104,33 +105,34 @@ class _Rows:
 
     def estimate(self, skipped: int, target: Target, fast: bool) -> MemoryReport:
         """Return what the plan needs without its longest rows."""
+        kept = sorted(self.order[skipped:])
         with cannot_tell(self.plan):
-            work = self._work(sorted(self.order[skipped:]), target, fast)
+            work = self._work(kept, target, fast)
             decided_by = [*_decided_by(self.plan, self.source, target), work.longest.where, work.digest()]
             report = cached(decided_by, lambda: _estimate(work, target))
-            kept = sorted(self.order[skipped:])
             return _timed(_held_to(report, target), target, self.plan, lambda: self._sizes(kept))
 
     def _sizes(self, kept: list[int]) -> "RunSizes":
-        from vlmtune.data.sources.shares import rows_at
         from vlmtune.estimate.simulate.steps import sizes_of_run
 
-        takes = self.given.takes(self.plan, rows_at(self.lengths.samples, kept))
-        return sizes_of_run(self.plan, self.lengths.total[kept].tolist(), self.lengths.image[kept], takes)
+        return sizes_of_run(self.plan, self.lengths.total[kept].tolist(), self.lengths.image[kept], self._takes(kept))
+
+    def _takes(self, kept: list[int]) -> "Takes | None":
+        from vlmtune.data.sources.shares import rows_at
+
+        return self.given.takes(self.plan, rows_at(self.lengths.samples, kept))
 
     def _work(self, kept: list[int], target: Target, fast: bool) -> Work:
         from torch.utils.data import Subset
 
         from vlmtune.data.batches.packs import collate_of
-        from vlmtune.data.sources.shares import rows_at
         from vlmtune.estimate.features import Encoding, rows_in_training
         from vlmtune.estimate.simulate.steps import collated, fewest_steps, sizes_of, telling_steps
 
         lengths, expandable = self.lengths.total[kept].tolist(), target.expandable_segments
-        takes = self.given.takes(self.plan, rows_at(self.lengths.samples, kept))
         steps_with = fewest_steps if fast else partial(telling_steps, expandable_segments=expandable)
         learned = dataclasses.replace(self.learned, tokens=self.learned.tokens[kept])
-        chosen = steps_with(self.plan, lengths, takes=takes, learned=learned)
+        chosen = steps_with(self.plan, lengths, takes=self._takes(kept), learned=learned)
         rows, tower = rows_in_training(Subset(self.rows, kept), self.plan)
         encoding = None
         if tower and self.lengths.image[kept].any():
@@ -189,6 +191,7 @@ def _estimate(work: Work, target: Target) -> MemoryReport:
     plan, row, fast = work.plan, work.longest, work.fast
     log = _simulated(work, target)
     peaks = _peaks(log, target)
+    communication = communication_bytes(plan.num_gpus, plan.sharded)
     batches, update = spent_by(log, work.sizes, target.card)
     return MemoryReport(
         model=plan.model_name,
@@ -197,11 +200,9 @@ def _estimate(work: Work, target: Target) -> MemoryReport:
         fits=False,
         peak_reserved_bytes=peaks.reserved_bytes,
         peak_allocated_bytes=peaks.allocated_bytes,
-        device_total_bytes=peaks.reserved_bytes
-        + target.card.context_bytes
-        + communication_bytes(plan.num_gpus, plan.sharded),
+        device_total_bytes=peaks.reserved_bytes + target.card.context_bytes + communication,
         budget_bytes=0,
-        breakdown=_breakdown(peaks, target.card, communication_bytes(plan.num_gpus, plan.sharded)),
+        breakdown=_breakdown(peaks, target.card, communication),
         parts=_parts(peaks),
         peak_at=peaks.at[peaks.highest],
         phases=(*peaks.phases.values(), *([] if fast else [_answering(work, target)])),
@@ -219,7 +220,7 @@ def _estimate(work: Work, target: Target) -> MemoryReport:
         main_memory=_main_memory(work, log.weights, peaks),
         **_moved_bytes(plan, peaks.streamed_bytes_per_batch * passes_per_step(plan, work.batches)),
         encoding_reserved_bytes=_encoding_bytes(work, target),
-        communication_bytes=communication_bytes(plan.num_gpus, plan.sharded),
+        communication_bytes=communication,
         summed_bytes_per_step=log.weights.trained_bytes * (plan.num_gpus > 1),
         batches=batches,
         update=update,
