@@ -137,7 +137,7 @@ class OnCard:
         """Begin what is left where nothing runs; return whether anything does."""
         if self.process and self.process.poll() is None:
             return True
-        if self.process and self.process.returncode:
+        if self.process and self.process.returncode and self.left:
             failed = next(name for name in self.left if not (self.folder / f"{name}.json").exists())
             print(failed, self.said.read_text(encoding="utf-8")[-1500:], flush=True)
             self.left = self.left[self.left.index(failed) + 1 :]
