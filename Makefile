@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-time gpu-microbench gpu-time-errors gpu-lean gpu-packing gpu-bench gpu-ranks gpu-small-card kills ranks damage full-disk docs screenshots fuzz audit architectures catalogue guide plans clean
+.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-time gpu-microbench gpu-time-errors gpu-lean gpu-equal gpu-packing gpu-bench gpu-ranks gpu-small-card kills ranks damage full-disk docs screenshots fuzz audit architectures catalogue guide plans clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -104,6 +104,9 @@ gpu-time: install  ## time a step of every case on the GPUs at hand, one process
 
 gpu-lean: install  ## train with PEFT's forward and with lean adapters on the GPU at hand: time, launches, memory, losses; about eight minutes
 	$(BIN)/python tests/gpu/lean.py tests/gpu/measured/lean-here.json
+
+gpu-equal: install  ## the losses of 50 steps with and without lean adapters, packs and the rest, three seeds; eight minutes on one GPU
+	$(BIN)/python tests/gpu/equal.py tests/gpu/measured/equal-here.json
 
 evening: install  ## train the demo's model on 30 to 5,000 rows with every preset and renew docs/evening.md; half an hour
 	$(BIN)/python tests/bench/evening.py

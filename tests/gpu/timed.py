@@ -103,18 +103,27 @@ def main() -> int:
     asked = parser.parse_args()
     names, began = asked.names or [case.name for case in CASES], time.monotonic()
     os.environ.update({CALIBRATE: "1"} if asked.calibrate else {})
+    num_timed = on_every_card(__file__, names, asked.out, asked.within)
+    print(f"{num_timed} of {len(names)} cases timed, {time.monotonic() - began:.0f} s")
+    return int(num_timed < len(names))
+
+
+def on_every_card(script: str, names: list[str], out: Path, within_s: float) -> int:
+    """Let a script do what is named, in turn on every visible card, for so long; return how much of it is written.
+
+    The script is given `--these`, a folder for its results and the names.
+    """
+    began = time.monotonic()
     cards = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        on_cards = [OnCard(card, names[number :: len(cards)], folder) for number, card in enumerate(cards)]
-        while any([one.goes_on() for one in on_cards]) and time.monotonic() - began < asked.within:  # noqa: C419  all
+        on_cards = [OnCard(card, names[number :: len(cards)], folder, script) for number, card in enumerate(cards)]
+        while any([one.goes_on() for one in on_cards]) and time.monotonic() - began < within_s:  # noqa: C419  all
             time.sleep(1)
-            written(folder, asked.out)
+            written(folder, out)
         for one in on_cards:
             one.end()
-        timed = written(folder, asked.out)
-    print(f"{timed} of {len(names)} cases timed, {time.monotonic() - began:.0f} s")
-    return int(timed < len(names))
+        return written(folder, out)
 
 
 def written(folder: Path, out: Path) -> int:
@@ -127,8 +136,7 @@ def written(folder: Path, out: Path) -> int:
 class OnCard:
     """The cases of one card: in one process, and behind one that fails in another."""
 
-    def __init__(self, card: str, names: list[str], folder: Path, script: str = __file__) -> None:
-        """The script is given `--these`, a folder for its results and the names."""
+    def __init__(self, card: str, names: list[str], folder: Path, script: str) -> None:
         self.card, self.left, self.folder, self.script = card, names, folder / f"card-{card}", script
         self.folder.mkdir()
         self.process: subprocess.Popen | None = None
