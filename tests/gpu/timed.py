@@ -59,7 +59,8 @@ def run(case: Case, out: Path) -> None:
     from vlmtune.models import build
 
     clock = Clock((PROFILED,))
-    changed = [(engine, "_services"), (engine, "build_model"), (engine, "check_checkpoint"), (build, "load_base")]
+    of_engine = ("_services", "build_model", "check_checkpoint", "save_tuned", "write_card")
+    changed = [*((engine, name) for name in of_engine), (engine.TuneTrainer, "_save_checkpoint"), (build, "load_base")]
     before = [(module, name, getattr(module, name)) for module, name in (*changed, (features, "free_card"))]
     services = engine._services
     engine._services = lambda plan, folder: [*services(plan, folder), clock]
@@ -114,7 +115,7 @@ def on_every_card(script: str, names: list[str], out: Path, within_s: float) -> 
     The script is given `--these`, a folder for its results and the names.
     """
     began = time.monotonic()
-    cards = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    cards = visible_cards()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         on_cards = [OnCard(card, names[number :: len(cards)], folder, script) for number, card in enumerate(cards)]
@@ -124,6 +125,12 @@ def on_every_card(script: str, names: list[str], out: Path, within_s: float) -> 
         for one in on_cards:
             one.end()
         return written(folder, out)
+
+
+def visible_cards() -> list[str]:
+    """Return the numbers of the GPUs that processes may be started on."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def written(folder: Path, out: Path) -> int:
