@@ -168,6 +168,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         "parts": report.memory_measured.parts,
         **loaded,
         "losses": losses,
+        "data_wait_share": report.data_wait_share,
         "longest_row_tokens": report.longest_row.tokens,
         "seconds": round(time.perf_counter() - started, 1),
         "gpu": report.gpu,
