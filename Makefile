@@ -67,9 +67,9 @@ gpu-errors:  ## estimate them with the library versions that were measured and w
 gpu-microbench: install  ## time single kernels on the GPU at hand, which predicted time is made of; under a minute
 	$(BIN)/python tests/gpu/microbench.py tests/gpu/measured/microbench-here.json
 
-gpu-time-errors:  ## predict the timed runs with the versions that were measured and write how far off that is
+gpu-time-errors:  ## write how far off predicted time was; PREDICT='--predict CASE ...': predict runs before they are timed
 	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
-	.venv-oldest/bin/python tests/gpu/compare_time.py
+	.venv-oldest/bin/python tests/gpu/compare_time.py $(PREDICT)
 
 gpu: install  ## train every case on the GPU at hand and write what the allocator showed; about 17 minutes
 	$(BIN)/python tests/gpu/measure.py tests/gpu/measured/here.json vlmtune/catalog

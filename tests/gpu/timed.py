@@ -109,16 +109,18 @@ def main() -> int:
     return int(num_timed < len(names))
 
 
-def on_every_card(script: str, names: list[str], out: Path, within_s: float) -> int:
+def on_every_card(script: str, names: list[str], out: Path, within_s: float, at_a_time: int = 1) -> int:
     """Let a script do what is named, in turn on every visible card, for so long; return how much of it is written.
 
     The script is given `--these`, a folder for its results and the names.
     """
     began = time.monotonic()
-    cards = visible_cards()
+    cards = visible_cards() * at_a_time
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        on_cards = [OnCard(card, names[number :: len(cards)], folder, script) for number, card in enumerate(cards)]
+        on_cards = [
+            OnCard(card, names[number :: len(cards)], folder / f"{number}", script) for number, card in enumerate(cards)
+        ]
         while any([one.goes_on() for one in on_cards]) and time.monotonic() - began < within_s:  # noqa: C419  all
             time.sleep(1)
             written(folder, out)
@@ -141,10 +143,10 @@ def written(folder: Path, out: Path) -> int:
 
 
 class OnCard:
-    """The cases of one card: in one process, and behind one that fails in another."""
+    """The cases of one card, or of a share of it: in one process, and behind one that fails in another."""
 
     def __init__(self, card: str, names: list[str], folder: Path, script: str) -> None:
-        self.card, self.left, self.folder, self.script = card, names, folder / f"card-{card}", script
+        self.card, self.left, self.folder, self.script = card, names, folder, script
         self.folder.mkdir()
         self.process: subprocess.Popen | None = None
 
