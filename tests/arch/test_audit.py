@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NO_ADVISORIES = "make audit: no advisories: PyPI's own service was not reached, so nothing is known of what is installed"
+NO_ADVISORIES = (
+    "make audit: no advisories: PyPI's own service was not reached, so nothing is known of what is installed"
+)
 NOT_REACHED = "Traceback (most recent call last):\nrequests.exceptions.ConnectionError: no route\n"
 NOT_KNOWN = "ERROR:pip_audit._cli:peft: Dependency not found on PyPI and could not be audited: peft (0.21.2)\n"
 WEAK = "Found 1 known vulnerability in 1 package\n"
