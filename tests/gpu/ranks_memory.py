@@ -61,7 +61,12 @@ LIMIT_S = 200.0
 NEEDED_S = 12.0
 """No plan takes its turn with less left."""
 CAP_BYTES = 7 * GIB
-EIGHT_STEPS = {**VARLEN, "training.gradient_accumulation_steps": 4, "training.max_steps": 8}
+EIGHT_STEPS = {
+    **VARLEN,
+    "training.gradient_accumulation_steps": 4,
+    "training.max_steps": 8,
+    "hardware.num_workers": 0,
+}
 SHARED = {"hardware.shard": "always"}
 PACKED = {"training.packing": True, "training.gradient_accumulation_steps": 8}
 TOWER = {"training.lora.vision_tower": True}
