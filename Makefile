@@ -102,7 +102,7 @@ gpu-ranks: install  ## train on one GPU and on all of them: times, peaks, NCCL's
 gpu-ranks-memory: install  ## peaks of every GPU in 24 plans on two and four of them; four minutes
 	$(BIN)/python tests/gpu/ranks_memory.py --measure tests/gpu/measured/ranks-memory-here.json
 
-gpu-ranks-peers: install  ## vlmtune and TRL (in TRL=FOLDER) under accelerate on 1, 2 and 4 GPUs; two minutes
+gpu-ranks-peers: install  ## vlmtune and TRL (in TRL=FOLDER) under accelerate on 2 and 4 GPUs; two minutes
 	$(BIN)/python tests/gpu/ranks_peers.py tests/gpu/measured/ranks-peers-here.json --trl $(TRL)
 
 gpu-time: install  ## time a step of every case on the GPUs at hand, one process on each; about forty seconds a case
