@@ -1,0 +1,159 @@
+"""Kernels in Triton, which comes with torch for CUDA on Linux: what the library computes by many, in one a direction.
+
+Each reads its numbers once, computes in fp32 and rounds once, at the end. They are compiled when they are first called,
+which takes a C compiler, and kept in Triton's cache. With TRITON_INTERPRET=1 a CPU computes them, slowly.
+
+Shapes: N numbers; T tokens, H heads, D numbers of a head.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+NUMBERS = 1024
+"""That a program takes at once."""
+SILU, GELU_TANH = 0, 1
+
+
+@triton.jit
+def _activated(g, KIND: tl.constexpr):
+    """Return an activation and its derivative."""
+    if KIND == 0:
+        s = tl.sigmoid(g)
+        return g * s, s * (1 + g * (1 - s))
+    inner = 0.7978845608028654 * (g + 0.044715 * g * g * g)
+    half = tl.sigmoid(2 * inner)  # (1 + tanh(inner)) / 2
+    slope = 0.7978845608028654 * (1 + 3 * 0.044715 * g * g)
+    return g * half, half + 2 * g * half * (1 - half) * slope
+
+
+@triton.jit
+def _gated(gate, up, y, num, KIND: tl.constexpr, NUM: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * NUM + tl.arange(0, NUM)
+    there = at < num
+    value, _ = _activated(tl.load(gate + at, mask=there, other=0).to(tl.float32), KIND)
+    tl.store(y + at, value * tl.load(up + at, mask=there, other=0).to(tl.float32), mask=there)
+
+
+@triton.jit
+def _gated_backward(gradient, gate, up, of_gate, of_up, num, KIND: tl.constexpr, NUM: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * NUM + tl.arange(0, NUM)
+    there = at < num
+    d = tl.load(gradient + at, mask=there, other=0).to(tl.float32)
+    value, slope = _activated(tl.load(gate + at, mask=there, other=0).to(tl.float32), KIND)
+    u = tl.load(up + at, mask=there, other=0).to(tl.float32)
+    tl.store(of_gate + at, d * u * slope, mask=there)
+    tl.store(of_up + at, d * value, mask=there)
+
+
+def gated(gate: Tensor, up: Tensor, kind: int) -> Tensor:
+    """Return act(gate) * up; both are contiguous."""
+    y, num = torch.empty_like(gate), gate.numel()
+    _gated[(triton.cdiv(num, NUMBERS),)](gate, up, y, num, KIND=kind, NUM=NUMBERS)
+    return y
+
+
+def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor, kind: int) -> tuple[Tensor, Tensor]:
+    """Return the gradients of gate and up; all are contiguous."""
+    of_gate, of_up, num = torch.empty_like(gate), torch.empty_like(up), gate.numel()
+    _gated_backward[(triton.cdiv(num, NUMBERS),)](gradient, gate, up, of_gate, of_up, num, KIND=kind, NUM=NUMBERS)
+    return of_gate, of_up
+
+
+@triton.jit
+def _rotated(  # noqa: PLR0913
+    x,
+    cos,
+    sin,
+    y,
+    tokens,
+    heads,
+    x_t,
+    x_h,
+    y_t,
+    y_h,
+    SIGN: tl.constexpr,
+    HALF: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Two halves of a head turn by the angle of its token; gradients turn back."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    pair = tl.arange(0, COLUMNS)[None, :]
+    there = (row < tokens * heads) & (pair < HALF)
+    t, h = row // heads, row % heads
+    angle = t * 2 * HALF + pair
+    c1 = tl.load(cos + angle, mask=there, other=0).to(tl.float32)
+    c2 = tl.load(cos + angle + HALF, mask=there, other=0).to(tl.float32)
+    s1 = tl.load(sin + angle, mask=there, other=0).to(tl.float32)
+    s2 = tl.load(sin + angle + HALF, mask=there, other=0).to(tl.float32)
+    at = t * x_t + h * x_h + pair
+    x1 = tl.load(x + at, mask=there, other=0).to(tl.float32)
+    x2 = tl.load(x + at + HALF, mask=there, other=0).to(tl.float32)
+    at = t * y_t + h * y_h + pair
+    if SIGN > 0:
+        tl.store(y + at, x1 * c1 - x2 * s1, mask=there)
+        tl.store(y + at + HALF, x2 * c2 + x1 * s2, mask=there)
+    else:
+        tl.store(y + at, x1 * c1 + x2 * s2, mask=there)
+        tl.store(y + at + HALF, x2 * c2 - x1 * s1, mask=there)
+
+
+def rotated(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor, y_THD: Tensor, back: bool) -> None:
+    """Write x, turned forth or back, to y; numbers of a head lie behind each other, cos and sin are contiguous."""
+    tokens, heads, size = x_THD.shape
+    strides, block = (*x_THD.stride()[:2], *y_THD.stride()[:2]), _block(size // 2)
+    grid = (triton.cdiv(tokens * heads, block["ROWS"]),)
+    sign = -1 if back else 1
+    _rotated[grid](x_THD, cos_TD, sin_TD, y_THD, tokens, heads, *strides, SIGN=sign, HALF=size // 2, **block)
+
+
+@triton.jit
+def _norm(x, weight, y, scale, rows, eps, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, COLUMNS)[None, :]
+    there = (row < rows) & (column < WIDTH)
+    v = tl.load(x + row * WIDTH + column, mask=there, other=0).to(tl.float32)
+    w = tl.load(weight + column, mask=column < WIDTH, other=0).to(tl.float32)
+    s = tl.rsqrt(tl.sum(v * v, 1, keep_dims=True) / WIDTH + eps)
+    tl.store(scale + row, s, mask=row < rows)
+    tl.store(y + row * WIDTH + column, v * s * w, mask=there)
+
+
+@triton.jit
+def _norm_backward(
+    gradient, x, weight, scale, of_x, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, COLUMNS)[None, :]
+    there = (row < rows) & (column < WIDTH)
+    s = tl.load(scale + row, mask=row < rows, other=0)
+    v = tl.load(x + row * WIDTH + column, mask=there, other=0).to(tl.float32) * s
+    w = tl.load(weight + column, mask=column < WIDTH, other=0).to(tl.float32)
+    g = tl.load(gradient + row * WIDTH + column, mask=there, other=0).to(tl.float32) * w
+    mean = tl.sum(g * v, 1, keep_dims=True) / WIDTH
+    tl.store(of_x + row * WIDTH + column, s * (g - v * mean), mask=there)
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return x / rms * weight, and 1 / rms in fp32; x is contiguous."""
+    width, y = len(weight), torch.empty_like(x)
+    scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+    rows, block = scale.numel(), _block(width)
+    _norm[(triton.cdiv(rows, block["ROWS"]),)](x, weight, y, scale, rows, eps, WIDTH=width, **block)
+    return y, scale
+
+
+def norm_backward(gradient: Tensor, x: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of x; gradient and x are contiguous."""
+    width, of_x = len(weight), torch.empty_like(x)
+    rows, block = scale.numel(), _block(width)
+    _norm_backward[(triton.cdiv(rows, block["ROWS"]),)](gradient, x, weight, scale, of_x, rows, WIDTH=width, **block)
+    return of_x
+
+
+def _block(columns: int) -> dict[str, int]:
+    """Return what of a matrix a program takes: whole rows, in powers of two."""
+    padded = triton.next_power_of_2(columns)
+    return {"ROWS": max(1, NUMBERS // padded), "COLUMNS": padded}
