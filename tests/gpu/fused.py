@@ -20,6 +20,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from vlmtune.compat.torch import FUSED_RMS_NORM, FUSED_RMS_NORM_BACKWARD  # noqa: E402
 from vlmtune.models.speed import kernels  # noqa: E402
+from vlmtune.models.speed.gated import SILU  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
 TOKENS, TIMES = 12_288, 20
@@ -96,9 +97,9 @@ def gates(device: str, tokens: int, size: str):
     library = lambda: F.silu(gate) * up  # noqa: E731
     yield figures("gated", size, "library", library, by_autograd(library, gradient, gate, up))
     with torch.no_grad():
-        back = lambda: kernels.gated_backward(gradient, gate, up, kernels.SILU)  # noqa: E731
+        back = lambda: kernels.gated_backward(gradient, gate, up, SILU)  # noqa: E731
         took = seconds(back)
-        yield figures("gated", size, "triton", lambda: kernels.gated(gate, up, kernels.SILU), back, took)
+        yield figures("gated", size, "triton", lambda: kernels.gated(gate, up, SILU), back, took)
 
 
 def rotary(device: str, tokens: int, size: str):
@@ -113,10 +114,9 @@ def rotary(device: str, tokens: int, size: str):
         library = lambda: apply_rotary_pos_emb(x[None], x[None, :, :1], cos[None], sin[None], 2)[0][0]  # noqa: E731
     yield figures("rotary", size, "library", library, by_autograd(library, gradient, x))
     with torch.no_grad():
-        y = torch.empty_like(x)
-        took = seconds(lambda: kernels.rotated(x, cos, sin, y, back=True))
-        forth = lambda: kernels.rotated(x, cos, sin, torch.empty_like(x), back=False)  # noqa: E731
-        back = lambda: kernels.rotated(gradient, cos, sin, torch.empty_like(x), back=True)  # noqa: E731
+        took = seconds(lambda: kernels.turned(x[None], cos, sin, True))
+        forth = lambda: kernels.turned(x[None], cos, sin, False)  # noqa: E731
+        back = lambda: kernels.turned(gradient[None], cos, sin, True)  # noqa: E731
         yield figures("rotary", size, "triton", forth, back, took)
 
 

@@ -56,11 +56,14 @@ SETS = (
         for name, model, size in PACKED
     ),
 )
-PEFT = {"lean_lora": False, "align_widths": False, "varlen_attention": False, "fused_norms": False}
+LATER = ("align_widths", "varlen_attention", "fused_norms", "fused_elementwise")
+PEFT = {"lean_lora": False, **dict.fromkeys(LATER, False)}
 LEAN = {**PEFT, "lean_lora": True}
 ALIGNED = {**LEAN, "align_widths": True}
 VARLEN = {**ALIGNED, "varlen_attention": True}
-VARIANTS = {"peft": PEFT, "lean": LEAN, "aligned": ALIGNED, "varlen": VARLEN, "norms": {**VARLEN, "fused_norms": True}}
+NORMS = {**VARLEN, "fused_norms": True}
+FUSED = {**NORMS, "fused_elementwise": True}
+VARIANTS = {"peft": PEFT, "lean": LEAN, "aligned": ALIGNED, "varlen": VARLEN, "norms": NORMS, "fused": FUSED}
 """What each run has in its section `hardware`: each the one before and something more."""
 
 

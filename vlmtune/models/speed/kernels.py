@@ -3,7 +3,7 @@
 Each reads its numbers once, computes in fp32 and rounds once, at the end. They are compiled when they are first called,
 which takes a C compiler, and kept in Triton's cache. With TRITON_INTERPRET=1 a CPU computes them, slowly.
 
-Shapes: N numbers; T tokens, H heads, D numbers of a head.
+Shapes: B rows, T tokens, H heads, D numbers of a head.
 """
 
 import torch
@@ -11,20 +11,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vlmtune.models.speed import gated as gated_mlps
+
 NUMBERS = 1024
 """That a program takes at once."""
-SILU, GELU_TANH = 0, 1
+GELU_SCALE, GELU_CUBE = tl.constexpr(gated_mlps.GELU_SCALE), tl.constexpr(gated_mlps.GELU_CUBE)
 
 
 @triton.jit
 def _activated(g, KIND: tl.constexpr):
-    """Return an activation and its derivative."""
+    """Return an activation (gated.py says which is which number) and its derivative."""
     if KIND == 0:
-        s = tl.sigmoid(g)
+        s = 1 / (1 + tl.exp(-g))
         return g * s, s * (1 + g * (1 - s))
-    inner = 0.7978845608028654 * (g + 0.044715 * g * g * g)
-    half = tl.sigmoid(2 * inner)  # (1 + tanh(inner)) / 2
-    slope = 0.7978845608028654 * (1 + 3 * 0.044715 * g * g)
+    inner = GELU_SCALE * (g + GELU_CUBE * g * g * g)
+    half = 1 / (1 + tl.exp(-2 * inner))  # (1 + tanh(inner)) / 2
+    slope = GELU_SCALE * (1 + 3 * GELU_CUBE * g * g)
     return g * half, half + 2 * g * half * (1 - half) * slope
 
 
@@ -61,55 +63,61 @@ def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor, kind: int) -> tup
     return of_gate, of_up
 
 
-@triton.jit
-def _rotated(  # noqa: PLR0913
+@triton.jit(do_not_specialize=["num", "tokens", "angles"])
+def _turned(
     x,
     cos,
     sin,
     y,
+    num,
     tokens,
-    heads,
-    x_t,
-    x_h,
-    y_t,
-    y_h,
-    SIGN: tl.constexpr,
+    angles,
+    x_row,
+    x_token,
+    x_head,
+    BACK: tl.constexpr,
+    HEADS: tl.constexpr,
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Two halves of a head turn by the angle of its token; gradients turn back."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    """Two halves of a head turn by the angles of its token; gradients turn back."""
+    head = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     pair = tl.arange(0, COLUMNS)[None, :]
-    there = (row < tokens * heads) & (pair < HALF)
-    t, h = row // heads, row % heads
-    angle = t * 2 * HALF + pair
+    there = (head < num) & (pair < HALF)
+    token = head // HEADS
+    angle = (token % angles) * 2 * HALF + pair
     c1 = tl.load(cos + angle, mask=there, other=0).to(tl.float32)
     c2 = tl.load(cos + angle + HALF, mask=there, other=0).to(tl.float32)
     s1 = tl.load(sin + angle, mask=there, other=0).to(tl.float32)
     s2 = tl.load(sin + angle + HALF, mask=there, other=0).to(tl.float32)
-    at = t * x_t + h * x_h + pair
+    row = (token // tokens).to(tl.int64)
+    at = row * x_row + (token % tokens).to(tl.int64) * x_token + (head % HEADS) * x_head + pair
     x1 = tl.load(x + at, mask=there, other=0).to(tl.float32)
     x2 = tl.load(x + at + HALF, mask=there, other=0).to(tl.float32)
-    at = t * y_t + h * y_h + pair
-    if SIGN > 0:
-        tl.store(y + at, x1 * c1 - x2 * s1, mask=there)
-        tl.store(y + at + HALF, x2 * c2 + x1 * s2, mask=there)
-    else:
+    at = head.to(tl.int64) * 2 * HALF + pair
+    if BACK:
         tl.store(y + at, x1 * c1 + x2 * s2, mask=there)
         tl.store(y + at + HALF, x2 * c2 - x1 * s1, mask=there)
+    else:
+        tl.store(y + at, x1 * c1 - x2 * s1, mask=there)
+        tl.store(y + at + HALF, x2 * c2 + x1 * s2, mask=there)
 
 
-def rotated(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor, y_THD: Tensor, back: bool) -> None:
-    """Write x, turned forth or back, to y; numbers of a head lie behind each other, cos and sin are contiguous."""
-    tokens, heads, size = x_THD.shape
-    strides, block = (*x_THD.stride()[:2], *y_THD.stride()[:2]), _block(size // 2)
-    grid = (triton.cdiv(tokens * heads, block["ROWS"]),)
-    sign = -1 if back else 1
-    _rotated[grid](x_THD, cos_TD, sin_TD, y_THD, tokens, heads, *strides, SIGN=sign, HALF=size // 2, **block)
+def turned(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
+    """Return x [B, T, H, D] turned forth, or gradients turned back.
+
+    The numbers of a head lie behind each other; cos and sin [..., D] are contiguous, of all tokens or of a row's.
+    """
+    (rows, tokens, heads, size), y = x.shape, x.new_empty(x.shape)
+    num, block = rows * tokens * heads, _block(size // 2)
+    sizes = num, tokens, cos.numel() // size, *x.stride()[:3]
+    grid = (triton.cdiv(num, block["ROWS"]),)
+    _turned[grid](x, cos, sin, y, *sizes, BACK=back, HEADS=heads, HALF=size // 2, **block)
+    return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm(x, weight, y, scale, rows, eps, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
@@ -121,7 +129,7 @@ def _norm(x, weight, y, scale, rows, eps, WIDTH: tl.constexpr, ROWS: tl.constexp
     tl.store(y + row * WIDTH + column, v * s * w, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm_backward(
     gradient, x, weight, scale, of_x, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
