@@ -6,16 +6,16 @@ which takes a C compiler, and kept in Triton's cache. With TRITON_INTERPRET=1 a 
 Shapes: B rows, T tokens, H heads, D numbers of a head.
 """
 
+from math import pi
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vlmtune.models.speed import gated as gated_mlps
-
 NUMBERS = 1024
 """That a program takes at once."""
-GELU_SCALE, GELU_CUBE = tl.constexpr(gated_mlps.GELU_SCALE), tl.constexpr(gated_mlps.GELU_CUBE)
+GELU_SCALE, GELU_CUBE = tl.constexpr((2 / pi) ** 0.5), tl.constexpr(0.044715)
 
 
 @triton.jit
