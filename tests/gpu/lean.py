@@ -16,8 +16,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # torch reads it when it is imported
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import LLAVA_7B, QWEN3_4B, QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
@@ -28,7 +29,7 @@ from gpu.profiled import Clock, free_card, most_of  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 from vlmtune.units import GIB  # noqa: E402
 
-CARD, LEFT_BYTES = "cuda", 7 * GIB
+CARD = "cuda"
 STEPS, ROWS = 20, 8
 PROFILED, WATCHED = 6, 8
 """Steps of which kernels, and waits, are counted; they are not timed."""
@@ -67,8 +68,8 @@ VARIANTS = {"peft": PEFT, "lean": LEAN, "aligned": ALIGNED, "varlen": VARLEN, "n
 """What each run has in its section `hardware`: each the one before and something more."""
 
 
-def trained(prepared_run: tuple, variant: str) -> dict:
-    """Train in this process, held to 7 GiB once the model is there, and return what it took."""
+def trained(prepared_run: tuple, variant: str, limit_bytes: float) -> dict:
+    """Train in this process, held to a limit once the model is there, and return what it took."""
     from rich.console import Console
 
     from vlmtune.data.run_data import MeasuredRows, RunData
@@ -86,7 +87,7 @@ def trained(prepared_run: tuple, variant: str) -> dict:
     def build_model(plan, **how):
         model = build.build_model(plan, **how)
         torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(LEFT_BYTES / total_bytes)
+        torch.cuda.set_per_process_memory_fraction(min(1, limit_bytes / total_bytes))
         return model
 
     clock, services, real = Clock((PROFILED,), WATCHED, WARM_UP), engine._services, engine.build_model
@@ -206,9 +207,9 @@ def main() -> None:
     parser.add_argument("names", nargs="?", default="", help="regular expression of the sets to measure")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of each set")
     parser.add_argument("--no-estimates", action="store_true", help="they take half a minute each, on the processor")
+    parser.add_argument("--limit-gib", type=float, default=7.0, help="what a run may reserve")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run")
     asked = parser.parse_args()
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     from vlmtune.engine import train as engine
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.models import build
@@ -229,7 +230,7 @@ def main() -> None:
         for case in cases:
             run = prepare(case, CATALOGUE, Path(folder) / case.name)  # the same pictures for all
             for variant in asked.variants:
-                found["runs"].append({"case": case.name, **trained(run, variant)})
+                found["runs"].append({"case": case.name, **trained(run, variant, asked.limit_gib * GIB)})
                 free_card()
                 write()
                 print(*(found["runs"][-1][key] for key in SHOWN), flush=True)

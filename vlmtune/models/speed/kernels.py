@@ -117,6 +117,11 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
     return y
 
 
+@triton.jit
+def _add(one, other):
+    return one + other
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _norm(x, weight, y, scale, rows, eps, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -124,7 +129,7 @@ def _norm(x, weight, y, scale, rows, eps, WIDTH: tl.constexpr, ROWS: tl.constexp
     there = (row < rows) & (column < WIDTH)
     v = tl.load(x + row * WIDTH + column, mask=there, other=0).to(tl.float32)
     w = tl.load(weight + column, mask=column < WIDTH, other=0).to(tl.float32)
-    s = tl.rsqrt(tl.sum(v * v, 1, keep_dims=True) / WIDTH + eps)
+    s = tl.rsqrt(tl.reduce(v * v, 1, _add, keep_dims=True) / WIDTH + eps)
     tl.store(scale + row, s, mask=row < rows)
     tl.store(y + row * WIDTH + column, v * s * w, mask=there)
 
@@ -140,7 +145,7 @@ def _norm_backward(
     v = tl.load(x + row * WIDTH + column, mask=there, other=0).to(tl.float32) * s
     w = tl.load(weight + column, mask=column < WIDTH, other=0).to(tl.float32)
     g = tl.load(gradient + row * WIDTH + column, mask=there, other=0).to(tl.float32) * w
-    mean = tl.sum(g * v, 1, keep_dims=True) / WIDTH
+    mean = tl.reduce(g * v, 1, _add, keep_dims=True) / WIDTH
     tl.store(of_x + row * WIDTH + column, s * (g - v * mean), mask=there)
 
 

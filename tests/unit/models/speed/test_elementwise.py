@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny.rows import TinyModel, built, colour_rows
 from torch import Tensor, nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP, Gemma3TextConfig
@@ -195,3 +196,15 @@ def test_the_kernel_of_positions_computes_what_stands_for_it(dtype, rounding, an
     x = torch.randn(2, 3, 5, 48).to(dtype).transpose(1, 2)[..., :24]
     cos, sin = torch.randn(2, angles, 5, 24).to(dtype)
     assert near(kernels.turned(x, cos, sin, back), rotary.turned(x, cos, sin, back), rounding)
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), NEAR)
+def test_the_kernels_of_narrow_norms_compute_the_norm_and_its_gradient(dtype, rounding, kernels):
+    torch.manual_seed(0)
+    x, gradient = torch.randn(2, 5, 4, 48).to(dtype)
+    weight, exact = torch.randn(48).to(dtype), x.double().requires_grad_()
+    y, scale = kernels.norm(x, weight, 1e-6)
+    expected = F.rms_norm(exact, (48,), weight.double(), 1e-6)
+    expected.backward(gradient.double())
+    assert near(y, expected, rounding) and scale.shape == (5, 4, 1)
+    assert near(kernels.norm_backward(gradient, x, scale, weight), exact.grad, rounding)
