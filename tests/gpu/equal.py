@@ -36,7 +36,7 @@ PACKS = {"gradient_accumulation_steps": ROWS_PER_STEP, "packing": True, "pack_to
 RUNS = {
     "peft": (VARIANTS["peft"], BATCHES),
     "lean": (VARIANTS["lean"], BATCHES),
-    "packs": (VARIANTS["norms"], PACKS),
+    "packs": (VARIANTS["fused"], PACKS),
     "again": (VARIANTS["peft"], BATCHES),
 }
 """What each run has in its sections `hardware` and `training`."""
