@@ -33,6 +33,9 @@ demo: install  ## teach a tiny model to read handwritten digits, on the CPU, in 
 demo-levers: install  ## the demo with every exact memory lever and without, three seeds: the same weights; ten minutes
 	$(BIN)/python tests/bench/exact_levers.py
 
+demo-equal: install  ## 200 steps of the demo, lean adapters and PEFT's forward, packs and not, three seeds: equal losses; six minutes
+	$(BIN)/python tests/bench/equal_losses.py
+
 test: install  ## run every test
 	$(BIN)/ruff check vlmtune tests
 	$(BIN)/python -m pytest -q -n 2

@@ -5,6 +5,7 @@ The picture of the live view is drawn from live-view.jsonl, the log of a real ru
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from vlmtune.runs.records import StepRecord
 from vlmtune.units import GIB
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from gpu.groups import PAGES_3B, table_of  # noqa: E402
+
 MEASURED = ROOT / "tests" / "gpu" / "measured"
 BY_OTHER_COMMANDS = (
     "| A run that was killed and goes on with `--resume` | the weights of an uninterrupted run, bit for bit "
@@ -290,6 +294,7 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "docs/loading.md": {"loading": loading_table},
     "docs/evaluation.md": {"metrics": metrics_table},
     "docs/speed.md": {"beside": beside_table, "ratios": ratios_table},
+    "docs/profile.md": {"profile": lambda: table_of(PAGES_3B)},
     "docs/several-gpus.md": {"ranks": ranks_table},
     "docs/levers.md": {"levers": levers_table, "savings": savings_table},
     "docs/contributing.md": {"make": make_table},
