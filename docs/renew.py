@@ -24,6 +24,7 @@ from vlmtune.units import GIB
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 from gpu.groups import PAGES_3B, table_of  # noqa: E402
+from gpu.parted import losses_table  # noqa: E402
 
 MEASURED = ROOT / "tests" / "gpu" / "measured"
 BY_OTHER_COMMANDS = (
@@ -293,7 +294,12 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "docs/estimate.md": {"errors": errors_table, "cap": cap_table, "train": train_table, "time": time_table},
     "docs/loading.md": {"loading": loading_table},
     "docs/evaluation.md": {"metrics": metrics_table},
-    "docs/speed.md": {"beside": beside_table, "ratios": ratios_table},
+    "docs/speed.md": {
+        "beside": beside_table,
+        "ratios": ratios_table,
+        "equal": lambda: losses_table("equal.json"),
+        "demo": lambda: losses_table("demo-equal.json"),
+    },
     "docs/profile.md": {"profile": lambda: table_of(PAGES_3B)},
     "docs/several-gpus.md": {"ranks": ranks_table},
     "docs/levers.md": {"levers": levers_table, "savings": savings_table},

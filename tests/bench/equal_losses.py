@@ -11,10 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from exact_levers import SEEDS, trained_demo
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from exact_levers import SEEDS, trained_demo  # noqa: E402
+from gpu.parted import parted  # noqa: E402
 
-from vlmtune.demo.digits import write_digits
-from vlmtune.runs.versions import library_versions
+from vlmtune.demo.digits import write_digits  # noqa: E402
+from vlmtune.runs.versions import library_versions  # noqa: E402
 
 STEPS, ROWS_PER_STEP = 200, 16
 MOST_MEAN, MOST = 1e-3, 2e-2
@@ -39,12 +41,6 @@ def trained(folder: Path, seed: int, kind: str) -> dict:
     """Return the losses of a run."""
     run = trained_demo(folder, f"{kind}-{seed}", {**FIXED, "training.seed": seed, **RUNS[kind]})
     return {"run": kind, "seed": seed, "losses": [record.loss for record in run.read_log()]}
-
-
-def parted(run: dict, first: dict) -> tuple[float, float]:
-    """Return by how much the losses of two runs differ, in the mean of the steps and at most."""
-    differences = [abs(one - other) for one, other in zip(run["losses"], first["losses"], strict=True)]
-    return statistics.fmean(differences), max(differences)
 
 
 def main() -> int:
