@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from gpu.profiled import Clock, free_card, most_of, seconds_of  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
 CATALOGUE = Path(__file__).parents[2] / "vlmtune" / "catalog"
+OWN = Path(__file__)
 STEPS = 7
 PROFILED = STEPS - 2
 
@@ -47,8 +49,8 @@ def figures_of(clock: Clock) -> dict:
     }
 
 
-def run(case: Case, out: Path) -> None:
-    """Train one case in this process and write what it took."""
+def run(case: Case, out: Path, cap_bytes: int | None = None) -> None:
+    """Train one case in this process, with no more of the card than a cap, and write what it took."""
     from vlmtune.data.features import prepare as features
     from vlmtune.engine import train as engine
     from vlmtune.models import build
@@ -58,10 +60,11 @@ def run(case: Case, out: Path) -> None:
     before = [(module, name, getattr(module, name)) for module, name in (*changed, (features, "free_card"))]
     services = engine._services
     engine._services = lambda plan, folder: [*services(plan, folder), clock]
-    measure.run(timed(case), CATALOGUE, part := out.with_suffix(".part"))
+    measure.run(case, CATALOGUE, part := out.with_suffix(".part"), cap_bytes)
     for module, name, real in before:
         setattr(module, name, real)
-    found = json.loads(part.read_text(encoding="utf-8")) | figures_of(clock)
+    found = json.loads(part.read_text(encoding="utf-8"))
+    found |= {} if "out_of_memory" in found else figures_of(clock)
     peaks = ("allocated_bytes", "reserved_bytes", "load_peak_bytes", "parts")  # of a process with several cases
     part.write_text(json.dumps({key: value for key, value in found.items() if key not in peaks}), encoding="utf-8")
     part.rename(out)
@@ -70,7 +73,7 @@ def run(case: Case, out: Path) -> None:
 def run_all(names: list[str], folder: Path) -> None:
     """Train these cases in this process, one after another: the libraries are imported once."""
     for name in names:
-        run(next(case for case in CASES if case.name == name), folder / f"{name}.json")
+        run(timed(next(case for case in CASES if case.name == name)), folder / f"{name}.json")
         free_card()
 
 
@@ -81,19 +84,29 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="cases to time; all if none is named")
     parser.add_argument("--within", type=float, default=1e9, help="seconds after which nothing is waited for")
     asked = parser.parse_args()
-    names, began = asked.names or [case.name for case in CASES], time.monotonic()
+    names = asked.names or [case.name for case in CASES]
+    return on_cards(lambda cards: [names[number::cards] for number in range(cards)], asked.out, asked.within)
+
+
+def on_cards(shares: Callable[[int], list[list[str]]], out: Path, within_s: float, script: Path = OWN) -> int:
+    """Time on every visible GPU its share of the names, by a script that takes `--these`; return 0 when all are timed.
+
+    Args:
+        shares: number of GPUs → what each of them times, in its order.
+    """
     cards = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    shared, began = shares(len(cards)), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        on_cards = [OnCard(card, names[number :: len(cards)], folder) for number, card in enumerate(cards)]
-        while any([one.goes_on() for one in on_cards]) and time.monotonic() - began < asked.within:  # noqa: C419  all
+        running = [OnCard(card, names, folder, script) for card, names in zip(cards, shared, strict=True)]
+        while any([one.goes_on() for one in running]) and time.monotonic() - began < within_s:  # noqa: C419  all
             time.sleep(1)
-            written(folder, asked.out)
-        for one in on_cards:
+            written(folder, out)
+        for one in running:
             one.end()
-        timed = written(folder, asked.out)
-    print(f"{timed} of {len(names)} cases timed, {time.monotonic() - began:.0f} s")
-    return int(timed < len(names))
+        timed = written(folder, out)
+    print(f"{timed} of {sum(map(len, shared))} cases timed, {time.monotonic() - began:.0f} s")
+    return int(timed < sum(map(len, shared)))
 
 
 def written(folder: Path, out: Path) -> int:
@@ -106,8 +119,8 @@ def written(folder: Path, out: Path) -> int:
 class OnCard:
     """The cases of one card: in one process, and behind one that fails in another."""
 
-    def __init__(self, card: str, names: list[str], folder: Path) -> None:
-        self.card, self.left, self.folder = card, names, folder
+    def __init__(self, card: str, names: list[str], folder: Path, script: Path) -> None:
+        self.card, self.left, self.folder, self.script = card, names, folder, script
         self.process: subprocess.Popen | None = None
 
     def goes_on(self) -> bool:
@@ -127,7 +140,7 @@ class OnCard:
     def _begin(self) -> None:
         self.said = self.folder / f"card-{self.card}.txt"
         env = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True", "CUDA_VISIBLE_DEVICES": self.card}
-        command = [sys.executable, __file__, "--these", str(self.folder), *self.left]
+        command = [sys.executable, str(self.script), "--these", str(self.folder), *self.left]
         with self.said.open("w") as said:
             self.process = subprocess.Popen(command, env=env, stdout=said, stderr=said)
 
