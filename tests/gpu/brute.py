@@ -11,6 +11,7 @@ import sys
 import tempfile
 from contextlib import nullcontext
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import torch
@@ -20,18 +21,16 @@ from gpu import cases, measure, timed  # noqa: E402
 from gpu.cases import Case  # noqa: E402
 from gpu.compare import CATALOGUE, MEASURED  # noqa: E402
 
-from vlmtune.config.load import LoadedConfig  # noqa: E402
 from vlmtune.config.keys import all_keys  # noqa: E402
+from vlmtune.config.load import LoadedConfig  # noqa: E402
 from vlmtune.config.values import Values, changed, not_yet  # noqa: E402
 from vlmtune.data.run_data import MeasuredRows  # noqa: E402
 from vlmtune.estimate.given_rows import GivenRows  # noqa: E402
-from vlmtune.estimate.report import MemoryReport  # noqa: E402
 from vlmtune.estimate.scenario import Scenario  # noqa: E402
 from vlmtune.estimate.search.candidates import Search  # noqa: E402
 from vlmtune.estimate.search.fit import MARGIN, fit_card  # noqa: E402
-from vlmtune.estimate.search.spend import last_that_fits  # noqa: E402
+from vlmtune.estimate.search.spend import Ways  # noqa: E402
 from vlmtune.hardware.cards import Target, find_card  # noqa: E402
-from vlmtune.levers.batch import batch_of  # noqa: E402
 from vlmtune.levers.recompute import RECOMPUTE  # noqa: E402
 from vlmtune.units import GIB  # noqa: E402
 
@@ -40,9 +39,8 @@ LEFT_BYTES = 7 * GIB
 CARD, LAUNCH_S = "h100", 45e-6
 """What launches took on the machines that earlier runs were timed on."""
 PER_STEP, STEPS = 16, 6
-BATCHES, PACKS = (1, 2, 4, 8, 16), (2048, 4096)
-MOST_NEIGHBOURS, WORTH = 5, 1.5
-"""Those that are predicted to take half as long again are not timed."""
+MOST_NEIGHBOURS, WORTH = 5, 3
+"""Those that are predicted to take longer by this are not timed."""
 OWN = {
     "training.gradient_accumulation_steps": PER_STEP,
     "training.packing": "auto",
@@ -79,43 +77,30 @@ def plans_of(pair: Case) -> list[dict]:
         scenario = scenario_of(pair, Path(folder) / "case")
         fit = fit_card(scenario)
         chosen = {key: value for change in fit.changes for key, value in change.values.items()}
-        held = scenario.with_budget(int(LEFT_BYTES * (1 - MARGIN)))
-        search = Search(scenario.config, scenario.facts, lambda values: held.with_values(values).estimate(fast=True))
-        others = [values for division in divisions() for values in filled(search, division)]
-        found = [_told(pair, values, search.report(values)) for values in others if values != chosen]
-    first = _told(pair, chosen, fit.report, chosen=True)
-    others = [one for one in found if one["step_s"] <= WORTH * first["step_s"]]
-    return [first, *sorted(others, key=lambda one: one["step_s"])[:MOST_NEIGHBOURS]]
+        found = [one for one in others(pair, scenario) if one["values"] != chosen]
+    first = _told(pair, chosen, fit.report.time.step_s, chosen=True)
+    worth = [one for one in found if one["step_s"] <= WORTH * first["step_s"]]
+    return [first, *sorted(worth, key=lambda one: one["step_s"])[:MOST_NEIGHBOURS]]
 
 
-def divisions() -> list[Values]:
-    """Return every division of a step's rows."""
-    packed = [{"training.packing": True, "training.pack_tokens": tokens, **batch_of(1, PER_STEP)} for tokens in PACKS]
-    return [*(batch_of(size, PER_STEP) for size in BATCHES), *packed]
+def others(pair: Case, scenario: Scenario) -> list[dict]:
+    """Return every division of a step's rows with as many kept activations as should fit, and with a third fewer."""
+    held = scenario.with_budget(int(LEFT_BYTES * (1 - MARGIN)))
+    search = Search(scenario.config, scenario.facts, lambda values: held.with_values(values).estimate(fast=True))
+    ways = Ways(search, [], lambda values, known: held.with_values(values).pace(known))
+    found = []
+    for way in ways.every:
+        levels = RECOMPUTE.spending.levels(changed(search.config, way.values), search.model, way.at_once)
+        place = int(ways.share(way) * len(levels)) - 1
+        for one in {place, place - len(levels) // 3}:
+            if one >= -1 and ways.predicted(way) < inf:
+                values = not_yet(search.config, way.values | (levels[one] if one >= 0 else {}))
+                found.append(_told(pair, values, ways.predicted(way)))
+    return found
 
 
-def filled(search: Search, division: Values) -> list[Values]:
-    """Return the division with as many kept activations as fit, and with a third fewer; none where it does not fit."""
-    levels = RECOMPUTE.spending.levels(changed(search.config, division), search.model, search.base.tokens["total"])
-    report = search.report(division)
-    if report is None or not report.fits:
-        return []
-    whole_bytes = search.report(levels[-1]).peak_reserved_bytes - search.base.peak_reserved_bytes
-    place = last_that_fits(search, division, levels, report.peak_reserved_bytes, whole_bytes)
-    places = {place, place - len(levels) // 3}
-    return [not_yet(search.config, division | (levels[one] if one >= 0 else {})) for one in places if one >= -1]
-
-
-def _told(pair: Case, values: Values, report: MemoryReport, chosen: bool = False) -> dict:
-    return {
-        "pair": pair.name,
-        "chosen": chosen,
-        "values": values,
-        "step_s": report.time.step_s,
-        "kernels_s": report.time.kernels_s,
-        "launches": report.time.launches,
-        "reserved_bytes": report.peak_reserved_bytes,
-    }
+def _told(pair: Case, values: Values, step_s: float, chosen: bool = False) -> dict:
+    return {"pair": pair.name, "chosen": chosen, "values": values, "step_s": step_s}
 
 
 def name_of(plan: dict) -> str:
@@ -158,7 +143,7 @@ def run_all(names: list[str], folder: Path) -> None:
 
 
 def verdicts(plans: list[dict], runs: list[dict]) -> list[dict]:
-    """Return of each pair how much longer what was chosen took than the quickest that was timed, by clock and kernels."""
+    """Return by how much what was chosen of each pair took longer than the quickest, by the clock and by kernels."""
     took = {run["case"]: run for run in runs if "step_s" in run}
     found = []
     for pair in PAIRS:

@@ -1,16 +1,14 @@
-"""Memory that is left buys speed: the division of a step's rows, and as many kept activations as fit, that are quickest.
+"""Memory that is left buys speed: the quickest division of a step's rows, with as many kept activations as fit.
 
 A simulation takes seconds, and there are hundreds of such configs. Three are simulated to begin with: the run as it is,
 with everything kept, and divided as coarsely as it can be; time and memory of the others are predicted from these.
-Whichever is predicted to be the quickest is simulated, until none is left that is predicted quicker than what was found.
+Whichever is predicted to be the quickest is simulated, until none that is left is predicted to be quicker.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, inf
-
-import numpy as np
 
 from vlmtune import levers
 from vlmtune.config.values import Values, changed
@@ -49,11 +47,10 @@ def spend(search: Search, chosen: list[Settled], pace: PaceWith) -> list[Settled
     """Return the changes with those that use memory which is left for speed: the way that is predicted quickest."""
     if search.room(merged(chosen)) < ROOM_TO_SPEND:
         return chosen
-    ways = _Ways(search, chosen, pace)
-    return ways.quickest()
+    return Ways(search, chosen, pace).quickest()
 
 
-class _Ways:
+class Ways:
     """All divisions of a step's rows, and what each takes as far as it is known."""
 
     def __init__(self, search: Search, chosen: list[Settled], pace: PaceWith) -> None:
@@ -78,13 +75,15 @@ class _Ways:
 
     def predicted(self, way: Way) -> float:
         """Return what a step takes with as much bought as fits; infinity where nothing of it fits."""
-        peak_bytes, budget_bytes = self._peak_bytes(way), self.search.base.budget_bytes
-        if peak_bytes > SURELY_TOO_MUCH * budget_bytes:
+        if self._peak_bytes(way) > SURELY_TOO_MUCH * self.search.base.budget_bytes:
             return inf
-        saved_share, bytes_a_token = self._bought
-        whole_bytes = bytes_a_token * way.at_once
-        share = min(1, max(0, budget_bytes - peak_bytes) / whole_bytes) if whole_bytes > 0 else 1
-        return self._undone(way) * (1 - saved_share * share)
+        return self._undone(way) * (1 - self._bought[0] * self.share(way))
+
+    def share(self, way: Way) -> float:
+        """Return how much of all else that memory can buy should fit beside a way."""
+        left_bytes = max(0.0, self.search.base.budget_bytes - self._peak_bytes(way))
+        whole_bytes = self._bought[1] * way.at_once
+        return min(1.0, left_bytes / whole_bytes) if whole_bytes > 0 else 1.0
 
     def _divisions(self) -> list[Way]:
         values = self.as_it_is.values
@@ -124,8 +123,9 @@ class _Ways:
         return dearest
 
     def _peak_bytes(self, way: Way) -> float:
-        known = sorted(self._simulated.items())
-        return float(np.interp(way.at_once, *zip(*((tokens, one.peak_reserved_bytes) for tokens, one in known))))
+        (fewest, low), (most, high) = min(self._simulated.items()), max(self._simulated.items())
+        share = (way.at_once - fewest) / (most - fewest) if most > fewest else 0
+        return low.peak_reserved_bytes + share * (high.peak_reserved_bytes - low.peak_reserved_bytes)
 
     def _undone(self, way: Way) -> float:
         """Return what a step takes with nothing else bought; for a card whose rates nobody knows, its work."""
