@@ -99,9 +99,18 @@ class Ways:
     @cached_property
     def _simulated(self) -> dict[int, MemoryReport]:
         """The estimates by which those of all divisions are predicted, by the tokens at once."""
-        largest = max(self.every, key=lambda way: way.at_once)
-        reports = {way.at_once: self.search.report(way.values) for way in (self.as_it_is, largest)}
-        return {at_once: report for at_once, report in reports.items() if report is not None}
+        known = {self.as_it_is.at_once: self.search.report(self.as_it_is.values)}
+        left = sorted(self.every[1:], key=lambda way: way.at_once)
+        while left:
+            way = left.pop()
+            report = self.search.report(way.values)
+            if report is not None:
+                known[way.at_once] = report
+            if report is not None and report.fits:
+                break
+            # The line to what is too large lies above the memory of those between: what it lets in does fit.
+            left = [one for one in left if _between(known, one.at_once) <= self.search.base.budget_bytes]
+        return known
 
     @cached_property
     def _bought(self) -> tuple[float, float]:
@@ -123,9 +132,7 @@ class Ways:
         return dearest
 
     def _peak_bytes(self, way: Way) -> float:
-        (fewest, low), (most, high) = min(self._simulated.items()), max(self._simulated.items())
-        share = (way.at_once - fewest) / (most - fewest) if most > fewest else 0
-        return low.peak_reserved_bytes + share * (high.peak_reserved_bytes - low.peak_reserved_bytes)
+        return _between(self._simulated, way.at_once)
 
     def _undone(self, way: Way) -> float:
         """Return what a step takes with nothing else bought; for a card whose rates nobody knows, its work."""
@@ -156,6 +163,14 @@ class Ways:
 def _buying() -> list[Lever]:
     """Return the levers that memory buys, besides divisions of the rows."""
     return [lever for lever in levers.LEVERS if lever.spending and not lever.spending.is_division]
+
+
+def _between(known: dict[int, MemoryReport], at_once: int) -> float:
+    """Return the peak of so many tokens at once, in bytes, on a line between the next two that are known."""
+    low = max((tokens for tokens in known if tokens <= at_once), default=min(known))
+    high = min((tokens for tokens in known if tokens >= at_once), default=max(known))
+    below, above = (known[tokens].peak_reserved_bytes for tokens in (low, high))
+    return below + (above - below) * (at_once - low) / max(1, high - low)
 
 
 def _at_once(search: Search, values: Values) -> int:

@@ -161,8 +161,8 @@ def test_with_room_no_quality_is_given_up_and_the_rest_buys_speed(preset):
     assert [value_at(after, key) for key in QUALITY] == [value_at(before, key) for key in QUALITY]
     assert after.hardware.gradient_checkpointing is False
     row, size = report_of(after, 1).tokens["total"], after.training.batch_size
-    assert size == before.training.batch_size or size / 2 * row < 4096, "no more rows than keep a card busy"
-    assert size * row >= 4096 or after.training.gradient_accumulation_steps == 1
+    assert size == before.training.batch_size or size / 2 * row < 8192, "no more rows than keep a card busy"
+    assert size * row >= 8192 or after.training.gradient_accumulation_steps == 1
     assert [change.reason for change in fit.changes if not change.reason.startswith("memory is left")] == []
 
 
@@ -203,9 +203,9 @@ def test_the_way_that_is_predicted_quickest_is_taken(room, a_pass_s, monkeypatch
     budget = room * needed_mib(config)
     rows, tokens = rows_per_step(config), config.data.max_length + 100
     divisions = [
-        batch_of(size, rows) for size in (1, 2, 4, 8, 16, 32) if rows % size == 0 and (size / 2) * tokens < 4096
+        batch_of(size, rows) for size in (1, 2, 4, 8, 16, 32) if rows % size == 0 and (size / 2) * tokens < 8192
     ]
-    divisions += [{"training.packing": True, "training.pack_tokens": size} for size in (2048, 4096)]
+    divisions += [{"training.packing": True, "training.pack_tokens": size} for size in (2048, 4096, 8192, 16_384)]
     kept = [recompute_first(number) for number in range(1, LAYERS + 1)] + [keep_all()]
     every = [changed(config, division | layers) for division in divisions for layers in kept]
     best_s = min(step_s(one) for one in every if needed_mib(one) <= budget)
