@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-time gpu-microbench gpu-time-errors gpu-lean gpu-equal gpu-packing gpu-bench gpu-ranks gpu-ranks-memory gpu-ranks-peers gpu-small-card kills ranks damage full-disk docs screenshots fuzz audit architectures catalogue guide plans clean
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -102,7 +102,7 @@ gpu-ranks: install  ## train on one GPU and on all of them: times, peaks, NCCL's
 gpu-ranks-memory: install  ## peaks of every GPU in 24 plans on two and four of them; four minutes
 	$(BIN)/python tests/gpu/ranks_memory.py --measure tests/gpu/measured/ranks-memory-here.json
 
-gpu-ranks-peers: install  ## vlmtune and TRL (in TRL=FOLDER) under accelerate on 1, 2 and 4 GPUs; two minutes
+gpu-ranks-peers: install  ## vlmtune and TRL (in TRL=FOLDER) under accelerate on 2 and 4 GPUs; two minutes
 	$(BIN)/python tests/gpu/ranks_peers.py tests/gpu/measured/ranks-peers-here.json --trl $(TRL)
 
 gpu-time: install  ## time a step of every case on the GPUs at hand, one process on each; about forty seconds a case
@@ -136,6 +136,9 @@ damage: install  ## damage every file of a run and of the caches in seven ways a
 ranks: install  ## end runs of two processes at twenty random moments, in every way, until they have ended; about ten minutes
 	$(BIN)/python tests/bench/ranks.py 20
 	$(BIN)/python -m pytest -q -n0 -m "slow or not slow" tests/e2e/test_ranks.py tests/e2e/test_launchers.py
+
+two-machines: install  ## train on two machines, network namespaces of this one, by the lines of the docs (Linux, root); four minutes
+	$(BIN)/python tests/bench/two_machines.py
 
 full-disk: install  ## fail each call of a run that writes, and fill its disk after every few KB (Linux, user namespaces; PAGES=1: after every 4 KB); ten minutes
 	VLMTUNE_WRITES=100000 $(BIN)/python -m pytest -q -n0 tests/e2e/test_every_write.py
