@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 ROWS ?= 100000
 KILLS ?= 200
 DAMAGES ?= 10000
-PAGES ?= 5
+PAGES ?= 1
 BIN = $(VENV)/bin
 # Tiny models: threads that wait for each other cost more than they gain.
 export OMP_NUM_THREADS ?= 1
@@ -130,7 +130,7 @@ kills: install  ## kill runs of every kind at 200 random moments, each until it 
 	VLMTUNE_KILLS=20 $(BIN)/python -m pytest -q -n0 tests/unit/data/features/test_kills.py
 	$(BIN)/python tests/bench/kills.py $(KILLS)
 
-damage: install  ## damage every file of a run and of the caches in seven ways and ask every command that reads it, 1,140 times; ten minutes (DAMAGES=200)
+damage: install  ## damage every file of a run and of the caches in seven ways and ask every command that reads it, 1,140 times; six minutes (DAMAGES=200)
 	VLMTUNE_DAMAGES=$(DAMAGES) $(BIN)/python -m pytest -q -n0 tests/e2e/test_damage_matrix.py tests/e2e/test_damaged_caches.py
 
 ranks: install  ## end runs of two processes at twenty random moments, in every way, until they have ended; about ten minutes
@@ -140,7 +140,7 @@ ranks: install  ## end runs of two processes at twenty random moments, in every 
 two-machines: install  ## train on two machines, network namespaces of this one, by the lines of the docs (Linux, root); four minutes
 	$(BIN)/python tests/bench/two_machines.py
 
-full-disk: install  ## fail each call of a run that writes, and fill its disk after every few KB (Linux, user namespaces; PAGES=1: after every 4 KB); ten minutes
+full-disk: install  ## fail each call of a run that writes, and fill its disk after every 4 KB (Linux, user namespaces; PAGES=10: after every 40); ten minutes
 	VLMTUNE_WRITES=100000 $(BIN)/python -m pytest -q -n0 tests/e2e/test_every_write.py
 	$(BIN)/python tests/bench/full_disk.py $(PAGES)
 
