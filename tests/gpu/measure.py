@@ -146,6 +146,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         plan = make_plan(config, source, probe_device())
         if plan.method == "full":  # gigabytes of random numbers that nobody reads
             engine.save_tuned = engine.TuneTrainer._save_checkpoint = lambda *args: None
+            engine.write_card = lambda *args, **how: None  # of what was not saved
         runs = RunFolder.create(config.run_dir)
         save_plan(plan, runs.plan)
         started = time.perf_counter()
@@ -168,6 +169,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         "parts": report.memory_measured.parts,
         **loaded,
         "losses": losses,
+        "data_wait_share": report.data_wait_share,
         "longest_row_tokens": report.longest_row.tokens,
         "seconds": round(time.perf_counter() - started, 1),
         "gpu": report.gpu,
