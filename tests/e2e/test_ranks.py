@@ -29,6 +29,8 @@ STEPS = [1, 2, 3, 4, 5, 6, 6]
 """The last is written again, with the evaluation."""
 DROPOUT = "training.lora.dropout=0.1"
 SHARDED = "hardware.shard=always"
+ANSWERED = ("evaluation.generate_rows=3", "evaluation.metrics=[cer]")
+"""Two rows for the first process, one for the second."""
 PACKS = ("training.packing=true", "training.pack_tokens=128")
 
 
@@ -57,8 +59,8 @@ def folder(config) -> Path:
     folder.mkdir()
     alone = job_of(config, 1)
     assert one(Scene(alone, "alone"), folder) == "finished"
-    two, dropped = job_of(config, 2, "hardware.num_workers=1"), job_of(config, 2, DROPOUT)
-    sharded = job_of(config, 2, SHARDED)
+    two, dropped = job_of(config, 2, "hardware.num_workers=1", *ANSWERED), job_of(config, 2, DROPOUT)
+    sharded = job_of(config, 2, SHARDED, *ANSWERED)
     scenes = [
         Scene(two, "two"),
         Scene(two, "stopped", stop_at=5),
@@ -109,9 +111,10 @@ def test_packs_too(config):
 @pytest.mark.parametrize(("name", "whole"), [("sharded", "two"), ("sharded-three", "three")])
 def test_shared_layers_learn_the_same_bit_for_bit_from_any_checkpoint(folder, name, whole):
     assert furthest(folder, whole, name) == 0.0
-    assert [record.eval_loss for record in RunFolder(folder / name).read_log()] == [
-        record.eval_loss for record in RunFolder(folder / whole).read_log()
-    ]
+    here, there = (RunFolder(folder / run).read_log() for run in (name, whole))
+    assert [record.eval_loss for record in here] == [record.eval_loss for record in there]
+    assert [record.eval_metrics for record in here] == [record.eval_metrics for record in there]
+    assert (whole == "two") == (here[-1].eval_metrics is not None)
 
 
 def test_each_process_has_random_numbers_of_its_own_and_finds_them_again(folder):
