@@ -88,6 +88,7 @@ def peak_of(model_id: str, preset: str, source: ModelSource) -> Peak:
         text_tokens=report.tokens["text"],
         image_tokens=report.tokens["image"],
         main_memory_bytes=report.main_memory.peak_bytes,
+        rows_per_s=round(report.time.rows_per_s, 3),
     )
 
 

@@ -136,7 +136,7 @@ def test_the_search_gives_it_up_and_buys_with_it(toy, budget, words, reasons):
     def estimate(values):
         return report_of(needed[values.get("training.max_grad_norm", 1.0)], budget)
 
-    fit = find_fit(config_with(), model, estimate, estimate)
+    fit = find_fit(config_with(), model, estimate, estimate, lambda values, known: None)
     assert fit.fits and words <= set(fit.words)
     assert reasons == {change.reason for change in fit.changes if "toy" in change.reason}
 

@@ -67,6 +67,7 @@ def config_of(case: Case, folder: Path) -> TrainingConfig:
             "varlen_attention": False,
             "align_widths": False,
             "fused_norms": False,
+            "fused_elementwise": False,
         },
     }
     for key, value in case.settings.items():

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from gpu.cases import QWEN25_3B, Case, prepare  # noqa: E402
 from gpu.lean import VARIANTS  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
 from gpu.profiled import Clock, free_card  # noqa: E402
-from gpu.timed import on_every_card  # noqa: E402
+from gpu.timed import dealt, on_every_card  # noqa: E402
 
 CATALOGUE = Path(__file__).parents[2] / "vlmtune" / "catalog"
 SEEDS, STEPS, ROWS_PER_STEP, PACK_TOKENS = (1, 2, 3), 50, 8, 1024
@@ -168,7 +169,7 @@ def main() -> int:
     parser.add_argument("--within", type=float, default=1e9, help="seconds after which nothing is waited for")
     asked = parser.parse_args()
     began, names = time.monotonic(), in_order()
-    num_runs = on_every_card(__file__, names, asked.out, asked.within)
+    num_runs = on_every_card(Path(__file__), partial(dealt, names), asked.out, asked.within)
     print(f"{num_runs} of {len(names)} runs, {time.monotonic() - began:.0f} s")
     return int(num_runs < len(FIRST) * len(SEEDS))
 

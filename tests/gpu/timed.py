@@ -14,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +29,7 @@ from gpu.profiled import Clock, free_card, most_of, seconds_of  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
 CATALOGUE = Path(__file__).parents[2] / "vlmtune" / "catalog"
+OWN = Path(__file__)
 STEPS = 7
 PROFILED = STEPS - 2
 CALIBRATION, CALIBRATE = "calibration.txt", "CALIBRATE_FIRST"
@@ -52,8 +55,8 @@ def figures_of(clock: Clock) -> dict:
     }
 
 
-def run(case: Case, out: Path) -> None:
-    """Train one case in this process and write what it took."""
+def run(case: Case, out: Path, cap_bytes: int | None = None) -> None:
+    """Train one case in this process, with no more of the card than a cap, and write what it took."""
     from vlmtune.data.features import prepare as features
     from vlmtune.engine import train as engine
     from vlmtune.models import build
@@ -64,10 +67,11 @@ def run(case: Case, out: Path) -> None:
     before = [(module, name, getattr(module, name)) for module, name in (*changed, (features, "free_card"))]
     services = engine._services
     engine._services = lambda plan, folder: [*services(plan, folder), clock]
-    measure.run(timed(case), CATALOGUE, part := out.with_suffix(".part"))
+    measure.run(case, CATALOGUE, part := out.with_suffix(".part"), cap_bytes)
     for module, name, real in before:
         setattr(module, name, real)
-    found = json.loads(part.read_text(encoding="utf-8")) | figures_of(clock)
+    found = json.loads(part.read_text(encoding="utf-8"))
+    found |= {} if "out_of_memory" in found else figures_of(clock)
     peaks = ("allocated_bytes", "reserved_bytes", "load_peak_bytes", "parts")  # of a process with several cases
     found = {key: value for key, value in found.items() if key not in peaks}
     if (measured := out.with_name(CALIBRATION)).exists():
@@ -90,7 +94,7 @@ def run_all(names: list[str], folder: Path) -> None:
     if CALIBRATE in os.environ and not (folder / CALIBRATION).exists():
         calibrate(folder)
     for name in names:
-        run(next(case for case in CASES if case.name == name), folder / f"{name}.json")
+        run(timed(next(case for case in CASES if case.name == name)), folder / f"{name}.json")
         free_card()
 
 
@@ -104,21 +108,29 @@ def main() -> int:
     asked = parser.parse_args()
     names, began = asked.names or [case.name for case in CASES], time.monotonic()
     os.environ.update({CALIBRATE: "1"} if asked.calibrate else {})
-    num_timed = on_every_card(__file__, names, asked.out, asked.within)
+    num_timed = on_every_card(OWN, partial(dealt, names), asked.out, asked.within)
     print(f"{num_timed} of {len(names)} cases timed, {time.monotonic() - began:.0f} s")
     return int(num_timed < len(names))
 
 
-def on_every_card(script: str, names: list[str], out: Path, within_s: float) -> int:
+def dealt(names: list[str], num_cards: int) -> list[list[str]]:
+    """Return what each card takes of the names, round about."""
+    return [names[number::num_cards] for number in range(num_cards)]
+
+
+def on_every_card(script: Path, shares: Callable[[int], list[list[str]]], out: Path, within_s: float) -> int:
     """Let a script do what is named, in turn on every visible card, for so long; return how much of it is written.
 
     The script is given `--these`, a folder for its results and the names.
+
+    Args:
+        shares: number of cards → what each of them takes, in its order.
     """
-    began = time.monotonic()
-    cards = visible_cards()
+    began, cards = time.monotonic(), visible_cards()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        on_cards = [OnCard(card, names[number :: len(cards)], folder, script) for number, card in enumerate(cards)]
+        shared = zip(cards, shares(len(cards)), strict=True)
+        on_cards = [OnCard(card, names, folder / f"card-{card}", script) for card, names in shared]
         while any([one.goes_on() for one in on_cards]) and time.monotonic() - began < within_s:  # noqa: C419  all
             time.sleep(1)
             written(folder, out)
@@ -143,8 +155,8 @@ def written(folder: Path, out: Path) -> int:
 class OnCard:
     """The cases of one card: in one process, and behind one that fails in another."""
 
-    def __init__(self, card: str, names: list[str], folder: Path, script: str) -> None:
-        self.card, self.left, self.folder, self.script = card, names, folder / f"card-{card}", script
+    def __init__(self, card: str, names: list[str], folder: Path, script: Path) -> None:
+        self.card, self.left, self.folder, self.script = card, names, folder, script
         self.folder.mkdir()
         self.process: subprocess.Popen | None = None
 
@@ -165,7 +177,7 @@ class OnCard:
     def _begin(self) -> None:
         self.said = self.folder / "said.txt"
         env = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True", "CUDA_VISIBLE_DEVICES": self.card}
-        command = [sys.executable, self.script, "--these", str(self.folder), *self.left]
+        command = [sys.executable, str(self.script), "--these", str(self.folder), *self.left]
         with self.said.open("w") as said:
             self.process = subprocess.Popen(command, env=env, stdout=said, stderr=said)
 

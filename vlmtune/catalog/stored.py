@@ -31,6 +31,8 @@ class Peak:
     image_tokens: int
     main_memory_bytes: int | None = None
     """What a run takes beside the card; None: estimated before that was."""
+    rows_per_s: float | None = None
+    """Predicted on the card that stands for the preset's size, if all rows are the largest; None: not predicted yet."""
 
     @property
     def most_bytes(self) -> int:

@@ -17,8 +17,8 @@ app = typer.Typer(
 )
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name of `vlmtune presets list`.")]
-HEADERS = ("preset", "card", "method", "rank", "batch\nsize", "max\nlength", "image\nsize", "suits")
-NUMBERS = ("rank", "batch\nsize", "max\nlength", "image\nsize")
+NUMBERS = ("rank", "batch\nsize", "max\ntext", "image\nsize", "rows\n/s")
+HEADERS = ("preset", "card", "method", *NUMBERS, "suits")
 
 
 @app.command("list", epilog="Example: [bold]vlmtune presets list[/bold]")
@@ -33,13 +33,16 @@ def list_presets(as_json: JsonOption = False) -> None:
         return
     table = render.table(*HEADERS, right=NUMBERS)
     for facts in map(_facts, found):
-        numbers = (str(facts[name]) for name in ("rank", "batch_size", "max_length", "image_size"))
+        pace = "-" if facts["rows_per_s"] is None else f"{facts['rows_per_s']:.2f}"
+        numbers = (*(str(facts[name]) for name in ("rank", "batch_size", "max_length", "image_size")), pace)
         card = facts["card"].split(" (")[0]
         table.add_row(facts["preset"], card, facts["method"], *numbers, facts["suits"])
     out = render.console()
     out.print(table)
     out.print()
-    out.print("batch size: rows at a time; max length: text tokens; image size: px")
+    out.print("batch size: rows at a time; max text: max_length, in tokens; image size: px")
+    cards = ", ".join(_paced_on(preset.name).removeprefix("NVIDIA ").removeprefix("GeForce ") for preset in found)
+    out.print(f"rows/s: predicted for that model, all rows the largest, on a card of each size: {cards}")
     out.print("Rows per step (4 to 32) and epochs follow the number of rows, unless the config says them.")
     for alias, name in ALIASES.items():
         out.print(f"{alias} is another name of {name}.")
@@ -88,6 +91,8 @@ def copy_preset(
 
 
 def _facts(preset) -> dict[str, object]:
+    from vlmtune.catalog.stored import stored
+
     training, data = preset.values["training"], preset.values["data"]
     return {
         "preset": preset.name,
@@ -98,4 +103,12 @@ def _facts(preset) -> dict[str, object]:
         "max_length": data["max_length"],
         "image_size": data["image_size"],
         "suits": preset.model,
+        "rows_per_s": stored(preset.model).peaks[preset.name].rows_per_s,
+        "rows_per_s_on": _paced_on(preset.name),
     }
+
+
+def _paced_on(preset: str) -> str:
+    from vlmtune.cli.models.list import paced_on
+
+    return paced_on(preset)

@@ -15,6 +15,7 @@ from vlmtune.estimate.simulate.device import as_on_device
 from vlmtune.estimate.simulate.record import ACTIVATIONS, INPUTS, Hidden, Log, Recorder
 from vlmtune.estimate.simulate.simulation import add_residents
 from vlmtune.estimate.simulate.weights import load_checkpoint
+from vlmtune.estimate.work import values_of
 from vlmtune.models.build import build_tower
 from vlmtune.models.features import encode_images
 from vlmtune.plan.types import RunPlan
@@ -32,6 +33,8 @@ class WeightlessTower:
         self.plan = plan
         self.form: str | None = None
         """How the model gives features to itself; None until a row with an image was served."""
+        self._features: dict[tuple, Tensor] = {}
+        """Without values: the same for all images of one size."""
 
     @cached_property
     def model(self) -> nn.Module:
@@ -43,9 +46,11 @@ class WeightlessTower:
         images = image_tensors(row.tensors, row.labels.shape[1])
         if not images:
             return row
-        with as_on_device(self.plan), Recorder():
-            features, self.form = encode_images(self.model, _copied(images))
-        return with_features(row, features)
+        sizes = tuple((key, value.shape, values_of(value)) for key, value in images.items())
+        if sizes not in self._features:
+            with as_on_device(self.plan), Recorder():
+                self._features[sizes], self.form = encode_images(self.model, _copied(images))
+        return with_features(row, self._features[sizes])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from vlmtune.estimate.cache import base_is_kept, cached
 from vlmtune.estimate.cannot_tell import cannot_tell
 from vlmtune.estimate.given_rows import GivenRows
 from vlmtune.estimate.main_memory import Weights, need_of, passes_per_step, stored_format
-from vlmtune.estimate.report import MainMemoryNeed, MemoryReport, Phase, Share, WithoutWorst, would_swap
+from vlmtune.estimate.report import MainMemoryNeed, MemoryReport, Phase, Share, StepTime, WithoutWorst, would_swap
 from vlmtune.estimate.work import Work
 from vlmtune.hardware.cards import Card, Target
 from vlmtune.hardware.communication import communication_bytes
@@ -19,7 +19,7 @@ from vlmtune.runs.memory import parts_of_peak
 from vlmtune.runs.versions import library_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vlmtune.data.encode import Encoded
     from vlmtune.data.sources.takes import Takes
@@ -58,7 +58,7 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
             return _estimate(work, target)
 
     report = cached([*_decided_by(plan, source, target), fast], made)
-    return _timed(_held_to(report, target), target, plan, lambda: _largest_sizes(report, plan))
+    return _timed(_held_to(report, target), target, plan, partial(_largest_sizes, plan, report))
 
 
 def estimate_plan(
@@ -111,11 +111,13 @@ class _Rows:
             work = self._work(kept, target, fast)
             decided_by = [*_decided_by(self.plan, self.source, target), work.digest()]
             report = cached(decided_by, lambda: _estimate(work, target))
-            return _timed(_held_to(report, target), target, self.plan, lambda: self._sizes(kept))
+            return _timed(_held_to(report, target), target, self.plan, partial(self.sizes, kept))
 
-    def _sizes(self, kept: list[int]) -> "RunSizes":
+    def sizes(self, kept: list[int] | None = None) -> "RunSizes":
+        """Return how large the batches of the run are, over some of its rows, or all."""
         from vlmtune.estimate.simulate.steps import sizes_of_run
 
+        kept = sorted(self.order) if kept is None else kept
         return sizes_of_run(self.plan, self.lengths.total[kept].tolist(), self.lengths.image[kept], self._takes(kept))
 
     def _takes(self, kept: list[int]) -> "Takes | None":
@@ -181,10 +183,19 @@ def _timed(report: MemoryReport, target: Target, plan: RunPlan, sizes: "Callable
     return dataclasses.replace(report, time=step_time(report, sizes(), plan.rows_per_step, target.card))
 
 
-def _largest_sizes(report: MemoryReport, plan: RunPlan) -> "RunSizes":
+def _largest_sizes(plan: RunPlan, report: MemoryReport) -> "RunSizes":
     from vlmtune.estimate.timing.predict import of_largest
 
     return of_largest(report, plan)
+
+
+def pace(
+    plan: RunPlan, source: ModelSource, rows: GivenRows | None, target: Target, known: "Sequence[MemoryReport]"
+) -> StepTime | None:
+    """Return what a step takes, predicted from estimates of plans that divide its rows otherwise."""
+    one = dataclasses.replace(known[0], batches=tuple(batch for report in known for batch in report.batches))
+    sizes = _Rows(plan, source, rows).sizes if rows else partial(_largest_sizes, plan, one)
+    return _timed(one, target, plan, sizes).time
 
 
 def _estimate(work: Work, target: Target) -> MemoryReport:

@@ -1,6 +1,6 @@
 """A run to be estimated, and the same run with other values: what every command that simulates is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from vlmtune.config.load import LoadedConfig
@@ -8,7 +8,7 @@ from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
 from vlmtune.estimate import run
 from vlmtune.estimate.given_rows import GivenRows
-from vlmtune.estimate.report import MemoryReport, WithoutWorst
+from vlmtune.estimate.report import MemoryReport, StepTime, WithoutWorst
 from vlmtune.families.facts import ModelFacts
 from vlmtune.hardware.cards import Target
 from vlmtune.hub.source import ModelSource
@@ -75,7 +75,10 @@ class Scenario:
             VlmtuneError: the model belongs to no family, or a wish cannot be granted on the device.
         """
         card = self.target.card
-        device = self.device or Device("cuda", card.name, card.sm >= (8, 0), card.total_bytes_linux)
+        card_alone = Device(
+            "cuda", card.name, card.sm >= (8, 0), card.total_bytes_linux, no_triton=self.target.no_triton
+        )
+        device = self.device or card_alone
         plan = make_plan(self.config, self.source, device, self.data_sha256, self.rows)
         return replace(plan, model=str(self.source.catalogued)) if self.source.catalogued else plan
 
@@ -91,6 +94,10 @@ class Scenario:
         else:
             report = run.estimate_plan(self.plan, self.source, self.rows, self.target, fast=fast)
         return replace(report, preset=self.config.preset)
+
+    def pace(self, known: Sequence[MemoryReport]) -> StepTime | None:
+        """Return what a step takes, predicted from estimates of this run that divide a step's rows otherwise."""
+        return run.pace(self.plan, self.source, self.rows, self.target, known)
 
     def without_worst(self) -> WithoutWorst | None:
         """Return what leaving out the longest rows would save; None without rows, or where it saves nothing."""

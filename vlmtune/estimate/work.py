@@ -68,9 +68,10 @@ class Work:
         batches = self.batches + self.evaluated_batches + ([self.encoding.batch] if self.encoding else [])
         batches += [self.held_out.longest.tensors] if self.held_out else []
         asked = self.held_out and (self.held_out.max_new_tokens, self.held_out.num_rows)
-        sizes = ([(key, value.shape, _values(value)) for key, value in batch.items()] for batch in batches)
+        sizes = ([(key, value.shape, values_of(value)) for key, value in batch.items()] for batch in batches)
         return [self.fast, asked, [row.where for row in (self.longest, *self.evaluated)], *sizes]
 
 
-def _values(tensor: "Tensor") -> str | None:
+def values_of(tensor: "Tensor") -> str | None:
+    """Return the digest of whole numbers, by which models decide; None of a tensor of others."""
     return None if tensor.is_floating_point() else hashlib.sha256(tensor.numpy().tobytes()).hexdigest()

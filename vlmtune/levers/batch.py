@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 SIZE, ACCUMULATION = "training.batch_size", "training.gradient_accumulation_steps"
 MOST_ROWS = 32
 """Of a step where the config leaves them open: of more, adapters have seen no profit."""
-ENOUGH_TOKENS = 4096
-"""Of one forward pass: with more, unpacking 4-bit weights is no longer felt on any card."""
+ENOUGH_TOKENS = 8192
+"""Of one forward pass: with more, neither unpacking 4-bit weights nor launching kernels is felt on most cards."""
 
 
 def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:

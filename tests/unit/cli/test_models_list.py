@@ -26,7 +26,8 @@ def line(model: str) -> dict:
 
     def peak(times):
         sizes = {"reserved_bytes": int(size * times * GIB), "allocated_bytes": 1, "load_bytes": int(load * GIB)}
-        return {"method": "qlora", "text_tokens": 512, "image_tokens": 77} | sizes
+        pace = {} if model == FAR_MISS else {"rows_per_s": 1.25 * times}
+        return {"method": "qlora", "text_tokens": 512, "image_tokens": 77} | sizes | pace
 
     peaks = {"8gb": peak(1), "12gb": peak(1), "24gb": peak(2)}
     measured = {"gpu": "NVIDIA H100", "method": "qlora", "rank": 16, "tokens": 463, "versions": VERSIONS}
@@ -192,3 +193,16 @@ def test_the_gpu_here_counts_with_what_is_free_of_it(run_cli, monkeypatch):
     answer = listed(run_cli, "--gpu", "here", "--preset", "8gb")
     assert (asked, answer["gpu"], answer["budget_bytes"]) == (["here"], "rtx-4090", 2 * GIB)
     assert not {model["id"]: model["fits"] for model in answer["models"]}[FIT]
+
+
+def test_rows_a_second_are_those_of_the_card_that_stands_for_the_preset(run_cli):
+    answer = listed(run_cli, "--gpu", "rtx-3090")
+    paces = {model["id"]: model["rows_per_s"] for model in answer["models"]}
+    assert (answer["preset"], answer["rows_per_s_on"]) == ("24gb", "NVIDIA GeForce RTX 4090")
+    assert (paces[FIT], paces[FAR_MISS], paces[NONE]) == (2.5, None, None)
+    shown = run_cli("models", "list", "--gpu", "8gb").stdout
+    of_fit = next(text for text in shown.splitlines() if text.startswith(FIT))
+    assert of_fit.split()[-2:] == ["1.25", "yes"]
+    missing = next(text for text in shown.splitlines() if text.startswith(FAR_MISS))
+    assert missing.split()[-2:] == ["-", "no"]
+    assert "rows/s: predicted for NVIDIA GeForce RTX 4060, if all rows are the largest" in shown

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vlmtune.catalog.stored import stored
 from vlmtune.config.load import load_config
 from vlmtune.config.presets import find
 
@@ -14,7 +15,9 @@ def test_list_is_a_table_that_fits_80_columns(run_cli):
     assert (result.code, result.stderr) == (0, "")
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
     row = next(line.split() for line in result.stdout.splitlines() if line.startswith("8gb"))
-    assert row == ["8gb", "8", "GB", "qlora", "8", "1", "512", "336", "Qwen/Qwen3-VL-4B-Instruct"]
+    pace = f"{stored('Qwen/Qwen3-VL-4B-Instruct').peaks['8gb'].rows_per_s:.2f}"
+    assert row == ["8gb", "8", "GB", "qlora", "8", "1", "512", "336", pace, "Qwen/Qwen3-VL-4B-Instruct"]
+    assert "predicted for that model, all rows the largest, on a card of each size" in result.stdout
 
 
 def test_list_as_json(run_cli):
@@ -29,7 +32,10 @@ def test_list_as_json(run_cli):
         "max_length": 512,
         "image_size": 336,
         "suits": "Qwen/Qwen3-VL-4B-Instruct",
+        "rows_per_s": stored("Qwen/Qwen3-VL-4B-Instruct").peaks["8gb"].rows_per_s,
+        "rows_per_s_on": "NVIDIA GeForce RTX 4060",
     }
+    assert all(preset["rows_per_s"] > 0 for preset in listed)
 
 
 def test_show_prints_the_file_with_its_comments(run_cli):

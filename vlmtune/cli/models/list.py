@@ -47,6 +47,7 @@ class Row:
             "peak_reserved_bytes": peak and peak.reserved_bytes,
             "load_bytes": peak and peak.load_bytes,
             "main_memory_bytes": peak and peak.main_memory_bytes,
+            "rows_per_s": peak and peak.rows_per_s,
             "fits": self.fits,
             "problem": self.stored.problem,
             "checked": self.stored.checked,
@@ -81,6 +82,7 @@ def list_models(
     rows = rows_for(name, budget)
     if as_json:
         head = {"gpu": card.key, "gpu_name": card.name, "preset": name, "budget_bytes": budget}
+        head |= {"rows_per_s_on": paced_on(name)}
         render.print_json(head | {"models": [row.as_json() for row in rows]})
         return
     out = render.console()
@@ -88,7 +90,8 @@ def list_models(
     out.print()
     fitting = sum(row.fits is True for row in rows)
     out.print(f"{fitting} of {len(rows)} models fit {card.name}: {budget / GIB:.2f} GiB, preset {name}.")
-    out.print("tokens: of an image; GiB: the estimated peak; GB: the download; -: cannot be tuned so")
+    out.print("tokens: of an image; GiB: the estimated peak; GB: the download; -: cannot be tuned so, or not known")
+    out.print(f"rows/s: predicted for {paced_on(name)}, if all rows are the largest that the preset allows")
     out.print(checked_with([row.stored for row in rows]))
     out.print("Next: vlmtune models show MODEL")
 
@@ -152,15 +155,28 @@ def _in_lines(rows: list[Row], *, wide: bool) -> "Table":
     return table
 
 
-NUMBERS = ("param.", "GB", "tokens", "GiB")
+NUMBERS = ("param.", "GB", "tokens", "GiB", "rows/s")
 
 
 def _numbers(row: Row) -> tuple[str, ...]:
     entry, peak = row.entry, row.peak
     sizes = (billions(entry.num_parameters), f"{entry.download_bytes / GB:.1f}")
     if peak is None:
-        return (*sizes, "-", "-", "-")
-    return (*sizes, f"{peak.image_tokens}", f"{peak.most_bytes / GIB:.2f}", "yes" if row.fits else "no")
+        return (*sizes, "-", "-", "-", "-")
+    took = (f"{peak.most_bytes / GIB:.2f}", pace_in_words(peak))
+    return (*sizes, f"{peak.image_tokens}", *took, "yes" if row.fits else "no")
+
+
+def pace_in_words(peak: "Peak") -> str:
+    """Return the predicted rows a second."""
+    return "-" if peak.rows_per_s is None else f"{peak.rows_per_s:.2f}"
+
+
+def paced_on(preset: str) -> str:
+    """Return the card that rows a second are predicted for: the one that stands for the preset's size."""
+    from vlmtune.hardware.cards import find_card
+
+    return find_card(preset).name.rpartition("as ")[2]
 
 
 def _with_groups(rows: list[Row]) -> list[tuple[Row, bool]]:

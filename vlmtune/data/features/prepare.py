@@ -27,6 +27,8 @@ from vlmtune.plan.types import RunPlan
 from vlmtune.units import GIB
 
 LIBRARIES = ("torch", "torchvision", "transformers", "pillow")
+FASTER = ("align_widths", "fused_norms", "fused_elementwise", "varlen_attention")
+"""Fields of a plan with which features are not the same bits."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def made_of(plan: RunPlan, source: ModelSource, processor: ProcessorMixin) -> st
     """Return the digest of all that decides a feature besides the image: weights, formats, processor, libraries."""
     tower = build_tower(replace(plan, quant_type=None), weights="none")  # named as in the files
     quantised = [plan.quant_type, plan.double_quant, plan.unquantized] if plan.quant_type else []
-    faster = [name for name in ("align_widths", "fused_norms", "varlen_attention") if getattr(plan, name)]
+    faster = [name for name in FASTER if getattr(plan, name)]
     libraries = [*LIBRARIES, *(["bitsandbytes"] if quantised else [])]
     decided_by = [
         tower_sha256(tower, check_checkpoint(plan), family_of(plan)),

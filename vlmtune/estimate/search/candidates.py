@@ -1,6 +1,6 @@
-"""Candidates for a config that fits, each simulated once: what is given up, what is taken back, what is spent."""
+"""Candidates for a config that fits, each simulated once: what is given up, and what is taken back."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,16 +10,10 @@ from vlmtune.config.values import Values, changed, not_yet, words_of
 from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.report import MemoryReport
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Lever, Saving
+from vlmtune.levers.base import Saving
 
 ROOM_TO_SPEND = 0.02
 """Share of the budget that must be left before anything is tried that takes more."""
-FELT = 0.99
-"""A share of the time above which no further simulations are made for the rest."""
-A_PASS_TOKENS = 200
-"""As many cost what unpacking the weights does, which each pass does anew; on most cards 90 to 260."""
-COARSEST = 12
-"""What is searched for between many levels is found to within so many parts of all."""
 
 EstimateWith = Callable[[Values], MemoryReport]
 """Values on top of the config → its estimate, of which `fits` decides. A VlmtuneError: no candidate."""
@@ -79,13 +73,6 @@ class Search:
         """Return the share of the budget that a run leaves."""
         report = self.report(values)
         return 1 - report.peak_reserved_bytes / max(1, report.budget_bytes)
-
-    def run(self) -> list[Settled]:
-        """Return what is to be changed so that the run fits and uses the memory that is left."""
-        if self.base.fits:
-            return self.spend([])
-        saved = self.save()
-        return self.spend(saved) if self.fits(merged(saved)) else saved
 
     def savings(self) -> list[Settled]:
         """Return every saving that applies, each at its strongest, in order; a later one acts on the earlier ones.
@@ -165,96 +152,6 @@ class Search:
 
         return replace(one, step=first_that_holds(range(one.step + 1), fits)) if fits(one.step) else None
 
-    def spend(self, chosen: list[Settled]) -> list[Settled]:
-        """Return the changes with those that use memory which is left for speed: the way that is predicted quickest."""
-        if self.room(merged(chosen)) < ROOM_TO_SPEND:
-            return chosen
-        best = undivided = self._filled(chosen)
-        saved = self._time(chosen) - self._time(undivided)
-        for way in sorted(self._divisions(chosen), key=self._time):
-            # More tokens at once leave memory for as many fewer layers that keep theirs.
-            share = 1 if self._keeps_all(undivided) else self._at_once(chosen) / self._at_once(way)
-            if self._time(way) - saved * share <= FELT * self._time(best):
-                best = min(self._filled(way), best, key=self._time)
-        return best
-
-    def _keeps_all(self, chosen: list[Settled]) -> bool:
-        """Return whether memory buys nothing more but another division of the rows."""
-        config = changed(self.config, merged(chosen))
-        return not any(
-            lever.spending.levels(config, self.model, self.base.tokens["total"])
-            for lever in levers.LEVERS
-            if lever.spending and not lever.spending.is_division
-        )
-
-    def _at_once(self, chosen: list[Settled]) -> int:
-        """Return the tokens that are computed at once."""
-        training = changed(self.config, merged(chosen)).training
-        if training.packing is True and training.pack_tokens:
-            return training.pack_tokens
-        return training.batch_size * self.base.tokens["total"]
-
-    def _divisions(self, chosen: list[Settled]) -> Iterator[list[Settled]]:
-        """Yield the changes with each other division of a step's rows that fits."""
-        values = merged(chosen)
-        config = changed(self.config, values)
-        for lever in levers.LEVERS:
-            if lever.spending and lever.spending.is_division:
-                for level in lever.spending.levels(config, self.model, self.base.tokens["total"]):
-                    if not self.fits(values | level):
-                        break
-                    yield [*chosen, Settled(lever.spending.reason(level), (level,), 0)]
-
-    def _time(self, chosen: list[Settled]) -> float:
-        """Return what a step takes; for a card whose rates nobody knows, its work."""
-        report = self.report(merged(chosen))
-        if report.time:
-            return report.time.step_s
-        return report.flops_per_row * (1 + A_PASS_TOKENS / self._at_once(chosen))
-
-    def _filled(self, chosen: list[Settled]) -> list[Settled]:
-        """Return the changes with those that use memory which is left, each lever's as far as it fits."""
-        if self.room(merged(chosen)) < ROOM_TO_SPEND:
-            return chosen
-        for lever in levers.LEVERS:
-            if lever.spending and not lever.spending.is_division and (level := self._bought(lever, merged(chosen))):
-                chosen = [*chosen, Settled(lever.spending.reason(level), (level,), 0)]
-        return chosen
-
-    def _bought(self, lever: Lever, values: Values) -> Values | None:
-        """Return the last level of a lever's spending that fits beside these values; None where none does."""
-        config = changed(self.config, values)
-        levels = lever.spending.levels(config, self.model, self.base.tokens["total"])
-        if not levels:
-            return None
-        place = self._last_by_bisection(levels, values)
-        return levels[place] if place >= 0 else None
-
-    def _last_by_bisection(self, levels: list[Values], values: Values) -> int:
-        """The place of the last level that fits, to within one part in COARSEST of all; -1: none of those tried."""
-
-        def at(place: int) -> Values:
-            return values | levels[place] if place >= 0 else values
-
-        fitting, too_much = -1, len(levels) - 1
-        if self.fits(at(too_much)):
-            return too_much
-        peaks: dict[int, int] = {}
-        self._note_peak(peaks, fitting, at(fitting))
-        self._note_peak(peaks, too_much, at(too_much))
-        while too_much - fitting > max(1, len(levels) // COARSEST):
-            guess = _between(fitting, too_much, peaks, self.base.budget_bytes)
-            if self.fits(at(guess)):
-                fitting = guess
-            else:
-                too_much = guess
-            self._note_peak(peaks, guess, at(guess))
-        return fitting
-
-    def _note_peak(self, peaks: dict[int, int], place: int, values: Values) -> None:
-        if (report := self.report(values)) is not None:
-            peaks[place] = report.peak_reserved_bytes
-
 
 def first_that_holds(numbers: range, holds: Callable[[int], bool]) -> int:
     """Return the first number that holds, by bisection; the last one does, as does all after the first that does."""
@@ -265,17 +162,7 @@ def first_that_holds(numbers: range, holds: Callable[[int], bool]) -> int:
     return high
 
 
-def _between(fitting: int, too_much: int, peaks: dict[int, int], limit_bytes: int) -> int:
-    """Return the place to try: where a line through the known peaks meets the limit, or the middle."""
-    # Kept activations grow evenly with the layers that keep them, so the line is nearly right at the first try.
-    if fitting in peaks and too_much in peaks and peaks[too_much] > peaks[fitting]:
-        share = (limit_bytes - peaks[fitting]) / (peaks[too_much] - peaks[fitting])
-        guess = fitting + int(share * (too_much - fitting))
-        return min(too_much - 1, max(fitting + 1, guess))
-    return (fitting + too_much) // 2
-
-
-def merged(chosen: list[Settled]) -> Values:
+def merged(chosen: Sequence[Settled]) -> Values:
     """Return the values of all changes, later ones over earlier ones."""
     values: Values = {}
     for one in chosen:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values, as_yaml, not_yet, value_at, words_of
-from vlmtune.estimate.report import MemoryReport
+from vlmtune.estimate.report import MemoryReport, StepTime
 from vlmtune.estimate.scenario import Scenario
 from vlmtune.estimate.search.candidates import EstimateWith, Search, Settled, merged
+from vlmtune.estimate.search.spend import PaceWith, spend
 from vlmtune.families.facts import ModelFacts
 
 MARGIN = 0.03
@@ -61,30 +62,42 @@ def fit_card(scenario: Scenario) -> Fit:
         held = scenario.with_budget(int(budget_bytes * (1 - share)))
         return lambda values: held.with_values(values).estimate(fast=fast)
 
+    def pace(values: Values, known: Sequence[MemoryReport]) -> StepTime | None:
+        return scenario.with_values(values).pace(known)
+
     full, quick = with_free(MARGIN, fast=False), with_free(MARGIN + FAST_MARGIN, fast=True)
-    fit = find_fit(scenario.config, scenario.facts, full, quick)
+    fit = find_fit(scenario.config, scenario.facts, full, quick, pace)
     return replace(fit, report=replace(fit.report, budget_bytes=budget_bytes))
 
 
-def find_fit(config: TrainingConfig, model: ModelFacts, estimate: EstimateWith, fast: EstimateWith) -> Fit:
+def find_fit(
+    config: TrainingConfig, model: ModelFacts, estimate: EstimateWith, fast: EstimateWith, pace: PaceWith
+) -> Fit:
     """Return the config that fits: searched with `fast`, confirmed with `estimate`; with it alone where they differ.
 
     They differ also where something would be given up of a config that fits.
 
     Args:
         estimate: must take MARGIN of the budget for used; `fast` MARGIN and FAST_MARGIN.
+        pace: predicts time without simulating, from estimates whose rows are divided otherwise.
     """
     # A full estimate takes twice as long, and a search makes up to forty: one confirms what the fast ones found.
     quick, full = Search(config, model, fast), Search(config, model, estimate)
-    found = quick.run()
+    found = _found(quick, pace)
     over = quick.base.peak_reserved_bytes / max(1, quick.base.budget_bytes) - 1
     gives_up_too_much = 0 < over < 2 * FAST_MARGIN and full.base.fits
     if gives_up_too_much or (quick.fits(merged(found)) and not full.fits(merged(found))):
-        found = full.run()
+        found = _found(full, pace)
     changes = _as_changes(config, found)
     report = full.report(merged(found)) or full.base
     tried = len(quick.reports) + len(full.reports)
     return Fit(_all_words(changes), changes, report, report.fits, quick.base, tried)
+
+
+def _found(search: Search, pace: PaceWith) -> list[Settled]:
+    """Return what is to be changed so that the run fits and uses the memory that is left."""
+    saved = [] if search.base.fits else search.save()
+    return spend(search, saved, pace) if search.fits(merged(saved)) else saved
 
 
 def cheapest_changes(

@@ -75,10 +75,11 @@ def spent_by(log: "Log", sizes: Sizes, card: Card) -> tuple[tuple[BatchSpent, ..
 
 
 def of_largest(report: MemoryReport, plan: RunPlan) -> RunSizes:
-    """Return the sizes of a step of nothing but the largest rows, whose batch is the first that is simulated."""
-    first = report.batches[0]
-    passes = ceil(plan.rows_per_step * report.tokens["total"] / first.tokens / plan.num_gpus)
-    sizes = Sizes(np.full(passes, first.tokens), np.full(passes, first.image_tokens))
+    """Return the sizes of a step of nothing but the largest rows."""
+    row, images = report.tokens["total"], report.tokens["image"]
+    rows = max(1, plan.pack_tokens // row) if plan.pack_tokens else plan.batch_size
+    passes = ceil(plan.rows_per_step / rows / plan.num_gpus)
+    sizes = Sizes(np.full(passes, rows * row), np.full(passes, rows * images))
     return RunSizes(sizes, 1, plan.max_steps, of_largest=True)
 
 

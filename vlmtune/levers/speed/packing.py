@@ -19,7 +19,7 @@ KEY, TOKENS = "training.packing", "training.pack_tokens"
 DEFAULT_TOKENS = 2048
 """With as many, unpacking 4-bit weights and starting kernels take little of the time on most cards."""
 FEWEST_TOKENS = 512
-PACKS_TRIED = (2048, 4096)
+PACKS_TRIED = (2048, 4096, 8192, 16_384)
 """Where memory is left for them."""
 AUTO = False
 """What `auto` is: true once a card has shown that packs are faster, and that the estimate holds."""

@@ -18,7 +18,13 @@ SIZES = dict.fromkeys(("peak_reserved_bytes", "peak_allocated_bytes", "device_to
 
 
 def report(*batches: BatchSpent, update: Spent = NOTHING) -> MemoryReport:
-    empty = {"breakdown": (), "parts": {}, "peak_at": PeakAt("", "", ""), "phases": (), "tokens": {"total": 100}}
+    empty = {
+        "breakdown": (),
+        "parts": {},
+        "peak_at": PeakAt("", "", ""),
+        "phases": (),
+        "tokens": {"total": 100, "image": 50},
+    }
     return MemoryReport(**PLAIN, **SIZES, **empty, flops_per_row=1, versions={}, batches=batches, update=update)
 
 
@@ -54,14 +60,18 @@ def test_the_longest_of_kernels_launches_and_bus_decides(spent, expected_s):
 
 
 def test_without_rows_all_are_the_largest():
-    run = of_largest(report(replace(SMALL, tokens=200)), _Plan())
+    run = of_largest(report(SMALL), _Plan())
     assert run.sizes.tokens.tolist() == [200, 200, 200] and run.all_steps is None
+    assert run.sizes.image_tokens.tolist() == [100, 100, 100]
+    packed = _Plan()
+    packed.pack_tokens = 350  # holds three of them
+    assert of_largest(report(SMALL), packed).sizes.tokens.tolist() == [300, 300]
     time = step_time(report(SMALL), run, 6, CARD)
     assert time.run_s is None and time.pace.endswith("if all rows are the largest")
 
 
 class _Plan:
-    rows_per_step, max_steps, num_gpus = 6, None, 1
+    rows_per_step, batch_size, pack_tokens, max_steps, num_gpus = 6, 2, 0, None, 1
 
 
 def test_train_says_the_pace_in_its_line():
