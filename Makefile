@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-levers test test-oldest lint bench bench-memory evening readme gpu gpu-check gpu-errors gpu-cap gpu-train gpu-features gpu-streaming gpu-time gpu-microbench gpu-time-errors gpu-lean gpu-packing gpu-bench gpu-ranks gpu-small-card kills ranks damage full-disk docs screenshots fuzz audit architectures catalogue guide plans clean
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -99,11 +99,20 @@ gpu-streaming: install  ## time layers in main memory on the GPU at hand: how mu
 gpu-ranks: install  ## train on one GPU and on all of them: times, peaks, NCCL's bytes; under eight minutes
 	$(BIN)/python tests/gpu/ranks.py tests/gpu/measured/ranks-here.json
 
+gpu-ranks-memory: install  ## peaks of every GPU in 24 plans on two and four of them; four minutes
+	$(BIN)/python tests/gpu/ranks_memory.py --measure tests/gpu/measured/ranks-memory-here.json
+
+gpu-ranks-peers: install  ## vlmtune and TRL (in TRL=FOLDER) under accelerate on 2 and 4 GPUs; two minutes
+	$(BIN)/python tests/gpu/ranks_peers.py tests/gpu/measured/ranks-peers-here.json --trl $(TRL)
+
 gpu-time: install  ## time a step of every case on the GPUs at hand, one process on each; about forty seconds a case
 	$(BIN)/python tests/gpu/timed.py tests/gpu/measured/time-here.json
 
 gpu-lean: install  ## train with PEFT's forward and with lean adapters on the GPU at hand: time, launches, memory, losses; about eight minutes
 	$(BIN)/python tests/gpu/lean.py tests/gpu/measured/lean-here.json
+
+gpu-equal: install  ## the losses of 50 steps with and without lean adapters, packs and the rest, three seeds; eight minutes on one GPU
+	$(BIN)/python tests/gpu/equal.py tests/gpu/measured/equal-here.json
 
 evening: install  ## train the demo's model on 30 to 5,000 rows with every preset and renew docs/evening.md; half an hour
 	$(BIN)/python tests/bench/evening.py
@@ -128,6 +137,9 @@ ranks: install  ## end runs of two processes at twenty random moments, in every 
 	$(BIN)/python tests/bench/ranks.py 20
 	$(BIN)/python -m pytest -q -n0 -m "slow or not slow" tests/e2e/test_ranks.py tests/e2e/test_launchers.py
 
+two-machines: install  ## train on two machines, network namespaces of this one, by the lines of the docs (Linux, root); four minutes
+	$(BIN)/python tests/bench/two_machines.py
+
 full-disk: install  ## fail each call of a run that writes, and fill its disk after every few KB (Linux, user namespaces; PAGES=1: after every 4 KB); ten minutes
 	VLMTUNE_WRITES=100000 $(BIN)/python -m pytest -q -n0 tests/e2e/test_every_write.py
 	$(BIN)/python tests/bench/full_disk.py $(PAGES)
@@ -140,7 +152,7 @@ audit: install  ## look up known weaknesses of all that is installed; fails wher
 	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)-audit/installed.txt
 	@if $(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps -r $(VENV)-audit/installed.txt 2>$(VENV)-audit/said; then :; \
-	elif grep -q "could not be audited" $(VENV)-audit/said; then \
+	elif grep -Eq "could not be audited|^requests\.exceptions\." $(VENV)-audit/said; then \
 	echo "make audit: no advisories: PyPI's own service was not reached, so nothing is known of what is installed" >&2; exit 1; \
 	else cat $(VENV)-audit/said >&2; exit 1; fi
 

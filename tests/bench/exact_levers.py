@@ -77,16 +77,17 @@ def main() -> int:
     parser.add_argument("--at-a-time", type=int, default=1)
     asked = parser.parse_args()
     wanted = [(seed, levers) for seed in SEEDS for levers in (False, True)]
+    runs: list[Run] = []
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(asked.at_a_time) as pool:
         folder = Path(name)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         write_digits(folder)
-        runs = list(pool.map(lambda one: demo(folder, *one), wanted))
-    for run in runs:
-        print(run)
-    if asked.out:
-        found = {"versions": library_versions(), "runs": [asdict(run) for run in runs]}
-        asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        for run in pool.map(lambda one: demo(folder, *one), wanted):
+            print(run, flush=True)
+            runs.append(run)
+            if asked.out:
+                found = {"versions": library_versions(), "runs": [asdict(run) for run in runs]}
+                asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     pairs = zip(runs[::2], runs[1::2], strict=True)
     return int(any(without.exact_match != pulled.exact_match for without, pulled in pairs))
 

@@ -25,9 +25,9 @@ def encoded(monkeypatch) -> list[str]:
     """The images that were encoded."""
     seen, real = [], prepare.encode_into
 
-    def watched(store, plan, missing, *rest) -> None:
-        seen.extend(image.digest for image in missing)
-        real(store, plan, missing, *rest)
+    def watched(store, plan, files, *rest) -> None:
+        seen.extend(image.digest for file in files for image in file)
+        real(store, plan, files, *rest)
 
     monkeypatch.setattr(prepare, "encode_into", watched)
     return seen

@@ -2,7 +2,10 @@
 
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -57,22 +60,24 @@ def download(hub, **kwargs) -> Path:
     return checkpoint_folder(ID, pinned_commit(ID, None), **kwargs)
 
 
-def test_a_run_through_hf_endpoint(hub, project, published):
-    """As users set it, in a process of its own."""
+DOWNLOAD = f"""
+from vlmtune.hub.commits import pinned_commit
+from vlmtune.hub.download import checkpoint_folder
+print(checkpoint_folder({ID!r}, pinned_commit({ID!r}, None)))
+"""
+
+
+def test_a_hub_that_the_environment_names_is_asked(hub, project, published):
+    """As users set it, for a process of its own: huggingface_hub reads these once, when it is imported."""
     commit = hub.push(ID, published)
-    driver = "\n".join(
-        [
-            "import os",
-            f"os.environ.update(HF_ENDPOINT={hub.address!r}, HF_HOME={str(project.root / 'home')!r})",
-            "os.environ['HF_HUB_OFFLINE'] = '0'",
-        ]
-    )
-    done = project.train_elsewhere(driver, "run", f"model.name={ID}", "training.max_steps=1")
+    home = project.root / "home"
+    named = {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    words = [sys.executable, "-c", DOWNLOAD]
+    done = subprocess.run(words, env={**os.environ, **named}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "finished: 1 steps" in done.stdout
-    plan = json.loads(project.run("run").plan.read_text())
-    assert (plan["model"], plan["revision"], plan["model_revision"]) == (ID, commit, None)
-    assert "home" not in project.run("run").plan.read_text(), "the run folder names no folder of this machine"
+    folder = Path(done.stdout.splitlines()[-1])
+    assert folder.name == commit and folder.is_relative_to(home)
+    assert (folder / "model.safetensors").read_bytes() == (published / "model.safetensors").read_bytes()
 
 
 def test_only_the_needed_files_are_fetched_and_each_once(online, published):
@@ -170,6 +175,10 @@ def test_nor_on_a_system_that_removes_no_open_file(windows, online, published):
 def test_a_resumed_run_uses_its_own_files_after_the_branch_has_moved(online, project, published, llava, tmp_path):
     first = online.push(ID, published)
     assert train(project, "training.max_steps=3").code == 0
+    text = project.run("run").plan.read_text()
+    plan = json.loads(text)
+    assert (plan["model"], plan["revision"], plan["model_revision"]) == (ID, first, None)
+    assert str(tmp_path / "cache") not in text, "the run folder names no folder of this machine"
     project.run("run").report_json.unlink()
     other = shutil.copytree(llava, tmp_path / "other")
     assert online.push(ID, other) != first

@@ -67,6 +67,7 @@ def config_of(case: Case, folder: Path) -> TrainingConfig:
             "varlen_attention": False,
             "align_widths": False,
             "fused_norms": False,
+            "fused_elementwise": False,
         },
     }
     for key, value in case.settings.items():
@@ -85,6 +86,11 @@ def prepare(case: Case, catalogue: Path, folder: Path) -> tuple[TrainingConfig, 
     _write_rows(case, folder)
     if case.packed:
         _name_packed_layers(config_of(replace(case, settings={}), folder))
+    return opened(case, folder)
+
+
+def opened(case: Case, folder: Path) -> tuple[TrainingConfig, ModelSource, list[Sample]]:
+    """Return what a plan and a run are made of, of what `prepare` has written."""
     config = config_of(case, folder)
     return config, open_model(config.model.name, None, folder), read_samples(folder / "rows.jsonl").samples
 

@@ -1,7 +1,8 @@
 """An epoch with the tower and with cached features, on the GPU at hand: `make gpu-features`.
 
 Qwen2.5-VL-3B at its real size with random weights, rows of one page each (1120×840 px, 100 to 400 characters). Two
-epochs: the first is for warming up, the second is timed, with what its kernels take, which costs both some time.
+epochs: the first is for warming up, the second is timed, with what its kernels take, which costs both some time. Where
+there are two GPUs each run has its own.
 """
 
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from PIL import Image
@@ -18,6 +20,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import QWEN25_3B, Case, prepare  # noqa: E402
 from gpu.profiled import Clock, seconds_of  # noqa: E402
+from gpu.timed import visible_cards  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
@@ -109,13 +112,21 @@ def main(out: Path, catalogue: Path, model: str) -> None:
         weights = [sys.executable, ROOT / "tests/gpu/measure.py", "--weights", folder / "model"]
         subprocess.run([*map(str, weights)], check=True)
         write_rows(folder / "pages.jsonl", ROWS, PAGE_PX, CHARS)
-        for cached in (False, True):
-            result = folder / f"{cached}.json"
-            command = [sys.executable, __file__, "--run", str(folder), str(cached), str(result)]
-            subprocess.run(command, check=True)
-            runs.append(json.loads(result.read_text(encoding="utf-8")))
-            text = json.dumps({"versions": library_versions(), "runs": runs}, indent=1)
-            out.write_text(text + "\n", encoding="utf-8")
+        cards, both = visible_cards(), (False, True)
+        with ThreadPoolExecutor(len(cards)) as pool:
+            started = [pool.submit(started_run, folder, cached, cards[cached % len(cards)]) for cached in both]
+            for done in as_completed(started):
+                runs.append(done.result())
+                text = json.dumps({"versions": library_versions(), "runs": runs}, indent=1)
+                out.write_text(text + "\n", encoding="utf-8")
+
+
+def started_run(folder: Path, cached: bool, card: str) -> dict:
+    """Train in a process of its own on a card."""
+    result = folder / f"{cached}.json"
+    command = [sys.executable, __file__, "--run", str(folder), str(cached), str(result)]
+    subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": card}, check=True)
+    return json.loads(result.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Real trainer, real sizes, random weights, one process. Of each run: seconds a row (median of the steps), what the
 profiler sees of one step (kernel time and launches a row, by kernel), where the host waits for the card in another,
-the losses, and the peaks beside their estimate. Rows are those of a page (1120×840 px, 100 to 400 characters) and
-short ones (448×336 px, 30 to 120 characters). First one product alone: how far from exact it is, and how long it takes.
+the losses, and the peaks beside their estimate. Rows are those of a page (1120×840 px, 100 to 400 characters), one by
+one or in packs, and short ones (448×336 px, 30 to 120 characters). First one product alone: how far from exact it is,
+and how long it takes.
 """
 
 import argparse
@@ -15,11 +16,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # torch reads it when it is imported
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu.cases import QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
+from gpu.cases import LLAVA_7B, QWEN3_4B, QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
 from gpu.compare import CATALOGUE, prepared, replay_of  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
 from gpu.profiled import Clock, free_card, most_of  # noqa: E402
@@ -27,30 +29,47 @@ from gpu.profiled import Clock, free_card, most_of  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 from vlmtune.units import GIB  # noqa: E402
 
-CARD, LEFT_BYTES = "cuda", 7 * GIB
+CARD = "cuda"
 STEPS, ROWS = 20, 8
 PROFILED, WATCHED = 6, 8
 """Steps of which kernels, and waits, are counted; they are not timed."""
 WARM_UP = 2
 SETTINGS = {"training.max_steps": STEPS, "hardware.offload_embeddings": None}
 ONE_BY_ONE = {**SETTINGS, "training.gradient_accumulation_steps": 4}
+IN_PACKS = {**ONE_BY_ONE, "training.gradient_accumulation_steps": ROWS, "training.packing": True}
 FOUR = {**SETTINGS, "training.batch_size": 4, "training.gradient_accumulation_steps": 1}
 PAGE_PX, PAGE_CHARS, SHORT_CHARS = (1120, 840), 400, 120
+PACKED = (
+    ("qwen3-4b", QWEN3_4B, 12_288),
+    ("qwen25-3b", QWEN25_3B, 12_288),
+    ("llava-7b", LLAVA_7B, 5120),
+    ("qwen25-7b", QWEN25_7B, 3280),
+)
+"""Pages in the packs that `bench.py` takes."""
 SETS = (
     Case("3b-short", QWEN25_3B, SHORT_CHARS, rows=ROWS, settings=FOUR),
     Case("3b-docs", QWEN25_3B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
     Case("7b-docs", QWEN25_7B, PAGE_CHARS, PAGE_PX, rows=ROWS, settings=ONE_BY_ONE),
+    *(
+        Case(
+            f"{name}-packs", model, PAGE_CHARS, PAGE_PX, rows=ROWS, settings={**IN_PACKS, "training.pack_tokens": size}
+        )
+        for name, model, size in PACKED
+    ),
 )
-PEFT = {"lean_lora": False, "align_widths": False, "varlen_attention": False, "fused_norms": False}
+LATER = ("align_widths", "varlen_attention", "fused_norms", "fused_elementwise")
+PEFT = {"lean_lora": False, **dict.fromkeys(LATER, False)}
 LEAN = {**PEFT, "lean_lora": True}
 ALIGNED = {**LEAN, "align_widths": True}
 VARLEN = {**ALIGNED, "varlen_attention": True}
-VARIANTS = {"peft": PEFT, "lean": LEAN, "aligned": ALIGNED, "varlen": VARLEN, "norms": {**VARLEN, "fused_norms": True}}
+NORMS = {**VARLEN, "fused_norms": True}
+FUSED = {**NORMS, "fused_elementwise": True}
+VARIANTS = {"peft": PEFT, "lean": LEAN, "aligned": ALIGNED, "varlen": VARLEN, "norms": NORMS, "fused": FUSED}
 """What each run has in its section `hardware`: each the one before and something more."""
 
 
-def trained(prepared_run: tuple, variant: str) -> dict:
-    """Train in this process, held to 7 GiB once the model is there, and return what it took."""
+def trained(prepared_run: tuple, variant: str, limit_bytes: float) -> dict:
+    """Train in this process, held to a limit once the model is there, and return what it took."""
     from rich.console import Console
 
     from vlmtune.data.run_data import MeasuredRows, RunData
@@ -68,7 +87,7 @@ def trained(prepared_run: tuple, variant: str) -> dict:
     def build_model(plan, **how):
         model = build.build_model(plan, **how)
         torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(LEFT_BYTES / total_bytes)
+        torch.cuda.set_per_process_memory_fraction(min(1, limit_bytes / total_bytes))
         return model
 
     clock, services, real = Clock((PROFILED,), WATCHED, WARM_UP), engine._services, engine.build_model
@@ -188,8 +207,9 @@ def main() -> None:
     parser.add_argument("names", nargs="?", default="", help="regular expression of the sets to measure")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of each set")
     parser.add_argument("--no-estimates", action="store_true", help="they take half a minute each, on the processor")
+    parser.add_argument("--limit-gib", type=float, default=7.0, help="what a run may reserve")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each run")
     asked = parser.parse_args()
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     from vlmtune.engine import train as engine
     from vlmtune.engine.runtime import quiet_libraries
     from vlmtune.models import build
@@ -204,12 +224,13 @@ def main() -> None:
     print(json.dumps(found["product"]), flush=True)
     load_base, check = build.load_base, engine.check_checkpoint
     build.load_base, engine.check_checkpoint = lambda plan, **how: made_on_the_card(plan), lambda plan: {}
-    cases = [case for case in SETS if re.search(asked.names, case.name)]
+    last = {"training.max_steps": asked.steps}
+    cases = [replace(case, settings=case.settings | last) for case in SETS if re.search(asked.names, case.name)]
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
             run = prepare(case, CATALOGUE, Path(folder) / case.name)  # the same pictures for all
             for variant in asked.variants:
-                found["runs"].append({"case": case.name, **trained(run, variant)})
+                found["runs"].append({"case": case.name, **trained(run, variant, asked.limit_gib * GIB)})
                 free_card()
                 write()
                 print(*(found["runs"][-1][key] for key in SHOWN), flush=True)

@@ -33,12 +33,13 @@ HISTORY = ".history.xz"
 
 
 def made_on_the_card(plan: RunPlan) -> nn.Module:
-    """Return a plan's base model with random weights."""
+    """Return a plan's base model with random weights, the same in all processes of a run."""
     from vlmtune.models import build
     from vlmtune.models.layers import placed
 
     model = build.weightless_base(plan)
-    placed.prepare(model, plan, build.family_of(plan), plan.device, None)
+    placed.prepare(model, plan, build.family_of(plan), plan.device, placed.PEERS.get())
+    torch.manual_seed(0)
     random_weights(model, plan.device)
     placed.start(model)
     return model
@@ -145,6 +146,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         plan = make_plan(config, source, probe_device())
         if plan.method == "full":  # gigabytes of random numbers that nobody reads
             engine.save_tuned = engine.TuneTrainer._save_checkpoint = lambda *args: None
+            engine.write_card = lambda *args, **how: None  # of what was not saved
         runs = RunFolder.create(config.run_dir)
         save_plan(plan, runs.plan)
         started = time.perf_counter()
@@ -167,6 +169,7 @@ def run(case: Case, catalogue: Path, out: Path, cap_bytes: int | None = None, hi
         "parts": report.memory_measured.parts,
         **loaded,
         "losses": losses,
+        "data_wait_share": report.data_wait_share,
         "longest_row_tokens": report.longest_row.tokens,
         "seconds": round(time.perf_counter() - started, 1),
         "gpu": report.gpu,
@@ -179,7 +182,7 @@ def write_weights(folder: str) -> None:
     """Fill a folder that has a config.json with random weights in bf16."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    with torch.device("cuda"):
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
     model.save_pretrained(folder)
 

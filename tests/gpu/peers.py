@@ -163,6 +163,7 @@ class Trl(Peer):
     liger = False
 
     def load(self) -> None:
+        from accelerate import PartialState
         from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
         quantization = BitsAndBytesConfig(
@@ -172,7 +173,10 @@ class Trl(Peer):
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
         self.model = AutoModelForImageTextToText.from_pretrained(
-            self.asked.model, dtype=torch.bfloat16, quantization_config=quantization, device_map={"": 0}
+            self.asked.model,
+            dtype=torch.bfloat16,
+            quantization_config=quantization,
+            device_map={"": PartialState().local_process_index},
         )
 
     def trainer(self, batch: int, accumulation: int) -> Trainer:

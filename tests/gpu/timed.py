@@ -2,7 +2,8 @@
 
 Cases of `cases.py`, all rows of one length, weights made on the card. Of each: kernel time, launches and the kernels
 that take most of one profiled step; the seconds of the others. What the plan predicts is held against it by
-compare_time.py, without a GPU. Results are written after each run.
+compare_time.py, without a GPU. Results are written after each run. With `--calibrate` each process measures its card
+first, by `vlmtune calibrate`, and its runs have the speeds beside them, from which seconds of a step are predicted.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +32,10 @@ CATALOGUE = Path(__file__).parents[2] / "vlmtune" / "catalog"
 OWN = Path(__file__)
 STEPS = 7
 PROFILED = STEPS - 2
+CALIBRATION, CALIBRATE = "calibration.txt", "CALIBRATE_FIRST"
+"""A file beside a card's runs; what asks its process for it."""
+CALIBRATION_S = 100
+"""At most."""
 
 
 def timed(case: Case) -> Case:
@@ -56,7 +62,8 @@ def run(case: Case, out: Path, cap_bytes: int | None = None) -> None:
     from vlmtune.models import build
 
     clock = Clock((PROFILED,))
-    changed = [(engine, "_services"), (engine, "build_model"), (engine, "check_checkpoint"), (build, "load_base")]
+    of_engine = ("_services", "build_model", "check_checkpoint", "save_tuned", "write_card")
+    changed = [*((engine, name) for name in of_engine), (engine.TuneTrainer, "_save_checkpoint"), (build, "load_base")]
     before = [(module, name, getattr(module, name)) for module, name in (*changed, (features, "free_card"))]
     services = engine._services
     engine._services = lambda plan, folder: [*services(plan, folder), clock]
@@ -66,12 +73,26 @@ def run(case: Case, out: Path, cap_bytes: int | None = None) -> None:
     found = json.loads(part.read_text(encoding="utf-8"))
     found |= {} if "out_of_memory" in found else figures_of(clock)
     peaks = ("allocated_bytes", "reserved_bytes", "load_peak_bytes", "parts")  # of a process with several cases
-    part.write_text(json.dumps({key: value for key, value in found.items() if key not in peaks}), encoding="utf-8")
+    found = {key: value for key, value in found.items() if key not in peaks}
+    if (measured := out.with_name(CALIBRATION)).exists():
+        found["calibration"] = json.loads(measured.read_text(encoding="utf-8"))
+    part.write_text(json.dumps(found), encoding="utf-8")
     part.rename(out)
+
+
+def calibrate(folder: Path) -> None:
+    """Run `vlmtune calibrate` and keep what it says, of what failed its last words: cases are timed anyway."""
+    env = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    command = ["timeout", str(CALIBRATION_S), sys.executable, "-m", "vlmtune", "calibrate", "--json"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    found = json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr[-1500:]}
+    (folder / CALIBRATION).write_text(json.dumps(found), encoding="utf-8")
 
 
 def run_all(names: list[str], folder: Path) -> None:
     """Train these cases in this process, one after another: the libraries are imported once."""
+    if CALIBRATE in os.environ and not (folder / CALIBRATION).exists():
+        calibrate(folder)
     for name in names:
         run(timed(next(case for case in CASES if case.name == name)), folder / f"{name}.json")
         free_card()
@@ -82,36 +103,51 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("names", nargs="*", help="cases to time; all if none is named")
+    parser.add_argument("--calibrate", action="store_true", help="measure each card first: half a minute")
     parser.add_argument("--within", type=float, default=1e9, help="seconds after which nothing is waited for")
     asked = parser.parse_args()
-    names = asked.names or [case.name for case in CASES]
-    return on_cards(lambda cards: [names[number::cards] for number in range(cards)], asked.out, asked.within)
+    names, began = asked.names or [case.name for case in CASES], time.monotonic()
+    os.environ.update({CALIBRATE: "1"} if asked.calibrate else {})
+    num_timed = on_every_card(OWN, partial(dealt, names), asked.out, asked.within)
+    print(f"{num_timed} of {len(names)} cases timed, {time.monotonic() - began:.0f} s")
+    return int(num_timed < len(names))
 
 
-def on_cards(shares: Callable[[int], list[list[str]]], out: Path, within_s: float, script: Path = OWN) -> int:
-    """Time on every visible GPU its share of the names, by a script that takes `--these`; return 0 when all are timed.
+def dealt(names: list[str], num_cards: int) -> list[list[str]]:
+    """Return what each card takes of the names, round about."""
+    return [names[number::num_cards] for number in range(num_cards)]
+
+
+def on_every_card(script: Path, shares: Callable[[int], list[list[str]]], out: Path, within_s: float) -> int:
+    """Let a script do what is named, in turn on every visible card, for so long; return how much of it is written.
+
+    The script is given `--these`, a folder for its results and the names.
 
     Args:
-        shares: number of GPUs → what each of them times, in its order.
+        shares: number of cards → what each of them takes, in its order.
     """
-    cards = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
-    shared, began = shares(len(cards)), time.monotonic()
+    began, cards = time.monotonic(), visible_cards()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        running = [OnCard(card, names, folder, script) for card, names in zip(cards, shared, strict=True)]
-        while any([one.goes_on() for one in running]) and time.monotonic() - began < within_s:  # noqa: C419  all
+        shared = zip(cards, shares(len(cards)), strict=True)
+        on_cards = [OnCard(card, names, folder / f"card-{card}", script) for card, names in shared]
+        while any([one.goes_on() for one in on_cards]) and time.monotonic() - began < within_s:  # noqa: C419  all
             time.sleep(1)
             written(folder, out)
-        for one in running:
+        for one in on_cards:
             one.end()
-        timed = written(folder, out)
-    print(f"{timed} of {sum(map(len, shared))} cases timed, {time.monotonic() - began:.0f} s")
-    return int(timed < sum(map(len, shared)))
+        return written(folder, out)
+
+
+def visible_cards() -> list[str]:
+    """Return the numbers of the GPUs that processes may be started on."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def written(folder: Path, out: Path) -> int:
     """Write what is known into one file; return how many cases that are."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*.json"))]
     out.write_text(json.dumps({"versions": library_versions(), "runs": found}, indent=1) + "\n", encoding="utf-8")
     return len(found)
 
@@ -121,13 +157,14 @@ class OnCard:
 
     def __init__(self, card: str, names: list[str], folder: Path, script: Path) -> None:
         self.card, self.left, self.folder, self.script = card, names, folder, script
+        self.folder.mkdir()
         self.process: subprocess.Popen | None = None
 
     def goes_on(self) -> bool:
         """Begin what is left where nothing runs; return whether anything does."""
         if self.process and self.process.poll() is None:
             return True
-        if self.process and self.process.returncode:
+        if self.process and self.process.returncode and self.left:
             failed = next(name for name in self.left if not (self.folder / f"{name}.json").exists())
             print(failed, self.said.read_text(encoding="utf-8")[-1500:], flush=True)
             self.left = self.left[self.left.index(failed) + 1 :]
@@ -138,7 +175,7 @@ class OnCard:
         return bool(self.left)
 
     def _begin(self) -> None:
-        self.said = self.folder / f"card-{self.card}.txt"
+        self.said = self.folder / "said.txt"
         env = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True", "CUDA_VISIBLE_DEVICES": self.card}
         command = [sys.executable, str(self.script), "--these", str(self.folder), *self.left]
         with self.said.open("w") as said:

@@ -13,6 +13,12 @@ QWEN2_DECODER_LAYER = Name(TRANSFORMERS, f"{QWEN2}.Qwen2DecoderLayer", SAME_LAYE
 QWEN2_PRETRAINED_MODEL = Name(TRANSFORMERS, f"{QWEN2}.Qwen2PreTrainedModel", SAME_LAYERS, takes="config")
 QWEN2_RMS_NORM = Name(TRANSFORMERS, f"{QWEN2}.Qwen2RMSNorm", SAME_LAYERS, takes="hidden_size, *, eps")
 APPLY_ROTARY_POS_EMB = Name(TRANSFORMERS, f"{QWEN2}.apply_rotary_pos_emb", SAME_LAYERS, takes="q, k, cos, sin")
+APPLY_ROTARY_POS_EMB_VISION = Name(
+    TRANSFORMERS,
+    "transformers.models.qwen2_vl.modeling_qwen2_vl.apply_rotary_pos_emb_vision",
+    "what towers turn queries and keys with, in files of its name: one kernel may stand for it.",
+    takes="q, k, cos, sin",
+)
 EAGER_ATTENTION = Name(
     TRANSFORMERS,
     f"{QWEN2}.eager_attention_forward",

@@ -186,6 +186,8 @@ class HardwareSection(Section):
     """Fill frozen MLPs of an odd width up with zeros to one that GPUs multiply fast. `auto`: on a GPU."""
     fused_norms: Literal["auto", True, False] = "auto"
     """Compute frozen RMS norms in one kernel, torch's own, on a GPU. `auto`: not yet."""
+    fused_elementwise: Literal["auto", True, False] = "auto"
+    """Compute gated MLPs and rotary positions in one Triton kernel each, on Ampere and newer. `auto`: not yet."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     num_gpus: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None

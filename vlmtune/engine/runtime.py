@@ -105,6 +105,7 @@ def probe_device() -> Device:
 
     from vlmtune.engine.ranks import group
     from vlmtune.engine.ranks.single import gpus_there
+    from vlmtune.hardware.triton import why_no_triton
 
     launched = group.size() > 1
     if not torch.cuda.is_available():
@@ -118,4 +119,5 @@ def probe_device() -> Device:
         total_bytes=properties.total_memory,
         num_gpus=group.size() if launched else len(gpus_there()),
         launched=launched,
+        no_triton=why_no_triton(),
     )

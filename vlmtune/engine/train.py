@@ -9,7 +9,7 @@ from transformers import PrinterCallback, ProcessorMixin
 from vlmtune.data.batches.packs import tell_of_long_rows
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import TuneDataset
-from vlmtune.data.features.prepare import Teller, features_of
+from vlmtune.data.features.prepare import Share, Teller, features_of
 from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.measure.lengths import Lengths, refuse_too_long, refuse_without_answer
 from vlmtune.data.run_data import MeasuredRows, RunData
@@ -83,8 +83,7 @@ def _train(
     tell_of_long_rows(lengths.total, plan, view.note)
     _refuse_blind_tower(lengths, plan)
     _check_longest(TuneDataset(data.train.samples, processor, family, plan), lengths, plan)
-    with group.first_alone(plan.cache_features):
-        val_features, features = _features(plan, source, (data.val, data.train), processor, view)
+    val_features, features = _features(plan, source, (data.val, data.train), processor, view)
     rows = TuneDataset(data.train.samples, processor, family, plan, features)
     rows.takes = data.takes(plan)
     val_rows = TuneDataset(data.val.samples, processor, family, plan, val_features)
@@ -142,8 +141,10 @@ def _features(
     """Return the cached features of each part's rows; None where the model has its tower."""
     if not plan.cache_features:
         return [None for _ in parts]
+    share = Share(*group.place_on_machine(), lambda: group.gathered(None))
+    samples, teller = [part.samples for part in parts], Teller(view.doing, view.note)
     try:
-        return [*features_of(plan, source, [part.samples for part in parts], processor, Teller(view.doing, view.note))]
+        return [*features_of(plan, source, samples, processor, teller, share)]
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, "while images were encoded") from None
 

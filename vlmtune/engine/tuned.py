@@ -60,6 +60,7 @@ def plan_here(folder: RunFolder, base: str | None = None) -> RunPlan:
     kernels = {
         "varlen_attention": plan.varlen_attention and on_card and device.bf16,
         "fused_norms": plan.fused_norms and on_card,
+        "fused_elementwise": plan.fused_elementwise and on_card and device.bf16 and not device.no_triton,
     }
     return dataclasses.replace(plan, device=device.kind, **kernels)
 

@@ -1,7 +1,7 @@
 """The rows of a run that is estimated: rendered and tokenised once, whatever the number of plans looked at."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from vlmtune.data.dataset import TuneDataset
     from vlmtune.data.encode import Encoded
     from vlmtune.data.measure.lengths import Lengths
-    from vlmtune.estimate.answers import HeldOutRows
 
 
 UNWEIGHTED = DataFiles(())
+NONE = MeasuredRows(())
 
 
 class GivenRows:
     """Rows with what every plan of one model shares: their measures, and a processor for each setting of it."""
 
-    def __init__(self, rows: MeasuredRows, held_out: Sequence[Sample] = (), files: DataFiles = UNWEIGHTED) -> None:
-        """`files` are those that the rows are in: their sources may have weights."""
+    def __init__(self, rows: MeasuredRows, held_out: MeasuredRows = NONE, files: DataFiles = UNWEIGHTED) -> None:
+        """`files` are those that the rows to train on are in: their sources may have weights."""
         self.samples = rows.samples
         self.held_out = held_out
         self.files = files
@@ -45,7 +45,7 @@ class GivenRows:
     @property
     def num_images(self) -> int:
         """Images of all rows, those held out included."""
-        return num_images(self.samples) + num_images(self.held_out)
+        return num_images(self.samples) + num_images(self.held_out.samples)
 
     def image_tokens(self, plan: RunPlan, model: ModelFacts) -> int:
         """Return the tokens of all images; their headers are read once."""
@@ -59,7 +59,7 @@ class GivenRows:
 
         from vlmtune.data.measure.lengths import images_of
 
-        return np.concatenate([images_of(part)[1] for part in (self.samples, self.held_out)])
+        return np.concatenate([images_of(part)[1] for part in (self.samples, self.held_out.samples)])
 
     def free_cache_bytes(self) -> int | None:
         """Return what may be written into the cache folder; None where it cannot be written."""
@@ -79,37 +79,16 @@ class GivenRows:
 
         return load_processor(plan)
 
-    def dataset(self, plan: RunPlan) -> "Sequence[Encoded]":
+    def dataset(self, plan: RunPlan, *, held_out: bool = False) -> "Sequence[Encoded]":
         """Return the rows as a model gets them."""
-        return self._seen(self._encoded(self._fitting(plan).samples, plan), plan)
+        return self._seen(self.encoded(plan, held_out=held_out), plan)
 
-    def asked(
-        self, plan: RunPlan, source: ModelSource, served: "Callable[[Encoded], Encoded] | None" = None
-    ) -> "HeldOutRows | None":
-        """Return what is asked of the rows held out at each evaluation in training; None where nothing is.
-
-        `served` gives a row features for its pixels, where the plan caches them.
-        """
-        if not (plan.generate_rows and len(self.held_out)):
-            return None
-        from vlmtune.engine.answers.held_out import drawn_rows
-        from vlmtune.engine.evaluate import longest_answer_tokens
-        from vlmtune.estimate.answers import HeldOutRows
-        from vlmtune.models.build import family_of
-
-        drawn = [self.held_out[row] for row in drawn_rows(plan, len(self.held_out))[:: plan.num_gpus]]
-        processor, family = self.processor(plan), family_of(plan)
-        fitting = MeasuredRows(drawn, self._rows.on_bad_row).fitting(processor, family, plan)[0]
-        rows = self._encoded(fitting.samples, plan)
-        longest = self._seen(rows, plan)[fitting.lengths(processor, family, plan, source).longest()]
-        tokens = longest_answer_tokens(rows, range(len(rows)))
-        return HeldOutRows(served(longest) if served else longest, tokens, len(rows))
-
-    def _encoded(self, samples: Sequence[Sample], plan: RunPlan) -> "TuneDataset":
+    def encoded(self, plan: RunPlan, *, held_out: bool = False) -> "TuneDataset":
+        """Return the rows as the processor makes them."""
         from vlmtune.data.dataset import TuneDataset
         from vlmtune.models.build import family_of
 
-        return TuneDataset(samples, self.processor(plan), family_of(plan), plan)
+        return TuneDataset(self._fitting(plan, held_out).samples, self.processor(plan), family_of(plan), plan)
 
     def _seen(self, rows: "TuneDataset", plan: RunPlan) -> "Sequence[Encoded]":
         """Return rows as the model sees them."""
@@ -119,7 +98,7 @@ class GivenRows:
         """Return which of some of the rows an epoch takes; None where it takes each once."""
         return takes_of(samples, self.files, plan)
 
-    def lengths(self, plan: RunPlan, source: ModelSource) -> "Lengths":
+    def lengths(self, plan: RunPlan, source: ModelSource, *, held_out: bool = False) -> "Lengths":
         """Return the tokens under a plan of each row that the model takes.
 
         Raises:
@@ -127,9 +106,10 @@ class GivenRows:
         """
         from vlmtune.models.build import family_of
 
-        return self._fitting(plan).lengths(self.processor(plan), family_of(plan), plan, source)
+        return self._fitting(plan, held_out).lengths(self.processor(plan), family_of(plan), plan, source)
 
-    def _fitting(self, plan: RunPlan) -> MeasuredRows:
+    def _fitting(self, plan: RunPlan, held_out: bool) -> MeasuredRows:
         from vlmtune.models.build import family_of
 
-        return self._rows.fitting(self.processor(plan), family_of(plan), plan)[0]
+        rows = self.held_out if held_out else self._rows
+        return rows.fitting(self.processor(plan), family_of(plan), plan)[0]

@@ -25,7 +25,8 @@ class GuessedRows(GivenRows):
     """Rows whose texts are as long as is guessed, for the stand-in tokenizer: a token a character."""
 
     def __init__(self, rows: GivenRows, source: ModelSource, on_bad_row: Literal["error", "skip"] = "error") -> None:
-        super().__init__(MeasuredRows(_Guessed(rows.samples), on_bad_row), _Guessed(rows.held_out), rows.files)
+        parts = (MeasuredRows(_Guessed(part), on_bad_row) for part in (rows.samples, rows.held_out.samples))
+        super().__init__(*parts, rows.files)
         self._source = source
 
     def _load(self, plan: RunPlan) -> "ProcessorMixin":

@@ -35,7 +35,12 @@ def worth_of_label(plan: RunPlan, model: ModelFacts) -> float:
     """Return the tokens of a row that take as much memory as the logits of one label do."""
     recomputing = (plan.checkpointed_layers or model.num_layers) if plan.gradient_checkpointing else 0
     kept = (not plan.offload_activations) * recomputing + KEPT_BY_WHOLE_LAYER * (model.num_layers - recomputing)
-    return LOGIT_BYTES * model.vocabulary / (NUMBER_BYTES * model.hidden_size * max(1, kept))
+    return worth_in_evaluation(model) / max(1, kept)
+
+
+def worth_in_evaluation(model: ModelFacts) -> float:
+    """Return the same where nothing is kept but the hidden states that logits are made of."""
+    return LOGIT_BYTES * model.vocabulary / (NUMBER_BYTES * model.hidden_size)
 
 
 def _learned_share(sample: "Sample") -> float:

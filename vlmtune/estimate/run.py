@@ -21,15 +21,13 @@ from vlmtune.runs.versions import library_versions
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vlmtune.data.encode import Encoded
     from vlmtune.data.sources.takes import Takes
     from vlmtune.estimate.allocator.peaks import Peaks
     from vlmtune.estimate.simulate.record import Hidden, Log
     from vlmtune.estimate.timing.predict import RunSizes
 
 SMALLEST_SHARE_BYTES = 2**20
-SHARES_OF_LONGEST = (1.0, 0.75, 0.5, 0.25)
-"""Texts of the made-up rows: batches of other lengths leave holes that the longest cannot use."""
-SHORTEST_TEXT_TOKENS = 16
 WORST_SHARE = 100
 """One row in so many is looked at as an outlier."""
 
@@ -42,13 +40,13 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
         from vlmtune.data.collate import collate
         from vlmtune.estimate.answers import HeldOutRows
         from vlmtune.estimate.features import Encoding, rows_in_training
-        from vlmtune.estimate.simulate.inputs import largest_row
+        from vlmtune.estimate.simulate.inputs import largest_rows
         from vlmtune.estimate.simulate.steps import collated, made_up_packs, made_up_steps, sizes_of
         from vlmtune.models.build import family_of
 
         with cannot_tell(plan):
             family = family_of(plan)
-            rows = [largest_row(plan_of_texts(plan, share), source, family) for share in SHARES_OF_LONGEST]
+            rows = largest_rows(plan, source, family)
             served, tower = rows_in_training(rows, plan)
             lengths = [row.labels.shape[1] for row in rows]
             chosen = made_up_packs(plan, lengths, fast) if plan.pack_tokens else made_up_steps(plan, fast)
@@ -56,7 +54,8 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
             sizes = sizes_of(chosen, plan, lengths, [row.num_image_tokens for row in rows])
             encoding = Encoding(tower, rows[0]) if tower else None
             held_out = HeldOutRows(served[0], 1, plan.generate_rows) if plan.generate_rows else None
-            return _estimate(Work(plan, source, steps, sizes, served[0], fast, encoding, held_out), target)
+            work = Work(plan, source, steps, sizes, served[0], [served[0]], fast, encoding, held_out)
+            return _estimate(work, target)
 
     report = cached([*_decided_by(plan, source, target), fast], made)
     return _timed(_held_to(report, target), target, plan, partial(_largest_sizes, plan, report))
@@ -89,6 +88,7 @@ class _Rows:
     def __init__(self, plan: RunPlan, source: ModelSource, rows: GivenRows) -> None:
         from vlmtune.data.collate import Collator
         from vlmtune.data.measure.lengths import refuse_too_long
+        from vlmtune.estimate.held_out import HeldOut
         from vlmtune.estimate.learned import learned_of
 
         self.plan, self.source, self.given = plan, source, rows
@@ -96,6 +96,7 @@ class _Rows:
         refuse_too_long(self.lengths, plan)
         self.learned = learned_of(self.lengths, plan, source.facts(plan.model_name))
         self.rows = rows.dataset(plan)
+        self.held_out = HeldOut(plan, source, rows) if rows.held_out.samples else None
         self.collator = Collator(rows.processor(plan))
         self.order: list[int] = (-self.lengths.total).argsort(kind="stable").tolist()
 
@@ -108,7 +109,7 @@ class _Rows:
         kept = sorted(self.order[skipped:])
         with cannot_tell(self.plan):
             work = self._work(kept, target, fast)
-            decided_by = [*_decided_by(self.plan, self.source, target), work.longest.where, work.digest()]
+            decided_by = [*_decided_by(self.plan, self.source, target), work.digest()]
             report = cached(decided_by, lambda: _estimate(work, target))
             return _timed(_held_to(report, target), target, self.plan, partial(self.sizes, kept))
 
@@ -136,20 +137,23 @@ class _Rows:
         learned = dataclasses.replace(self.learned, tokens=self.learned.tokens[kept])
         chosen = steps_with(self.plan, lengths, takes=self._takes(kept), learned=learned)
         rows, tower = rows_in_training(Subset(self.rows, kept), self.plan)
-        encoding = None
-        if tower and self.lengths.image[kept].any():
-            most_seen = kept[int(self.lengths.image[kept].argmax())]
-            encoding = Encoding(tower, self.rows[most_seen], len(kept))
+        seen = self._most_seen(kept) if tower else None
+        encoding = Encoding(tower, seen, len(kept) + len(self.given.held_out.samples)) if tower and seen else None
         steps = collated(chosen, rows, collate_of(self.plan, self.collator))
         longest = rows[lengths.index(max(lengths))]
-        held_out = self.given.asked(self.plan, self.source, tower.served if tower else None)
+        served = tower.served if tower else lambda row: row
+        evaluated = [*map(served, self.held_out.needing_most(learned))] if self.held_out else [longest]
+        asked = self.held_out.asked(served) if self.held_out else None
         sizes = sizes_of(chosen, self.plan, lengths, self.lengths.image[kept])
-        return Work(self.plan, self.source, steps, sizes, longest, fast, encoding, held_out)
+        return Work(self.plan, self.source, steps, sizes, longest, evaluated, fast, encoding, asked)
 
-
-def plan_of_texts(plan: RunPlan, share: float) -> RunPlan:
-    """Return the plan with texts of a share of its `max_length`."""
-    return dataclasses.replace(plan, max_length=max(SHORTEST_TEXT_TOKENS, round(plan.max_length * share)))
+    def _most_seen(self, kept: list[int]) -> "Encoded | None":
+        """Return the row with the most image tokens, with its pixels; None where no row has an image."""
+        most = kept[int(self.lengths.image[kept].argmax())]
+        trained, held_out = self.lengths.image[most], self.held_out
+        if held_out and held_out.lengths.image.max() > trained:
+            return held_out.rows[held_out.lengths.most_pixels()]
+        return self.rows[most] if trained else None
 
 
 def _decided_by(plan: RunPlan, source: ModelSource, target: Target) -> list[Any]:
@@ -199,9 +203,10 @@ def _estimate(work: Work, target: Target) -> MemoryReport:
     from vlmtune.estimate.timing.predict import spent_by
 
     started = time.perf_counter()
-    plan, row, fast = work.plan, work.longest, work.fast
+    plan, fast = work.plan, work.fast
     log = _simulated(work, target)
     peaks = _peaks(log, target)
+    row = work.worst_at(peaks.highest)
     communication = communication_bytes(plan.num_gpus, plan.sharded)
     batches, update = spent_by(log, work.sizes, target.card)
     return MemoryReport(
@@ -250,14 +255,14 @@ def _simulated(work: Work, target: Target) -> "Log":
     from vlmtune.estimate.simulate.simulation import Run, simulate
 
     answered = work.held_out and work.held_out.record
-    longest, hidden = work.longest_batch, _hidden_of(target.card)
-    return simulate(work.plan, Run(work.steps, hidden, "as planned", longest, work.form, answered, work.fast))
+    hidden, evaluated = _hidden_of(target.card), work.evaluated_batches
+    return simulate(work.plan, Run(work.steps, hidden, "as planned", evaluated, work.form, answered, work.fast))
 
 
 def _answering(work: Work, target: Target) -> Phase:
     from vlmtune.estimate.answers import answering
 
-    return answering(work.plan, work.longest_batch, work.form, _hidden_of(target.card))
+    return answering(work.plan, work.evaluated_batches[0], work.form, _hidden_of(target.card))
 
 
 def _peaks(log: "Log", target: Target) -> "Peaks":

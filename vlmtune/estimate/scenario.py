@@ -75,7 +75,10 @@ class Scenario:
             VlmtuneError: the model belongs to no family, or a wish cannot be granted on the device.
         """
         card = self.target.card
-        device = self.device or Device("cuda", card.name, card.sm >= (8, 0), card.total_bytes_linux)
+        card_alone = Device(
+            "cuda", card.name, card.sm >= (8, 0), card.total_bytes_linux, no_triton=self.target.no_triton
+        )
+        device = self.device or card_alone
         plan = make_plan(self.config, self.source, device, self.data_sha256, self.rows)
         return replace(plan, model=str(self.source.catalogued)) if self.source.catalogued else plan
 

@@ -21,6 +21,7 @@ from vlmtune.hardware.calibration import (
 from vlmtune.hardware.cards import Card, Platform, Target, card_of_driver
 from vlmtune.hardware.main_memory import available_to_this_process
 from vlmtune.hardware.sensors import GpuReading, read_gpu
+from vlmtune.hardware.triton import why_no_triton
 
 MEASURED = "measured by vlmtune calibrate"
 DEVICE = 0
@@ -68,7 +69,7 @@ def target_at_hand(platform: Platform | None = None, reserve_bytes: int | None =
     card = require_card()
     budget_bytes = max(0, _reservable_bytes(card) - (reserve_bytes or 0))
     expandable = _expandable_segments() if platform is None else platform != "windows"
-    return Target(card, budget_bytes, expandable, available_to_this_process())
+    return Target(card, budget_bytes, expandable, available_to_this_process(), why_no_triton())
 
 
 def calibrated(card: Card, measured: Figures) -> Card:

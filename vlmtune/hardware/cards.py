@@ -69,6 +69,8 @@ class Target:
     expandable_segments: bool
     main_memory_bytes: int | None = None
     """What the run may take of main memory beside the card; None where that is another machine's, or nobody tells."""
+    no_triton: str | None = None
+    """Why Triton cannot make kernels on its machine; None where it can, or where that is another machine."""
 
 
 def cards() -> tuple[Card, ...]:

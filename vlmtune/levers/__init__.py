@@ -17,6 +17,7 @@ from vlmtune.levers.lora.rank import LORA_RANK
 from vlmtune.levers.method import METHOD
 from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.recompute import RECOMPUTE
+from vlmtune.levers.speed.elementwise import ELEMENTWISE
 from vlmtune.levers.speed.norms import NORMS
 from vlmtune.levers.speed.packing import PACKING
 from vlmtune.levers.speed.varlen import VARLEN
@@ -34,6 +35,7 @@ LEVERS: tuple[Lever, ...] = (
     VARLEN,
     WIDTHS,
     NORMS,
+    ELEMENTWISE,
     FEATURES_LEVER,
     SHARD,
     STREAMING,

@@ -20,6 +20,8 @@ class Device:
     """Such GPUs that a run may take, or processes that a launcher has started; None: as many as asked for."""
     launched: bool = False
     """Whether a launcher has started them."""
+    no_triton: str | None = None
+    """Why Triton cannot make kernels on this machine; None where it can, or where nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,9 @@ class RunPlan:
 
     fused_norms: bool = False
     """Whether frozen RMS norms are computed in one kernel."""
+
+    fused_elementwise: bool = False
+    """Whether gated MLPs and rotary positions are."""
 
     save_best_by: str | None = None
     """By which evaluation the result is chosen; None: the last step is."""

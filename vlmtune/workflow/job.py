@@ -156,7 +156,7 @@ def given_rows(data: "RunData") -> "GivenRows":
     """Return a run's rows as plans and estimates ask of them."""
     from vlmtune.estimate.given_rows import GivenRows
 
-    return GivenRows(data.train, data.val.samples, data.files)
+    return GivenRows(data.train, data.val, data.files)
 
 
 def make_run_plan(

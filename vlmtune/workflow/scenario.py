@@ -9,6 +9,7 @@ from vlmtune.hardware.cards import Target
 from vlmtune.printing import say
 
 if TYPE_CHECKING:
+    from vlmtune.data.types import Rows
     from vlmtune.estimate.scenario import Scenario
     from vlmtune.hub.source import ModelSource
 
@@ -36,7 +37,7 @@ def open_scenario(
     from vlmtune.estimate.guessed_rows import GuessedRows
     from vlmtune.estimate.scenario import Scenario
     from vlmtune.plan.prequantised import refuse_other_bits
-    from vlmtune.workflow.rows import missing_file, read_rows, read_training, with_commits
+    from vlmtune.workflow.rows import missing_file, read_training, with_commits
     from vlmtune.workflow.started import with_adapter
 
     quiet_libraries()
@@ -45,11 +46,10 @@ def open_scenario(
     missing = missing_file(loaded, config.data.train_path)
     if needs_rows or missing is None:
         on_bad_row, read = config.data.on_bad_row, read_training(loaded, live=live)
-        samples, held_out = require_good(read.rows, on_bad_row), read.held_out
-        if config.evaluation.generate_rows and config.data.val_path:
-            held_out = read_rows(loaded, config.data.val_path, live=live).rows
-        asked = require_good(held_out, on_bad_row) if held_out else ()
-        rows = GivenRows(MeasuredRows(samples, on_bad_row), asked, read.files)
+        train = MeasuredRows(require_good(read.rows, on_bad_row), on_bad_row)
+        held_out = read.held_out or _held_out(loaded, live, needs_rows)
+        val = MeasuredRows(require_good(held_out, on_bad_row) if held_out else (), on_bad_row)
+        rows = GivenRows(train, val, read.files)
     elif config.data.train_path != NO_DATA:
         say(f"there is no data file {missing}: estimated for the largest row that the config allows", err=True)
     source = with_adapter(loaded, _source(loaded, needs_tokenizer=rows is not None))
@@ -58,6 +58,19 @@ def open_scenario(
         say(_told_of_guess(config.model.name), err=True)
     refuse_other_bits(loaded, source.facts(config.model.name))
     return Scenario(loaded, source, target, rows, **({"tell": tell} if tell else {}))
+
+
+def _held_out(loaded: LoadedConfig, live: bool, needs_rows: bool) -> "Rows | None":
+    """Return the rows of `data.val_path`; None where there are none, or their file is not there and may be missing."""
+    from vlmtune.workflow.rows import missing_file, read_rows
+
+    val_path = loaded.config.data.val_path
+    if val_path is None:
+        return None
+    if not needs_rows and (missing := missing_file(loaded, val_path)):
+        say(f"there is no data file {missing}: estimated without held-out rows", err=True)
+        return None
+    return read_rows(loaded, val_path, live=live).rows
 
 
 def _source(loaded: LoadedConfig, *, needs_tokenizer: bool) -> "ModelSource":

@@ -13,6 +13,7 @@ HERE = [
     (Device("cpu", "CPU", bf16=False), "fp32", False),
     (Device("cuda", "T4", bf16=False), "fp16", False),
     (Device("cuda", "A100", bf16=True), "fp16", True),
+    (Device("cuda", "A100", bf16=True, no_triton="no compiler"), "fp16", True),
 ]
 
 
@@ -20,7 +21,9 @@ HERE = [
 def test_what_the_device_here_lacks_is_not_asked_of_it(device, dtype, varlen, models, tmp_path, monkeypatch):
     monkeypatch.setattr(tuned, "probe_device", lambda: device)
     folder = RunFolder.create(tmp_path / "run")
-    save_plan(replace(models("llava").plan, base_dtype="fp16", varlen_attention=True, fused_norms=True), folder.plan)
+    kernels = dict.fromkeys(("varlen_attention", "fused_norms", "fused_elementwise"), True)
+    save_plan(replace(models("llava").plan, base_dtype="fp16", **kernels), folder.plan)
     plan = tuned.plan_here(folder)
     assert (plan.device, plan.base_dtype, plan.varlen_attention) == (device.kind, dtype, varlen)
     assert plan.fused_norms == (device.kind == "cuda")
+    assert plan.fused_elementwise == (varlen and not device.no_triton)

@@ -67,7 +67,7 @@ def estimated(models, tmp_path):
     """A function that returns the estimate of a run that answers so many held-out rows, of rows or of the largest."""
     tiny = models("qwen3_vl")
     samples = colour_rows(tmp_path, 12)
-    rows = GivenRows(MeasuredRows(samples[:4]), samples[4:])
+    rows = GivenRows(MeasuredRows(samples[:4]), MeasuredRows(samples[4:]))
 
     def make(generate_rows: int, *, given: bool = True, **changes):
         plan = replace(tiny.plan, device="cuda", generate_rows=generate_rows, **changes)

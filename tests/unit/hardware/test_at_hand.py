@@ -109,6 +109,11 @@ def test_beside_the_card_there_is_main_memory(machine, monkeypatch):
     assert at_hand.target_at_hand().main_memory_bytes == 5 * MIB
 
 
+def test_the_machine_may_lack_what_triton_wants(machine, monkeypatch):
+    monkeypatch.setattr(at_hand, "why_no_triton", lambda: "no compiler")
+    assert at_hand.target_at_hand().no_triton == "no compiler"
+
+
 def test_a_reserve_that_was_asked_for_is_left(machine):
     without = at_hand.target_at_hand().budget_bytes
     assert at_hand.target_at_hand(reserve_bytes=MIB).budget_bytes == without - MIB

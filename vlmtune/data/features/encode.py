@@ -2,8 +2,9 @@
 
 import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,11 @@ NUMBERS_AT_ONCE = 4 * 2**20
 
 Some 7,000 patches: enough for any card to be busy, and few enough that no model needs more than for a training step.
 """
-FILE_BYTES = 64 * 2**20
-"""A file of features is written when it has so many: what a kill can lose."""
+FILE_BYTES = 256 * 2**20
+"""What a file of features is to have: some batches, and what a kill can lose."""
+
+BytesOf = Callable[[tuple[int, int]], int]
+"""Width and height of an image → the bytes of its features, at most."""
 
 
 @dataclass(frozen=True)
@@ -53,33 +57,44 @@ class Missing:
         return self.images.ref(self.number)
 
 
+def files_of(missing: Sequence[Missing], bytes_of: BytesOf) -> list[list[Missing]]:
+    """Return the images of each file, in their order: as many as come to FILE_BYTES.
+
+    Files follow from the images alone, and batches from their file. So it is the same whoever makes which file, and
+    what a kill has left out is made in the same files and batches later: features are the same to the bit.
+    """
+    files: list[list[Missing]] = []
+    room = 0
+    for image in missing:
+        if room <= 0:
+            files.append([])
+            room = FILE_BYTES
+        files[-1].append(image)
+        room -= bytes_of(image.size_px)
+    return files
+
+
 def encode_into(
     store: FeatureStore,
     plan: RunPlan,
-    missing: list[Missing],
+    files: Sequence[Sequence[Missing]],
     processor: ProcessorMixin,
     advance: Callable[[int], None],
     note: Callable[[str], None],
 ) -> None:
-    """Encode images and keep their features, a file at a time.
-
-    Batches follow from the order of the images alone, and files hold whole batches: after a kill the rest is encoded
-    in the same batches, so features are the same to the bit.
-    """
+    """Encode images and keep their features, a file at a time."""
     tower = build_tower(plan)
     if plan.device == "cuda":
         torch.cuda.empty_cache()  # loading passes every weight through 16 bits; those blocks would only lie about
-    pending: dict[str, Tensor] = {}
     with READERS.ended():
-        for batch in batches_of(loaded(missing, plan, processor, note)):
-            features, form = features_of_batch(tower, batch, plan)
-            pending |= dict(zip((image.digest for image in batch), features, strict=True))
-            advance(len(batch))
-            if sum(tensor.numel() * tensor.element_size() for tensor in pending.values()) >= FILE_BYTES:
-                store.write(pending, form)
-                pending = {}
-    if pending:
-        store.write(pending, form)
+        images = loaded([image for file in files for image in file], plan, processor, note)
+        for file in files:
+            features: dict[str, Tensor] = {}
+            for batch in batches_of(islice(images, len(file))):
+                made, form = features_of_batch(tower, batch, plan)
+                features |= dict(zip((image.digest for image in batch), made, strict=True))
+                advance(len(batch))
+            store.write(features, form)
 
 
 @dataclass(frozen=True)

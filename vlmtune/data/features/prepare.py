@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import ProcessorMixin
 
 from vlmtune.data import images, pictures
-from vlmtune.data.features.encode import Missing, encode_into, free_card
+from vlmtune.data.features.encode import BytesOf, Missing, encode_into, files_of, free_card
 from vlmtune.data.features.images import RowImages, row_images
 from vlmtune.data.features.rows import RowFeatures
 from vlmtune.data.features.store import FeatureStore, forget_abandoned, free_bytes, full_disk, make_room, not_writable
@@ -27,6 +27,8 @@ from vlmtune.plan.types import RunPlan
 from vlmtune.units import GIB
 
 LIBRARIES = ("torch", "torchvision", "transformers", "pillow")
+FASTER = ("align_widths", "fused_norms", "fused_elementwise", "varlen_attention")
+"""Fields of a plan with which features are not the same bits."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,28 @@ class Teller:
     note: Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which of the processes that encode images together this one is."""
+
+    number: int = 0
+    size: int = 1
+    meet: Callable[[], None] = lambda: None
+    """Returns when all have come to it."""
+
+
 def features_of(
     plan: RunPlan,
     source: ModelSource,
     parts: Sequence[Sequence[Sample]],
     processor: ProcessorMixin,
     teller: Teller,
+    share: Share = Share(),  # noqa: B008  nothing of it changes
 ) -> list[RowFeatures]:
     """Return the features of the images of each part's rows; those that are not on disk are made first.
+
+    Processes that do this together make a share of the files each; whatever is missing then is made by whoever needs
+    it, as where another run has written into the cache meanwhile.
 
     Raises:
         VlmtuneError: an image cannot be used, a file of the cache cannot be, the budget or the disk is too small, or
@@ -52,14 +68,24 @@ def features_of(
     """
     images = [row_images(samples, plan.image_size, teller.progress) for samples in parts]
     store = FeatureStore(made_of(plan, source, processor))
-    missing = _missing(images, store)
-    if missing:
-        _prepare_disk(plan, source.facts(plan.model_name), images, missing, store, teller)
+    missing, bytes_of = _missing(images, store), _bytes_of(plan, source.facts(plan.model_name))
+    if missing and share.number == 0:
+        _prepare_disk(plan, bytes_of, images, missing, store, teller)
+    share.meet()
+
+    def encode(files: list[list[Missing]]) -> None:
+        if not files:
+            return
         try:
-            with teller.progress("encoding images", len(missing)) as advance:
-                encode_into(store, plan, missing, processor, advance, teller.note)
+            with teller.progress("encoding images", sum(map(len, files))) as advance:
+                encode_into(store, plan, files, processor, advance, teller.note)
         finally:
             free_card()
+
+    encode(files_of(missing, bytes_of)[share.number :: share.size])
+    share.meet()
+    store.look()
+    encode(files_of(_missing(images, store), bytes_of))
     return [RowFeatures(one, store, processor) for one in images]
 
 
@@ -78,7 +104,7 @@ def made_of(plan: RunPlan, source: ModelSource, processor: ProcessorMixin) -> st
     """Return the digest of all that decides a feature besides the image: weights, formats, processor, libraries."""
     tower = build_tower(replace(plan, quant_type=None), weights="none")  # named as in the files
     quantised = [plan.quant_type, plan.double_quant, plan.unquantized] if plan.quant_type else []
-    faster = [name for name in ("align_widths", "fused_norms", "varlen_attention") if getattr(plan, name)]
+    faster = [name for name in FASTER if getattr(plan, name)]
     libraries = [*LIBRARIES, *(["bitsandbytes"] if quantised else [])]
     decided_by = [
         tower_sha256(tower, check_checkpoint(plan), family_of(plan)),
@@ -92,9 +118,15 @@ def made_of(plan: RunPlan, source: ModelSource, processor: ProcessorMixin) -> st
     return hashlib.sha256(json.dumps(decided_by, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def _bytes_of(plan: RunPlan, model: ModelFacts) -> BytesOf:
+    """Return what tells the bytes of an image's features from its size."""
+    preprocessor, per_token = plan.preprocessor(model.preprocessor), bytes_per_token(plan, model)
+    return lambda size_px: model.family.image_tokens(model.config, preprocessor, *size_px) * per_token
+
+
 def _prepare_disk(
     plan: RunPlan,
-    model: ModelFacts,
+    bytes_of: BytesOf,
     images: Sequence[RowImages],
     missing: list[Missing],
     store: FeatureStore,
@@ -105,14 +137,8 @@ def _prepare_disk(
     Raises:
         VlmtuneError: the budget or the disk has none, or the folder cannot be written.
     """
-    preprocessor = plan.preprocessor(model.preprocessor)
-    per_token = bytes_per_token(plan, model)
-
-    def size(sizes_px: Sequence[tuple[int, int]]) -> int:
-        return sum(model.family.image_tokens(model.config, preprocessor, *one) * per_token for one in sizes_px)
-
     every = {digest: tuple(px) for one in images for digest, px in zip(one.digests, one.sizes_px.tolist(), strict=True)}
-    all_bytes, new_bytes = size(list(every.values())), size([one.size_px for one in missing])
+    all_bytes, new_bytes = sum(map(bytes_of, every.values())), sum(bytes_of(one.size_px) for one in missing)
     budget_bytes = budget_bytes_of(plan)
     if all_bytes > budget_bytes:
         raise VlmtuneError(

@@ -3,6 +3,7 @@
 Small things go over the CPU (gloo): it sees at once that a process is gone, where NCCL would wait for it.
 """
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,6 +109,13 @@ def gathered(value: Any) -> list[Any]:
     with _peers_there():
         dist.all_gather_object(found, value)
     return found
+
+
+def place_on_machine() -> tuple[int, int]:
+    """Return which of the processes of this machine this one is, and how many they are."""
+    hosts = gathered(socket.gethostname())
+    here = [process for process, host in enumerate(hosts) if host == hosts[number()]]
+    return here.index(number()), len(here)
 
 
 @contextmanager

@@ -22,9 +22,18 @@ from vlmtune.models.qwen_vl.configuration import IMAGE_TOKEN_AFTER_START
 from vlmtune.plan.types import RunPlan
 
 DEFAULT_IMAGE_PX = 1024
+SHARES_OF_LONGEST = (1.0, 0.75, 0.5, 0.25)
+"""Texts of the made-up rows: batches of other lengths leave holes that the longest cannot use."""
+SHORTEST_TEXT_TOKENS = 16
 TEXT_TOKEN = 5  # any id below every special one
 TOKEN_KEY = re.compile(r"(\w+)_token_(?:id|index)")
 QWEN_VL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<imgpad>"]
+
+
+def largest_rows(plan: RunPlan, source: ModelSource, family: Family) -> list[Encoded]:
+    """Return the largest row that a plan allows, then some with less text."""
+    lengths = (max(SHORTEST_TEXT_TOKENS, round(plan.max_length * share)) for share in SHARES_OF_LONGEST)
+    return [largest_row(dataclasses.replace(plan, max_length=length), source, family) for length in lengths]
 
 
 def largest_row(plan: RunPlan, source: ModelSource, family: Family) -> Encoded:

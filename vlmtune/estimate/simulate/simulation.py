@@ -1,7 +1,7 @@
 """The trainer's own step, run without weights: build, loss, backward, optimizer; what it allocates is recorded."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -42,6 +42,8 @@ from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 
 SCALAR_BYTES = 8
+EVALUATION = "evaluation"
+"""The phase of a run's log with the losses of held-out rows."""
 OF_IMAGES = ("vision", "projector")
 """Parts whose work follows the images."""
 Batch = dict[str, Tensor]
@@ -58,8 +60,8 @@ class Run:
     """What operations take besides their outputs (`cuda.hidden_of`)."""
     load: Load | Literal["as planned"] | None = "as planned"
     """Records how the weights come to the device; None: they are simply there."""
-    evaluated: Batch | None = None
-    """One held-out row, whose loss is computed after the steps."""
+    evaluated: Sequence[Batch] = ()
+    """Held-out rows, each on its own, whose losses are computed after the steps."""
     form: str | None = None
     """How batches carry features (`models.features`); None where they carry pixels."""
     answered: Callable[[nn.Module, RunPlan, Recorder], int] | None = None
@@ -94,8 +96,7 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
     with named_modules(model, recorder), recorder:
         training = _Training(model, plan, recorder)
         training.run(run.steps, run.repeat)
-        if run.evaluated is not None:
-            training.evaluate(run.evaluated)
+        training.evaluate(run.evaluated)
     if run.answered is not None:
         recorder.log.answers_at_once = run.answered(model, plan, recorder)
     recorder.stop()
@@ -190,14 +191,20 @@ class _Training:
         self.recorder.log.updates.append(clipping + updates_of(self.optimizer, self.recorder.ledger.taken().tokens))
         self.optimizer.zero_grad()
 
-    def evaluate(self, row: Batch) -> None:
-        """Record the loss of a held-out row."""
-        self.recorder.log.begin("evaluation")
-        self.recorder.kind = INPUTS
-        inputs, flops = copied(row), self.recorder.log.flops
-        self.recorder.kind = ACTIVATIONS
-        with torch.no_grad():
-            forward_loss(self.model.eval(), inputs, self.plan, num_items=1)
+    def evaluate(self, rows: Sequence[Batch]) -> None:
+        """Record the losses of held-out rows."""
+        if not rows:
+            return
+        self.recorder.log.begin(EVALUATION)
+        flops = self.recorder.log.flops
+        self.model.eval()
+        for row in rows:
+            self.recorder.kind = INPUTS
+            inputs = copied(row)
+            self.recorder.kind = ACTIVATIONS
+            with torch.no_grad():
+                forward_loss(self.model, inputs, self.plan, num_items=1)
+            del inputs
         self.model.train()
         self.recorder.log.flops = flops  # of the steps alone
 

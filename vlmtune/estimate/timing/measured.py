@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from statistics import median
 
 import torch
 
@@ -28,15 +29,16 @@ def measured_speeds(device: str, scale: int = 1) -> Speeds:
     """
     side, numbers = SIDE // scale, PASS_NUMBERS // scale**2
     half, single = (torch.ones(side, side, dtype=dtype, device=device) for dtype in (torch.float16, torch.float32))
-    passed = torch.ones(numbers, dtype=torch.float16, device=device)
-    result, on_host = torch.empty_like(passed), torch.ones(HOST_BYTES // scale**2, dtype=torch.uint8)
+    # Two to read: of one tensor given twice each number comes from memory once.
+    left, right, result = (torch.ones(numbers, dtype=torch.float16, device=device) for _ in range(3))
+    on_host = torch.ones(HOST_BYTES // scale**2, dtype=torch.uint8)
     on_host = on_host.pin_memory() if device == "cuda" else on_host
     on_card = on_host.to(device)
     flops = 2 * side**3
     return Speeds(
         tensor_flops_s=flops / _seconds_of(lambda: half @ half, device),
         fp32_flops_s=flops / _seconds_of(lambda: single @ single, device),
-        bytes_s=3 * passed.nbytes / _seconds_of(lambda: torch.add(passed, passed[:], out=result), device),
+        bytes_s=3 * left.nbytes / _seconds_of(lambda: torch.add(left, right, out=result), device),
         host_bytes_s=on_host.nbytes / _seconds_of(lambda: on_card.copy_(on_host, non_blocking=True), device),
     )
 
@@ -45,10 +47,10 @@ def measured_launch_s(steps_s: Sequence[float], predicted: StepTime | None) -> f
     """Return what the processor takes for each kernel of a run; None where the card was busy, or is not known.
 
     Args:
-        steps_s: of each step; the quickest tells.
+        steps_s: of each step; the median tells, as of the steps that are predicted.
         predicted: what its steps launch, and how long their kernels take.
     """
-    step_s = min(steps_s)
+    step_s = median(steps_s)
     if predicted is None or predicted.kernels_s > BUSY_SHARE * step_s:
         return None
     return step_s / predicted.launches

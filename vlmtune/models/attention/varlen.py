@@ -66,7 +66,7 @@ def _attend(
     if starts is None:
         return ATTENTION_FUNCTIONS.get()["sdpa"](module, query, key, value, attention_mask, **kwargs)
     # SDPA knows autocast, this kernel does not: a query that was turned in fp32 goes back to the format of products.
-    q_THD, k_THD, v_THD = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
+    q_THD, k_THD, v_THD = (tensor.squeeze(0).transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
     longest, window = kwargs.get("max_length_q") or _longest(starts), CAUSAL if in_pack else BOTH_WAYS
     settings: dict[str, Any] = {"scale": kwargs.get("scaling"), "window_size": window}
     if SAYS_GROUPED:

@@ -4,7 +4,9 @@ from torch import nn
 
 from vlmtune.families.base import Family
 from vlmtune.models.attention.varlen import attend_by_rows
+from vlmtune.models.speed.gated import fuse_gates
 from vlmtune.models.speed.norms import fuse_norms
+from vlmtune.models.speed.rotary import fuse_rotary
 from vlmtune.models.speed.widths import align_widths
 from vlmtune.plan.types import RunPlan
 
@@ -14,3 +16,5 @@ def make_faster(model: nn.Module, plan: RunPlan, family: Family) -> None:
     attend_by_rows(model, plan, family)
     align_widths(model, plan)
     fuse_norms(model, plan)
+    fuse_gates(model, plan)
+    fuse_rotary(model, plan)

@@ -1,5 +1,8 @@
 """RMS norms in one kernel a direction, torch's own for CUDA, in place of the eight and sixteen that the library's make.
 
+Of narrow rows, the heads of queries and keys, it gives each a block of its own and takes three times as long as Triton,
+which computes them where it is.
+
 The library rounds x / rms to the run's format before it multiplies by the weight; the kernel rounds once, at the end.
 It is taken where the weight is frozen and of the format of x, and where a module computes this and nothing else, which
 is tried: Gemma's norms, which multiply by 1 + weight, stay as they are.
@@ -20,6 +23,8 @@ from vlmtune.plan.types import RunPlan
 
 fused, fused_backward = FUSED_RMS_NORM.get(), FUSED_RMS_NORM_BACKWARD.get()
 """(x, shape, weight, eps) -> (y, 1 / rms in fp32); (gradient, x, shape, 1 / rms, weight, wanted) -> theirs."""
+NARROW = 256
+"""Numbers of a row up to which Triton is quicker (tests/gpu/measured/fused.json)."""
 TRIED_ROWS, TRIED_TOLERANCE = 3, 1e-5
 
 
@@ -27,28 +32,38 @@ def fuse_norms(model: nn.Module, plan: RunPlan) -> None:
     """Let the frozen RMS norms of a base model compute so, where the plan says it."""
     for module in model.modules() if plan.fused_norms else ():
         if _is_rms_norm(module) and not module.weight.requires_grad:
-            module.forward = partial(_forward, module, _eps_of(module))
+            by_triton = plan.fused_elementwise and len(module.weight) <= NARROW
+            module.forward = partial(_forward, module, _eps_of(module), by_triton)
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x = x.contiguous()
-        y, scale = fused(x, weight.shape, weight, eps)
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float, by_triton: bool) -> Tensor:
+        x, ctx.by_triton = x.contiguous(), by_triton and x.is_cuda
+        if ctx.by_triton:
+            from vlmtune.models.speed import kernels
+
+            y, scale = kernels.norm(x, weight, eps)
+        else:
+            y, scale = fused(x, weight.shape, weight, eps)
         ctx.save_for_backward(x, scale, weight)
         return y
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, weight = ctx.saved_tensors
-        wanted = [True, False]
-        return fused_backward(gradient.contiguous(), x, weight.shape, scale, weight, wanted)[0], None, None
+        gradient, wanted = gradient.contiguous(), [True, False]
+        if ctx.by_triton:
+            from vlmtune.models.speed import kernels
+
+            return kernels.norm_backward(gradient, x, scale, weight), None, None, None
+        return fused_backward(gradient, x, weight.shape, scale, weight, wanted)[0], None, None, None
 
 
-def _forward(norm: nn.Module, eps: float, x: Tensor) -> Tensor:
+def _forward(norm: nn.Module, eps: float, by_triton: bool, x: Tensor) -> Tensor:
     if x.dtype != norm.weight.dtype:
         return type(norm).forward(norm, x)
-    return _Norm.apply(x, norm.weight, eps)
+    return _Norm.apply(x, norm.weight, eps, by_triton)
 
 
 def _is_rms_norm(module: nn.Module) -> bool:

@@ -11,21 +11,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny.rows import picture, sample
 
 from vlmtune.data.features import encode
-from vlmtune.data.features.store import features_folder
+
+from .conftest import files
 
 NUM_KILLS = int(os.environ.get("VLMTUNE_KILLS", "2"))
 NUM_IMAGES = 20 * NUM_KILLS
 TWO_IMAGES = 2 * 3 * 28 * 28
-
-
-def files() -> dict[str, dict[str, bytes]]:
-    """What each file holds; the order of a header's words is another each time."""
-    found = {path.name: load_file(path) for path in features_folder().rglob("*.safetensors")}
-    return {name: {key: value.numpy().tobytes() for key, value in held.items()} for name, held in found.items()}
+BYTES_OF_IMAGE = 4 * 64 * 4
 
 
 @pytest.fixture
@@ -65,7 +60,7 @@ def rows(tmp_path) -> list:
 
 def test_kills_lose_nothing_and_change_nothing(models, rows, featured, killed_after, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "NUMBERS_AT_ONCE", TWO_IMAGES)
-    monkeypatch.setattr(encode, "FILE_BYTES", 1)
+    monkeypatch.setattr(encode, "FILE_BYTES", BYTES_OF_IMAGE + 1)
     rng = random.Random(7)
     left = [killed_after(rng.uniform(0.3, 0.8)) for _ in range(NUM_KILLS)]
     assert left == sorted(left) and 0 < left[0] and left[-1] < NUM_IMAGES / 2

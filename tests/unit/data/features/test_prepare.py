@@ -45,6 +45,7 @@ def test_the_next_run_encodes_what_is_new(models, rows, featured, told, monkeypa
         {"unquantized": ("model.vision_tower",)},
         {"align_widths": True},
         {"fused_norms": True},
+        {"fused_elementwise": True},
         {"varlen_attention": True},
     ],
 )

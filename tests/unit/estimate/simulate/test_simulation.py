@@ -129,8 +129,8 @@ def at_backward(log: Log) -> int:
 def test_a_repeated_step_is_the_simulated_one(name, accumulation, models, tmp_path):
     plan, steps = plan_and_steps(models(name), tmp_path, {"training": {"gradient_accumulation_steps": accumulation}})
     same = [steps[0], steps[0]]
-    whole = simulate(plan, Run(same, load=None, evaluated=steps[0][0]))
-    repeated = simulate(plan, Run(same[:1], load=None, evaluated=steps[0][0], repeat=True))
+    whole = simulate(plan, Run(same, load=None, evaluated=steps[0][:1]))
+    repeated = simulate(plan, Run(same[:1], load=None, evaluated=steps[0][:1], repeat=True))
     expected, found = peaks_of(whole, True), peaks_of(repeated, True)
     assert found.reserved_bytes == expected.reserved_bytes
     # But for one block: a step's labelled tokens are counted before those of the last are gone.

@@ -190,7 +190,7 @@ class Case:
         (rows, tower), (val, _) = (rows_in_training(part, self.plan) for part in (self.rows, self.val))
         steps = collated(steps_of_run(self.plan, self.lengths), rows, collate_of(self.plan, self.collator))
         [[row]] = collated([[[0]]], val, self.collator)
-        return simulate(self.plan, Run(steps, load=None, evaluated=row, form=tower and tower.form))
+        return simulate(self.plan, Run(steps, load=None, evaluated=[row], form=tower and tower.form))
 
     def trained(self, monkeypatch) -> Log:
         """What the run allocates."""

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmtune.estimate.report import StepTime
 from vlmtune.estimate.timing import measured
@@ -22,6 +24,34 @@ def test_all_is_measured_as_often_as_lasts(monkeypatch):
     assert speeds.launch_s is None
 
 
+def test_all_that_is_counted_as_moved_is_moved(monkeypatch):
+    """A tensor that is read twice at once moves once."""
+    moved = []
+
+    def seconds(run, device):
+        with Moved() as seen:
+            run()
+        moved.append(sum(seen.bytes.values()))
+        return 1.0
+
+    monkeypatch.setattr(measured, "_seconds_of", seconds)
+    speeds = measured.measured_speeds("cpu", scale=64)
+    assert speeds.bytes_s == moved[2]
+
+
+class Moved(TorchDispatchMode):
+    """Notes the memory that operations were given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        for tensor in filter(torch.is_tensor, (*args, *(kwargs or {}).values())):
+            self.bytes[tensor.untyped_storage().data_ptr()] = tensor.nbytes
+        return operation(*args, **(kwargs or {}))
+
+
 def test_what_is_repeated_lasts_long_enough(monkeypatch):
     lasted = []
 
@@ -39,7 +69,7 @@ def test_what_is_repeated_lasts_long_enough(monkeypatch):
     [(PREDICTED, pytest.approx(3e-5)), (replace(PREDICTED, kernels_s=0.25), None), (None, None)],
 )
 def test_a_step_tells_what_a_launch_takes_unless_kernels_fill_it(predicted, expected_s):
-    assert measured.measured_launch_s([0.4, 0.3, 0.35], predicted) == expected_s
+    assert measured.measured_launch_s([0.4, 0.3, 0.2], predicted) == expected_s
 
 
 def test_a_card_that_was_measured_takes_what_was_measured():

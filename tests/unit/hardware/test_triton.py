@@ -1,0 +1,37 @@
+"""What Triton needs of a machine, and the sentence for each that is missing."""
+
+import pytest
+
+from vlmtune.hardware import triton
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine on which nothing is missing."""
+    monkeypatch.delenv("CC", raising=False)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(triton, "find_spec", lambda name: object())
+    monkeypatch.setattr(triton.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(triton.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    return tmp_path
+
+
+def test_nothing_is_missing(machine):
+    assert triton.why_no_triton() is None
+
+
+def test_without_triton(machine, monkeypatch):
+    monkeypatch.setattr(triton, "find_spec", lambda name: None)
+    assert "Triton is not installed" in triton.why_no_triton()
+
+
+def test_without_a_compiler(machine, monkeypatch):
+    monkeypatch.setattr(triton.shutil, "which", lambda name: None)
+    assert triton.why_no_triton() == "there is no C compiler for Triton, none of gcc and clang"
+    monkeypatch.setenv("CC", "/opt/cc")
+    assert triton.why_no_triton() is None
+
+
+def test_without_pythons_headers(machine):
+    (machine / "Python.h").unlink()
+    assert "Python.h is missing" in triton.why_no_triton()
