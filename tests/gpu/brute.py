@@ -127,10 +127,14 @@ def _seconds(plans: list[dict]) -> float:
 
 def run(plan: dict, out: Path) -> None:
     """Time one plan in this process."""
-    pair = next(pair for pair in PAIRS if pair.name == plan["pair"])
-    settings = {**pair.settings, **plan["values"], "training.max_steps": STEPS}
     torch.cuda.set_per_process_memory_fraction(1.0)  # the one before may have had less
-    timed.run(replace(pair, name=out.stem, settings=settings), out, cap_bytes=LEFT_BYTES)
+    timed.run(case_of(plan, out.stem), out, cap_bytes=LEFT_BYTES)
+
+
+def case_of(plan: dict, name: str) -> Case:
+    """Return a plan as a run."""
+    pair = next(pair for pair in PAIRS if pair.name == plan["pair"])
+    return replace(pair, name=name, settings={**pair.settings, **plan["values"], "training.max_steps": STEPS})
 
 
 def run_all(names: list[str], folder: Path) -> None:
