@@ -33,6 +33,9 @@ demo: install  ## teach a tiny model to read handwritten digits, on the CPU, in 
 demo-levers: install  ## the demo with every exact memory lever and without, three seeds: the same weights; ten minutes
 	$(BIN)/python tests/bench/exact_levers.py
 
+demo-equal: install  ## 200 steps of the demo, lean adapters and PEFT's forward, packs and not, three seeds: equal losses; six minutes
+	$(BIN)/python tests/bench/equal_losses.py
+
 test: install  ## run every test
 	$(BIN)/ruff check vlmtune tests
 	$(BIN)/python -m pytest -q -n 2
@@ -67,9 +70,9 @@ gpu-errors:  ## estimate them with the library versions that were measured and w
 gpu-microbench: install  ## time single kernels on the GPU at hand, which predicted time is made of; under a minute
 	$(BIN)/python tests/gpu/microbench.py tests/gpu/measured/microbench-here.json
 
-gpu-time-errors:  ## predict the timed runs with the versions that were measured and write how far off that is
+gpu-time-errors:  ## write how far off predicted time was; PREDICT='--predict CASE ...': predict runs before they are timed
 	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
-	.venv-oldest/bin/python tests/gpu/compare_time.py
+	.venv-oldest/bin/python tests/gpu/compare_time.py $(PREDICT)
 
 gpu: install  ## train every case on the GPU at hand and write what the allocator showed; about 17 minutes
 	$(BIN)/python tests/gpu/measure.py tests/gpu/measured/here.json vlmtune/catalog
