@@ -295,8 +295,5 @@ def _main_memory(work: Work, weights: Weights, peaks: "Peaks") -> MainMemoryNeed
 
 
 def _parts(peaks: "Peaks") -> dict[str, int]:
-    return parts_of_peak(
-        peaks.phases["load"].allocated_at_end_bytes,
-        peaks.phases["step 1"].allocated_at_end_bytes,
-        peaks.allocated_bytes,
-    )
+    loaded, first = (peaks.phases[phase].allocated_at_end_bytes for phase in ("load", "step 1"))
+    return parts_of_peak(loaded, first, peaks.allocated_bytes)
