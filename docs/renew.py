@@ -5,6 +5,7 @@ The picture of the live view is drawn from live-view.jsonl, the log of a real ru
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from vlmtune.runs.records import StepRecord
 from vlmtune.units import GIB
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from gpu.groups import PAGES_3B, table_of  # noqa: E402
+from gpu.parted import losses_table  # noqa: E402
+
 MEASURED = ROOT / "tests" / "gpu" / "measured"
 BY_OTHER_COMMANDS = (
     "| A run that was killed and goes on with `--resume` | the weights of an uninterrupted run, bit for bit "
@@ -40,9 +45,9 @@ def errors_table() -> str:
 
 
 def time_table() -> str:
-    """Return how far predicted kernel time is off: the first table that compare_time.py wrote."""
+    """Return how far predicted time is off, without the single runs: the first two tables of compare_time.py."""
     text = (MEASURED / "time-errors.md").read_text(encoding="utf-8")
-    return next(part for part in text.split("\n\n") if part.startswith("|")).strip() + "\n"
+    return "\n\n".join([part.strip() for part in text.split("\n\n") if part.startswith("|")][:2]) + "\n"
 
 
 def ranks_table() -> str:
@@ -110,11 +115,12 @@ def measured_table() -> str:
 
 
 def _time_line() -> str:
-    number, median, lowest, highest = _cells(time_table().splitlines()[-1])[1:5]
+    line = next(line for line in time_table().splitlines() if line.startswith("| blind |"))
+    number, median, lowest, highest = _cells(line)[1:5]
     return (
         f"| Kernel time of a step, predicted before it was timed, {number} runs | off by {median} % in the median, "
         f"{lowest} to {highest} % at worst | `make gpu-time-errors` (no GPU), `make gpu-time` (yours) "
-        "| H100, torch 2.11, transformers 5.17 |"
+        "| H100 and H200, torch 2.11, transformers 5.17 |"
     )
 
 
@@ -280,6 +286,36 @@ def savings_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+FUSED = {
+    "varlen": "the library's code",
+    "norms": "with `hardware.fused_norms`",
+    "fused": "and `hardware.fused_elementwise`",
+}
+"""Variants of tests/gpu/lean.py."""
+PACKED_MODELS = {
+    "qwen3-4b-packs": "Qwen3-VL-4B",
+    "llava-7b-packs": "LLaVA 1.5 7B",
+    "qwen25-3b-packs": "Qwen2.5-VL-3B",
+    "qwen25-7b-packs": "Qwen2.5-VL-7B",
+}
+"""Its sets of rows in packs."""
+
+
+def fused_table() -> str:
+    """Return what norms and elementwise work in one kernel save, by model."""
+    lines = [
+        "| Model | | Kernels, ms a row | Launches a row | Allocated, estimated, GiB | Measured | Last loss |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for run in _runs("fused-packs.json"):
+        sizes = (f"{run[f'{word}allocated_bytes'] / GIB:.3f}" for word in ("estimated_", ""))
+        kernels = (f"{run['kernel_ms_per_row']:.1f}", f"{run['launches_per_row']:,.0f}")
+        model = PACKED_MODELS[run["case"]]
+        cells = (model, FUSED[run["variant"]], *kernels, *sizes, f"{run['losses'][-1]:.4f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def loading_table() -> str:
     """Return what loading takes of the card beside training, for every model that can be tuned, and main memory."""
     rows = [
@@ -303,9 +339,15 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "docs/estimate.md": {"errors": errors_table, "cap": cap_table, "train": train_table, "time": time_table},
     "docs/loading.md": {"loading": loading_table},
     "docs/evaluation.md": {"metrics": metrics_table},
-    "docs/speed.md": {"beside": beside_table, "ratios": ratios_table},
+    "docs/speed.md": {
+        "beside": beside_table,
+        "ratios": ratios_table,
+        "equal": lambda: losses_table("equal.json"),
+        "demo": lambda: losses_table("demo-equal.json"),
+    },
+    "docs/profile.md": {"profile": lambda: table_of(PAGES_3B)},
     "docs/several-gpus.md": {"ranks": ranks_table, "ranks memory": ranks_memory_table},
-    "docs/levers.md": {"levers": levers_table, "savings": savings_table},
+    "docs/levers.md": {"levers": levers_table, "savings": savings_table, "fused": fused_table},
     "docs/contributing.md": {"make": make_table},
 }
 """By page, the name in a table's marks and what makes it."""

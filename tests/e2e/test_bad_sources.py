@@ -145,16 +145,6 @@ def test_without_the_library_the_error_says_what_to_install(project, written, mo
     assert "not installed hint: pip install 'vlmtune[datasets]'" in error_of(project.train("run"))
 
 
-@pytest.mark.parametrize("call", ["scandir", "open"])
-def test_what_may_not_be_read_is_named(call, project, written, monkeypatch):
-    def refuse(*_: object, **__: object):
-        raise PermissionError(13, "Permission denied")
-
-    written(train_path="." if call == "scandir" else "rows.jsonl")
-    monkeypatch.setattr(f"os.{call}" if call == "scandir" else "vlmtune.reading.os.open", refuse)
-    assert "cannot be read: Permission denied hint: check" in error_of(project.run_cli("validate", project.config))
-
-
 def test_a_source_that_has_changed_is_named_on_resume(project, written):
     (project.root / "more.jsonl").write_text((project.root / "rows.jsonl").read_text())
     written(train_path=["rows.jsonl", "more.jsonl"])

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 ALONE = """
 import json, sys, torch
@@ -29,11 +32,15 @@ torch.save({"ids": inputs["input_ids"], "logits": logits, "ends": model.generati
 
 @pytest.fixture(scope="module")
 def published(llava, tmp_path_factory):
-    """The tiny LLaVA with a file that sentencepiece models have besides tokenizer.json."""
-    import shutil
-
+    """The tiny LLaVA as models were published: other names of weights, and a file that sentencepiece models have."""
     folder = shutil.copytree(llava, tmp_path_factory.mktemp("published") / "llava")
     (folder / "tokenizer.model").write_bytes(b"as it was published")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["architectures"] = ["AsPublished"]
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {re.sub(r"^vision_tower\.", "vision_tower.vision_model.", name): one for name, one in tensors.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -63,11 +70,11 @@ def test_transformers_alone_has_the_logits_of_base_and_adapter(project, publishe
     with torch.no_grad():
         expected = tuned.model(**inputs).logits
     assert (expected - found["logits"]).abs().max() < 1e-4 * expected.abs().max()
-    assert_files(project.root / "merged")
+    assert_files(project.root / "merged", published)
 
 
-def assert_files(folder) -> None:
-    """Assert that the files are there which converters and servers read (docs/after-training.md)."""
+def assert_files(folder, base) -> None:
+    """Assert that the files are there which converters and servers read, with the names that they look for."""
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"} <= names
     assert {"processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"} <= names
@@ -75,3 +82,6 @@ def assert_files(folder) -> None:
     within = json.loads((folder / "processor_config.json").read_text())["image_processor"]
     assert all(alone[name] == within[name] for name in ("image_mean", "image_std", "size"))
     assert (folder / "tokenizer.model").read_bytes() == b"as it was published"
+    weights = [load_file(one / "model.safetensors").keys() for one in (folder, base)]
+    assert weights[0] == weights[1] and any("vision_tower.vision_model." in name for name in weights[0])
+    assert json.loads((folder / "config.json").read_text())["text_config"]["architectures"] == ["AsPublished"]

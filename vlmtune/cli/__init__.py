@@ -3,6 +3,7 @@
 Command modules import nothing heavy at their top: `vlmtune --help` loads all of them.
 """
 
+import errno
 import os
 import re
 import sys
@@ -34,6 +35,7 @@ _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 """All but tab and the ends of lines, which a prompt may hold."""
 _NO_TMPDIR = "No usable temporary directory"
 """What Python says where no folder for temporary files takes one."""
+_WITHOUT_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 app = typer.Typer(
     name="vlmtune",
@@ -114,9 +116,7 @@ def _run(args: Sequence[str] | None) -> int:
     except VlmtuneError as error:
         return _told(error)
     except OSError as error:
-        if not is_disk_full(error) and _NO_TMPDIR not in str(error):
-            raise
-        return _told(_full(error))
+        return _told(_of_this_machine(error))
     raise AssertionError("Typer exits by itself in standalone mode")
 
 
@@ -129,8 +129,18 @@ def _told(error: VlmtuneError) -> ExitCode:
     return error.code
 
 
+def _of_this_machine(error: OSError) -> VlmtuneError:
+    """Return the error for a disk that is full, or a file without access, where nobody expected it; raise any other."""
+    if is_disk_full(error) or _NO_TMPDIR in str(error):
+        return _full(error)
+    if error.errno in _WITHOUT_ACCESS and error.filename is not None:
+        what = f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}"
+        return VlmtuneError(what, "check its permissions, and those of the folders that it is in")
+    raise error
+
+
 def _full(error: OSError) -> VlmtuneError:
-    """Return the error for a disk that is full where nobody expected it: mostly that of temporary files."""
+    """Return the error for a full disk: mostly that of temporary files."""
     what = "a temporary file" if _NO_TMPDIR in str(error) or not error.filename else str(error.filename)
     return VlmtuneError(
         f"the disk is full: {what} could not be written",

@@ -39,7 +39,8 @@ def locked(folder: RunFolder) -> Iterator[None]:
         ) from None
     except (OSError, NotImplementedError) as error:  # the disk is full, or its file system knows no locks
         reason = getattr(error, "strerror", None) or error
-        raise VlmtuneError(f"cannot lock the run folder {folder.path}: {reason}", "choose another output_dir") from None
+        hint = "check its permissions, or choose another output_dir"
+        raise VlmtuneError(f"cannot lock the run folder {folder.path}: {reason}", hint) from None
     try:
         with suppress(OSError):  # a full disk stops the run at its first own file, and says so
             write_json(folder.holder, asdict(Holder(os.getpid(), socket.gethostname())))

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmtune.cli.ask.load import refuse_base_of_checkpoint
-from vlmtune.cli.options import BaseModelOption, BatchSizeOption, CheckpointOption, JsonOption, RunArgument
+from vlmtune.cli.options import (
+    BaseModelOption,
+    BatchSizeOption,
+    CheckpointOption,
+    JsonOption,
+    RunArgument,
+    UntunedOption,
+)
 from vlmtune.printing import say
 
 if TYPE_CHECKING:
@@ -27,7 +34,7 @@ SHOWN_ROWS = 10
 def evaluate(
     run: RunArgument,
     data: Annotated[Path | None, typer.Option("--data", help="Rows to ask. Default: data.val_path of the run.")] = None,
-    base: Annotated[bool, typer.Option("--base", help="Evaluate the model as it was before the run.")] = False,
+    base: UntunedOption = False,
     compare: Annotated[
         str | None,
         typer.Option(

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmtune.cli.options import BaseModelOption, BatchSizeOption, CheckpointOption, JsonOption, RunArgument
+from vlmtune.cli.options import (
+    BaseModelOption,
+    BatchSizeOption,
+    CheckpointOption,
+    JsonOption,
+    MaxNewTokensOption,
+    RunArgument,
+)
 from vlmtune.errors import VlmtuneError
 from vlmtune.printing import say, say_json
 
@@ -34,7 +41,7 @@ def predict(
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write there. Default: standard output.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    max_new_tokens: MaxNewTokensOption = 256,
     batch_size: BatchSizeOption = None,
     checkpoint: CheckpointOption = None,
     base_model: BaseModelOption = None,

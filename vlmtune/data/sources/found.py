@@ -3,7 +3,8 @@
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlmtune.data.reading.data_files import FoundFile, suffix_of
@@ -37,7 +38,13 @@ def files_at(path: Path, split: str | None) -> list[FoundFile]:
     Raises:
         VlmtuneError: there are none, or one of them is no file of rows.
     """
-    if _is_folder(path):
+    with _access_told():
+        return _files_at(path, split)
+
+
+def _files_at(path: Path, split: str | None) -> list[FoundFile]:
+    if path.is_dir():
+        os.scandir(path).close()  # what may not be listed would look empty
         return _in_folder(path, split)
     if split:
         raise VlmtuneError(f"{path} is no folder, and has no split {split}", "split is for folders and hub data sets")
@@ -49,14 +56,25 @@ def files_at(path: Path, split: str | None) -> list[FoundFile]:
     return _each([path])
 
 
-def _is_folder(path: Path) -> bool:
+@contextmanager
+def _access_told() -> Iterator[None]:
+    """Turn what may not be looked at into an error."""
     try:
-        if not path.is_dir():
-            return False
-        os.scandir(path).close()
-        return True
-    except OSError as error:
-        raise VlmtuneError(f"the folder {path} cannot be read: {error.strerror}", "check its permissions") from None
+        yield
+    except PermissionError as error:
+        raise VlmtuneError(
+            f"{error.filename} cannot be read: {error.strerror}",
+            "check its permissions, and those of the folders that it is in",
+        ) from None
+
+
+def _below(folder: Path) -> list[Path]:
+    """Return all files in a folder and in the folders in it; Path.rglob passes over those that may not be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    return [Path(root, name) for root, _, names in os.walk(folder, onerror=refuse) for name in names]
 
 
 def _each(paths: Sequence[Path]) -> list[FoundFile]:
@@ -82,12 +100,13 @@ def _in_folder(folder: Path, split: str | None) -> list[FoundFile]:
         return saved_files(folder, split)
     if split or (folder / TRAIN).is_dir():
         folder = _folder_of(folder, split or TRAIN)
-    if rows := sorted(path for name in METADATA for path in folder.rglob(name)):
+    below = _below(folder)
+    if rows := sorted(path for path in below if path.name in METADATA):
         return _each(rows)
     shards = sorted(path for path in folder.iterdir() if suffix_of(path) in (*READ_AS_THEY_ARE, *BY_LIBRARY))
     if shards:
         return _each(_of_split(shards, split or TRAIN, folder))
-    if pictures := sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES):
+    if pictures := sorted(path for path in below if path.suffix.lower() in _PICTURES):
         return _by_class(folder, pictures)
     raise _no_rows(folder)
 
