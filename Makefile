@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 ROWS ?= 100000
 KILLS ?= 200
 DAMAGES ?= 10000
-PAGES ?= 5
+PAGES ?= 1
 BIN = $(VENV)/bin
 # Tiny models: threads that wait for each other cost more than they gain.
 export OMP_NUM_THREADS ?= 1
@@ -32,6 +32,9 @@ demo: install  ## teach a tiny model to read handwritten digits, on the CPU, in 
 
 demo-levers: install  ## the demo with every exact memory lever and without, three seeds: the same weights; ten minutes
 	$(BIN)/python tests/bench/exact_levers.py
+
+demo-equal: install  ## 200 steps of the demo, lean adapters and PEFT's forward, packs and not, three seeds: equal losses; six minutes
+	$(BIN)/python tests/bench/equal_losses.py
 
 test: install  ## run every test
 	$(BIN)/ruff check vlmtune tests
@@ -67,9 +70,9 @@ gpu-errors:  ## estimate them with the library versions that were measured and w
 gpu-microbench: install  ## time single kernels on the GPU at hand, which predicted time is made of; under a minute
 	$(BIN)/python tests/gpu/microbench.py tests/gpu/measured/microbench-here.json
 
-gpu-time-errors:  ## predict the timed runs with the versions that were measured and write how far off that is
+gpu-time-errors:  ## write how far off predicted time was; PREDICT='--predict CASE ...': predict runs before they are timed
 	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
-	.venv-oldest/bin/python tests/gpu/compare_time.py
+	.venv-oldest/bin/python tests/gpu/compare_time.py $(PREDICT)
 
 gpu: install  ## train every case on the GPU at hand and write what the allocator showed; about 17 minutes
 	$(BIN)/python tests/gpu/measure.py tests/gpu/measured/here.json vlmtune/catalog
@@ -108,6 +111,9 @@ gpu-ranks-peers: install  ## vlmtune and TRL (in TRL=FOLDER) under accelerate on
 gpu-time: install  ## time a step of every case on the GPUs at hand, one process on each; about forty seconds a case
 	$(BIN)/python tests/gpu/timed.py tests/gpu/measured/time-here.json
 
+gpu-plan: install  ## time what `plan` chooses for six models beside what it might have chosen; under three minutes on four GPUs
+	$(BIN)/python tests/gpu/brute.py tests/gpu/measured/brute-here.json --within 600
+
 gpu-lean: install  ## train with PEFT's forward and with lean adapters on the GPU at hand: time, launches, memory, losses; about eight minutes
 	$(BIN)/python tests/gpu/lean.py tests/gpu/measured/lean-here.json
 
@@ -130,7 +136,7 @@ kills: install  ## kill runs of every kind at 200 random moments, each until it 
 	VLMTUNE_KILLS=20 $(BIN)/python -m pytest -q -n0 tests/unit/data/features/test_kills.py
 	$(BIN)/python tests/bench/kills.py $(KILLS)
 
-damage: install  ## damage every file of a run and of the caches in seven ways and ask every command that reads it, 1,140 times; ten minutes (DAMAGES=200)
+damage: install  ## damage every file of a run and of the caches in seven ways and ask every command that reads it, 1,140 times; six minutes (DAMAGES=200)
 	VLMTUNE_DAMAGES=$(DAMAGES) $(BIN)/python -m pytest -q -n0 tests/e2e/test_damage_matrix.py tests/e2e/test_damaged_caches.py
 
 ranks: install  ## end runs of two processes at twenty random moments, in every way, until they have ended; about ten minutes
@@ -140,7 +146,7 @@ ranks: install  ## end runs of two processes at twenty random moments, in every 
 two-machines: install  ## train on two machines, network namespaces of this one, by the lines of the docs (Linux, root); four minutes
 	$(BIN)/python tests/bench/two_machines.py
 
-full-disk: install  ## fail each call of a run that writes, and fill its disk after every few KB (Linux, user namespaces; PAGES=1: after every 4 KB); ten minutes
+full-disk: install  ## fail each call of a run that writes, and fill its disk after every 4 KB (Linux, user namespaces; PAGES=10: after every 40); ten minutes
 	VLMTUNE_WRITES=100000 $(BIN)/python -m pytest -q -n0 tests/e2e/test_every_write.py
 	$(BIN)/python tests/bench/full_disk.py $(PAGES)
 

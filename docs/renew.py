@@ -5,6 +5,7 @@ The picture of the live view is drawn from live-view.jsonl, the log of a real ru
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from vlmtune.runs.records import StepRecord
 from vlmtune.units import GIB
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from gpu.groups import PAGES_3B, table_of  # noqa: E402
+from gpu.parted import losses_table  # noqa: E402
+
 MEASURED = ROOT / "tests" / "gpu" / "measured"
 BY_OTHER_COMMANDS = (
     "| A run that was killed and goes on with `--resume` | the weights of an uninterrupted run, bit for bit "
@@ -40,23 +45,38 @@ def errors_table() -> str:
 
 
 def time_table() -> str:
-    """Return how far predicted kernel time is off: the first table that compare_time.py wrote."""
+    """Return how far predicted time is off, without the single runs: the first two tables of compare_time.py."""
     text = (MEASURED / "time-errors.md").read_text(encoding="utf-8")
-    return next(part for part in text.split("\n\n") if part.startswith("|")).strip() + "\n"
+    return "\n\n".join([part.strip() for part in text.split("\n\n") if part.startswith("|")][:2]) + "\n"
 
 
 def ranks_table() -> str:
-    """Return runs of one GPU and of several: how fast, and each one's peaks beside the estimate."""
-    lines = [
-        "| GPUs | Layers | Rows a second | Allocated, estimated, GiB | Measured | Reserved, estimated | Measured |",
-        "|--:|---|--:|--:|--:|--:|--:|",
-    ]
+    """Return how fast runs of one GPU and of several were, and how much of several they made of one."""
+    lines = ["| Machine | GPUs | Layers | Rows a second | Of one GPU |", "|---|--:|---|--:|--:|"]
+    alone = {run["machine"]: run["rows_per_s"] for run in _runs("ranks.json") if run["num_gpus"] == 1}
     for run in _runs("ranks.json"):
-        taken = run["gpus"] or [run["memory_measured"]]
-        cells = [str(run["num_gpus"]), run["name"], f"{run['rows_per_s']:.2f}"]
-        for peak in ("peak_allocated_bytes", "peak_reserved_bytes"):
-            measured = ", ".join(f"{gpu[peak] / GIB:.3f}" for gpu in taken)
-            cells += [f"{run['memory_estimated'][peak] / GIB:.3f}", measured]
+        layers = "whole" if run["name"] == "whole" else "shared"
+        times = f"{run['rows_per_s'] / alone[run['machine']]:.2f}×"
+        lines.append(f"| {run['machine']} | {run['num_gpus']} | {layers} | {run['rows_per_s']:.2f} | {times} |")
+    return "\n".join(lines) + "\n"
+
+
+def ranks_memory_table() -> str:
+    """Return estimates beside what the fullest of several GPUs took."""
+    estimated = {run["case"]: run for run in _runs("ranks-estimated.json")}
+    plans = [(run["case"][2:], estimated[run["case"]], run["gpus"]) for run in _runs("ranks-memory.json")]
+    for run in _runs("ranks.json"):
+        if run["machine"] == "second" and run["gpus"]:  # those of the first were seen when a rule was changed
+            kept = {kind: run["memory_estimated"][f"peak_{kind}"] for kind in ("reserved_bytes", "allocated_bytes")}
+            plans.append((f"`vlmtune train`, Qwen3-VL-4B, {run['name']}", kept, run["gpus"]))
+    lines = [
+        "| Plan | GPUs | Reserved, estimated, GiB | Measured | Off | Allocated, off |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, one, gpus in plans:
+        most = {kind: max(gpu[f"peak_{kind}"] for gpu in gpus) for kind in ("reserved_bytes", "allocated_bytes")}
+        off = [f"{100 * (one[kind] / most[kind] - 1):+.2f} %" for kind in most]
+        cells = [name, str(len(gpus)), *(f"{taken['reserved_bytes'] / GIB:.3f}" for taken in (one, most)), *off]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -95,11 +115,12 @@ def measured_table() -> str:
 
 
 def _time_line() -> str:
-    number, median, lowest, highest = _cells(time_table().splitlines()[-1])[1:5]
+    line = next(line for line in time_table().splitlines() if line.startswith("| blind |"))
+    number, median, lowest, highest = _cells(line)[1:5]
     return (
         f"| Kernel time of a step, predicted before it was timed, {number} runs | off by {median} % in the median, "
         f"{lowest} to {highest} % at worst | `make gpu-time-errors` (no GPU), `make gpu-time` (yours) "
-        "| H100, torch 2.11, transformers 5.17 |"
+        "| H100 and H200, torch 2.11, transformers 5.17 |"
     )
 
 
@@ -288,8 +309,14 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "docs/estimate.md": {"errors": errors_table, "cap": cap_table, "train": train_table, "time": time_table},
     "docs/loading.md": {"loading": loading_table},
     "docs/evaluation.md": {"metrics": metrics_table},
-    "docs/speed.md": {"beside": beside_table, "ratios": ratios_table},
-    "docs/several-gpus.md": {"ranks": ranks_table},
+    "docs/speed.md": {
+        "beside": beside_table,
+        "ratios": ratios_table,
+        "equal": lambda: losses_table("equal.json"),
+        "demo": lambda: losses_table("demo-equal.json"),
+    },
+    "docs/profile.md": {"profile": lambda: table_of(PAGES_3B)},
+    "docs/several-gpus.md": {"ranks": ranks_table, "ranks memory": ranks_memory_table},
     "docs/levers.md": {"levers": levers_table, "savings": savings_table},
     "docs/contributing.md": {"make": make_table},
 }

@@ -29,7 +29,7 @@ class Scene(NamedTuple):
     size: int = 2
     """Processes."""
     begun: str | None = None
-    """Goes on from the checkpoint of the third step of the run of this name."""
+    """Goes on from the checkpoint of the second step of the run of this name."""
     stop_at: int | None = None
     """The first process gets Ctrl-C in this forward pass of its own."""
 
@@ -97,7 +97,7 @@ def _set(scene: Scene, run: RunFolder, folder: Path) -> None:
 
 
 def _later(run: RunFolder) -> Iterable[Path]:
-    return [one for one in run.checkpoints.glob("checkpoint-*") if one.name != "checkpoint-3"]
+    return [one for one in run.checkpoints.glob("checkpoint-*") if one.name != "checkpoint-2"]
 
 
 def _interrupted(real: Callable, at: int) -> Callable:

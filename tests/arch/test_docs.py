@@ -47,6 +47,7 @@ GENERATED = (
     "docs/loading.md",
     "docs/contributing.md",
     "docs/evaluation.md",
+    "docs/profile.md",
     "docs/several-gpus.md",
     "docs/speed.md",
 )
@@ -77,6 +78,7 @@ def test_every_page_with_generated_parts_is_looked_at():
         ("docs/estimate.md", "| five-epochs |"),
         ("docs/contributing.md", "| `make demo` |"),
         ("docs/speed.md", "| Qwen2.5-VL-3B, docs | vlmtune |"),
+        ("docs/profile.md", "| attention |"),
     ],
 )
 def test_a_changed_table_would_be_seen(page, written):

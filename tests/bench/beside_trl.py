@@ -3,8 +3,8 @@
     python tests/bench/beside_trl.py FOLDER_WITH_TRL
 
 Tiny models in full precision, the same rows, adapters on the same layers, activations recomputed by both. Counted in
-the second step: FLOPs of products and attention, and operations that launch a kernel or more on a card. What differs on
-a card is not seen: adapters in 4-bit layers, and that TRL scores all positions on a CPU and only answers there.
+the second step: FLOPs of products and attention, and the kernels that operations would launch on a card. What differs
+on a card is not seen: adapters in 4-bit layers, and that TRL scores all positions on a CPU and only answers there.
 """
 
 import json
@@ -28,7 +28,9 @@ from gpu.side_by_side import Vlmtune  # noqa: E402
 from operations import launches_of  # noqa: E402
 from tiny import save_tiny  # noqa: E402
 
+from vlmtune.estimate.simulate.outputs import tensors_in  # noqa: E402
 from vlmtune.estimate.simulate.record import FLOPS_OF  # noqa: E402
+from vlmtune.estimate.timing.operations import Ledger  # noqa: E402
 
 ROWS_PER_STEP, COUNTED = 8, 1
 TOOLS = ("trl", "vlmtune")
@@ -36,22 +38,23 @@ PICTURE_PX, CHARS = (112, 84), (20, 60)
 ON_CPU = {"training.method": "lora", "training.optim": "adamw", "data.max_length": 4096}
 PACKED = {**ON_CPU, "training.packing": True, "training.pack_tokens": 4096}
 LEAST = {"qwen2_5_vl": (1.3, 1.7, 1.6), "smolvlm": (1.35, 1.55, 1.8)}
-"""By family, how many times vlmtune's FLOPs and operations TRL must need at least, row by row, and how many times the
-operations with a step's rows in one batch or pack."""
+"""By family, how many times vlmtune's FLOPs and launches TRL must need at least, row by row, and how many times the
+launches with a step's rows in one batch or pack."""
 
 
 class Count(TorchDispatchMode):
-    """Counts FLOPs, and operations that launch something."""
+    """Counts FLOPs and kernels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = self.launches = 0
+        self.flops, self.ledger = 0, Ledger()
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        out = operation(*args, **(kwargs or {}))
-        self.launches += launches_of(operation, args, kwargs or {}, out)
+        out, flops = operation(*args, **(kwargs or {})), 0
         if formula := FLOPS_OF.get(operation.overloadpacket):
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+            flops = formula(*args, **(kwargs or {}), out_val=out)
+        self.ledger.note(operation, args, tensors_in((args, kwargs)), out, flops)
+        self.flops += flops
         return out
 
 
@@ -71,7 +74,8 @@ class Counting(TrainerCallback):
 
     def figures(self) -> dict:
         """Return what a row took."""
-        return {"mflop": self.count.flops / ROWS_PER_STEP / 1e6, "operations": self.count.launches / ROWS_PER_STEP}
+        launches = launches_of(self.count.ledger.kernels)
+        return {"mflop": self.count.flops / ROWS_PER_STEP / 1e6, "launches": launches / ROWS_PER_STEP}
 
 
 class TrlOnCpu(Trl):
@@ -111,7 +115,7 @@ def in_its_own_process(folder: Path, tool: str, libraries: str) -> list[dict]:
 
 def main(libraries: str) -> int:
     """Print the table; return 1 if TRL needs less than it must beside vlmtune."""
-    table, wrong = Table("model", "", "MFLOP a row", "operations a row"), False
+    table, wrong = Table("model", "", "MFLOP a row", "launches a row"), False
     for family, least in LEAST.items():
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -122,8 +126,8 @@ def main(libraries: str) -> int:
             )
         shown = {"TRL": trl, f"TRL, {ROWS_PER_STEP} rows at once": trl_at_once, "vlmtune": ours, "in packs": packed}
         for said, run in shown.items():
-            table.add_row(family, said, f"{run['mflop']:.1f}", f"{run['operations']:.0f}")
-        ratios = [(trl, ours, "mflop"), (trl, ours, "operations"), (trl_at_once, packed, "operations")]
+            table.add_row(family, said, f"{run['mflop']:.1f}", f"{run['launches']:.0f}")
+        ratios = [(trl, ours, "mflop"), (trl, ours, "launches"), (trl_at_once, packed, "launches")]
         wrong |= any(peer[what] / own[what] < bound for (peer, own, what), bound in zip(ratios, least, strict=True))
         wrong |= len({run["trainable"] for run in shown.values()}) > 1
     Console().print(table)

@@ -39,18 +39,8 @@ class Run:
 
 def demo(folder: Path, seed: int, levers: bool) -> Run:
     """Train and evaluate in processes of their own."""
-    name = f"{seed}-{levers}"
-    values = {
-        "experiment_name": name,
-        "output_dir": folder / "runs",
-        "data.train_path": folder / "train.jsonl",
-        "data.val_path": folder / "heldout.jsonl",
-        "training.seed": seed,
-        **dict.fromkeys(LEVERS, str(levers).lower()),
-    }
-    words = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
-    vlmtune("train", ROOT / "configs" / "smoke.yaml", *words)
-    run = RunFolder(folder / "runs" / name)
+    set_to = {"training.seed": seed, **dict.fromkeys(LEVERS, str(levers).lower())}
+    run = trained_demo(folder, f"{seed}-{levers}", set_to)
     answered = json.loads(vlmtune("evaluate", run.path, "--json"))
     report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
     return Run(
@@ -62,6 +52,20 @@ def demo(folder: Path, seed: int, levers: bool) -> Run:
         hashlib.sha256(json.dumps(answered["answers"]).encode()).hexdigest(),
         hashlib.sha256((run.path / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest(),
     )
+
+
+def trained_demo(folder: Path, name: str, set_to: dict[str, object]) -> RunFolder:
+    """Train on the digits in `folder`, in a process of its own."""
+    values = {
+        "experiment_name": name,
+        "output_dir": folder / "runs",
+        "data.train_path": folder / "train.jsonl",
+        "data.val_path": folder / "heldout.jsonl",
+        **set_to,
+    }
+    words = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    vlmtune("train", ROOT / "configs" / "smoke.yaml", *words)
+    return RunFolder(folder / "runs" / name)
 
 
 def vlmtune(*words: object) -> str:

@@ -1,4 +1,4 @@
-"""A disk that is full at every place of a run: `make full-disk` (STEP=1: after every 4 KB; 10: after every 40).
+"""A disk that is full at every place of a run: `make full-disk` (after every 4 KB; PAGES=10: after every 40).
 
 The run folder lies on a small file system in memory, filled so that the run finds room for a little more each time.
 Each time the run says so in one error, what was good is still there, and it goes on, with room, to the weights and the

@@ -9,7 +9,7 @@ from tiny.templates import SWITCH, THINKING
 from transformers import AutoProcessor, GenerationConfig
 
 ASKED = [{"role": "user", "content": [{"type": "text", "text": "Colour?"}]}]
-LEARN = ("training.method=full", "training.learning_rate=1e-2", "training.num_epochs=80", "training.batch_size=4")
+LEARN = ("training.method=full", "training.learning_rate=1e-2", "training.num_epochs=40", "training.batch_size=4")
 
 
 def colours(project) -> None:

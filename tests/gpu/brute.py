@@ -39,8 +39,8 @@ PLANS, TIMED = MEASURED / "brute-plans.json", MEASURED / "brute.json"
 LEFT_BYTES = 7 * GIB
 CARD, LAUNCH_S = "h100", 45e-6
 """What launches took on the machines that earlier runs were timed on."""
-PER_STEP, STEPS = 16, 6
-MOST_NEIGHBOURS, WORTH = 5, 3
+PER_STEP, STEPS = 16, 5
+MOST_NEIGHBOURS, WORTH = 3, 3
 """Those that are predicted to take longer by this are not timed."""
 OWN = {
     "training.gradient_accumulation_steps": PER_STEP,
@@ -127,10 +127,14 @@ def _seconds(plans: list[dict]) -> float:
 
 def run(plan: dict, out: Path) -> None:
     """Time one plan in this process."""
-    pair = next(pair for pair in PAIRS if pair.name == plan["pair"])
-    settings = {**pair.settings, **plan["values"], "training.max_steps": STEPS}
     torch.cuda.set_per_process_memory_fraction(1.0)  # the one before may have had less
-    timed.run(replace(pair, name=out.stem, settings=settings), out, cap_bytes=LEFT_BYTES)
+    timed.run(case_of(plan, out.stem), out, cap_bytes=LEFT_BYTES)
+
+
+def case_of(plan: dict, name: str) -> Case:
+    """Return a plan as a run."""
+    pair = next(pair for pair in PAIRS if pair.name == plan["pair"])
+    return replace(pair, name=name, settings={**pair.settings, **plan["values"], "training.max_steps": STEPS})
 
 
 def run_all(names: list[str], folder: Path) -> None:

@@ -1,8 +1,10 @@
-"""Predicts the timed runs without a GPU and writes how far off that is: `make gpu-time-errors`.
+"""Predicts timed runs without a GPU, and writes how far off that was: `make gpu-time-errors`.
 
-With the versions of torch and transformers that were timed, as compare.py. The step that was profiled is simulated and
-priced by `estimate/timing`; runs of `time.json` were seen while rules were made, those of `time-blind.json` were
-predicted before they were timed (`--predict`).
+`--predict` simulates the step that is profiled, with the versions of torch and transformers that are timed, as
+compare.py does, prices it by `estimate/timing` and keeps that in time-predicted.json: before a run is timed, by the
+code that it will run. Later code launches other kernels. Without it the table is made of what is kept: runs of
+`time.json` were seen while rules were made, those of `time-blind.json` were not. Where the card of a run was
+calibrated, the seconds of a step are held against what was measured too.
 """
 
 import argparse
@@ -28,6 +30,8 @@ from vlmtune.hardware.cards import find_card  # noqa: E402
 
 SEEN, BLIND, PREDICTED = (MEASURED / f"time{name}.json" for name in ("", "-blind", "-predicted"))
 ERRORS = MEASURED / "time-errors.md"
+WITHIN = 25
+"""Percent, of the seconds of a step: the goal where the card was calibrated."""
 CARDS = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"}
 
 
@@ -53,8 +57,8 @@ def predicted(name: str) -> dict:
 
 
 def runs_of(path: Path) -> list[dict]:
-    """Return the runs of a file, none where there is none."""
-    return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+    """Return the runs of a file."""
+    return json.loads(path.read_text(encoding="utf-8"))["runs"]
 
 
 def table_of(seen: list[dict], blind: list[dict], found: dict[str, dict]) -> str:
@@ -67,10 +71,13 @@ def table_of(seen: list[dict], blind: list[dict], found: dict[str, dict]) -> str
         "",
         "| Runs | Number | Kernel time: median size | Lowest | Highest | Launches: median size | Lowest | Highest |",
         "| --- | --: | --: | --: | --: | --: | --: | --: |",
-        *(_line(name, runs, found) for name, runs in (("seen", seen), ("blind", blind)) if runs),
+        *(_line(name, runs, found) for name, runs in (("seen", seen), ("blind", blind))),
         "",
-        "| Run | Card | Kernel ms, measured | Predicted | Off | Launches, measured | Predicted | Off | Step s |",
-        "| --- | --- | --: | --: | --: | --: | --: | --: | --: |",
+        *_seconds([run for run in blind if run.get("launch_s")], found),
+        "",
+        "| Run | Card | Kernel ms, measured | Predicted | Off | Launches, measured | Predicted | Off "
+        "| Step s, measured | Predicted | Off |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
         *(_row(run, found[run["case"]]) for run in (*seen, *blind)),
     ]
     return "\n".join(lines) + "\n"
@@ -88,31 +95,55 @@ def _line(name: str, runs: list[dict], found: dict[str, dict]) -> str:
     return f"| {name} | {len(runs)} | {' | '.join(cells)} |"
 
 
+def _seconds(runs: list[dict], found: dict[str, dict]) -> list[str]:
+    off = [_seconds_off(run, found[run["case"]]) for run in runs]
+    within = sum(abs(one) <= WITHIN for one in off)
+    size = f"{statistics.median(map(abs, off)):.1f}"
+    return [
+        f"| Runs | Number | Seconds of a step: median size | Lowest | Highest | Within {WITHIN} % |",
+        "| --- | --: | --: | --: | --: | --: |",
+        f"| blind, on a calibrated card | {len(off)} | {size} | {min(off):+.1f} | {max(off):+.1f} | {within} |",
+    ]
+
+
+def _step_s(run: dict, made: dict) -> float:
+    """Return the seconds of a step by what its card was calibrated to take for a launch."""
+    card = made[CARDS[run["gpu"]]]
+    return max(card["kernel_ms"] / 1e3, card["launches"] * run["launch_s"], card["bus_ms"] / 1e3)
+
+
+def _seconds_off(run: dict, made: dict) -> float:
+    return 100 * (_step_s(run, made) / run["step_s"] - 1)
+
+
 def _row(run: dict, made: dict) -> str:
     cells = []
     for key in ("kernel_ms", "launches"):
         expected = made[CARDS[run["gpu"]]][key]
         cells += [f"{run[key]:.0f}", f"{expected:.0f}", f"{_off(run, made, key):+.1f}"]
-    return f"| {run['case']} | {run['gpu'].split()[1]} | {' | '.join(cells)} | {run['step_s']:.2f} |"
+    cells.append(f"{run['step_s']:.2f}")
+    cells += [f"{_step_s(run, made):.2f}", f"{_seconds_off(run, made):+.1f}"] if run.get("launch_s") else ["", ""]
+    return f"| {run['case']} | {run['gpu'].split()[1]} | {' | '.join(cells)} |"
+
+
+def kept() -> dict[str, dict]:
+    """Return the predictions that were made, by case."""
+    return {made["case"]: made for made in json.loads(PREDICTED.read_text(encoding="utf-8"))}
 
 
 def main() -> None:
     """Write the table; or with `--predict` what cases are predicted to take, before they are timed."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*", help="cases; all that were timed if none is named")
-    parser.add_argument("--predict", action="store_true", help="write time-predicted.json for these cases")
+    parser.add_argument("--predict", nargs="+", metavar="CASE", help="write into time-predicted.json what these take")
     parser.add_argument("--workers", type=int, default=None)
     asked = parser.parse_args()
-    seen, blind = runs_of(SEEN), runs_of(BLIND)
-    names = asked.names or [run["case"] for run in seen]
+    if not asked.predict:
+        ERRORS.write_text(table_of(runs_of(SEEN), runs_of(BLIND), kept()), encoding="utf-8")
+        return
     with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
-        found = [_shown(made) for made in pool.map(predicted, names)]
-    if asked.predict:
-        PREDICTED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    elif not asked.names:
-        before = json.loads(PREDICTED.read_text(encoding="utf-8"))
-        every = {made["case"]: made for made in (*before, *found)}
-        ERRORS.write_text(table_of(seen, blind, every), encoding="utf-8")
+        found = {made["case"]: made for made in map(_shown, pool.map(predicted, asked.predict))}
+    text = json.dumps([*(kept() | found).values()], indent=1)
+    PREDICTED.write_text(text + "\n", encoding="utf-8")
 
 
 def _shown(made: dict) -> dict:

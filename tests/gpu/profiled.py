@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES
 
 NOT_KERNELS = ("Memcpy", "Memset")
-TOP_KERNELS = 40
+TOP_KERNELS = 100
 
 
 class Clock(TrainerCallback):

@@ -9,6 +9,7 @@ import json
 import pytest
 from gpu.cases import CASES, Case
 from gpu.compare import MEASURED, errors_of
+from gpu.ranks_memory import error_of
 
 from vlmtune.runs.versions import library_versions
 
@@ -75,3 +76,14 @@ def test_plans_ran_below_the_cap_and_not_above_what_they_need_as_the_allocator_s
     ran_above = [(run["case"], run["of"]) for run in runs if run["percent"] > 100 and run["ran"]]
     # Short of memory, PyTorch gives cached blocks back and tries again: that saves this one run.
     assert ran_above == [("qwen3-2b", "estimate")]
+
+
+def test_the_fullest_of_several_gpus_took_what_was_estimated_before():
+    folder = MEASURED / "ranks-memory.json", MEASURED / "ranks-estimated.json"
+    measured, estimated = ({run["case"]: run for run in json.loads(file.read_text())["runs"]} for file in folder)
+    assert len(measured) >= 10 and all(run["gpus_agree"] for run in measured.values())
+    for name, run in measured.items():
+        assert {kind: abs(error_of(estimated[name], run, kind)) < 1 for kind in ("allocated", "reserved")} == {
+            "allocated": True,
+            "reserved": True,
+        }, name

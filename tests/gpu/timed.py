@@ -114,23 +114,26 @@ def main() -> int:
 
 
 def dealt(names: list[str], num_cards: int) -> list[list[str]]:
-    """Return what each card takes of the names, round about."""
+    """Return what each process takes of the names, round about."""
     return [names[number::num_cards] for number in range(num_cards)]
 
 
-def on_every_card(script: Path, shares: Callable[[int], list[list[str]]], out: Path, within_s: float) -> int:
+def on_every_card(
+    script: Path, shares: Callable[[int], list[list[str]]], out: Path, within_s: float, at_a_time: int = 1
+) -> int:
     """Let a script do what is named, in turn on every visible card, for so long; return how much of it is written.
 
     The script is given `--these`, a folder for its results and the names.
 
     Args:
-        shares: number of cards → what each of them takes, in its order.
+        shares: number of processes → what each of them takes, in its order.
+        at_a_time: processes on a card.
     """
-    began, cards = time.monotonic(), visible_cards()
+    began, cards = time.monotonic(), visible_cards() * at_a_time
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shared = zip(cards, shares(len(cards)), strict=True)
-        on_cards = [OnCard(card, names, folder / f"card-{card}", script) for card, names in shared]
+        shared = enumerate(zip(cards, shares(len(cards)), strict=True))
+        on_cards = [OnCard(card, names, folder / str(number), script) for number, (card, names) in shared]
         while any([one.goes_on() for one in on_cards]) and time.monotonic() - began < within_s:  # noqa: C419  all
             time.sleep(1)
             written(folder, out)
@@ -153,7 +156,7 @@ def written(folder: Path, out: Path) -> int:
 
 
 class OnCard:
-    """The cases of one card: in one process, and behind one that fails in another."""
+    """The cases of one card, or of a share of it: in one process, and behind one that fails in another."""
 
     def __init__(self, card: str, names: list[str], folder: Path, script: Path) -> None:
         self.card, self.left, self.folder, self.script = card, names, folder, script

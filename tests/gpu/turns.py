@@ -51,7 +51,9 @@ class Turn:
         self.end()
         if (self.folder / RESULT).exists():
             return ""
-        return "\n".join(file.read_text(errors="replace")[-1500:] for file in sorted(self.folder.glob("said-*")))
+        return "not done in time, or failed: " + "\n".join(
+            file.read_text(errors="replace")[-1500:] for file in sorted(self.folder.glob("said-*"))
+        )
 
     def end(self) -> None:
         """Leave none of them, and of those that they have started, behind."""

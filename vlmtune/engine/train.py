@@ -21,6 +21,7 @@ from vlmtune.engine.memory import MemoryWatch, facts_of_gpu
 from vlmtune.engine.monitor import LiveView
 from vlmtune.engine.oom import out_of_memory
 from vlmtune.engine.ranks import group
+from vlmtune.engine.ranks.alike import SameNumbers, refuse_unseen
 from vlmtune.engine.ranks.follow import FollowFirst, SaveByMinutes
 from vlmtune.engine.ranks.report import facts_of_all
 from vlmtune.engine.results.best import callbacks_of, take_best
@@ -68,6 +69,7 @@ def _train(
     plan: RunPlan, source: ModelSource, data: RunData, folder: RunFolder, view: LiveView, resume: bool
 ) -> TrainReport:
     family = family_of(plan)
+    refuse_unseen(folder)
     check_checkpoint(plan)
     processor = load_processor(plan)
     for note in template_notes(processor, plan):
@@ -181,7 +183,7 @@ def build_running(plan: RunPlan, model: torch.nn.Module, folder: RunFolder, view
         trainer.held_out = HeldOutAnswers(plan, rows.val, view.note, estimated and estimated.answers_at_once)
     interrupt, recorder = StopOnInterrupt(view, trainer), Recorder(folder, view, trainer)
     watches = [watch] if watch else []
-    checks = (FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
+    checks = (SameNumbers(model), FirstStepCheck(trainer, family_of(plan)), MovedCheck(trainer))
     by_minutes = [SaveByMinutes(plan.save_minutes)] if plan.save_minutes else []
     best, services = callbacks_of(plan, folder), _services(plan, folder)
     for callback in (interrupt, recorder, *checks, *best, *by_minutes, *watches, *services, FollowFirst(interrupt)):

@@ -99,8 +99,8 @@ def test_the_table_at_80_columns_keeps_every_id_whole(run_cli):
     for entry in catalog():
         place = next(number for number, text in enumerate(lines) if text.startswith(f"{entry.model_id} "))
         assert entry.licence in lines[place + 1]
-    row = next(text.split() for text in lines if text.startswith(FIT))
-    assert row[1:] == ["4.44B", "8.9", "77", "3.00", "yes"]
+    row, below = next((text.split(), lines[place + 1]) for place, text in enumerate(lines) if text.startswith(FIT))
+    assert row[1:] == ["4.44B", "8.9", "77", "3.00", "yes"] and below.split()[-2:] == ["1.25", "rows/s"]
     assert next(text.split() for text in lines if text.startswith(LOAD_MISS))[-2:] == ["7.50", "no"]
     assert next(text.split() for text in lines if text.startswith(NONE))[-3:] == ["-", "-", "-"]
     total = len(catalog())
@@ -113,7 +113,7 @@ def test_a_wide_terminal_gets_a_line_a_model(run_cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "130")
     lines = run_cli("models", "list").stdout.splitlines()
     row = next(text.split() for text in lines if text.startswith(FIT))
-    assert row[1:] == ["qwen3_vl", "apache-2.0", "4.44B", "8.9", "77", "3.00", "yes", "2026-11-23"]
+    assert row[1:] == ["qwen3_vl", "apache-2.0", "4.44B", "8.9", "77", "3.00", "1.25", "yes", "2026-11-23"]
 
 
 def test_a_model_is_one_line_at_100_columns(run_cli, monkeypatch):
@@ -124,7 +124,7 @@ def test_a_model_is_one_line_at_100_columns(run_cli, monkeypatch):
     names = [text.split()[0] for text in table if text.strip("─ ")]
     assert sorted(names) == sorted(entry.model_id for entry in catalog())
     assert next(text.split() for text in table if text.startswith(FIT))[1:] == (
-        ["qwen3_vl", "4.44B", "8.9", "77", "3.00", "yes"]
+        ["qwen3_vl", "4.44B", "8.9", "77", "3.00", "1.25", "yes"]
     )
 
 
@@ -195,14 +195,13 @@ def test_the_gpu_here_counts_with_what_is_free_of_it(run_cli, monkeypatch):
     assert not {model["id"]: model["fits"] for model in answer["models"]}[FIT]
 
 
-def test_rows_a_second_are_those_of_the_card_that_stands_for_the_preset(run_cli):
+def test_rows_a_second_are_those_of_the_card_that_stands_for_the_preset(run_cli, monkeypatch):
     answer = listed(run_cli, "--gpu", "rtx-3090")
     paces = {model["id"]: model["rows_per_s"] for model in answer["models"]}
     assert (answer["preset"], answer["rows_per_s_on"]) == ("24gb", "NVIDIA GeForce RTX 4090")
     assert (paces[FIT], paces[FAR_MISS], paces[NONE]) == (2.5, None, None)
+    monkeypatch.setenv("COLUMNS", "150")
     shown = run_cli("models", "list", "--gpu", "8gb").stdout
-    of_fit = next(text for text in shown.splitlines() if text.startswith(FIT))
-    assert of_fit.split()[-2:] == ["1.25", "yes"]
     missing = next(text for text in shown.splitlines() if text.startswith(FAR_MISS))
-    assert missing.split()[-2:] == ["-", "no"]
-    assert "rows/s: predicted for NVIDIA GeForce RTX 4060, if all rows are the largest" in shown
+    assert missing.split()[-3:-1] == ["-", "no"]
+    assert "r/s: rows a second, predicted for NVIDIA GeForce RTX 4060, if all rows are the largest" in shown

@@ -91,7 +91,7 @@ def list_models(
     fitting = sum(row.fits is True for row in rows)
     out.print(f"{fitting} of {len(rows)} models fit {card.name}: {budget / GIB:.2f} GiB, preset {name}.")
     out.print("tokens: of an image; GiB: the estimated peak; GB: the download; -: cannot be tuned so, or not known")
-    out.print(f"rows/s: predicted for {paced_on(name)}, if all rows are the largest that the preset allows")
+    out.print(f"r/s: rows a second, predicted for {paced_on(name)}, if all rows are the largest that the preset allows")
     out.print(checked_with([row.stored for row in rows]))
     out.print("Next: vlmtune models show MODEL")
 
@@ -137,7 +137,8 @@ def _narrow(rows: list[Row]) -> "Table":
 
     table = render.table("model", *NUMBERS, "fits", right=NUMBERS)
     for row, is_last in _with_groups(rows):
-        about = Text(f"\n  {row.entry.family or row.entry.model_type}, {row.entry.licence}", style="dim")
+        pace = f", {pace_in_words(row.peak)} rows/s" if row.peak and row.peak.rows_per_s else ""
+        about = Text(f"\n  {row.entry.family or row.entry.model_type}, {row.entry.licence}{pace}", style="dim")
         table.add_row(Text(row.entry.model_id).append_text(about), *_numbers(row), end_section=is_last)
     return table
 
@@ -146,30 +147,32 @@ def _in_lines(rows: list[Row], *, wide: bool) -> "Table":
     """One line a model; its licence has room on wide terminals only."""
     from vlmtune.cli.show import render
 
-    columns = ("model", "family", *(("licence",) if wide else ()), *NUMBERS, "fits", *(("checked",) if wide else ()))
-    table = render.table(*columns, right=NUMBERS)
+    last = ("r/s", "fits", "checked") if wide else ("r/s", "fits")
+    table = render.table("model", "family", *(("licence",) if wide else ()), *NUMBERS, *last, right=(*NUMBERS, "r/s"))
     for row, is_last in _with_groups(rows):
-        entry, numbers = row.entry, _numbers(row)
+        entry, (*numbers, fits) = row.entry, _numbers(row)
+        numbers = (*numbers, pace_in_words(row.peak), fits)
         cells = (entry.licence, *numbers, row.stored.checked) if wide else numbers
         table.add_row(entry.model_id, entry.family or entry.model_type, *cells, end_section=is_last)
     return table
 
 
-NUMBERS = ("param.", "GB", "tokens", "GiB", "rows/s")
+NUMBERS = ("param.", "GB", "tokens", "GiB")
 
 
 def _numbers(row: Row) -> tuple[str, ...]:
     entry, peak = row.entry, row.peak
     sizes = (billions(entry.num_parameters), f"{entry.download_bytes / GB:.1f}")
     if peak is None:
-        return (*sizes, "-", "-", "-", "-")
-    took = (f"{peak.most_bytes / GIB:.2f}", pace_in_words(peak))
-    return (*sizes, f"{peak.image_tokens}", *took, "yes" if row.fits else "no")
+        return (*sizes, "-", "-", "-")
+    return (*sizes, f"{peak.image_tokens}", f"{peak.most_bytes / GIB:.2f}", "yes" if row.fits else "no")
 
 
-def pace_in_words(peak: "Peak") -> str:
+def pace_in_words(peak: "Peak | None") -> str:
     """Return the predicted rows a second."""
-    return "-" if peak.rows_per_s is None else f"{peak.rows_per_s:.2f}"
+    if peak is None or peak.rows_per_s is None:
+        return "-"
+    return f"{peak.rows_per_s:.3g}" if peak.rows_per_s >= 1 else f"{peak.rows_per_s:.2f}"
 
 
 def paced_on(preset: str) -> str:

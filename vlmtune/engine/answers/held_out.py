@@ -15,6 +15,7 @@ from vlmtune.data.types import count
 from vlmtune.engine.answers.together import Together
 from vlmtune.engine.evaluate import answers_to, expected_answers, longest_answer_tokens, together_for
 from vlmtune.engine.ranks import group
+from vlmtune.engine.ranks.pace import answering_in_step
 from vlmtune.engine.tuned import Tuned
 from vlmtune.metrics.table import over_rows, scores_of
 from vlmtune.metrics.texts import Ratio
@@ -62,7 +63,9 @@ class HeldOutAnswers:
 
     def metrics(self, trainer: "TuneTrainer") -> dict[str, float]:
         """Return the metrics over the rows, which the processes share; none where one of them could not answer its."""
-        shares = group.gathered(self._share(trainer))
+        with asked(trainer.model, self.plan, self.plan.device), answering_in_step(trainer.model):
+            share = self._share(trainer)
+        shares = group.gathered(share)
         return {} if None in shares else over_rows([score for share in shares for score in share])
 
     def _share(self, trainer: "TuneTrainer") -> list[dict[str, Ratio]] | None:
@@ -74,7 +77,7 @@ class HeldOutAnswers:
         model, progress = trainer.model, trainer.progress("answering rows", len(self.indices))
         self._give_back()
         try:
-            with asked(model, self.plan, self.plan.device), progress as advance:
+            with progress as advance:
                 return self._scores(model, self._together(), advance, lambda: trainer.is_stopping)
         except torch.OutOfMemoryError:
             pass  # said outside of the handler, which holds what the forward pass had made

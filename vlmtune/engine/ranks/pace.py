@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from vlmtune.engine.ranks import group
-from vlmtune.models.layers.shards import pass_by
+from vlmtune.models.build import base_of
+from vlmtune.models.layers.shards import end_pass, pass_by, shards_of
 from vlmtune.plan.types import RunPlan
 
 
@@ -17,6 +18,31 @@ def keep_pace(model: nn.Module, plan: RunPlan, own_passes: int) -> None:
     if plan.sharded and plan.pack_tokens:
         for _ in range(max(group.gathered(own_passes)) - own_passes):
             pass_by(model)
+
+
+@contextmanager
+def answering_in_step(model: nn.Module) -> Iterator[None]:
+    """Let a model whose layers are shared answer: processes that have written their answers pass by until all have.
+
+    Answers end at other lengths on each. So all tell each other before every pass whether they have one.
+    """
+    base = base_of(model)
+    if shards_of(base) is None:
+        yield
+        return
+
+    def begin(*_) -> None:
+        end_pass(base)
+        group.total([1.0])
+
+    hook = base.register_forward_pre_hook(begin)
+    try:
+        yield
+    finally:
+        hook.remove()
+    end_pass(base)
+    while any(group.total([0.0])):
+        pass_by(base)
 
 
 class Waiting:

@@ -8,13 +8,14 @@ Whichever is predicted to be the quickest is simulated, until none that is left 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from math import ceil, inf
 
 from vlmtune import levers
 from vlmtune.config.values import Values, changed
 from vlmtune.estimate.report import MemoryReport, StepTime
 from vlmtune.estimate.search.candidates import ROOM_TO_SPEND, Search, Settled, merged
-from vlmtune.levers.base import Lever
+from vlmtune.levers.base import Lever, Spending
 
 FELT = 0.99
 """A share of the time above which no further simulations are made for the rest."""
@@ -56,7 +57,9 @@ class Ways:
     def __init__(self, search: Search, chosen: list[Settled], pace: PaceWith) -> None:
         self.search, self.pace = search, pace
         self.as_it_is = Way(tuple(chosen), _at_once(search, merged(chosen)))
-        self.every = [self.as_it_is, *self._divisions()]
+        self.alike = self._divisions()
+        """By lever: rows side by side, padded; rows behind each other."""
+        self.every = [self.as_it_is, *chain.from_iterable(self.alike)]
 
     def quickest(self) -> list[Settled]:
         """Return the changes of the way that takes the least time, filled with what else memory buys."""
@@ -85,22 +88,22 @@ class Ways:
         whole_bytes = self._bought[1] * way.at_once
         return min(1.0, left_bytes / whole_bytes) if whole_bytes > 0 else 1.0
 
-    def _divisions(self) -> list[Way]:
-        values = self.as_it_is.values
-        config, search = changed(self.search.config, values), self.search
-        found = []
-        for lever in levers.LEVERS:
-            if lever.spending and lever.spending.is_division:
-                for level in lever.spending.levels(config, search.model, search.base.tokens["total"]):
-                    settled = Settled(lever.spending.reason(level), (level,), 0)
-                    found.append(Way((*self.as_it_is.changes, settled), _at_once(search, values | level)))
-        return found
+    def _divisions(self) -> list[list[Way]]:
+        dividing = [lever.spending for lever in levers.LEVERS if lever.spending and lever.spending.is_division]
+        config, row = changed(self.search.config, self.as_it_is.values), self.search.base.tokens["total"]
+        found = [[self._divided(by, level) for level in by.levels(config, self.search.model, row)] for by in dividing]
+        return [ways for ways in found if ways]
+
+    def _divided(self, spending: Spending, level: Values) -> Way:
+        settled = Settled(spending.reason(level), (level,), 0)
+        return Way((*self.as_it_is.changes, settled), _at_once(self.search, self.as_it_is.values | level))
 
     @cached_property
     def _simulated(self) -> dict[int, MemoryReport]:
         """The estimates by which those of all divisions are predicted, by the tokens at once."""
         known = {self.as_it_is.at_once: self.search.report(self.as_it_is.values)}
-        left = sorted(self.every[1:], key=lambda way: way.at_once)
+        # Those of one lever: what is padded takes longer for each token than what is not.
+        left = sorted(self.alike[0] if self.alike else [], key=lambda way: way.at_once)
         while left:
             way = left.pop()
             report = self.search.report(way.values)
@@ -166,9 +169,10 @@ def _buying() -> list[Lever]:
 
 
 def _between(known: dict[int, MemoryReport], at_once: int) -> float:
-    """Return the peak of so many tokens at once, in bytes, on a line between the next two that are known."""
-    low = max((tokens for tokens in known if tokens <= at_once), default=min(known))
-    high = min((tokens for tokens in known if tokens >= at_once), default=max(known))
+    """Return the peak of so many tokens at once, in bytes, on the line through the next two that are known."""
+    sizes = sorted(known)
+    place = next((place for place, tokens in enumerate(sizes) if tokens >= at_once), len(sizes) - 1)
+    low, high = sizes[max(0, place - 1)], sizes[max(place, min(1, len(sizes) - 1))]
     below, above = (known[tokens].peak_reserved_bytes for tokens in (low, high))
     return below + (above - below) * (at_once - low) / max(1, high - low)
 

@@ -26,8 +26,6 @@ def in_the_way(config: TrainingConfig) -> str | None:
         return f"method {config.training.method} has no 4-bit layers to share; use training.method: qlora"
     if config.hardware.streamed_layers:
         return "layers come from the other GPUs or from main memory, not from both; hardware.streamed_layers: 0"
-    if config.evaluation.generate_rows:
-        return "answers in training end at other times on each GPU, and layers come to all; evaluation.generate_rows: 0"
     return None
 
 

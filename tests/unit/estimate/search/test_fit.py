@@ -140,6 +140,8 @@ def test_what_is_found_fits_keeps_the_rows_of_a_step_and_nothing_of_it_can_be_ta
     assert fit.fits and int(needed_mib(after) * MIB) <= int(budget * MIB)
     assert rows_per_step(after) == rows_per_step(before)
     assert len(simulator.asked) == fit.tried <= 40
+    most = 12 if fit.unchanged.fits else 40
+    assert fit.tried <= most, "where nothing is given up few are simulated, and the others predicted"
     for change in fit.changes:
         if change.reason.startswith("memory is left"):
             continue
@@ -162,7 +164,8 @@ def test_with_room_no_quality_is_given_up_and_the_rest_buys_speed(preset):
     assert after.hardware.gradient_checkpointing is False
     row, size = report_of(after, 1).tokens["total"], after.training.batch_size
     assert size == before.training.batch_size or size / 2 * row < 8192, "no more rows than keep a card busy"
-    assert size * row >= 8192 or after.training.gradient_accumulation_steps == 1
+    at_once = after.training.pack_tokens if after.training.packing is True else size * row
+    assert at_once >= 8192 or after.training.gradient_accumulation_steps == 1
     assert [change.reason for change in fit.changes if not change.reason.startswith("memory is left")] == []
 
 
@@ -188,7 +191,7 @@ def test_memory_for_some_layers_is_found_to_within_a_twelfth():
     fit = Simulator("8gb", at_20).fit()
     after = config_with("8gb", fit.words)
     assert 20 <= after.hardware.checkpointed_layers <= 23
-    assert fit.tried <= 14  # as they come, four divisions of the step's rows, and the quickest of these
+    assert fit.tried <= 9  # as it comes, the coarsest divisions, everything kept, and the two quickest of these
     assert fit.changes[0].before == ("null",)
     number = after.hardware.checkpointed_layers + 1
     assert fit.changes[0].reason.startswith(f"memory is left: layer {number} and those after it keep")
