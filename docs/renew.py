@@ -23,7 +23,7 @@ from vlmtune.units import GIB
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-from gpu.groups import PAGES_3B, table_of  # noqa: E402
+from gpu.groups import PAGES_3B, PAGES_IN_PACKS, table_of  # noqa: E402
 from gpu.parted import losses_table  # noqa: E402
 
 MEASURED = ROOT / "tests" / "gpu" / "measured"
@@ -286,6 +286,36 @@ def savings_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+FUSED = {
+    "varlen": "the library's code",
+    "norms": "with `hardware.fused_norms`",
+    "fused": "and `hardware.fused_elementwise`",
+}
+"""Variants of tests/gpu/lean.py."""
+PACKED_MODELS = {
+    "qwen3-4b-packs": "Qwen3-VL-4B",
+    "llava-7b-packs": "LLaVA 1.5 7B",
+    "qwen25-3b-packs": "Qwen2.5-VL-3B",
+    "qwen25-7b-packs": "Qwen2.5-VL-7B",
+}
+"""Its sets of rows in packs."""
+
+
+def fused_table() -> str:
+    """Return what norms and elementwise work in one kernel save, by model."""
+    lines = [
+        "| Model | | Kernels, ms a row | Launches a row | Allocated, estimated, GiB | Measured | Last loss |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for run in _runs("fused-packs.json"):
+        sizes = (f"{run[f'{word}allocated_bytes'] / GIB:.3f}" for word in ("estimated_", ""))
+        kernels = (f"{run['kernel_ms_per_row']:.1f}", f"{run['launches_per_row']:,.0f}")
+        model = PACKED_MODELS[run["case"]]
+        cells = (model, FUSED[run["variant"]], *kernels, *sizes, f"{run['losses'][-1]:.4f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def loading_table() -> str:
     """Return what loading takes of the card beside training, for every model that can be tuned, and main memory."""
     rows = [
@@ -315,9 +345,9 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
         "equal": lambda: losses_table("equal.json"),
         "demo": lambda: losses_table("demo-equal.json"),
     },
-    "docs/profile.md": {"profile": lambda: table_of(PAGES_3B)},
+    "docs/profile.md": {"profile": lambda: table_of(PAGES_3B), "packs": lambda: table_of(PAGES_IN_PACKS)},
     "docs/several-gpus.md": {"ranks": ranks_table, "ranks memory": ranks_memory_table},
-    "docs/levers.md": {"levers": levers_table, "savings": savings_table},
+    "docs/levers.md": {"levers": levers_table, "savings": savings_table, "fused": fused_table},
     "docs/contributing.md": {"make": make_table},
 }
 """By page, the name in a table's marks and what makes it."""

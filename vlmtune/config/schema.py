@@ -185,9 +185,9 @@ class HardwareSection(Section):
     align_widths: Literal["auto", True, False] = "auto"
     """Fill frozen MLPs of an odd width up with zeros to one that GPUs multiply fast. `auto`: on a GPU."""
     fused_norms: Literal["auto", True, False] = "auto"
-    """Compute frozen RMS norms in one kernel, torch's own, on a GPU. `auto`: not yet."""
+    """Compute frozen RMS norms in one kernel, torch's own, narrow ones in Triton. `auto`: on a GPU."""
     fused_elementwise: Literal["auto", True, False] = "auto"
-    """Compute gated MLPs and rotary positions in one Triton kernel each, on Ampere and newer. `auto`: not yet."""
+    """Compute gated MLPs and rotary positions in one Triton kernel each. `auto`: on Ampere or newer, with Triton."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     num_gpus: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None

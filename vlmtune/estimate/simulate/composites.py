@@ -1,15 +1,13 @@
-"""Dropout, softmax and RMS norms as CUDA computes them: on meta tensors torch puts them together from smaller ones."""
+"""Dropout and softmax as CUDA computes them: on meta tensors torch puts them together from smaller ones."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vlmtune.compat import torch as borrowed
-from vlmtune.models.speed import norms
 
 half_softmax = borrowed.SOFTMAX.get()
 
@@ -21,8 +19,7 @@ def composites_of(device: str) -> Iterator[None]:
         yield
         return
     dropout, softmax = _dropout(F.dropout), _softmax(F.softmax)
-    rms_norm = patch.object(norms, "fused", _rms_norm(norms.fused))
-    with borrowed.DROPOUT.replaced(dropout), borrowed.FUNCTIONAL_SOFTMAX.replaced(softmax), rms_norm:
+    with borrowed.DROPOUT.replaced(dropout), borrowed.FUNCTIONAL_SOFTMAX.replaced(softmax):
         yield
 
 
@@ -47,21 +44,3 @@ def _softmax(real):
         return real(input, dim, _stacklevel, dtype)
 
     return softmax
-
-
-@borrowed.CUSTOM_OP.get()("vlmtune::rms_norm", mutates_args=())
-def rms_norm_on_card(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """ATen/native/cuda/layer_norm_kernel.cu, `_fused_rms_norm_cuda`: one kernel, which gives 1 / rms in fp32 too."""
-    return borrowed.FUSED_RMS_NORM.get()(x, weight.shape, weight, eps)
-
-
-@rms_norm_on_card.register_fake
-def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
-
-
-def _rms_norm(real):
-    def fused(x: Tensor, shape: torch.Size, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        return rms_norm_on_card(x, weight, eps) if x.is_meta else real(x, shape, weight, eps)
-
-    return fused

@@ -32,6 +32,8 @@ BACKWARD_ATTENTION = {
 COPIES = ("clone", "copy_", "_to_copy")
 OLD_ATTENTION = {borrowed.EFFICIENT_ATTENTION.get(), borrowed.EFFICIENT_ATTENTION_BACKWARD.get()}
 GATHERS = {aten.embedding, aten.index, aten.gather, aten.index_select}
+OURS = "vlmtune."
+"""What stands for kernels written here: they work out little for each number, and are as fast as memory."""
 ONE_PASS = ("sum", "mean", "norm", "softmax", "amax", "argmax", "max", "min", "cumsum", "var", "logsumexp", "nll_loss")
 """What reads numbers and writes few, or reads them twice: by the word that stands in its name."""
 NOTHING = ("empty", "new_empty", "detach", "lift_fresh", "alias", "set_", "resize_", "_local_scalar", "_is_all_true")
@@ -211,7 +213,8 @@ def _over_numbers(packet, name: str, operation, tensors: list[Tensor], made: lis
     moved = _bytes(tensors if name != "copy_" else tensors[1:]) + _bytes(written)
     if name in COPIES and _is_plain_copy(tensors[-1], written[0]):
         return [Kernel("copy", moved)]
-    return [Kernel(_kind_of_pass(name, tensors, written), moved, numbers)]
+    kind = "pass" if str(operation).startswith(OURS) else _kind_of_pass(name, tensors, written)
+    return [Kernel(kind, moved, numbers)]
 
 
 def _kind_of_pass(name: str, tensors: list[Tensor], written: list[Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""Norms: frozen RMS norms in one kernel of torch's, in place of the many that the library's code makes.
+"""Norms: frozen RMS norms in one kernel, in place of the many that the library's code makes.
 
 What calls it is models/speed/norms.py, which imports torch.
 """
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from vlmtune.plan.types import Device
 
 KEY = "hardware.fused_norms"
-AUTO = False
-"""What `auto` is: true once a card has shown that it is faster, and that the estimate holds."""
+AUTO = True
+"""What `auto` is: a card has shown that it is faster, with equal losses, and takes what was estimated
+(tests/gpu/measured/fused-packs.json)."""
 
 
 def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:

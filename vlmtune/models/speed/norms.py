@@ -1,7 +1,7 @@
 """RMS norms in one kernel a direction, torch's own for CUDA, in place of the eight and sixteen that the library's make.
 
-Of narrow rows, the heads of queries and keys, it gives each a block of its own and takes three times as long as Triton,
-which computes them where it is.
+Of narrow rows, the heads of queries and keys, it gives each a block of its own and takes two to three times as long as
+Triton, which computes them where it is.
 
 The library rounds x / rms to the run's format before it multiplies by the weight; the kernel rounds once, at the end.
 It is taken where the weight is frozen and of the format of x, and where a module computes this and nothing else, which
@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlmtune.compat.torch import FUNCTIONAL_CALL, FUSED_RMS_NORM, FUSED_RMS_NORM_BACKWARD
+from vlmtune.compat.torch import CUSTOM_OP, FUNCTIONAL_CALL, FUSED_RMS_NORM, FUSED_RMS_NORM_BACKWARD
+from vlmtune.models.speed.gated import on_card
 from vlmtune.plan.types import RunPlan
 
+custom_op = CUSTOM_OP.get()
 fused, fused_backward = FUSED_RMS_NORM.get(), FUSED_RMS_NORM_BACKWARD.get()
 """(x, shape, weight, eps) -> (y, 1 / rms in fp32); (gradient, x, shape, 1 / rms, weight, wanted) -> theirs."""
 NARROW = 256
@@ -39,25 +41,54 @@ def fuse_norms(model: nn.Module, plan: RunPlan) -> None:
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float, by_triton: bool) -> Tensor:
-        x, ctx.by_triton = x.contiguous(), by_triton and x.is_cuda
-        if ctx.by_triton:
-            from vlmtune.models.speed import kernels
-
-            y, scale = kernels.norm(x, weight, eps)
-        else:
-            y, scale = fused(x, weight.shape, weight, eps)
+        x = x.contiguous()
+        y, scale = _norm(x, weight, eps, by_triton)
         ctx.save_for_backward(x, scale, weight)
+        ctx.by_triton = by_triton
         return y
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, weight = ctx.saved_tensors
-        gradient, wanted = gradient.contiguous(), [True, False]
-        if ctx.by_triton:
-            from vlmtune.models.speed import kernels
+        return _norm_backward(gradient.contiguous(), x, scale, weight, ctx.by_triton), None, None, None
 
-            return kernels.norm_backward(gradient, x, scale, weight), None, None, None
-        return fused_backward(gradient, x, weight.shape, scale, weight, wanted)[0], None, None, None
+
+def _norm(x: Tensor, weight: Tensor, eps: float, by_triton: bool) -> tuple[Tensor, Tensor]:
+    """Return x / rms(x) * weight, and 1 / rms(x) in fp32."""
+    if by_triton or not x.is_cuda:
+        return on_card(x).norm(x, weight, eps)
+    return fused(x, weight.shape, weight, eps)
+
+
+def _norm_backward(gradient: Tensor, x: Tensor, scale: Tensor, weight: Tensor, by_triton: bool) -> Tensor:
+    if by_triton or not x.is_cuda:
+        return on_card(x).norm_backward(gradient, x, scale, weight)
+    wanted = [True, False]
+    return fused_backward(gradient, x, weight.shape, scale, weight, wanted)[0]
+
+
+@custom_op("vlmtune::norm", mutates_args=())
+def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """ATen/native/cuda/layer_norm_kernel.cu, `_fused_rms_norm_cuda`: one kernel, which gives 1 / rms in fp32 too."""
+    scale = (x.float().square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (x.float() * scale * weight.float()).to(x.dtype), scale
+
+
+@norm.register_fake
+def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+
+
+@custom_op("vlmtune::norm_backward", mutates_args=())
+def norm_backward(gradient: Tensor, x: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of x."""
+    g, normal = gradient.float() * weight.float(), x.float() * scale
+    return (scale * (g - normal * (g * normal).mean(-1, keepdim=True))).to(x.dtype)
+
+
+@norm_backward.register_fake
+def _(gradient: Tensor, x: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 def _forward(norm: nn.Module, eps: float, by_triton: bool, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from vlmtune.estimate.simulate.attention import attention_of
 from vlmtune.estimate.simulate.record import Recorder
 from vlmtune.estimate.simulate.simulation import Run, simulate
 from vlmtune.estimate.timing.operations import CHUNK_BLOCKS, CHUNK_NUMBERS, unpacking_of
+from vlmtune.models.speed import gated, norms, rotary
 
 BF16 = torch.bfloat16
 
@@ -60,6 +61,18 @@ def test_numbers_in_their_order_are_passed_over_and_others_looked_up():
     }
     assert {kind: one(run).kind for kind, run in kinds.items()} == {kind: kind for kind in kinds}
     assert one(lambda: x.T.contiguous()).kind == "strided"
+
+
+def test_kernels_written_here_are_one_pass_each():
+    x, angle = meta(1, 5, 4, 8), meta(5, 8)
+    runs = (
+        lambda: gated.gated_backward(x, x, x, gated.SILU),
+        lambda: rotary.turned(x, angle, angle, False),
+        lambda: norms.norm(x, meta(8), 1e-6),
+    )
+    kernels = [one(run) for run in runs]
+    assert {kernel.kind for kernel in kernels} == {"pass"}
+    assert kernels[1].bytes == 2 * x.nbytes + 2 * angle.nbytes
 
 
 def test_each_number_is_read_and_written_once():
