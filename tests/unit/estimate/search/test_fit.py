@@ -374,6 +374,23 @@ def test_a_candidate_that_is_refused_is_no_candidate():
     assert fit.fits and 800 <= after.data.max_length < 2048 and after.data.image_size < 1024
 
 
+def test_a_division_that_is_refused_is_no_way_to_go():
+    config = config_with("8gb")
+    budget = 40 * needed_mib(config)
+
+    def refused(values: Values) -> TrainingConfig:
+        made = config_with("8gb", words_of(values))
+        if made.training.packing is True or made.training.batch_size > 4:
+            raise VlmtuneError("not so many at once")
+        return made
+
+    def estimate(values: Values) -> MemoryReport:
+        return report_of(refused(values), budget)
+
+    fit = find_fit(config, MODEL, estimate, estimate, lambda values, known: pace_of(refused(values)))
+    assert fit.fits and config_with("8gb", fit.words).training.batch_size == 4
+
+
 def test_a_config_that_is_refused_stops_the_search():
     def refuses(values):
         raise VlmtuneError("no tokenizer")
