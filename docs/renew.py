@@ -23,7 +23,7 @@ from vlmtune.units import GIB
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-from gpu.groups import PAGES_3B, table_of  # noqa: E402
+from gpu.groups import PAGES_3B, PAGES_IN_PACKS, table_of  # noqa: E402
 from gpu.parted import losses_table  # noqa: E402
 
 MEASURED = ROOT / "tests" / "gpu" / "measured"
@@ -345,7 +345,7 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
         "equal": lambda: losses_table("equal.json"),
         "demo": lambda: losses_table("demo-equal.json"),
     },
-    "docs/profile.md": {"profile": lambda: table_of(PAGES_3B)},
+    "docs/profile.md": {"profile": lambda: table_of(PAGES_3B), "packs": lambda: table_of(PAGES_IN_PACKS)},
     "docs/several-gpus.md": {"ranks": ranks_table, "ranks memory": ranks_memory_table},
     "docs/levers.md": {"levers": levers_table, "savings": savings_table, "fused": fused_table},
     "docs/contributing.md": {"make": make_table},

@@ -84,6 +84,11 @@ def of_bench(model: str, tool: str) -> Callable[[dict], bool]:
     return lambda run: (run["model"], run["rows"], run["tool"]) == (model, "docs", tool)
 
 
+def of_lean(case: str, variant: str) -> Callable[[dict], bool]:
+    """Return whether a run of lean.py is this one."""
+    return lambda run: (run["case"], run["variant"]) == (case, variant)
+
+
 PAGES_3B = (
     Profile(
         "PEFT's forward, as in 0.1.0, a row at a time (H100)",
@@ -94,4 +99,9 @@ PAGES_3B = (
     Profile("lean, widths filled up, varlen (H200)", "norms.json", lambda run: run["variant"] == "varlen", rows=4),
     Profile("norms in one kernel, too (H200)", "norms.json", lambda run: run["variant"] == "norms", rows=4),
     Profile("packs of 12,288 tokens, library's norms (H200)", "bench.json", of_bench("qwen25-3b", "vlmtune"), rows=8),
+)
+PAGES_IN_PACKS = tuple(
+    Profile(f"{model}, {title}", "fused-packs.json", of_lean(case, variant), rows=8)
+    for model, case in (("Qwen3-VL-4B", "qwen3-4b-packs"), ("LLaVA 1.5 7B", "llava-7b-packs"))
+    for title, variant in (("the library's code", "varlen"), ("norms and elementwise work in one kernel", "fused"))
 )

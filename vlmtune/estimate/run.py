@@ -15,7 +15,6 @@ from vlmtune.hardware.cards import Card, Target
 from vlmtune.hardware.communication import communication_bytes
 from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import RunPlan
-from vlmtune.runs.memory import parts_of_peak
 from vlmtune.runs.versions import library_versions
 
 if TYPE_CHECKING:
@@ -213,7 +212,7 @@ def _estimate(work: Work, target: Target) -> MemoryReport:
         device_total_bytes=peaks.reserved_bytes + target.card.context_bytes + communication,
         budget_bytes=0,
         breakdown=_breakdown(peaks, target.card, communication),
-        parts=_parts(peaks),
+        parts=peaks.parts,
         peak_at=peaks.at[peaks.highest],
         phases=(*peaks.phases.values(), *([] if fast else [_answering(work, target)])),
         answers_at_once=log.answers_at_once,
@@ -292,8 +291,3 @@ def _breakdown(peaks: "Peaks", card: Card, communication: int) -> tuple[Share, .
 def _main_memory(work: Work, weights: Weights, peaks: "Peaks") -> MainMemoryNeed:
     step_bytes = peaks.allocated_bytes - peaks.phases["load"].allocated_at_end_bytes
     return need_of(work.plan, weights, stored_format(work.source.config), work.batches, step_bytes)
-
-
-def _parts(peaks: "Peaks") -> dict[str, int]:
-    loaded, first = (peaks.phases[phase].allocated_at_end_bytes for phase in ("load", "step 1"))
-    return parts_of_peak(loaded, first, peaks.allocated_bytes)
