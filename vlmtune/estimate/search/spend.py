@@ -13,6 +13,7 @@ from math import ceil, inf
 
 from vlmtune import levers
 from vlmtune.config.values import Values, changed
+from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.report import MemoryReport, StepTime
 from vlmtune.estimate.search.candidates import ROOM_TO_SPEND, Search, Settled, merged
 from vlmtune.levers.base import Lever, Spending
@@ -139,7 +140,10 @@ class Ways:
 
     def _undone(self, way: Way) -> float:
         """Return what a step takes with nothing else bought; for a card whose rates nobody knows, its work."""
-        time = self.pace(way.values, list(self._simulated.values()))
+        try:
+            time = self.pace(way.values, list(self._simulated.values()))
+        except VlmtuneError:  # such a run is refused
+            return inf
         return time.step_s if time else self._work(self.search.base, way)
 
     def _time(self, report: MemoryReport, way: Way) -> float:
