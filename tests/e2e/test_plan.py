@@ -48,9 +48,9 @@ def test_with_room_it_buys_speed_and_writes_a_config_that_validates(run_cli, qwe
 
 
 def test_with_little_room_it_gives_up_what_it_must_and_says_so(run_cli, qwen):
-    exact = "hardware.offload_activations=true"
-    full = needed_gib(run_cli, qwen, exact)
-    least = needed_gib(run_cli, qwen, exact, "data.max_length=128", "data.image_size=224", "training.lora.rank=4")
+    exact = ("hardware.offload_activations=true", "training.batch_size=1", "training.gradient_accumulation_steps=32")
+    full = needed_gib(run_cli, qwen, *exact)
+    least = needed_gib(run_cli, qwen, *exact, "data.max_length=128", "data.image_size=224", "training.lora.rank=4")
     budget = (0.2 * full + 0.8 * least) / 0.96
     reserve = reserve_for(run_cli, budget, qwen)
     arguments = ("--model", qwen, "--gpu", "8gb", "--preset", "24gb", "--reserve-gib", reserve)
