@@ -101,8 +101,8 @@ def ended_at_random(config: Path, name: str, kills: int, rng: random.Random) -> 
             if line.startswith("step ") and number < kills:
                 break
         else:
-            run.wait(MOST_S)
-            return wrong
+            _, said = run.communicate(timeout=MOST_S)
+            return wrong + [f"exit code {run.returncode}: {said}"] * bool(run.returncode)
         time.sleep(rng.random())
         wrong += [one] if run.poll() is None and (one := end(run, WAYS[number % len(WAYS)])) else []
     raise AssertionError("the last one ends")
@@ -123,6 +123,7 @@ def main(kills: int) -> None:
             Path(name) / "runs" / one / "adapter" / "adapter_model.safetensors"
             for one in ("straight", *(f"ended-{n}" for n in range(number)))
         ]
+        assert all(file.exists() for file in files), wrong
         straight, *others = map(load_file, files)
         for other in others:
             wrong += ["other weights"] if any(not torch.equal(straight[key], other[key]) for key in straight) else []

@@ -115,6 +115,8 @@ def test_two_models_are_compared_row_by_row(trained):
     assert json.loads(of_base.read_text())["metrics"] == base["metrics"]
     assert of_base.with_suffix(".html").read_text().count("<article") == len(base["answers"])
     trained.train("other", "training.max_steps=1")
+    itself = trained.run_cli("evaluate", "runs/run", *SHORT, "--compare", "runs/run")
+    assert itself.code == 2 and "that is the run itself" in itself.stderr
     told = trained.run_cli("evaluate", "runs/run", *SHORT, "--compare", "runs/other").stdout
     assert "other/adapter" in told and "points" in told and "better by cer: " in told
     refused = trained.run_cli("evaluate", "runs/run", "--compare", "base", "--base")

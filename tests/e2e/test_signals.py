@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +15,7 @@ from vlmtune.data import dataset, workers
 from vlmtune.data.features import encode
 from vlmtune.engine import train as engine_train
 from vlmtune.engine import trainer
+from vlmtune.hub import source
 from vlmtune.runs.folder import RunFolder
 from vlmtune.signals import stopping_signals
 
@@ -62,6 +64,20 @@ def test_a_run_that_is_stopped_while_the_model_loads_leaves_nothing(project, mon
     assert not project.run("stopped").path.exists()
 
 
+@pytest.mark.parametrize(("owner", "name"), [(source, "open_model"), (engine_train, "build_model")])
+def test_ctrl_c_that_a_library_throws_away_ends_the_run_before_its_first_step(project, monkeypatch, owner, name):
+    """As pydantic does where it calls Python back: "Exception ignored in"."""
+
+    def thrown_away() -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    call_at(monkeypatch, owner, name, 1, thrown_away)
+    stopped = project.train("stopped")
+    assert (stopped.code, stopped.stderr) == (130, "stopped: there is no checkpoint yet\n")
+    assert not project.run("stopped").path.exists()
+
+
 def test_a_run_under_nohup_goes_on(project, monkeypatch):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert signal.SIGHUP not in stopping_signals()
@@ -88,6 +104,7 @@ def test_a_run_whose_output_nobody_reads_stops_with_a_checkpoint(project):
 HOLD = """
 import sys, time
 from pathlib import Path
+from vlmtune.hub import source
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.lock import locked
 with locked(RunFolder(Path(sys.argv[1]))):

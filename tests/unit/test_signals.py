@@ -1,10 +1,11 @@
 """Signals that end a run while it loads, prepares or writes."""
 
 import signal
+from contextlib import suppress
 
 import pytest
 
-from vlmtune.signals import all_as_ctrl_c
+from vlmtune.signals import all_as_ctrl_c, as_ctrl_c, heed
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -21,3 +22,14 @@ def test_a_signal_of_which_a_library_makes_an_error_ends_the_run_all_the_same(na
 def test_an_error_without_a_signal_stays_what_it_is():
     with pytest.raises(ValueError, match="shape"), all_as_ctrl_c():
         raise ValueError("no shape")
+
+
+def test_a_signal_that_a_library_throws_away_is_heeded_later_and_once():
+    with pytest.raises(KeyboardInterrupt), as_ctrl_c():
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with all_as_ctrl_c():
+            heed()
+    heed()
+    with all_as_ctrl_c():
+        heed()

@@ -13,6 +13,7 @@ from vlmtune.errors import ExitCode
 from vlmtune.files import file_sha256
 from vlmtune.printing import say, say_json
 from vlmtune.reading import JSON_BYTES, read_regular
+from vlmtune.signals import as_ctrl_c
 
 if TYPE_CHECKING:
     from vlmtune.runs.folder import RunFolder
@@ -31,6 +32,7 @@ def with_what_to_resume(args: Sequence[str]) -> list[str]:
     return [f"{RESUME}={NEWEST}" if alone else word for word, alone in zip(args, stands_alone, strict=False)]
 
 
+@as_ctrl_c()
 def train(
     config: ConfigArgument,
     overrides: SetOption = None,

@@ -78,7 +78,14 @@ def _but(key: Key, value: object) -> str:
         return "but it is empty"
     if key.choices and isinstance(value, str):
         return f"not {shown(value, bare=True)}"
+    if others := _other_items(key, value):
+        return f"not {shown(others[0], bare=True)}"
     return f"not {_described(value)}"
+
+
+def _other_items(key: Key, value: object) -> list[object]:
+    """Return what a list holds and may not hold."""
+    return [item for item in value if item not in key.items] if key.items and isinstance(value, list) else []
 
 
 def _right_value(key: Key, value: object) -> str:
@@ -93,8 +100,10 @@ def _right_value(key: Key, value: object) -> str:
             return f"write {'true' if value.lower() in ('yes', 'on') else 'false'}"
         if key.json_type in ("integer", "number") and value.replace(".", "", 1).isdigit():
             return "remove the quotes"
-    if key.json_type == "array":
-        return f"write it as {key.path[-1]}: [tensorboard]"
+    if key.items:
+        others = _other_items(key, value) or [value]
+        close = nearest(str(others[0]), list(key.items))
+        return f"write it as {key.path[-1]}: [{close or key.items[0]}]"
     if key.json_type == "object":
         return f"write it as {key.path[-1]}: {{caption_en: answer}}"
     return key.meaning if key.default in (None, REQUIRED) else f"{key.meaning} Default: {shown(key.default, bare=True)}"

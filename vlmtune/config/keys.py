@@ -27,6 +27,8 @@ class Key:
     meaning: str
     json_type: str
     choices: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+    """What a list may hold, where that is a list."""
     nullable: bool = False
 
     @property
@@ -99,6 +101,7 @@ def _key(path: tuple[str, ...], prop: dict) -> Key:
         meaning=prop.get("description", ""),
         json_type=kind.get("type", "any"),
         choices=_choices(kind),
+        items=_choices(kind.get("items", {})),
         nullable=len(options) > len(kinds),
     )
 

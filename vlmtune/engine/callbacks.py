@@ -22,7 +22,7 @@ from vlmtune.models.streaming import read_parameter
 from vlmtune.plan.length import evaluations_from
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.records import GpuAtStep, StepRecord
-from vlmtune.signals import stopping_signals
+from vlmtune.signals import heed, stopping_signals
 
 DIGEST_BYTES = 2**20
 EVALUATED_IN_TRAINED = 3
@@ -262,6 +262,7 @@ class StopOnInterrupt(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         for number in self._previous:
             signal.signal(number, self._stop)
+        heed()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.stopped:

@@ -15,7 +15,6 @@ from vlmtune.hardware.cards import Card, Target
 from vlmtune.hardware.communication import communication_bytes
 from vlmtune.hub.source import ModelSource
 from vlmtune.plan.types import RunPlan
-from vlmtune.runs.memory import parts_of_peak
 from vlmtune.runs.versions import library_versions
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
             return _estimate(work, target)
 
     report = cached([*_decided_by(plan, source, target), fast], made)
-    return _timed(_held_to(report, target), target, plan, partial(_largest_sizes, plan, report))
+    return _timed(_held_to(report, target), target, plan, None)
 
 
 def estimate_plan(
@@ -174,28 +173,22 @@ def _held_to(report: MemoryReport, target: Target) -> MemoryReport:
     return dataclasses.replace(report, budget_bytes=budget, main_memory_available_bytes=available, fits=fits)
 
 
-def _timed(report: MemoryReport, target: Target, plan: RunPlan, sizes: "Callable[[], RunSizes]") -> MemoryReport:
-    """Return the report with what the steps of the run take; `sizes` are asked for where that is known."""
+def _timed(report: MemoryReport, target: Target, plan: RunPlan, sizes: "Callable[[], RunSizes] | None") -> MemoryReport:
+    """Return the report with what the steps of the run take, where that is known; no sizes: all rows are largest."""
     if not report.batches:
         return report
-    from vlmtune.estimate.timing.predict import step_time
+    from vlmtune.estimate.timing.predict import of_largest, step_time
 
-    return dataclasses.replace(report, time=step_time(report, sizes(), plan.rows_per_step, target.card))
-
-
-def _largest_sizes(plan: RunPlan, report: MemoryReport) -> "RunSizes":
-    from vlmtune.estimate.timing.predict import of_largest
-
-    return of_largest(report, plan)
+    run = sizes() if sizes else of_largest(report, plan)
+    return dataclasses.replace(report, time=step_time(report, run, plan.rows_per_step, target.card))
 
 
 def pace(
     plan: RunPlan, source: ModelSource, rows: GivenRows | None, target: Target, known: "Sequence[MemoryReport]"
 ) -> StepTime | None:
     """Return what a step takes, predicted from estimates of plans that divide its rows otherwise."""
-    one = dataclasses.replace(known[0], batches=tuple(batch for report in known for batch in report.batches))
-    sizes = _Rows(plan, source, rows).sizes if rows else partial(_largest_sizes, plan, one)
-    return _timed(one, target, plan, sizes).time
+    one = dataclasses.replace(known[0], batches=sum((report.batches for report in known), ()))
+    return _timed(one, target, plan, _Rows(plan, source, rows).sizes if rows else None).time
 
 
 def _estimate(work: Work, target: Target) -> MemoryReport:
@@ -219,7 +212,7 @@ def _estimate(work: Work, target: Target) -> MemoryReport:
         device_total_bytes=peaks.reserved_bytes + target.card.context_bytes + communication,
         budget_bytes=0,
         breakdown=_breakdown(peaks, target.card, communication),
-        parts=_parts(peaks),
+        parts=peaks.parts,
         peak_at=peaks.at[peaks.highest],
         phases=(*peaks.phases.values(), *([] if fast else [_answering(work, target)])),
         answers_at_once=log.answers_at_once,
@@ -298,11 +291,3 @@ def _breakdown(peaks: "Peaks", card: Card, communication: int) -> tuple[Share, .
 def _main_memory(work: Work, weights: Weights, peaks: "Peaks") -> MainMemoryNeed:
     step_bytes = peaks.allocated_bytes - peaks.phases["load"].allocated_at_end_bytes
     return need_of(work.plan, weights, stored_format(work.source.config), work.batches, step_bytes)
-
-
-def _parts(peaks: "Peaks") -> dict[str, int]:
-    return parts_of_peak(
-        peaks.phases["load"].allocated_at_end_bytes,
-        peaks.phases["step 1"].allocated_at_end_bytes,
-        peaks.allocated_bytes,
-    )

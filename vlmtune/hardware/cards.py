@@ -96,9 +96,10 @@ def find_card(text: str) -> Card:
         card = _cards()[_table()["sizes"][word]]
         return replace(card, key=word, name=f"{word.removesuffix('gb')} GB card, as {card.name}")
     by_name = _keys_by_name()
-    for name in (word, f"rtx-{word}"):
-        if name in by_name:
-            return _cards()[by_name[name]]
+    joined = {name.replace("-", ""): key for name, key in by_name.items()}
+    for name in (word.replace("-", ""), f"rtx{word}".replace("-", "")):
+        if name in joined:
+            return _cards()[joined[name]]
     near = get_close_matches(word, [*by_name, *sizes()], n=NAMES_SHOWN, cutoff=0.6)
     near += [name for name in by_name if word and word in name and name not in near][:NAMES_SHOWN]
     did_you_mean = f"did you mean {', '.join(near[:NAMES_SHOWN])}? " if near else ""

@@ -18,6 +18,7 @@ from vlmtune.runs.manifest import damage, refuse_damaged
 
 KEY = "model.adapter"
 TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+HINT = "give the folder of a finished run, one of its checkpoints, or an adapter of PEFT"
 OTHERWISE = (
     "use_dora",
     "use_rslora",
@@ -58,7 +59,7 @@ def _folder(path: Path) -> Path:
         )
     if not is_adapter(folder):
         what = f"{folder} is no adapter in PEFT's format: it has no {CONFIG}"
-        raise VlmtuneError(f"{KEY}: {what if folder.is_dir() else f'there is no folder {folder}'}", "give its folder")
+        raise VlmtuneError(f"{KEY}: {what if folder.is_dir() else f'there is no folder {folder}'}", HINT)
     if not (folder / WEIGHTS).is_file():
         pickle = next(folder.glob("adapter_model.bin"), None)
         why = f"it has {pickle.name}, a pickle: opening one can run any program" if pickle else "it is not all there"

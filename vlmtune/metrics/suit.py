@@ -10,20 +10,21 @@ from vlmtune.metrics.boxes import no_boxes
 from vlmtune.metrics.table import METRICS, require_installed
 
 KEY = "evaluation.metrics"
+HINT = f"leave the metric out of {KEY} (--metric), or evaluate other rows: --data FILE"
+HINT_BEFORE_TRAINING = f"leave the metric out of {KEY}, or hold out other rows"
 
 
 def refuse_metrics(names: Sequence[str], samples: Sequence[Sample], *, in_training: bool) -> None:
     """Raise where a run's metrics cannot be taken on the rows that it holds out, in training or after it."""
     if in_training:
         require_installed(names)
-    refuse_unsuited(names, samples)
+    refuse_unsuited(names, samples, HINT_BEFORE_TRAINING)
 
 
-def refuse_unsuited(names: Iterable[str], samples: Sequence[Sample]) -> None:
+def refuse_unsuited(names: Iterable[str], samples: Sequence[Sample], way_out: str = HINT) -> None:
     """Raise one error that names metrics which cannot be taken on rows, as read, and the first row of each."""
     problems = [problem for name in names if (problem := _problem(name, samples))]
     if problems:
-        way_out = f"leave the metric out of {KEY} (--metric), or evaluate other rows: --data FILE"
         raise VlmtuneError(f"{KEY} does not suit the answers: {'; '.join(problems)}", way_out)
 
 

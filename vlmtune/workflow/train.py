@@ -9,7 +9,7 @@ import typer
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.printing import say
 from vlmtune.runs.lock import locked
-from vlmtune.signals import all_as_ctrl_c
+from vlmtune.signals import all_as_ctrl_c, heed
 from vlmtune.workflow.attempts import Flags, keep_job, train_and_retry
 from vlmtune.workflow.job import Job
 
@@ -81,6 +81,7 @@ def train_in(folder: "RunFolder", job: Job, flags: Flags) -> "TrainReport":
         VlmtuneError: what the user can change; a new folder in which nothing was learned is gone then.
     """
     with locked(folder), _interruptible(folder), _unless_trained_removed(folder, is_new=job.begun is None):
+        heed()
         if job.is_longer:  # a kill before the new end is one of a run that has not finished
             folder.report_json.unlink(missing_ok=True)
         keep_job(job, folder)

@@ -216,12 +216,18 @@ def test_other_tools_words_are_known(load, word, hint):
         (
             "training: {report_to: wandb}",
             'training.report_to must be a list with any of tensorboard, wandb, not the text "wandb"',
-            "write it as report_to: [tensorboard]",
+            "write it as report_to: [wandb]",
         ),
         (
             "training: {report_to: [wandbb, tensorbord]}",
-            "training.report_to must be a list with any of tensorboard, wandb, not a list",
-            "write it as report_to: [tensorboard]",
+            "training.report_to must be a list with any of tensorboard, wandb, not wandbb",
+            "write it as report_to: [wandb]",
+        ),
+        (
+            "evaluation: {metrics: [exact, accuracy]}",
+            "evaluation.metrics must be a list with any of exact, contains, cer, wer, anls, token_f1, json_valid, "
+            "json_fields, iou, not accuracy",
+            "write it as metrics: [exact]",
         ),
         (
             "hardware: {gradient_checkpointing: yes}",

@@ -70,6 +70,8 @@ def test_unseen_figures_are_marked_assumed():
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada"),
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx-pro-6000"),
+        ("rtx4060", "rtx-4060"),
+        ("4060ti 16gb", "rtx-4060-ti-16gb"),
         ("rtx_4070_ti_super", "rtx-4070-ti-super"),
     ],
 )

@@ -9,6 +9,7 @@ from vlmtune.hardware import triton
 def machine(monkeypatch, tmp_path):
     """A machine on which nothing is missing."""
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "not yet" / "there"))
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(triton, "find_spec", lambda name: object())
     monkeypatch.setattr(triton.shutil, "which", lambda name: f"/usr/bin/{name}")
@@ -35,3 +36,15 @@ def test_without_a_compiler(machine, monkeypatch):
 def test_without_pythons_headers(machine):
     (machine / "Python.h").unlink()
     assert "Python.h is missing" in triton.why_no_triton()
+
+
+def test_where_kernels_cannot_be_kept(machine, monkeypatch):
+    seen = []
+    monkeypatch.setattr(triton.os, "access", lambda folder, mode: seen.append(folder))
+    assert triton.why_no_triton().startswith(
+        f"{machine}/not yet/there cannot be written, where Triton keeps its kernels"
+    )
+    assert seen == [machine]
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.setenv("TRITON_HOME", "/elsewhere")
+    assert triton.why_no_triton().startswith("/elsewhere/.triton/cache cannot be written")

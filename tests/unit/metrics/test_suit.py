@@ -5,7 +5,7 @@ from tiny.rows import sample
 
 from vlmtune.data.boxes.marks import Box
 from vlmtune.errors import VlmtuneError
-from vlmtune.metrics.suit import refuse_unsuited
+from vlmtune.metrics.suit import refuse_metrics, refuse_unsuited
 from vlmtune.metrics.table import METRICS
 
 TEXT = sample("What?", "a cat", where="held-out.jsonl:1")
@@ -34,3 +34,9 @@ def test_one_error_names_every_metric_and_its_first_row():
 def test_an_answer_without_text_has_no_error_rate():
     with pytest.raises(VlmtuneError, match="cer on 1 row of 1, rows.jsonl:1: the expected answer is empty"):
         refuse_unsuited(["cer"], [sample("Call it", "")])
+
+
+def test_before_training_no_flag_of_evaluate_is_named():
+    with pytest.raises(VlmtuneError) as caught:
+        refuse_metrics(["iou"], [TEXT], in_training=False)
+    assert caught.value.hint == "leave the metric out of evaluation.metrics, or hold out other rows"

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vlmtune.data.types import Sample
-    from vlmtune.runs.folder import RunFolder
     from vlmtune.runs.records import EvaluatedRow, EvaluationRecord
     from vlmtune.workflow.asked.evaluation import Candidate
 
@@ -61,7 +60,7 @@ def evaluate(
     _refuse_unknown(metric or ())
     folder = RunFolder.open_existing(run)
     asked = Candidate(folder, None if base else folder.learned(checkpoint))
-    before = [_other(compare, folder)] if compare else []
+    before = [_other(compare, asked)] if compare else []
     held = held_rows(folder, data, metric or (), live=not as_json)
     from vlmtune.workflow.start import start_on_gpu
 
@@ -91,15 +90,20 @@ def _refuse_unknown(metrics: list[str]) -> None:
         raise typer.BadParameter(f"{unknown[0]} is none of {', '.join(METRICS)}", param_hint="--metric")
 
 
-def _other(compare: str, folder: "RunFolder") -> "Candidate":
+def _other(compare: str, asked: "Candidate") -> "Candidate":
     """Return what is compared with: what another run has left, or the base of this one."""
     from vlmtune.runs.folder import RunFolder
     from vlmtune.workflow.asked.evaluation import BASE, Candidate
 
     if compare == BASE:
-        return Candidate(folder, None)
+        return Candidate(asked.folder, None)
     other = RunFolder.open_existing(Path(compare))
-    return Candidate(other, other.learned())
+    learned = other.learned()
+    if asked.learned and learned.path.resolve() == asked.learned.path.resolve():
+        raise typer.BadParameter(
+            "that is the run itself; name another one, or base: the model as it was before", param_hint="--compare"
+        )
+    return Candidate(other, learned)
 
 
 def _keep(path: Path, record: "EvaluationRecord", samples: "Sequence[Sample]", *, tell: bool) -> None:

@@ -38,7 +38,7 @@ def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[Sequen
     if not held_out and len(smallest := min(groups, key=len, default=[])) < len(samples):
         held_out = smallest
     if not held_out or len(held_out) == len(samples):
-        why = f"all {len(samples):,} share an image" if len(samples) > 1 else "there is one"
+        why = _why_on_one_side(len(samples), len(groups))
         raise VlmtuneError(
             f"data.val_fraction: {fraction} leaves no row to train on or none to hold out: {why}",
             "add rows, or name rows to hold out in data.val_path",
@@ -86,3 +86,9 @@ def rows_at(samples: Sequence[Sample], rows: Collection[int]) -> Sequence[Sample
     if isinstance(samples, SamplesOnDisk):
         return samples.at(sorted(rows))
     return [samples[row] for row in sorted(rows)]
+
+
+def _why_on_one_side(num_rows: int, num_groups: int) -> str:
+    if num_rows == 1:
+        return "there is one"
+    return f"all {num_rows:,} share an image" if num_groups == 1 else f"there are {num_rows:,}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from vlmtune.estimate.allocator.caching import AllocatorSettings, replay, round_size
 from vlmtune.estimate.report import PeakAt, Phase
 from vlmtune.estimate.simulate.record import Log
+from vlmtune.runs.memory import parts_of_peak
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Peaks:
     def reserved_bytes(self) -> int:
         """Peak of reserved memory."""
         return self.allocated_bytes + self.unused_bytes
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The allocated peak by when it was taken, as training measures it."""
+        loaded, stepped = (self.phases[name].allocated_at_end_bytes for name in ("load", "step 1"))
+        return parts_of_peak(loaded, stepped, self.allocated_bytes)
 
 
 def peaks_of(log: Log, expandable_segments: bool) -> Peaks:

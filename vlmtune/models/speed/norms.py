@@ -1,7 +1,7 @@
 """RMS norms in one kernel a direction, torch's own for CUDA, in place of the eight and sixteen that the library's make.
 
-Of narrow rows, the heads of queries and keys, it gives each a block of its own and takes three times as long as Triton,
-which computes them where it is.
+Of narrow rows, the heads of queries and keys, it gives each a block of its own and takes two to three times as long as
+Triton, which computes them where it is.
 
 The library rounds x / rms to the run's format before it multiplies by the weight; the kernel rounds once, at the end.
 It is taken where the weight is frozen and of the format of x, and where a module computes this and nothing else, which

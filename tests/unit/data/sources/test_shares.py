@@ -55,6 +55,11 @@ def test_no_row_on_one_side_is_an_error(images, why):
         split(rows(*images), 0.5, seed=1)
 
 
+def test_a_share_that_takes_all_rows_is_an_error():
+    with pytest.raises(VlmtuneError, match="0.99 leaves no row to train on or none to hold out: there are 3"):
+        split(rows("a", "b", "c"), 0.99, seed=1)
+
+
 def test_a_small_share_holds_out_the_smallest_group():
     train, held_out = split(rows("a", "a", "a", "b", "b"), 0.01, seed=1)
     assert numbers(held_out) == [4, 5] and numbers(train) == [1, 2, 3]
