@@ -12,7 +12,7 @@ def image_tokens(config: Json, preprocessor: Json, width_px: int, height_px: int
 
 def image_settings(config: Json, preprocessor: Json, image_size: int | None) -> ImageSettings:
     """The tower has a fixed input."""
-    return fixed_input(config.get("vision_config", {}).get("image_size", 896), image_size)
+    return fixed_input((config.get("vision_config") or {}).get("image_size", 896), image_size)
 
 
 FAMILY = Family(

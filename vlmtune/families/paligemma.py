@@ -5,12 +5,12 @@ from vlmtune.families.boxes import PALIGEMMA
 
 
 def _side_px(config: Json) -> int:
-    return config.get("vision_config", {}).get("image_size", 224)
+    return (config.get("vision_config") or {}).get("image_size", 224)
 
 
 def image_tokens(config: Json, preprocessor: Json, width_px: int, height_px: int) -> int:
     """Patches of the square input."""
-    return (_side_px(config) // config.get("vision_config", {}).get("patch_size", 14)) ** 2
+    return (_side_px(config) // (config.get("vision_config") or {}).get("patch_size", 14)) ** 2
 
 
 def image_settings(config: Json, preprocessor: Json, image_size: int | None) -> ImageSettings:

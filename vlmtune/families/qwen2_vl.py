@@ -43,7 +43,7 @@ def resized(width_px: int, height_px: int, grid_px: int, least: int, most: int) 
 
 def image_tokens(config: Json, preprocessor: Json, width_px: int, height_px: int) -> int:
     """One token per merged group of patches; the start and end markers count as text."""
-    vision = config.get("vision_config", {})
+    vision = config.get("vision_config") or {}
     patch_px = preprocessor.get("patch_size") or vision.get("patch_size", DEFAULT_PATCH_PX)
     grid_px = patch_px * (preprocessor.get("merge_size") or vision.get("spatial_merge_size", 2))
     width, height = resized(width_px, height_px, grid_px, *_pixel_limits(preprocessor))

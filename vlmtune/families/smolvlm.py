@@ -39,7 +39,7 @@ def _grid(preprocessor: Json, width_px: int, height_px: int) -> tuple[int, int]:
 
 def image_tokens(config: Json, preprocessor: Json, width_px: int, height_px: int) -> int:
     """Every tile with its marker, a newline a row, and the overview between two markers."""
-    vision = config.get("vision_config", {})
+    vision = config.get("vision_config") or {}
     tile_px = vision.get("image_size", _tile_px(preprocessor))
     tokens_per_tile = (tile_px // vision.get("patch_size", 14)) ** 2 // config.get("scale_factor", 2) ** 2
     rows, columns = _grid(preprocessor, width_px, height_px)

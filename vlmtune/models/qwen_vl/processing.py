@@ -68,7 +68,7 @@ class QwenVLProcessor(ProcessorMixin):
                 f"{pretrained_model_name_or_path} has no {FILE_NAME}: there is no tokenizer", "download the model again"
             )
         config = _file(pretrained_model_name_or_path, "config.json", kwargs)
-        visual = json_value(read_regular(config, JSON_BYTES)).get("visual", {}) if config else {}
+        visual = json_value(read_regular(config, JSON_BYTES)).get("visual") or {} if config else {}
         side_px = visual.get("image_size", VISUAL_DEFAULTS["image_size"])
         images = QwenVLImageProcessor(size={"height": side_px, "width": side_px})
         return cls(image_processor=images, tokenizer=build_tokenizer(ranks))
