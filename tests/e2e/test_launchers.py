@@ -34,9 +34,14 @@ def torchrun(project, name, num_processes, **variables):
     )
 
 
-def test_what_one_launcher_leaves_and_another_sets_changes_nothing_and_is_named(project, plain, assert_same_weights):
-    done = torchrun(project, "launched", 1, **OF_ACCELERATE)
-    assert done.returncode == 0, done.stderr
+def test_what_one_launcher_leaves_and_another_sets_changes_nothing_and_is_named(
+    project, plain, assert_same_weights, monkeypatch
+):
+    of_one_process = dict(zip(OF_TORCHRUN, "0101", strict=True))
+    for name, value in (OF_ACCELERATE | of_one_process).items():
+        monkeypatch.setenv(name, value)
+    done = project.train("launched", *TWO_STEPS)
+    assert done.code == 0, done.stderr
     names = ", ".join(sorted((*OF_ACCELERATE, *OF_TORCHRUN)))
     said = f"not followed: {names}; vlmtune is one process, and its config decides"
     assert said in done.stderr.splitlines()

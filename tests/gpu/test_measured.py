@@ -21,9 +21,7 @@ IN_EVERY_RUN = {
     "qwen3-4b-native",
     "llava-7b",
     "smol-2b-native",
-    "gemma-4b",
     "pali-3b-lora",
-    "instructblip-7b",
 }
 
 

@@ -85,7 +85,7 @@ def card_here(monkeypatch):
 
 
 def test_the_run_is_estimated_with_what_was_measured(card_here, monkeypatch):
-    monkeypatch.setattr(calibrate, "_train", lambda run, folder: (300 * MIB, 200 * MIB, [0.3, 0.2]))
+    monkeypatch.setattr(calibrate, "_train", lambda run, folder: (300 * MIB, 200 * MIB, [0.5, 0.2, 0.1]))
     monkeypatch.setattr(calibrate, "measured_speeds", lambda device: Speeds(83e12, 75e11, 88e9, 8.5e9))
     targets = []
 

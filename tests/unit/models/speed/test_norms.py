@@ -16,6 +16,7 @@ from vlmtune.contract import peak_bytes
 from vlmtune.data.collate import WHERE, collate
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.step import forward_loss
+from vlmtune.estimate.simulate.record import Recorder
 from vlmtune.estimate.simulate.simulation import Run, record_steps, simulate
 from vlmtune.models.build import build_model
 from vlmtune.models.speed import norms
@@ -133,3 +134,13 @@ def test_the_simulation_takes_what_the_step_takes(models, tmp_path, called):
     ]
     assert ours[0] == ours[1] and len(ours[0]) >= 2 * (2 * 2 + 1) * 2
     assert peak_bytes(logs[1]) == pytest.approx(peak_bytes(logs[0]), rel=0.005)
+
+
+def test_off_a_card_a_norm_takes_its_output_and_a_scale_a_row_and_its_backward_pass_the_gradient():
+    x = torch.empty(8, 1000, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    weight = torch.empty(1000, dtype=torch.bfloat16, device="meta")
+    with Recorder() as recorder:
+        y, scale = norms.norm(x, weight, 1e-6)
+        gradient = norms.norm_backward(y, x, scale, weight)
+    assert [num_bytes for handle, num_bytes in recorder.log.events if handle > 0] == [16_000, 8 * 4, 16_000]
+    assert gradient.shape == x.shape
