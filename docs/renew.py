@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -109,6 +110,7 @@ def measured_table() -> str:
         f"{_ran(above_need)} of {len(above_need)} that need 105 % "
         f"| `make gpu-cap` | {_setup('cap.json')} |",
         _time_line(),
+        _beside_line(),
         *BY_OTHER_COMMANDS,
     ]
     return "\n".join(lines) + "\n"
@@ -121,6 +123,22 @@ def _time_line() -> str:
         f"| Kernel time of a step, predicted before it was timed, {number} runs | off by {median} % in the median, "
         f"{lowest} to {highest} % at worst | `make gpu-time-errors` (no GPU), `make gpu-time` (yours) "
         "| H100 and H200, torch 2.11, transformers 5.17 |"
+    )
+
+
+def _beside_line() -> str:
+    """Return how fast rows are beside the best peer, where unsloth was measured: TRL alone is none."""
+    found = [
+        ratios for ratios in _ratios().values() if ratios and any(run["tool"] == "unsloth" for run in ratios.peers)
+    ]
+    least, most = (
+        [f"{pick(getattr(one, key) for one in found):.2f}" for key in ("kernels", "rows")] for pick in (min, max)
+    )
+    cards = sorted({one.ours["gpu"].removeprefix("NVIDIA ") for one in found})
+    return (
+        f"| Speed beside the quicker one of TRL and unsloth, {len(found)} sets of rows and models, 7 GiB "
+        f"| kernel time of a row {least[0]} to {most[0]} of its; {least[1]} to {most[1]} times as many rows a second "
+        f"| `make gpu-bench` (yours) | {', '.join(cards)}, torch 2.11, transformers 5.17 |"
     )
 
 
@@ -239,24 +257,45 @@ def _figures_of(run: dict) -> str:
     return " | ".join(cells)
 
 
+class Ratios(NamedTuple):
+    """vlmtune's figures as multiples of the best peer's, which need not be the same peer in every one."""
+
+    ours: dict
+    peers: list[dict]
+    kernels: float
+    launches: float
+    rows: float
+    reserved: float
+
+
+def _ratios() -> dict[str, Ratios | None]:
+    """Return them by model and set; None where no peer was measured on the same card."""
+    found, all_ratios = _beside(), {}
+    for pair, name in BESIDE.items():
+        ours = found.get((*pair, OURS))
+        peers = [run for tool in PEERS if (run := found.get((*pair, tool))) and ours and run["gpu"] == ours["gpu"]]
+        all_ratios[name] = None
+        if peers:
+            least = ("kernel_ms_per_row", "launches_per_row", "reserved_bytes")
+            kernels, launches, reserved = (ours[key] / min(peer[key] for peer in peers) for key in least)
+            rows = ours["rows_per_s"] / max(peer["rows_per_s"] for peer in peers)
+            all_ratios[name] = Ratios(ours, peers, kernels, launches, rows, reserved)
+    return all_ratios
+
+
 def ratios_table() -> str:
-    """Return vlmtune's figures as multiples of the best peer's, which need not be the same peer in every column."""
+    """Return vlmtune's figures beside the best peer's."""
     lines = [
         "| Model, rows | Kernel time | Launches | Rows a second | Reserved | Compared, with first losses |",
         "|---|--:|--:|--:|--:|---|",
     ]
-    found = _beside()
-    for pair, name in BESIDE.items():
-        ours = found.get((*pair, OURS))
-        peers = [run for tool in PEERS if (run := found.get((*pair, tool))) and ours and run["gpu"] == ours["gpu"]]
-        if not ours or not peers:
+    for name, one in _ratios().items():
+        if one is None:
             lines.append(f"| {name} | not measured" + " |" * 5)
             continue
-        least = [ours[key] / min(peer[key] for peer in peers) for key in ("kernel_ms_per_row", "launches_per_row")]
-        faster = ours["rows_per_s"] / max(peer["rows_per_s"] for peer in peers)
-        reserved = ours["reserved_bytes"] / min(peer["reserved_bytes"] for peer in peers)
-        losses = ", ".join(f"{run['tool']} {run['losses'][0]:.2f}" for run in (ours, *peers))
-        lines.append(f"| {name} | {least[0]:.2f} | {least[1]:.2f} | {faster:.2f} | {reserved:.2f} | {losses} |")
+        losses = ", ".join(f"{run['tool']} {run['losses'][0]:.2f}" for run in (one.ours, *one.peers))
+        figures = " | ".join(f"{figure:.2f}" for figure in one[2:])
+        lines.append(f"| {name} | {figures} | {losses} |")
     return "\n".join(lines) + "\n"
 
 
