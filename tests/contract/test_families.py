@@ -197,6 +197,13 @@ def test_loss_and_gradients_equal_the_librarys_own(tiny, batch, chunk_tokens):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_what_cards_compute_in_one_kernel_is_what_the_library_computes(tiny, batch):
+    fused = dataclasses.replace(tiny.plan, fused_norms=True, fused_elementwise=True)
+    with torch.no_grad():
+        ours, plain = (forward_loss(build_model(plan).eval(), model_inputs(batch), plan) for plan in (fused, tiny.plan))
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
 def test_padding_changes_no_loss(tiny, tmp_path):
     rows = list(TuneDataset(colour_rows(tmp_path), tiny.processor, tiny.family, tiny.plan))
     pad = tiny.processor.tokenizer.pad_token_id

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmtune.compat.torch import CUSTOM_OP
+from vlmtune.models.speed.tried import alike
 from vlmtune.plan.types import RunPlan
 
 custom_op = CUSTOM_OP.get()
@@ -28,7 +29,6 @@ TRIED: dict[str, Callable[[Tensor], Tensor]] = {
     "down_proj": lambda x: x + 1,
 }
 """What stands for an MLP's linear layers when it is tried."""
-TRIED_TOLERANCE = 1e-5
 
 
 def fuse_gates(model: nn.Module, plan: RunPlan) -> None:
@@ -103,12 +103,12 @@ def _activation_of(module: nn.Module) -> int | None:
     if len(takes) != 1 or names != {*TRIED, "act_fn"} or any(True for _ in module.act_fn.parameters()):
         return None
     x = torch.linspace(-2, 2, 64)
-    found = type(module).forward(_with_others(module), x)
     gate, up, down = (TRIED[name] for name in TRIED)
-    for kind, activation in ACTIVATIONS.items():
-        if torch.allclose(found, down(activation(gate(x)) * up(x)), atol=TRIED_TOLERANCE):
-            return kind
-    return None
+
+    def computes(activation: Callable[[Tensor], Tensor]) -> bool:
+        return alike(lambda: type(module).forward(_with_others(module), x), lambda: down(activation(gate(x)) * up(x)))
+
+    return next((kind for kind, activation in ACTIVATIONS.items() if computes(activation)), None)
 
 
 def _with_others(module: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vlmtune.compat.torch import CUSTOM_OP, FUNCTIONAL_CALL, FUSED_RMS_NORM, FUSED_RMS_NORM_BACKWARD
 from vlmtune.models.speed.gated import on_card
+from vlmtune.models.speed.tried import alike
 from vlmtune.plan.types import RunPlan
 
 custom_op = CUSTOM_OP.get()
@@ -27,7 +28,7 @@ fused, fused_backward = FUSED_RMS_NORM.get(), FUSED_RMS_NORM_BACKWARD.get()
 """(x, shape, weight, eps) -> (y, 1 / rms in fp32); (gradient, x, shape, 1 / rms, weight, wanted) -> theirs."""
 NARROW = 256
 """Numbers of a row up to which Triton is quicker (tests/gpu/measured/fused.json)."""
-TRIED_ROWS, TRIED_TOLERANCE = 3, 1e-5
+TRIED_ROWS = 3
 
 
 def fuse_norms(model: nn.Module, plan: RunPlan) -> None:
@@ -106,8 +107,10 @@ def _is_rms_norm(module: nn.Module) -> bool:
     width = len(module.weight)
     weight = torch.linspace(0.5, 1.5, width)
     x = torch.linspace(-2, 1, TRIED_ROWS * width).sin().view(TRIED_ROWS, width)
-    found = FUNCTIONAL_CALL.get()(module, {"weight": weight}, (x,))
-    return torch.allclose(found, F.rms_norm(x, (width,), weight, _eps_of(module)), atol=TRIED_TOLERANCE)
+    return alike(
+        lambda: FUNCTIONAL_CALL.get()(module, {"weight": weight}, (x,)),
+        lambda: F.rms_norm(x, (width,), weight, _eps_of(module)),
+    )
 
 
 def _eps_of(module: nn.Module) -> Any:

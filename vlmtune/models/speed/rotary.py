@@ -7,6 +7,7 @@ forward gets another in its place; the library's own stays what everybody else f
 Shapes: B rows, T tokens, H heads, D numbers of a head; angles of all rows, or of one for all of them.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import cache, partial
 from types import FunctionType
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from vlmtune.compat.modeling import APPLY_ROTARY_POS_EMB, APPLY_ROTARY_POS_EMB_VISION
 from vlmtune.compat.torch import CUSTOM_OP
 from vlmtune.models.speed.gated import on_card
+from vlmtune.models.speed.tried import alike
 from vlmtune.plan.types import RunPlan
 
 custom_op = CUSTOM_OP.get()
 Library = Callable[..., tuple[Tensor, Tensor]]
-TRIED_TOLERANCE = 1e-5
 
 
 def fuse_rotary(model: nn.Module, plan: RunPlan) -> None:
@@ -76,16 +77,19 @@ def _of_tower(library: Library, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) 
 IN_TEXT, IN_TOWER = (name.path.rpartition(".")[2] for name in (APPLY_ROTARY_POS_EMB, APPLY_ROTARY_POS_EMB_VISION))
 TURNED: dict[str, Library] = {IN_TEXT: _of_text, IN_TOWER: _of_tower}
 """What stands for the library's functions, by their names."""
+TAKES = {IN_TEXT: ["q", "k", "cos", "sin", "unsqueeze_dim"], IN_TOWER: ["q", "k", "cos", "sin"]}
+"""Other functions go by these names too: Gemma 4's turns queries alone."""
 
 
 def _computes_this(name: str, library: Library) -> bool:
     """Return whether a function of the library is what is known here by its name."""
+    if list(inspect.signature(library).parameters) != TAKES[name]:
+        return False
     size = (5, 2, 8) if name == IN_TOWER else (1, 2, 5, 8)
     q = torch.linspace(-2, 1, 80).sin().view(size)
     angle = torch.linspace(0, 3, 40).view(5, 8)
     cos, sin = (one if len(size) == 3 else one[None] for one in (angle.cos(), angle.sin()))
-    found, ours = library(q, q + 1, cos, sin), TURNED[name](library, q, q + 1, cos, sin)
-    return all(torch.allclose(*pair, atol=TRIED_TOLERANCE) for pair in zip(found, ours, strict=True))
+    return alike(lambda: library(q, q + 1, cos, sin), lambda: TURNED[name](library, q, q + 1, cos, sin))
 
 
 class _Turned(torch.autograd.Function):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from tiny.rows import TinyModel, built, colour_rows
 from torch import Tensor, nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP, Gemma3TextConfig
+from transformers.models.gemma4.modeling_gemma4 import apply_rotary_pos_emb as turned_by_gemma_4
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, apply_rotary_pos_emb
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
@@ -109,11 +110,18 @@ def test_formats_that_are_to_be_joined_are_the_librarys():
     assert out.dtype == torch.float32
 
 
-def test_a_function_that_computes_something_else_stays():
-    def apply_rotary_pos_emb(q, k, cos, sin):
-        return q * cos, k * cos
+def not_turned(q, k, cos, sin, unsqueeze_dim=1):
+    return q * cos, k * cos
 
-    assert not rotary._computes_this(rotary.IN_TEXT, apply_rotary_pos_emb)
+
+def of_other_shapes(q, k, cos, sin, unsqueeze_dim=1):
+    return q.view(-1, 7), k
+
+
+@pytest.mark.parametrize("library", [not_turned, of_other_shapes, turned_by_gemma_4])
+def test_a_function_that_computes_something_else_stays(library):
+    assert rotary._computes_this(rotary.IN_TEXT, apply_rotary_pos_emb)
+    assert not rotary._computes_this(rotary.IN_TEXT, library)
 
 
 def batch_of(tiny: TinyModel, folder: Path) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from tiny.rows import TinyModel, built, colour_rows
 from torch import Tensor, nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.gemma3n.modeling_gemma3n import Gemma3nAudioCumulativeGroupNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from vlmtune.contract import peak_bytes
@@ -68,6 +69,7 @@ KINDS = [
     (lambda: nn.LayerNorm(WIDTH, bias=False), False),
     (lambda: Doubled(WIDTH), False),
     (Gated, False),
+    (lambda: Gemma3nAudioCumulativeGroupNorm(WIDTH, (2,)), False),
     (lambda: nn.Linear(WIDTH, WIDTH, bias=False), False),
 ]
 
