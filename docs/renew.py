@@ -33,9 +33,9 @@ BY_OTHER_COMMANDS = (
     "| `make test` (`tests/e2e/test_resume.py`) | CPU, tiny models |",
     "| Exact answers of the demo on 360 held-out digits | 357 (99.2 %); 22 (6.1 %) before training "
     "| `make demo` | CPU, torch 2.15, transformers 5.23 |",
-    "| CPU time of `--help`, `presets list`, `models list`, `validate` | 0.15, 0.20, 0.25, 0.34 s "
+    "| CPU time of `--help`, `presets list`, `models list`, `validate` | 0.14, 0.22, 0.23, 0.28 s "
     "| `make bench` | CPU |",
-    "| Time of an estimate, LLaVA 1.5 7B, imports included | 13 s; with `--fast` 9 s | `make bench` | CPU, two cores |",
+    "| Time of an estimate, LLaVA 1.5 7B, imports included | 12 s; with `--fast` 8 s | `make bench` | CPU, two cores |",
 )
 """Rows of the README's table whose numbers are in no file: what the command of the third column shows."""
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import LLAVA_7B, QWEN3_4B, QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
 from gpu.compare import CATALOGUE, prepared, replay_of  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
-from gpu.profiled import Clock, free_card, most_of  # noqa: E402
+from gpu.profiled import Clock, free_card, milliseconds, most_of  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
 from vlmtune.units import GIB  # noqa: E402
@@ -186,18 +186,6 @@ def passed(module: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, ...]:
     y = module(x)
     y.backward(g)
     return y[0].detach(), x.grad[0], module.lora_A["default"].weight.grad, module.lora_B["default"].weight.grad
-
-
-def milliseconds(run, times: int = 20) -> float:
-    """Return how long something takes on the card, the mean of some times."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    run()
-    begin.record()
-    for _ in range(times):
-        run()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / times
 
 
 def main() -> None:

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from gpu.profiled import milliseconds  # noqa: E402
+
 CARD = "cuda"
-QUEUE_CYCLES = 20_000_000
-"""What the card waits for before it begins, so that launching is not what is timed."""
 FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp32 tf32": torch.float32}
 PRODUCTS = (
     *((64, 2048, 2048), (256, 2048, 2048), (300, 2048, 2048), (300, 11008, 2048), (300, 2048, 11008)),
@@ -41,21 +42,6 @@ ATTENTION = (
 COPIED_BYTES = 1 << 28
 PARAMETERS = (10, 250, 500)
 Found = dict[str, float | str]
-
-
-def milliseconds(run: Callable[[], object], times: int = 20) -> float:
-    """Return what one run takes on the card, the mean of some."""
-    for _ in range(3):
-        run()
-    torch.cuda.synchronize()
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(QUEUE_CYCLES)
-    begin.record()
-    for _ in range(times):
-        run()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / times
 
 
 def products(found: Found) -> None:

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from tiny import save_tiny
 from vlmtune.config.schema import TrainingConfig
+from vlmtune.data.collate import WHERE, collate
+from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.types import ImageRef, Sample, Turn
+from vlmtune.estimate.simulate.record import Log
 from vlmtune.families import find_family
 from vlmtune.hub.source import open_model
 from vlmtune.models.build import build_model
@@ -62,6 +65,12 @@ class TinyModel:
         self.plan = tiny_plan(self.folder)
         self.processor = load_processor(self.plan)
 
+    def batch(self, folder: Path, count: int = 4) -> dict[str, Tensor]:
+        """Return so many rows in one batch; their pictures go into `folder`."""
+        rows = list(TuneDataset(colour_rows(folder, count), self.processor, self.family, self.plan))
+        batch = collate(rows, self.processor.tokenizer.pad_token_id)
+        return {key: value for key, value in batch.items() if key != WHERE}
+
 
 def built(plan: RunPlan) -> nn.Module:
     """Return a plan's model as if it had learned something: new adapters change nothing, and have half no gradients."""
@@ -72,3 +81,9 @@ def built(plan: RunPlan) -> nn.Module:
             if parameter.requires_grad:
                 parameter.normal_(std=0.05)
     return model
+
+
+def made_by(log: Log, prefix: str) -> list[tuple[str, int]]:
+    """Return the allocations of operations whose names begin so: name, bytes."""
+    made = [(log.tags[handle][1], num_bytes) for handle, num_bytes in log.events if handle > 0]
+    return [(name, num_bytes) for name, num_bytes in made if name.startswith(prefix)]

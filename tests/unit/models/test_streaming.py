@@ -10,7 +10,6 @@ from tiny.rows import TinyModel, built, colour_rows, tiny_plan
 from torch import Tensor, nn
 
 from vlmtune.compat.bitsandbytes import state_of
-from vlmtune.data.collate import WHERE, collate
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.callbacks import FirstStepCheck
 from vlmtune.engine.evaluate import generated
@@ -35,13 +34,6 @@ PASSES = 2
 
 def plan_of(tiny: TinyModel, streamed: int, **hardware) -> RunPlan:
     return tiny_plan(tiny.folder, hardware={"streamed_layers": streamed, **hardware})
-
-
-def batch_of(tiny: TinyModel, folder) -> dict[str, Tensor]:
-    rows = list(TuneDataset(colour_rows(folder), tiny.processor, tiny.family, tiny.plan))
-    batch = collate(rows, tiny.processor.tokenizer.pad_token_id)
-    batch.pop(WHERE)
-    return batch
 
 
 def learned(model: nn.Module, plan: RunPlan, batch: dict[str, Tensor]) -> list[Tensor]:
@@ -77,7 +69,7 @@ def late(monkeypatch):
 @pytest.mark.parametrize(("name", "recomputing", "streamed"), CASES, ids=str)
 def test_streamed_layers_learn_the_same_bit_for_bit(name, recomputing, streamed, models, tmp_path, late):
     tiny = models(name, LAYERS)
-    batch = batch_of(tiny, tmp_path)
+    batch = tiny.batch(tmp_path)
     plan = plan_of(tiny, 0, **recomputing)
     expected = learned(built(plan), plan, batch)
     found = learned(built(plan_of(tiny, streamed, **recomputing)), plan, batch)
@@ -92,7 +84,7 @@ def test_two_layers_less_than_are_streamed_travel_in_each_pass(streamed, double_
     quantization = {"bnb_4bit_use_double_quant": double_quant}
     hardware = {"streamed_layers": streamed, "lean_lora": lean}
     plan = tiny_plan(tiny.folder, hardware=hardware, training={"quantization": quantization})
-    model, batch = built(plan), batch_of(tiny, tmp_path)
+    model, batch = built(plan), tiny.batch(tmp_path)
     stream = stream_of(base_of(model))
     (layer_bytes,) = set(stream.layer_bytes)
     assert stream.copied_bytes == 0
@@ -111,7 +103,7 @@ def test_layers_are_sent_before_they_are_needed(lean, models, tmp_path, monkeypa
         real(self, layer)
 
     monkeypatch.setattr(LayerStream, "_need", need)
-    plan, batch = plan_of(tiny, 4, lean_lora=lean), batch_of(tiny, tmp_path)
+    plan, batch = plan_of(tiny, 4, lean_lora=lean), tiny.batch(tmp_path)
     model = built(plan)
     there.clear()  # of the check of what was loaded
     for _ in range(3):
@@ -175,7 +167,7 @@ def test_weights_leave_the_card_as_soon_as_they_are_packed(models, monkeypatch):
 def test_frozen_weights_are_looked_at_wherever_they_are(models, tmp_path):
     tiny = models("llava", LAYERS)
     plan = plan_of(tiny, 5)
-    model, batch = built(plan), batch_of(tiny, tmp_path)
+    model, batch = built(plan), tiny.batch(tmp_path)
     trainer = type("Trainer", (), {"model": model})
     check = FirstStepCheck(trainer, tiny.family)
     check.on_train_begin(None, None, None)

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from tiny.rows import built, colour_rows, tiny_plan
+from tiny.rows import built, tiny_plan
 
-from vlmtune.data.collate import WHERE, collate
-from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.build import base_of, build_model
@@ -44,19 +42,12 @@ def sharded(plan, gathers: Gathers):
         return built(plan)
 
 
-def batch_of(tiny, folder):
-    rows = list(TuneDataset(colour_rows(folder, 2), tiny.processor, tiny.family, tiny.plan))
-    batch = collate(rows, tiny.processor.tokenizer.pad_token_id)
-    batch.pop(WHERE)
-    return batch
-
-
 @pytest.mark.parametrize("hardware", [{}, {"lean_lora": False}, {"gradient_checkpointing": False}], ids=str)
 def test_every_pass_gathers_the_same_layers_whatever_it_needs(hardware, tiny, tmp_path):
     plan, gathers = plan_of(tiny, **hardware), Gathers()
     model = sharded(plan, gathers)
     base, shares = base_of(model), [share.data_ptr() for share in shards_of(base_of(model)).shares]
-    batch = batch_of(tiny, tmp_path)
+    batch = tiny.batch(tmp_path, 2)
 
     def gathered() -> list[int]:
         end_pass(base)

@@ -7,12 +7,10 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from tiny.rows import TinyModel, built, colour_rows, tiny_plan
+from tiny.rows import TinyModel, built, tiny_plan
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vlmtune.data.collate import WHERE, collate
-from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.simulate.record import GRADIENTS, PRODUCT_4BIT, RECOMPUTED, Recorder
 from vlmtune.models.build import base_of
@@ -171,17 +169,10 @@ MODELS = [
 @pytest.mark.parametrize(("name", "hardware", "training"), MODELS, ids=str)
 def test_models_learn_the_same(name, hardware, training, models, tmp_path):
     tiny = models(name)
-    batch = batch_of(tiny, tmp_path)
+    batch = tiny.batch(tmp_path)
     expected, found = (learned(tiny, batch, {**hardware, "lean_lora": lean}, training) for lean in (False, True))
     assert max(errors(found, expected)) <= 2**-15
     assert len(found) >= 28
-
-
-def batch_of(tiny: TinyModel, folder) -> dict[str, Tensor]:
-    rows = list(TuneDataset(colour_rows(folder), tiny.processor, tiny.family, tiny.plan))
-    batch = collate(rows, tiny.processor.tokenizer.pad_token_id)
-    batch.pop(WHERE)
-    return batch
 
 
 def learned(tiny: TinyModel, batch: dict[str, Tensor], hardware: dict, training: dict) -> list[Tensor]:
@@ -200,7 +191,7 @@ def learned(tiny: TinyModel, batch: dict[str, Tensor], hardware: dict, training:
 def test_a_call_takes_two_outputs_at_most_and_a_layer_s_weights_are_copied_once(models, tmp_path):
     """Of a layer's linears only what the backward pass needs is computed again: not the last one."""
     tiny = models("llava")
-    batch = batch_of(tiny, tmp_path)
+    batch = tiny.batch(tmp_path)
     plan = tiny_plan(tiny.folder, hardware={"lean_lora": True, "mixed_precision": "bf16"})
     model, products = built(plan), Counter()
 

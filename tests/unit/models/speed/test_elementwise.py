@@ -7,13 +7,12 @@ interpreter.
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec, module_from_spec
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny.rows import TinyModel, built, colour_rows
+from tiny.rows import built, made_by
 from torch import Tensor, nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP, Gemma3TextConfig
 from transformers.models.gemma4.modeling_gemma4 import apply_rotary_pos_emb as turned_by_gemma_4
@@ -21,8 +20,6 @@ from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, appl
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from vlmtune.contract import peak_bytes
-from vlmtune.data.collate import WHERE, collate
-from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.simulate.simulation import Run, record_steps, simulate
 from vlmtune.models.build import build_model
@@ -124,13 +121,6 @@ def test_a_function_that_computes_something_else_stays(library):
     assert not rotary._computes_this(rotary.IN_TEXT, library)
 
 
-def batch_of(tiny: TinyModel, folder: Path) -> dict[str, Tensor]:
-    rows = list(TuneDataset(colour_rows(folder), tiny.processor, tiny.family, tiny.plan))
-    batch = collate(rows, tiny.processor.tokenizer.pad_token_id)
-    batch.pop(WHERE)
-    return batch
-
-
 NAMES = ("llava", "qwen2_5_vl", "qwen3_vl", "qwen", "gemma3")
 
 
@@ -140,7 +130,7 @@ def test_a_model_learns_the_same(name, models, tmp_path):
     for fused in (False, True):
         plan = replace(tiny.plan, fused_elementwise=fused)
         model = built(plan)
-        loss = forward_loss(model, batch_of(tiny, tmp_path), plan)
+        loss = forward_loss(model, tiny.batch(tmp_path), plan)
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
     for one, other in zip(*found, strict=True):
@@ -152,16 +142,9 @@ def test_a_model_learns_the_same(name, models, tmp_path):
 
 def test_the_simulation_takes_what_the_step_takes(models, tmp_path):
     tiny = models("qwen3_vl")
-    plan, run = replace(tiny.plan, fused_elementwise=True), Run([[batch_of(tiny, tmp_path)]], load=None)
+    plan, run = replace(tiny.plan, fused_elementwise=True), Run([[tiny.batch(tmp_path)]], load=None)
     logs = [record_steps(build_model(plan).train(), plan, run), simulate(plan, run)]
-    ours = [
-        [
-            (name, num_bytes)
-            for handle, num_bytes in log.events
-            if handle > 0 and (name := log.tags[handle][1]).startswith("vlmtune.")
-        ]
-        for log in logs
-    ]
+    ours = [made_by(log, "vlmtune.") for log in logs]
     assert ours[0] == ours[1]
     assert Counter(name.split(".")[1] for name, _ in ours[0]).keys() == set(FUSED)
     assert peak_bytes(logs[1]) == pytest.approx(peak_bytes(logs[0]), rel=0.005)

@@ -7,15 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny.rows import TinyModel, built, colour_rows
+from tiny.rows import built, made_by
 from torch import Tensor, nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nAudioCumulativeGroupNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from vlmtune.contract import peak_bytes
-from vlmtune.data.collate import WHERE, collate
-from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.simulate.record import Recorder
 from vlmtune.estimate.simulate.simulation import Run, record_steps, simulate
@@ -101,20 +99,13 @@ def test_a_norm_and_its_gradient_within_rounding(dtype, rounding, turned, models
     assert called == ["_norm", "_norm_backward"]
 
 
-def batch_of(tiny: TinyModel, folder) -> dict[str, Tensor]:
-    rows = list(TuneDataset(colour_rows(folder), tiny.processor, tiny.family, tiny.plan))
-    batch = collate(rows, tiny.processor.tokenizer.pad_token_id)
-    batch.pop(WHERE)
-    return batch
-
-
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3"])
 def test_a_model_learns_the_same(name, models, tmp_path, called):
     tiny, found = models(name), []
     for fused in (False, True):
         plan = replace(tiny.plan, fused_norms=fused)
         model = built(plan)
-        loss = forward_loss(model, batch_of(tiny, tmp_path), plan)
+        loss = forward_loss(model, tiny.batch(tmp_path), plan)
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
     for one, other in zip(*found, strict=True):
@@ -124,16 +115,9 @@ def test_a_model_learns_the_same(name, models, tmp_path, called):
 
 def test_the_simulation_takes_what_the_step_takes(models, tmp_path, called):
     tiny = models("qwen2_5_vl")
-    plan, run = replace(tiny.plan, fused_norms=True), Run([[batch_of(tiny, tmp_path)]], load=None)
+    plan, run = replace(tiny.plan, fused_norms=True), Run([[tiny.batch(tmp_path)]], load=None)
     logs = [record_steps(build_model(plan).train(), plan, run), simulate(plan, run)]
-    ours = [
-        [
-            (name, num_bytes)
-            for handle, num_bytes in log.events
-            if handle > 0 and (name := log.tags[handle][1]).startswith("vlmtune.norm")
-        ]
-        for log in logs
-    ]
+    ours = [made_by(log, "vlmtune.norm") for log in logs]
     assert ours[0] == ours[1] and len(ours[0]) >= 2 * (2 * 2 + 1) * 2
     assert peak_bytes(logs[1]) == pytest.approx(peak_bytes(logs[0]), rel=0.005)
 

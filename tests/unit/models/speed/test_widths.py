@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes.nn import Linear4bit, Params4bit
 from tiny import TINY
-from tiny.rows import TinyModel, built, colour_rows, tiny_plan
+from tiny.rows import TinyModel, built, tiny_plan
 from torch import Tensor, nn
 
-from vlmtune.data.collate import WHERE, collate
-from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.checkpoints import save_adapter
 from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.simulate.simulation import Run, record_steps, simulate
@@ -34,13 +32,6 @@ def odd(tmp_path_factory) -> TinyModel:
 
     with patch.dict(TINY, odd=builder):
         return TinyModel("odd", tmp_path_factory.mktemp("odd"))
-
-
-def batch_of(tiny: TinyModel, folder) -> dict[str, Tensor]:
-    rows = list(TuneDataset(colour_rows(folder), tiny.processor, tiny.family, tiny.plan))
-    batch = collate(rows, tiny.processor.tokenizer.pad_token_id)
-    batch.pop(WHERE)
-    return batch
 
 
 class Mlp(nn.Module):
@@ -87,7 +78,7 @@ def test_an_mlp_computes_the_same_with_an_aligned_width(inputs, out, packed, dty
 
 
 def test_a_model_learns_the_same(odd, tmp_path):
-    batch, found = batch_of(odd, tmp_path), []
+    batch, found = odd.batch(tmp_path), []
     for aligned in (False, True):
         plan = tiny_plan(odd.folder, hardware={"align_widths": aligned})
         model = built(plan)
@@ -125,7 +116,7 @@ def test_layers_with_adapters_keep_their_width(odd):
 def test_the_simulation_takes_what_the_step_takes(packed, odd, tmp_path):
     quantization = {"quantize_vision_tower": packed}
     plan = tiny_plan(odd.folder, hardware=ALIGN, training={"quantization": quantization})
-    run = Run([[batch_of(odd, tmp_path)]], load=None)
+    run = Run([[odd.batch(tmp_path)]], load=None)
     logs = [record_steps(build_model(plan).train(), plan, run), simulate(plan, run)]
     real, simulated = (
         [(log.tags[handle][1], size) for handle, size in log.events if handle > 0 and log.tags[handle][0] != "load"]
