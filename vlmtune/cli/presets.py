@@ -26,6 +26,7 @@ def list_presets(as_json: JsonOption = False) -> None:
     """List the presets, smallest card first."""
     from vlmtune.cli.show import render
     from vlmtune.config.presets import ALIASES, find, names
+    from vlmtune.hardware.cards import standing_for
 
     found = [find(name) for name in names()]
     if as_json:
@@ -41,7 +42,9 @@ def list_presets(as_json: JsonOption = False) -> None:
     out.print(table)
     out.print()
     out.print("batch size: rows at a time; max text: max_length, in tokens; image size: px")
-    cards = ", ".join(_paced_on(preset.name).removeprefix("NVIDIA ").removeprefix("GeForce ") for preset in found)
+    cards = ", ".join(
+        standing_for(preset.name).name.removeprefix("NVIDIA ").removeprefix("GeForce ") for preset in found
+    )
     out.print(f"rows/s: predicted for that model, all rows the largest, on a card of each size: {cards}")
     out.print("Rows per step (4 to 32) and epochs follow the number of rows, unless the config says them.")
     for alias, name in ALIASES.items():
@@ -92,6 +95,7 @@ def copy_preset(
 
 def _facts(preset) -> dict[str, object]:
     from vlmtune.catalog.stored import stored
+    from vlmtune.hardware.cards import standing_for
 
     training, data = preset.values["training"], preset.values["data"]
     return {
@@ -104,11 +108,5 @@ def _facts(preset) -> dict[str, object]:
         "image_size": data["image_size"],
         "suits": preset.model,
         "rows_per_s": stored(preset.model).peaks[preset.name].rows_per_s,
-        "rows_per_s_on": _paced_on(preset.name),
+        "rows_per_s_on": standing_for(preset.name).name,
     }
-
-
-def _paced_on(preset: str) -> str:
-    from vlmtune.cli.models.list import paced_on
-
-    return paced_on(preset)

@@ -83,6 +83,11 @@ def sizes() -> tuple[str, ...]:
     return tuple(_table()["sizes"])
 
 
+def standing_for(size: str) -> Card:
+    """Return the card that stands for a size such as `8gb`."""
+    return _cards()[_table()["sizes"][size]]
+
+
 def find_card(text: str) -> Card:
     """The card of a key (`rtx-4060`), of the driver's name (`NVIDIA GeForce RTX 4060`) or of a size (`8gb`).
 
@@ -93,7 +98,7 @@ def find_card(text: str) -> Card:
     """
     word = _plain(text)
     if word in _table()["sizes"]:
-        card = _cards()[_table()["sizes"][word]]
+        card = standing_for(word)
         return replace(card, key=word, name=f"{word.removesuffix('gb')} GB card, as {card.name}")
     by_name = _keys_by_name()
     joined = {name.replace("-", ""): key for name, key in by_name.items()}

@@ -75,14 +75,16 @@ def list_models(
     """
     from vlmtune.cli.show import render
     from vlmtune.config.presets import find, for_card
+    from vlmtune.hardware.cards import standing_for
 
     name = find(preset).name if preset else None
     card, budget = card_and_budget(gpu or name)
     name = name or for_card(card.nominal_bytes)
+    paced_on = standing_for(name).name
     rows = rows_for(name, budget)
     if as_json:
         head = {"gpu": card.key, "gpu_name": card.name, "preset": name, "budget_bytes": budget}
-        head |= {"rows_per_s_on": paced_on(name)}
+        head |= {"rows_per_s_on": paced_on}
         render.print_json(head | {"models": [row.as_json() for row in rows]})
         return
     out = render.console()
@@ -91,7 +93,7 @@ def list_models(
     fitting = sum(row.fits is True for row in rows)
     out.print(f"{fitting} of {len(rows)} models fit {card.name}: {budget / GIB:.2f} GiB, preset {name}.")
     out.print("tokens: of an image; GiB: the estimated peak; GB: the download; -: cannot be tuned so, or not known")
-    out.print(f"r/s: rows a second, predicted for {paced_on(name)}, if all rows are the largest that the preset allows")
+    out.print(f"r/s: rows a second, predicted for {paced_on}, if all rows are the largest that the preset allows")
     out.print(checked_with([row.stored for row in rows]))
     out.print("Next: vlmtune models show MODEL")
 
@@ -173,13 +175,6 @@ def pace_in_words(peak: "Peak | None") -> str:
     if peak is None or peak.rows_per_s is None:
         return "-"
     return f"{peak.rows_per_s:.3g}" if peak.rows_per_s >= 1 else f"{peak.rows_per_s:.2f}"
-
-
-def paced_on(preset: str) -> str:
-    """Return the card that rows a second are predicted for: the one that stands for the preset's size."""
-    from vlmtune.hardware.cards import find_card
-
-    return find_card(preset).name.rpartition("as ")[2]
 
 
 def _with_groups(rows: list[Row]) -> list[tuple[Row, bool]]:
