@@ -83,7 +83,8 @@ def table(rows: list[dict]) -> str:
         f"{len(rows)} of {len(order)} pairs of preset and model, each on a card of the preset's size beside a Linux "
         "desktop. Made by `make plans`",
         "with what `vlmtune plan --model MODEL --gpu PRESET` decides; GiB reserved, as the preset is and as planned.",
-        "They take hours and are not made anew with each change of the levers or the search: what the command says counts.",
+        "They take hours and are not made anew with each change of the levers or the search: "
+        "what the command says counts.",
     ]
     for preset in names():
         lines += ["", f"## {preset}", "", "| Model | Preset | Planned | Of | What changes |", "|---|---|---|---|---|"]
