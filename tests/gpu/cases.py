@@ -68,6 +68,7 @@ def config_of(case: Case, folder: Path) -> TrainingConfig:
             "align_widths": False,
             "fused_norms": False,
             "fused_elementwise": False,
+            "joined_constants": False,
         },
     }
     for key, value in case.settings.items():

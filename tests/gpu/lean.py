@@ -57,14 +57,23 @@ SETS = (
         for name, model, size in PACKED
     ),
 )
-LATER = ("align_widths", "varlen_attention", "fused_norms", "fused_elementwise")
+LATER = ("align_widths", "varlen_attention", "fused_norms", "fused_elementwise", "joined_constants")
 PEFT = {"lean_lora": False, **dict.fromkeys(LATER, False)}
 LEAN = {**PEFT, "lean_lora": True}
 ALIGNED = {**LEAN, "align_widths": True}
 VARLEN = {**ALIGNED, "varlen_attention": True}
 NORMS = {**VARLEN, "fused_norms": True}
 FUSED = {**NORMS, "fused_elementwise": True}
-VARIANTS = {"peft": PEFT, "lean": LEAN, "aligned": ALIGNED, "varlen": VARLEN, "norms": NORMS, "fused": FUSED}
+JOINED = {**FUSED, "joined_constants": True}
+VARIANTS = {
+    "peft": PEFT,
+    "lean": LEAN,
+    "aligned": ALIGNED,
+    "varlen": VARLEN,
+    "norms": NORMS,
+    "fused": FUSED,
+    "joined": JOINED,
+}
 """What each run has in its section `hardware`: each the one before and something more."""
 
 

@@ -11,6 +11,7 @@ from vlmtune.config.schema import TrainingConfig
 from vlmtune.data.collate import WHERE, collate
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.data.types import ImageRef, Sample, Turn
+from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.simulate.record import Log
 from vlmtune.families import find_family
 from vlmtune.hub.source import open_model
@@ -81,6 +82,19 @@ def built(plan: RunPlan) -> nn.Module:
             if parameter.requires_grad:
                 parameter.normal_(std=0.05)
     return model
+
+
+def learned(tiny: TinyModel, batch: dict[str, Tensor], hardware: dict, training: dict) -> list[Tensor]:
+    """Return losses and summed gradients of two passes, an evaluation between them."""
+    plan = tiny_plan(tiny.folder, hardware=hardware, training=training)
+    model = built(plan)
+    losses = [forward_loss(model, batch, plan)]
+    losses[0].backward()
+    with torch.no_grad():
+        losses.append(forward_loss(model.eval(), batch, plan))
+    losses.append(forward_loss(model.train(), batch, plan))
+    losses[2].backward()
+    return [*(loss.detach() for loss in losses), *(p.grad for p in model.parameters() if p.requires_grad)]
 
 
 def made_by(log: Log, prefix: str) -> list[tuple[str, int]]:

@@ -188,6 +188,8 @@ class HardwareSection(Section):
     """Compute frozen RMS norms in one kernel, torch's own, narrow ones in Triton. `auto`: on a GPU."""
     fused_elementwise: Literal["auto", True, False] = "auto"
     """Compute gated MLPs and rotary positions in one Triton kernel each. `auto`: on Ampere or newer, with Triton."""
+    joined_constants: Literal["auto", True, False] = "auto"
+    """Unpack the constants of a layer's 4-bit weights together. `auto`: on a GPU, with double quantisation."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     num_gpus: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None

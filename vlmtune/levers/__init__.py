@@ -17,6 +17,7 @@ from vlmtune.levers.lora.rank import LORA_RANK
 from vlmtune.levers.method import METHOD
 from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.recompute import RECOMPUTE
+from vlmtune.levers.speed.constants import CONSTANTS
 from vlmtune.levers.speed.elementwise import ELEMENTWISE
 from vlmtune.levers.speed.norms import NORMS
 from vlmtune.levers.speed.packing import PACKING
@@ -36,6 +37,7 @@ LEVERS: tuple[Lever, ...] = (
     WIDTHS,
     NORMS,
     ELEMENTWISE,
+    CONSTANTS,
     FEATURES_LEVER,
     SHARD,
     STREAMING,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -223,9 +223,17 @@ def _parts(weight: str, numbers: int, nested: bool) -> dict[str, int]:
     return parts
 
 
+class JoinedConstants(Protocol):
+    """Knows the constants of several linear layers (models/speed/constants.py): their attribute `joined_constants`."""
+
+    def state(self, linear: nn.Module) -> Any:
+        """Return the state by which a linear layer's weight is unpacked."""
+
+
 def unpacked_weight(linear: nn.Module, dtype: torch.dtype) -> Tensor:
     """Return the weight [O, I] of a linear layer, unpacked for this once where it is in 4 bits."""
-    state = bnb.state_of(linear.weight)
+    joined: JoinedConstants | None = getattr(linear, "joined_constants", None)
+    state = bnb.state_of(linear.weight) if joined is None else joined.state(linear)
     return linear.weight if state is None else dequantize_4bit(linear.weight, state).to(dtype)
 
 

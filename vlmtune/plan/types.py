@@ -167,6 +167,9 @@ class RunPlan:
     fused_elementwise: bool = False
     """Whether gated MLPs and rotary positions are."""
 
+    joined_constants: bool = False
+    """Whether the constants of a layer's 4-bit weights are unpacked together."""
+
     save_best_by: str | None = None
     """By which evaluation the result is chosen; None: the last step is."""
     early_stopping_patience: int | None = None

@@ -26,7 +26,7 @@ ALL, SOME, NONE = {}, {"checkpointed_layers": 2}, {"gradient_checkpointing": Fal
 """Which layers recompute."""
 CASES = [
     *((name, SOME, 4) for name in sorted(TINY)),
-    *(("llava", {"lean_lora": True, **recomputing}, 4) for recomputing in (SOME, NONE)),
+    *(("llava", {"lean_lora": True, "joined_constants": True, **recomputing}, 4) for recomputing in (SOME, NONE)),
     *(("llava", recomputing, streamed) for recomputing in (ALL, NONE) for streamed in (3, 4, LAYERS)),
 ]
 PASSES = 2

@@ -4,6 +4,7 @@ from torch import nn
 
 from vlmtune.families.base import Family
 from vlmtune.models.attention.varlen import attend_by_rows
+from vlmtune.models.speed.constants import join_constants
 from vlmtune.models.speed.gated import fuse_gates
 from vlmtune.models.speed.norms import fuse_norms
 from vlmtune.models.speed.rotary import fuse_rotary
@@ -15,6 +16,7 @@ def make_faster(model: nn.Module, plan: RunPlan, family: Family) -> None:
     """Let a base model, or its tower alone, attend and multiply in ways that cards are fast at."""
     attend_by_rows(model, plan, family)
     align_widths(model, plan)
+    join_constants(model, plan)
     fuse_norms(model, plan)
     fuse_gates(model, plan)
     fuse_rotary(model, plan)

@@ -36,6 +36,7 @@ ON_ONE = [
     {"training": {"batch_size": 4}, "hardware": {"checkpointed_layers": 1}},
     {"hardware": {"lean_lora": True, "mixed_precision": "bf16"}, "training": {"gradient_accumulation_steps": 2}},
     {"hardware": {"lean_lora": True, "checkpointed_layers": 1}, "training": {"lora": {"vision_tower": True}}},
+    {"hardware": {"joined_constants": True}},
 ]
 HEAD_4BIT, HEAD_8BIT = ({"training": {"quantization": {"quantize_head": wish}}} for wish in (True, "8bit"))
 PUTS_16_INTO_32 = ("idefics3", "smolvlm")
@@ -90,6 +91,20 @@ def test_a_head_in_parts_is_simulated_event_for_event(dtype, models, tmp_path, m
     assert of_step[0] == of_step[1] and len(of_step[0]) >= 500
     unpacked = of_step[0].count((part_bytes, "aten._to_copy.default"))
     assert unpacked >= 12, "parts of each chunk, there, again and back"
+
+
+def test_joined_constants_are_simulated_event_for_event(models, tmp_path, monkeypatch):
+    """They come with a layer's first product, in each of its passes, and their two small tensors with the model."""
+    from vlmtune.models.speed import constants
+
+    monkeypatch.setattr(constants, "LEFT_TO_BITSANDBYTES_ROWS", 0)
+    hardware = {"joined_constants": True, "checkpointed_layers": 1, "mixed_precision": "bf16"}
+    plan, steps = plan_and_steps(models("llava"), tmp_path, {"hardware": hardware}, num_steps=1)
+    logs = [record_steps(build_model(plan).train(), plan, Run(steps, load=None)), simulate(plan, Run(steps, load=None))]
+    events = [[(size, log.tags[handle][1]) for handle, size in log.events if handle > 0 and size > 512] for log in logs]
+    assert events[0] == events[1] and len(events[0]) >= 500
+    unpacked = [name for _, name in events[0]].count("bitsandbytes.dequantize_blockwise.default")
+    assert unpacked == 3 + 4, "the tower's layers, and two, of which the first recomputes; with the second's backward"
 
 
 def test_what_layers_recompute_from_is_not_on_the_card_between_its_two_passes(models, tmp_path):

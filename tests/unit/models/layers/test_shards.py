@@ -42,7 +42,10 @@ def sharded(plan, gathers: Gathers):
         return built(plan)
 
 
-@pytest.mark.parametrize("hardware", [{}, {"lean_lora": False}, {"gradient_checkpointing": False}], ids=str)
+LAYERS_PASS = [{}, {"lean_lora": False}, {"gradient_checkpointing": False}, {"joined_constants": True}]
+
+
+@pytest.mark.parametrize("hardware", LAYERS_PASS, ids=str)
 def test_every_pass_gathers_the_same_layers_whatever_it_needs(hardware, tiny, tmp_path):
     plan, gathers = plan_of(tiny, **hardware), Gathers()
     model = sharded(plan, gathers)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from tiny.rows import TinyModel, built, tiny_plan
+from tiny.rows import built, learned, tiny_plan
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -173,19 +173,6 @@ def test_models_learn_the_same(name, hardware, training, models, tmp_path):
     expected, found = (learned(tiny, batch, {**hardware, "lean_lora": lean}, training) for lean in (False, True))
     assert max(errors(found, expected)) <= 2**-15
     assert len(found) >= 28
-
-
-def learned(tiny: TinyModel, batch: dict[str, Tensor], hardware: dict, training: dict) -> list[Tensor]:
-    """Losses and summed gradients of two passes, an evaluation between them."""
-    plan = tiny_plan(tiny.folder, hardware=hardware, training=training)
-    model = built(plan)
-    losses = [forward_loss(model, batch, plan)]
-    losses[0].backward()
-    with torch.no_grad():
-        losses.append(forward_loss(model.eval(), batch, plan))
-    losses.append(forward_loss(model.train(), batch, plan))
-    losses[2].backward()
-    return [*(loss.detach() for loss in losses), *(p.grad for p in model.parameters() if p.requires_grad)]
 
 
 def test_a_call_takes_two_outputs_at_most_and_a_layer_s_weights_are_copied_once(models, tmp_path):
