@@ -228,6 +228,7 @@ def test_savings_come_in_the_order_of_what_they_give_up():
         "Rows in packs",
         "One attention call for all rows",
         "Widths filled up",
+        "Constants of 4 bits joined",
         "Vision features cached",
         "Layers shared by the GPUs",
         "Layers in main memory",
