@@ -95,7 +95,7 @@ def _check_data(loaded: "LoadedConfig", live: bool) -> tuple[dict[str, "ReadRows
 
     loaded, _ = with_commits(loaded, {})
     data = loaded.config.data
-    found, errors = {}, []
+    found, faults = {}, []
     for key in ("train_path", "val_path"):
         if getattr(data, key) is None:
             continue
@@ -106,11 +106,26 @@ def _check_data(loaded: "LoadedConfig", live: bool) -> tuple[dict[str, "ReadRows
                 evaluation = loaded.config.evaluation
                 refuse_metrics(evaluation.metrics, samples, in_training=evaluation.generate_rows > 0)
         except VlmtuneError as error:
-            prefix = "" if error.message.startswith("data.") else f"data.{key}: "
-            errors.append(VlmtuneError(f"{prefix}{error.message}", error.hint, problems=error.problems))
+            faults.append((f"data.{key}", error))
     if "train_path" in found and (held_out := found["train_path"].held_out):
         found["val_fraction"] = ReadRows(held_out, found["train_path"].files)
-    return {key: _warned(key, found) for key in found}, errors
+    return {key: _warned(key, found) for key in found}, _each_once(faults)
+
+
+def _each_once(faults: list[tuple[str, VlmtuneError]]) -> list[VlmtuneError]:
+    """Each fault with the keys that it was found by; one of a key that both are read with, or of one file, is one."""
+    keys: dict[str, list[str]] = {}
+    for key, error in faults:
+        keys.setdefault(error.message, []).append(key)
+    first = {error.message: error for _, error in reversed(faults)}
+    return [
+        VlmtuneError(
+            message if message.startswith("data.") else f"{' and '.join(found)}: {message}",
+            first[message].hint,
+            problems=first[message].problems,
+        )
+        for message, found in keys.items()
+    ]
 
 
 def _held_out(loaded: "LoadedConfig", live: bool) -> "ReadRows":

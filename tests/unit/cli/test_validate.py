@@ -151,3 +151,43 @@ def test_a_reader_that_leaves_early_gets_no_complaint():
     command = f"{sys.executable} -m vlmtune validate --schema | true; {sys.executable} -m vlmtune presets list | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            ("data.columns={question: q}",),
+            'error: data.columns: question is to be called "q", which means nothing here\n'
+            "hint:  names that mean something: image, question, answer, messages …\n",
+        ),
+        (
+            ("data.columns={frage: question}",),
+            'error: data.columns: no row has a column "frage"\n'
+            "hint:  write `name in the data: name here`; rows.jsonl:1 has 'question', 'answer'\n",
+        ),
+        (
+            ("data.image_dir=gone",),
+            "error: data.train_path and data.val_path: image folder gone does not exist\nhint:  correct data.image_dir\n",
+        ),
+        (
+            ("data.train_path=no.jsonl", "data.val_path=no.jsonl"),
+            "error: data.train_path and data.val_path: data file no.jsonl does not exist\n"
+            "hint:  did you mean rows.jsonl or val.jsonl?\n",
+        ),
+    ],
+)
+def test_a_fault_that_both_data_files_meet_is_said_once(changes, said, folder, run_cli):
+    Path("val.jsonl").write_text(ROW)
+    words = [word for change in ("data.val_path=val.jsonl", *changes) for word in ("--set", change)]
+    refused = run_cli("validate", "run.yaml", *words)
+    assert (refused.code, refused.stderr) == (1, said)
+
+
+def test_a_column_that_the_held_out_rows_alone_lack_is_told_with_those_they_have(folder, run_cli):
+    Path("rows.jsonl").write_text('{"frage": "Which animal?", "answer": "a cat"}\n')
+    Path("val.jsonl").write_text("\n" + ROW)
+    words = ("--set", "data.val_path=val.jsonl", "--set", "data.columns={frage: question}")
+    refused = run_cli("validate", "run.yaml", *words)
+    assert refused.stderr.startswith('error: data.columns: no row has a column "frage"\n')
+    assert refused.stderr.count("error") == 1 and "val.jsonl:2 has 'question', 'answer'" in refused.stderr

@@ -9,8 +9,11 @@ from vlmtune.data.reading.data_files import ROWS_OF_FILE, DataFile, DataFiles, p
 from vlmtune.data.reading.files import Piece, read_rows
 from vlmtune.data.reading.formats import parse_row
 from vlmtune.data.reading.renamed import members, renamed, with_prompt
-from vlmtune.data.types import BadRow, RowProblem, Rows, Sample, count, numbers_of
+from vlmtune.data.types import BadRow, RowProblem, Rows, Sample, count, numbers_of, shortened
 from vlmtune.errors import VlmtuneError
+
+SHOWN_COLUMNS = 8
+"""Of a row, where a column is not among them."""
 
 
 @dataclass
@@ -69,8 +72,10 @@ class Found:
         """Raise where a column that is to be renamed is in no row."""
         for name in dict.fromkeys(name for file in files for name in file.columns):
             if not self.renamed_columns[name]:
+                there = _columns_there(files)
                 raise VlmtuneError(
-                    f"data.columns: no row has a column {shown(name)}", "write `name in the data: name here`"
+                    f"data.columns: no row has a column {shown(name)}",
+                    f"write `name in the data: name here`{f'; {there}' if there else ''}",
                 )
 
     def _notes(self, in_memory: bool) -> tuple[str, ...]:
@@ -89,6 +94,16 @@ class Found:
             images, held = count(self.num_embedded, "image"), ", held in memory" if in_memory else ""
             notes.append(f"{images} embedded in the rows{held}: {self.embedded_bytes / 2**20:,.1f} MiB")
         return tuple(notes)
+
+
+def _columns_there(files: DataFiles) -> str:
+    """Return which columns the first row has, in words; nothing where it has none."""
+    for file in files:
+        for number, row in read_rows(Piece(file.path, first_number=file.first_number, called=file.name)):
+            names = list(columns) if isinstance(columns := members(row), dict) else []
+            listed = ", ".join(map(shortened, names[:SHOWN_COLUMNS])) + (", …" if len(names) > SHOWN_COLUMNS else "")
+            return f"{place(file.name, number)} has {listed}" if names else ""
+    return ""
 
 
 def _refuse_empty(files: DataFiles, samples: Sequence[Sample], bad_rows: list[BadRow]) -> None:
