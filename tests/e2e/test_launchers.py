@@ -27,6 +27,10 @@ def plain(project):
 
 def torchrun(project, name, num_processes, **variables):
     words = [str(word) for word in project._arguments(name, TWO_STEPS, resume=False)]
+    return launched(project, words, num_processes, **variables)
+
+
+def launched(project, words, num_processes, **variables):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
     command = [sys.executable, *launcher, "-m", "vlmtune", *words]
     return subprocess.run(
@@ -64,6 +68,15 @@ def test_errors_under_torchrun_are_said_once(project):
     done = torchrun(project, "launched", 2)
     assert done.returncode != 0 and not project.run("launched").path.exists()
     assert done.stderr.count("rows.jsonl") == 1 and "vlmtune/" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["evaluate", "run"], ["merge", "run", "-o", "m"], ["generate", "run", "--prompt", "?"]]
+)
+def test_a_command_for_one_process_says_so_once_under_torchrun(project, words):
+    done = launched(project, words, 2)
+    assert done.returncode != 0 and done.stderr.count("error: ") == 1
+    assert "error: WORLD_SIZE=2: this command is one process on one GPU" in done.stderr
 
 
 def test_processes_of_a_launcher_without_places_are_refused_before_anything_is_read(project, run_cli, monkeypatch):

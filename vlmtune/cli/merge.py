@@ -23,9 +23,11 @@ def merge(
     import dataclasses
     import shlex
 
+    from vlmtune.engine.ranks.single import refuse_several_processes
     from vlmtune.runs.folder import RunFolder
     from vlmtune.workflow.start import start_on_gpu
 
+    refuse_several_processes()
     folder = RunFolder.open_existing(run)
     learned = folder.learned(checkpoint)
     start_on_gpu()

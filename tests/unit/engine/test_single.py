@@ -46,7 +46,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
-def test_several_processes_are_refused(name, machine):
+def test_several_processes_are_refused(name, machine, monkeypatch):
     machine(1)
     os.environ[name] = "4"
     with pytest.raises(
@@ -54,6 +54,13 @@ def test_several_processes_are_refused(name, machine):
     ) as raised:
         stay_single()
     assert f"unset {name}" in raised.value.hint
+    slept = []
+    monkeypatch.setattr(single, "sleep", slept.append)
+    for number, waits in (("0", 0), ("2", 1)):
+        os.environ[single.NUM_PROCESSES[name]] = number
+        with pytest.raises(VlmtuneError):
+            refuse_several_processes()
+        assert len(slept) == waits, "the first says it, and the launcher ends the others"
     for alone in ("1", "0", "", "many"):
         os.environ[name] = alone
         refuse_several_processes()

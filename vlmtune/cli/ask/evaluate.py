@@ -53,9 +53,11 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Ask the tuned model every held-out row; print evaluation loss, metrics and the worst rows."""
+    from vlmtune.engine.ranks.single import refuse_several_processes
     from vlmtune.runs.folder import RunFolder
     from vlmtune.workflow.asked.evaluation import Candidate, evaluations, held_rows, record_of
 
+    refuse_several_processes()
     _refuse_contradictions(base, compare, checkpoint)
     _refuse_unknown(metric or ())
     folder = RunFolder.open_existing(run)

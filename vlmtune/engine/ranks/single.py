@@ -6,12 +6,20 @@ training_args.py, `_setup_devices`; accelerate state.py, `PartialState` and `Acc
 """
 
 import os
+from time import sleep
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.hardware.sensors import has_driver, visible_gpus
 
-NUM_PROCESSES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-"""How many processes torchrun, Open MPI, MPICH and MVAPICH have started: what accelerate reads."""
+NUM_PROCESSES = {
+    "WORLD_SIZE": "RANK",
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "PMI_SIZE": "PMI_RANK",
+    "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
+}
+"""How many processes torchrun, Open MPI, MPICH and MVAPICH have started (as accelerate reads it), and which this is."""
+FIRST_SAYS_WITHIN_S = 20.0
+"""The first process says why, and launchers then end the others; one that is not ended by then says it itself."""
 OF_LAUNCHERS = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE")
 OF_ACCELERATE = "ACCELERATE_"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -20,10 +28,12 @@ _FOUND: list[str] = []
 
 
 def refuse_several_processes() -> None:
-    """Raise a VlmtuneError where a launcher has started more than this process."""
-    for name in NUM_PROCESSES:
+    """Raise a VlmtuneError where a launcher has started more than this process; the first raises it first."""
+    for name, place in NUM_PROCESSES.items():
         value = os.environ.get(name, "")
         if value.isdecimal() and int(value) > 1:
+            if os.environ.get(place, "0") != "0":
+                sleep(FIRST_SAYS_WITHIN_S)
             raise VlmtuneError(
                 f"{name}={value}: this command is one process on one GPU; each of {value} would do the same work "
                 "in the same folder",
