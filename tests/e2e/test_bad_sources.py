@@ -84,7 +84,20 @@ def mixed_kinds(root: Path) -> tuple[dict, str]:
 
 def uneven_table(root: Path) -> tuple[dict, str]:
     (root / "rows.csv").write_text("question,answer\na,b\na,b,c,d\n")
-    return {"train_path": "rows.csv"}, "rows.csv cannot be read: Error tokenizing data"
+    said = (
+        "rows.csv cannot be read: Error tokenizing data. C error: Expected 2 fields in line 3, saw 4 hint: write a cell"
+    )
+    return {"train_path": "rows.csv"}, said
+
+
+def unquoted_cells(root: Path) -> tuple[dict, str]:
+    (root / "rows.csv").write_text("question,answer\nWhat?,a cat, black\nWhat?,a dog, brown\n")
+    return {"train_path": "rows.csv"}, "rows.csv row 1 has 3 cells, and the header 2 hint: write a cell"
+
+
+def header_alone(root: Path) -> tuple[dict, str]:
+    (root / "rows.tsv").write_text("question\tanswer\n")
+    return {"train_path": "rows.tsv"}, "rows.tsv holds no rows"
 
 
 def damaged_pack(root: Path) -> tuple[dict, str]:
@@ -124,8 +137,9 @@ def negative_weight(root: Path) -> tuple[dict, str]:
 
 
 BAD = [
-    empty, no_match, no_rows, only_pictures, labels_alone, mixed_columns, mixed_kinds, uneven_table, damaged_pack,
-    unknown_name, absent_column, taken_name, one_image, split_of_a_file, other_split, negative_weight,
+    empty, no_match, no_rows, only_pictures, labels_alone, mixed_columns, mixed_kinds, uneven_table, unquoted_cells,
+    header_alone, damaged_pack, unknown_name, absent_column, taken_name, one_image, split_of_a_file,
+    other_split, negative_weight,
 ]  # fmt: skip
 
 

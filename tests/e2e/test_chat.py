@@ -66,6 +66,7 @@ def test_mistakes_are_told_and_the_conversation_goes_on(tuned, seen, tmp_path, c
         assert talk.take(line)
     out = capsys.readouterr().out
     assert "/image needs the path" in out and "absent.png does not exist" in out and "/clear       forget" in out
+    assert out.count("nothing is asked: write a question") == 1
     assert len(seen) == 1 and not seen[0].images
 
 
@@ -125,6 +126,9 @@ def test_the_commands_ask_a_run(project, monkeypatch):
     told = project.run_cli("generate", "runs/run", "--prompts", "-", *words)
     assert told.code == 0, told.stderr
     assert [one["prompt"] for one in json.loads(told.stdout)] == ["What colour?", "What shape?"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"What?\n\n<image>\n")))
+    refused = project.run_cli("generate", "runs/run", "--prompts", "-", "--max-new-tokens", 3)
+    assert refused.stderr.splitlines()[-2].startswith("error: standard input:3: "), "the line of the file"
     base = project.run_cli("generate", "runs/run", "--base", "--prompt", "What?", *words)
     assert base.code == 0 and json.loads(base.stdout)["prompt"] == "What?", base.stderr
     monkeypatch.setattr("sys.stdin", io.StringIO("What?\n/quit\n"))
@@ -138,13 +142,17 @@ def test_the_commands_ask_a_run(project, monkeypatch):
         ((), "give one of --prompt TEXT and --prompts FILE"),
         (("--prompt", "q", "--prompts", "x"), "give one of --prompt TEXT and --prompts FILE"),
         (("--prompts", "absent.txt"), "there is no file absent.txt"),
-        (("--prompts", "empty.txt"), "holds no question"),
+        (("--prompt", ""), "--prompt: it says nothing: write the question"),
+        (("--prompt", " \n"), "--prompt: it says nothing: write the question"),
+        (("--prompts", "empty.txt"), "empty.txt holds no question"),
+        (("--prompts", "-"), "standard input holds no question"),
         (("--prompt", "q", "--base", "--checkpoint", "newest"), "which is no checkpoint"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_the_model_loads(run_cli, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n \n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n \n")))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     refused = run_cli("generate", "model", *words)

@@ -65,12 +65,32 @@ def test_the_question_of_the_run_is_asked_of_pictures(trained):
     assert done.code == 0 and [row["question"] for row in lines_of(done.stdout)] == ["What colour?"], done.stderr
 
 
+def test_a_table_is_answered_as_the_rows_of_the_run_are_read(trained):
+    table = trained.root / "new" / "ask.csv"
+    table.parent.mkdir()
+    table.write_text("image,frage\nred0.png,What?\nred0.png,\nred0.png, \n")
+    config = trained.run("run").config
+    written = config.read_text()
+    folder = f"  image_dir: {trained.root}\n"
+    changed = written.replace("  columns: {}\n", "  columns: {frage: question}\n")
+    config.write_text(changed.replace("  image_dir: null\n", folder))
+    done = trained.run_cli("predict", "runs/run", table, *SHORT)
+    config.write_text(written)
+    assert done.code == 0 and [row["where"] for row in lines_of(done.stdout)] == ["ask.csv row 1"], done.stderr
+    assert done.stderr.count("the row has no question") == 2
+
+
 def test_what_cannot_be_predicted_is_one_error(trained):
     (trained.root / "empty").mkdir()
     (trained.root / "taken.jsonl").write_text("mine")
+    (trained.root / "rows.xml").write_text("<rows/>")
+    (trained.root / "blank.csv").write_text("image,question\n")
     for words, code, said in (
         ((trained.root,), 2, "pictures alone ask nothing"),
-        (("empty", "--prompt", "?"), 1, "empty holds no picture"),
+        (("empty", "--prompt", "?"), 1, "the folder empty holds no rows: no .jsonl"),
+        (("val.jsonl", "--prompt", " "), 2, "it says nothing: write the question"),
+        (("rows.xml",), 1, "rows.xml is none of .jsonl, .json, .parquet, .csv, .tsv or .tar"),
+        (("blank.csv",), 1, "blank.csv holds no rows"),
         (("gone.jsonl",), 1, "data file gone.jsonl does not exist"),
         (("val.jsonl", "-o", "taken.jsonl"), 1, "taken.jsonl exists already"),
         (("val.jsonl", "-o", "no/folder.jsonl"), 1, "no/folder.jsonl cannot be written: No such file or directory"),

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from functools import cache
 
 from vlmtune.config.schema import RUN_NAME, TrainingConfig
-from vlmtune.config.sections import HUB_ID, SPLIT_NAME, Section
+from vlmtune.config.sections import HUB_ID, NOT_BLANK, SPLIT_NAME, Section
 
 PATTERNS = {
     RUN_NAME: "letters, digits, '.', '_', '-'",
     HUB_ID: "the form org/data",
     SPLIT_NAME: "letters, digits, '_', '.'",
+    NOT_BLANK: "more than blanks",
 }
 """What a pattern allows, in words."""
 REQUIRED = object()

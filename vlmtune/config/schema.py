@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vlmtune.config.sections import AugmentSection, Section, Sources
+from vlmtune.config.sections import AugmentSection, Question, Section, Sources
 from vlmtune.config.text import MAX_NAME_CHARS
 
 MAX_RANK, MAX_ALPHA = 1024, 10_000
@@ -54,7 +54,7 @@ class DataSection(Section):
     """Take at most so many rows of `train_path`, chosen by `training.seed`."""
     columns: dict[str, str] = {}
     """Names of columns in the data and what they are here: `{caption_en: answer}`."""
-    prompt: Annotated[str, Field(min_length=1)] | None = None
+    prompt: Question | None = None
     """Question of rows that have none: captions, and pictures in folders named after what they show."""
     image_dir: str | None = None
     """Folder that relative image paths start from. Default: the folder of the data file."""

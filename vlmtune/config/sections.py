@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 HUB_ID = r"^[\w.-]+/[\w.-]+$"
 SPLIT_NAME = r"^\w+(\.\w+)*$"
+NOT_BLANK = r"\S"
 
 
 class Section(BaseModel):
@@ -17,6 +18,7 @@ class Section(BaseModel):
 
 
 PathText = Annotated[str, Field(min_length=1)]
+Question = Annotated[str, Field(pattern=NOT_BLANK)]
 
 
 class SourceSection(Section):
@@ -36,7 +38,7 @@ class SourceSection(Section):
     """How often an epoch takes the rows: 2 twice, 0.5 half of them, another half each epoch. Training rows only."""
     columns: dict[str, str] = {}
     """As `data.columns`, which it replaces for this source."""
-    prompt: PathText | None = None
+    prompt: Question | None = None
     """As `data.prompt`, which it replaces for this source."""
     image_dir: PathText | None = None
     """As `data.image_dir`, which it replaces for this source."""

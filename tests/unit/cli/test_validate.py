@@ -168,7 +168,8 @@ def test_a_reader_that_leaves_early_gets_no_complaint():
         ),
         (
             ("data.image_dir=gone",),
-            "error: data.train_path and data.val_path: image folder gone does not exist\nhint:  correct data.image_dir\n",
+            "error: data.train_path and data.val_path: image folder gone does not exist\n"
+            "hint:  correct data.image_dir\n",
         ),
         (
             ("data.train_path=no.jsonl", "data.val_path=no.jsonl"),

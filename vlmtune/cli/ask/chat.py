@@ -78,7 +78,9 @@ class Conversation:
                 say("forgotten")
             elif command.startswith("/") and command != "/quit":
                 say(HELP)
-            elif command != "/quit" and line:
+            elif not line:
+                say("nothing is asked: write a question, or /quit")
+            elif command != "/quit":
                 self._ask(line)
         except VlmtuneError as error:
             say(f"{error.message}{f' ({error.hint})' if error.hint else ''}")

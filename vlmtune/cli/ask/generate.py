@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmtune.cli.ask.load import find, pictures
+from vlmtune.cli.ask.load import find, pictures, refuse_blank
 from vlmtune.cli.options import (
     AskedArgument,
     BaseModelOption,
@@ -54,15 +54,15 @@ def generate(
     asked = find(run, checkpoint, base_model, base=base)
     if (prompt is None) == (prompts is None):
         raise typer.BadParameter("give one of --prompt TEXT and --prompts FILE", param_hint="--prompt")
-    questions = [prompt] if prompts is None else _lines(prompts)
+    refuse_blank(prompt)
+    questions = {"--prompt": prompt} if prompts is None else _lines(prompts)
     refs = pictures(image or [])
     tuned = asked.load()
     from vlmtune.data.types import Sample, Turn
     from vlmtune.engine.answers.drawn import Drawing, answer
 
     drawing, found = Drawing(max_new_tokens, temperature, top_p), []
-    for number, question in enumerate(questions, 1):
-        where = "--prompt" if prompts is None else f"{prompts}:{number}"
+    for where, question in questions.items():
         sample = Sample((Turn("user", (*refs, question)), Turn("assistant", ("",))), where)
         written = answer(tuned, sample, drawing)
         if written.is_cut:
@@ -81,17 +81,26 @@ def _as_dict(question: str, images: list[Path], written: "Written") -> dict:
     return {**asked, "answer": written.answer, "thought": written.thought, "cut": written.is_cut}
 
 
-def _lines(path: Path) -> list[str]:
-    """Return the questions of a file, or of standard input, without empty lines."""
+def _standard_input() -> bytes:
+    raw = sys.stdin.buffer.read(PROMPTS_BYTES + 1)
+    if len(raw) > PROMPTS_BYTES:
+        raise VlmtuneError(f"--prompts: standard input has more than {PROMPTS_BYTES // MIB} MiB", "ask fewer at once")
+    return raw
+
+
+def _lines(path: Path) -> dict[str, str]:
+    """Return the questions of a file, or of standard input, by the names of their lines; none is empty."""
+    name = "standard input" if path == STANDARD_INPUT else str(path)
     try:
-        raw = sys.stdin.buffer.read(PROMPTS_BYTES) if path == STANDARD_INPUT else read_regular(path, PROMPTS_BYTES)
-        questions = [line.strip() for line in raw.decode().splitlines() if line.strip()]
+        raw = _standard_input() if path == STANDARD_INPUT else read_regular(path, PROMPTS_BYTES)
+        lines = enumerate(raw.decode("utf-8-sig").splitlines(), 1)
     except FileNotFoundError:
         raise VlmtuneError(
             f"--prompts: there is no file {path}", "give a file with one question a line, or -"
         ) from None
     except UnicodeDecodeError:
-        raise VlmtuneError(f"--prompts: {path} is not UTF-8 text", "save it as UTF-8") from None
+        raise VlmtuneError(f"--prompts: {name} is not UTF-8 text", "save it as UTF-8") from None
+    questions = {f"{name}:{number}": line.strip() for number, line in lines if line.strip()}
     if not questions:
-        raise VlmtuneError(f"--prompts: {path} holds no question", "write one a line")
+        raise VlmtuneError(f"--prompts: {name} holds no question", "write one a line")
     return questions

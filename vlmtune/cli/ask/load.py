@@ -48,8 +48,10 @@ class Asked:
 
 def find(run: Path, checkpoint: str | None, base_model: str | None, *, base: bool) -> Asked:
     """Return what is asked; raise for flags that it does not have."""
+    from vlmtune.engine.ranks.single import refuse_several_processes
     from vlmtune.runs.folder import RunFolder
 
+    refuse_several_processes()
     refuse_base_of_checkpoint(base, checkpoint)
     if _is_whole(run):
         if checkpoint or base_model or base:
@@ -63,6 +65,12 @@ def refuse_base_of_checkpoint(base: bool, checkpoint: str | None) -> None:
     """Raise where both are asked."""
     if base and checkpoint:
         raise typer.BadParameter("--base asks the model before the run, which is no checkpoint", param_hint="--base")
+
+
+def refuse_blank(prompt: str | None) -> None:
+    """Raise where a question is given and says nothing."""
+    if prompt is not None and not prompt.strip():
+        raise typer.BadParameter("it says nothing: write the question", param_hint="--prompt")
 
 
 def pictures(paths: list[Path]) -> "tuple[ImageRef, ...]":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmtune.cli.ask.load import refuse_blank
 from vlmtune.cli.options import (
     BaseModelOption,
     BatchSizeOption,
@@ -29,7 +30,11 @@ SHOWN_PROBLEMS = 50
 def predict(
     run: RunArgument,
     rows: Annotated[
-        Path, typer.Argument(metavar="FILE_OR_FOLDER", help="Rows, with answers or without, or a folder of pictures.")
+        Path,
+        typer.Argument(
+            metavar="FILE_OR_FOLDER",
+            help="Rows, with answers or without, in whatever data.train_path takes, or a folder of pictures.",
+        ),
     ],
     prompt: Annotated[
         str | None,
@@ -52,17 +57,21 @@ def predict(
     With --out, --json prints what was done.
     """
     from vlmtune.config.load import load_config
-    from vlmtune.data.reading.unanswered import rows_to_answer
+    from vlmtune.engine.ranks.single import refuse_several_processes
     from vlmtune.runs.folder import RunFolder
+    from vlmtune.workflow.asked.prediction import rows_asked
 
+    refuse_several_processes()
+    refuse_blank(prompt)
     folder = RunFolder.open_existing(run)
-    prompt = prompt or load_config(folder.config).config.data.prompt
-    if prompt is None and _are_pictures(rows):
+    asked = rows_asked(load_config(folder.config), rows, prompt)
+    if asked.pictures and asked.prompt is None:
         raise typer.BadParameter("pictures alone ask nothing: say what to ask of each", param_hint="--prompt")
     if out and out.exists() and not force:
         raise VlmtuneError(f"{out} exists already", "give another name, or overwrite it with --force")
     learned = folder.learned(checkpoint)
-    _refuse_nothing(rows, prompt)
+    if next(iter(asked), None) is None:
+        raise VlmtuneError(f"{rows} holds no rows")
     from vlmtune.workflow.start import start_on_gpu
 
     start_on_gpu()
@@ -82,7 +91,7 @@ def predict(
         tuned = load_tuned(plan, learned)
         with _counted(is_seen) as on_answer:
             predictor = Predictor(tuned, max_new_tokens, batch_size, problems.add, on_answer)
-            for answer in predictor.answers(rows_to_answer(rows, prompt, plan.allow_urls)):
+            for answer in predictor.answers(iter(asked)):
                 write(strict_json(answer))
     _tell(predictor.num_answered, problems, out, as_json)
 
@@ -100,20 +109,6 @@ class Problems:
         if self.number <= SHOWN_PROBLEMS:
             self.rows.append(bad)
             say(f"left out: {bad.where}: {bad.problem}" + (f" ({bad.hint})" if bad.hint else ""), err=True)
-
-
-def _are_pictures(path: Path) -> bool:
-    from vlmtune.data.pictures.folder import pictures_in
-
-    return bool(pictures_in(path))
-
-
-def _refuse_nothing(path: Path, prompt: str | None) -> None:
-    """Raise before the model loads where there is nothing to read."""
-    from vlmtune.data.reading.unanswered import rows_to_answer
-
-    if next(rows_to_answer(path, prompt, allow_urls=True), None) is None:
-        raise VlmtuneError(f"{path} holds no rows")
 
 
 @contextmanager

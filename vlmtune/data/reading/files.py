@@ -123,15 +123,19 @@ def check_file(path: Path, suffixes: Sequence[str] = (*SUFFIXES, *PACKED, ARROW)
         raise VlmtuneError(f"data file {path} does not exist", hint)
     if not path.is_file():
         what = "a folder" if path.is_dir() else "not a regular file"
-        raise VlmtuneError(f"data file {path} is {what}", f"name the {_suffix_list()} file itself")
+        raise VlmtuneError(f"data file {path} is {what}", f"name the {_listed(suffixes)} file itself")
     if suffix_of(path) not in suffixes:
-        raise VlmtuneError(f"data file {path} is none of {_suffix_list()}", "convert it, or give it its right ending")
+        raise VlmtuneError(
+            f"data file {path} is none of {_listed(suffixes)}", "convert it, or give it its right ending"
+        )
     if path.stat().st_size == 0:
         raise VlmtuneError(f"data file {path} is empty")
 
 
-def _suffix_list() -> str:
-    return f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+def _listed(suffixes: Sequence[str]) -> str:
+    """Return endings in words, but for those of packed files and of files that `datasets` makes."""
+    *most, last = (suffix for suffix in suffixes if suffix != ARROW and not suffix.endswith(".gz"))
+    return f"{', '.join(most)} or {last}"
 
 
 def _jsonl_rows(piece: Piece) -> Iterator[tuple[int, object]]:

@@ -295,5 +295,6 @@ def _check_turns(turns: tuple[Turn, ...]) -> None:
             raise RowProblem(f"turn {number} ({turn.role}) holds an image", "move it to a user turn")
         if turn.role == "assistant" and not turn.text.strip() and "tool_calls" not in turn.more:
             raise RowProblem(f"turn {number} (assistant) is an empty answer", "write the answer, or remove the row")
-        if not turn.parts and not turn.more:
+        is_blank = turn.role == "user" and all(isinstance(part, str) and not part.strip() for part in turn.parts)
+        if (is_blank or not turn.parts) and not turn.more:
             raise RowProblem(f"turn {number} ({turn.role}) is empty", "write its text, or remove the turn")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlmtune.data.reading.data_files import FoundFile, suffix_of
-from vlmtune.data.reading.files import PACKED, SUFFIXES, check_file
+from vlmtune.data.reading.files import ARROW, PACKED, SUFFIXES, check_file
 from vlmtune.errors import VlmtuneError
 from vlmtune.reading import open_regular
 
@@ -82,12 +82,10 @@ def _each(paths: Sequence[Path]) -> list[FoundFile]:
 
 
 def _files_of(path: Path) -> list[FoundFile]:
-    if suffix_of(path) not in BY_LIBRARY:
-        check_file(path)
-        open_regular(path).close()
-        return [FoundFile(path, path)]
-    check_file(path, BY_LIBRARY)
+    check_file(path, (*READ_AS_THEY_ARE, ARROW, *BY_LIBRARY))
     open_regular(path).close()
+    if suffix_of(path) not in BY_LIBRARY:
+        return [FoundFile(path, path)]
     from vlmtune.data.sources.library import files_of
 
     return files_of(path)
@@ -154,4 +152,6 @@ def _no_rows(folder: Path) -> VlmtuneError:
     kinds = ", ".join((*SUFFIXES, ".csv", ".tsv", ".tar"))
     inside = sorted(path.name for path in folder.iterdir() if path.is_dir())[:10]
     way_out = f"name one of its folders: {', '.join(inside)}" if inside else "name the file itself"
-    return VlmtuneError(f"the folder {folder} holds no rows: no {kinds}, or one of them with .gz", way_out)
+    return VlmtuneError(
+        f"the folder {folder} holds no rows: no {kinds}, or one of them with .gz, and no pictures", way_out
+    )

@@ -20,6 +20,8 @@ from vlmtune.files import text_sha256
 if TYPE_CHECKING:
     from datasets import Dataset
 
+QUOTES = 'write a cell that holds the separator or a line end in quotes: "a cat, black"'
+
 
 def files_of(path: Path) -> list[FoundFile]:
     """Return the Arrow files of a CSV file or a tar."""
@@ -82,8 +84,14 @@ def _table(path: Path) -> "Dataset":
     from datasets import Features, Value, load_dataset
 
     separator = "\t" if suffix_of(path).startswith(".tsv") else ","
-    names = pandas.read_csv(path, sep=separator, nrows=0).columns
-    features = Features({name: Value("string") for name in names})
+    first = pandas.read_csv(path, sep=separator, nrows=1, dtype=str)
+    if not len(first):
+        raise VlmtuneError(f"data file {path} holds no rows")
+    if more := first.index.nlevels * (not isinstance(first.index, pandas.RangeIndex)):
+        # pandas takes the first cells of every row for its name then, and moves all others one column to the left.
+        names = len(first.columns)
+        raise VlmtuneError(f"{path.name} row 1 has {names + more} cells, and the header {names}", QUOTES)
+    features = Features({name: Value("string") for name in first.columns})
     files = {"train": [glob.escape(str(path))]}
     options = {"sep": separator, "features": features, "keep_default_na": False}
     return load_dataset("csv", data_files=files, split="train", **options)
@@ -145,16 +153,25 @@ def _told(name: str) -> Iterator[None]:
 
 
 def _innermost(error: BaseException) -> str:
-    """The first line of what went wrong at the bottom: the library wraps it in general words."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """The first line of what went wrong at the bottom."""
+    error = _bottom(error)
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
+def _bottom(error: BaseException) -> BaseException:
+    """What went wrong at the bottom: the library wraps it in general words."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _way_out(error: BaseException) -> str:
     import datasets
+    import pandas
 
+    if isinstance(_bottom(error), pandas.errors.ParserError):
+        return QUOTES
     if isinstance(error, datasets.exceptions.DatasetGenerationError):
         return "its rows are not all of one schema, or a file is damaged; as JSON Lines, rows may differ"
     return "see whether `datasets.load_dataset` reads it"

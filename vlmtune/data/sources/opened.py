@@ -5,7 +5,7 @@ for nothing but that.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +45,30 @@ def open_sources(value: object, settings: Settings) -> DataFiles:
     """
     sections = sections_of(value)
     found = [_found(section, settings) for section in sections]
+    files = _data_files(sections, found, settings)
+    sources = [
+        Source(section.path or section.name, section.weight, _digest(some))
+        for section, some in zip(sections, found, strict=True)
+    ]
+    return DataFiles(tuple(files), tuple(sources))
+
+
+def files_at_path(path: str, settings: Settings) -> list[DataFile]:
+    """Return the files of one source, a file, pattern or folder, of which no digest is needed.
+
+    Raises:
+        VlmtuneError: as for `open_sources`.
+    """
+    section = SourceSection(path=path)
+    return _data_files((section,), [_found(section, settings)], settings)
+
+
+def _data_files(
+    sections: Sequence[SourceSection], found: Sequence[list[FoundFile]], settings: Settings
+) -> list[DataFile]:
+    """Return the files of each source with how they are read."""
     names = dict(zip(*_named([file for files in found for file in files if not file.called]), strict=True))
-    files, sources = [], []
+    files = []
     for index, (section, some) in enumerate(zip(sections, found, strict=True)):
         columns = section.columns or settings.columns or {}
         refuse_unknown_columns(columns)
@@ -58,9 +80,8 @@ def open_sources(value: object, settings: Settings) -> DataFiles:
             )
             for file in some
         ]  # fmt: skip
-        sources.append(Source(section.path or section.name, section.weight, _digest(some)))
-    refuse_mixed(files, [source.name for source in sources])
-    return DataFiles(tuple(files), tuple(sources))
+    refuse_mixed(files, [section.path or section.name for section in sections])
+    return files
 
 
 def _found(section: SourceSection, settings: Settings) -> list[FoundFile]:

@@ -1,11 +1,14 @@
 """Rows to be answered: of every shape, with an answer or without one, and pictures with one question for all."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vlmtune.data.pictures.folder import pictures_in
 from vlmtune.data.reading.answers import COLUMN as ANSWERS
-from vlmtune.data.reading.files import Piece, check_file, read_rows
+from vlmtune.data.reading.data_files import DataFile, place
+from vlmtune.data.reading.files import Piece, read_rows
 from vlmtune.data.reading.formats import (
     ANSWER_COLUMNS,
     CAPTION_COLUMN,
@@ -13,7 +16,8 @@ from vlmtune.data.reading.formats import (
     TURN_COLUMNS,
     parse_row,
 )
-from vlmtune.data.reading.image_refs import ImageRules
+from vlmtune.data.reading.renamed import members, renamed
+from vlmtune.data.sources.opened import Settings, files_at_path
 from vlmtune.data.types import BadRow, ImageRef, RowProblem, Sample, Turn
 
 OPEN = "?"
@@ -21,29 +25,44 @@ OPEN = "?"
 _OPEN_TURN = {"role": "assistant", "content": OPEN}
 
 
-def rows_to_answer(path: Path, prompt: str | None, allow_urls: bool) -> Iterator[Sample | BadRow]:
-    """Yield the rows of a data file, of a folder of pictures or of one picture, in their order, read as they are asked.
+@dataclass(frozen=True)
+class ToAnswer:
+    """Rows and pictures to be answered, in their order; each walk over them reads them anew, as they are asked for."""
 
-    `prompt` is the question of rows and pictures that have none.
+    prompt: str | None
+    """The question of rows and pictures that have none."""
+    pictures: Sequence[tuple[str, Path]] = ()
+    files: Sequence[DataFile] = ()
+
+    def __iter__(self) -> Iterator[Sample | BadRow]:
+        for where, picture in self.pictures:
+            asked = Turn("user", (ImageRef(path=str(picture)), self.prompt or ""))
+            yield Sample((asked, Turn("assistant", (OPEN,))), where)
+        for file in self.files:
+            for number, row in read_rows(Piece(file.path, first_number=file.first_number, called=file.name)):
+                yield _sample(row, file, number, self.prompt)
+
+
+def to_answer(path: Path, settings: Settings) -> ToAnswer:
+    """Return what is to be answered: pictures of a folder or one picture, or rows of whatever a source may be.
 
     Raises:
-        VlmtuneError: there is nothing to read.
+        VlmtuneError: there is nothing to read, or it cannot be opened.
     """
     if pictures := pictures_in(path):
-        for where, picture in pictures:
-            yield Sample((Turn("user", (ImageRef(path=str(picture)), prompt or "")), Turn("assistant", (OPEN,))), where)
-        return
-    check_file(path)
-    rules = ImageRules(str(path.absolute().parent), allow_urls)
-    beginning = f"{path.name}:" if path.suffix.lower() == ".jsonl" else f"{path.name} row "
-    for number, row in read_rows(Piece(path)):
-        where = f"{beginning}{number}"
-        try:
-            if isinstance(row, RowProblem):
-                raise row
-            yield parse_row(open_row(row, prompt), where, rules, number).sample
-        except RowProblem as problem:
-            yield BadRow(where, problem.problem, problem.hint, number)
+        return ToAnswer(settings.prompt, pictures)
+    return ToAnswer(settings.prompt, files=files_at_path(str(path), settings))
+
+
+def _sample(row: object, file: DataFile, number: int, prompt: str | None) -> Sample | BadRow:
+    where = place(file.name, number)
+    try:
+        if isinstance(row, RowProblem):
+            raise row
+        named = renamed(members(row), file.columns, Counter())
+        return parse_row(open_row(named, prompt), where, file.rules, number).sample
+    except RowProblem as problem:
+        return BadRow(where, problem.problem, problem.hint, number)
 
 
 def open_row(row: object, prompt: str | None) -> object:
@@ -54,7 +73,7 @@ def open_row(row: object, prompt: str | None) -> object:
     """
     if not isinstance(row, dict):
         return row
-    filled = {key: value for key, value in row.items() if value not in (None, "", [])}
+    filled = {key: value for key, value in row.items() if value not in (None, []) and not is_blank(value)}
     for name in TURN_COLUMNS:
         if isinstance(filled.get(name), list):
             return filled | {name: _open_turns(filled[name])}
@@ -67,6 +86,11 @@ def open_row(row: object, prompt: str | None) -> object:
     if not filled.keys() & {*ANSWER_COLUMNS, ANSWERS, CAPTION_COLUMN, "texts"}:
         filled["answer"] = OPEN
     return filled
+
+
+def is_blank(value: object) -> bool:
+    """Return whether it is a text that says nothing."""
+    return isinstance(value, str) and not value.strip()
 
 
 def _open_turns(turns: list) -> list:

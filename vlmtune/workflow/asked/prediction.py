@@ -3,19 +3,36 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmtune.data.types import BadRow, Sample
 from vlmtune.errors import VlmtuneError
 
 if TYPE_CHECKING:
+    from vlmtune.config.load import LoadedConfig
     from vlmtune.data.dataset import TuneDataset
     from vlmtune.data.encode import Encoded
+    from vlmtune.data.sources.unanswered import ToAnswer
     from vlmtune.engine.evaluate import Written
     from vlmtune.engine.tuned import Tuned
 
 ROWS_HELD = 64
 """Read, looked at and asked before the next are read."""
+
+
+def rows_asked(loaded: "LoadedConfig", path: Path, prompt: str | None) -> "ToAnswer":
+    """Return the rows or pictures at a path, read as the rows of a run's config are; `prompt` goes before its own.
+
+    Raises:
+        VlmtuneError: there is nothing to read, or it cannot be opened.
+    """
+    from vlmtune.data.sources.opened import Settings
+    from vlmtune.data.sources.unanswered import to_answer
+
+    data = loaded.config.data
+    image_dir = str(loaded.resolve_path(data.image_dir)) if data.image_dir else None
+    return to_answer(path, Settings(Path, image_dir, data.allow_urls, data.columns, prompt or data.prompt))
 
 
 @dataclass
