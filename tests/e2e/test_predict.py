@@ -100,7 +100,40 @@ def test_what_cannot_be_predicted_is_one_error(trained):
     trained.write_rows([{"image": "gone.png", "question": "?"}], "bad.jsonl")
     refused = trained.run_cli("predict", "runs/run", "bad.jsonl", "-o", "none.jsonl")
     assert refused.code == 1 and "no row could be answered, 1 left out" in refused.stderr
-    assert not (trained.root / "none.jsonl").exists() and (trained.root / "taken.jsonl").read_text() == "mine"
+    assert not (trained.root / "none.jsonl").exists()
+    refused = trained.run_cli("predict", "runs/run", "bad.jsonl", "-o", "taken.jsonl", "--force")
+    assert refused.code == 1 and (trained.root / "taken.jsonl").read_text() == "mine", "no answer takes its place"
+    asked = (trained.root / "val.jsonl").read_text()
+    (trained.root / "link.jsonl").symlink_to("val.jsonl")
+    for own in ("val.jsonl", "link.jsonl"):
+        refused = trained.run_cli("predict", "runs/run", "val.jsonl", "-o", own, "--force")
+        assert refused.stderr.startswith(f"error: {own} is what is to be answered: it would be overwritten")
+    assert (trained.root / "val.jsonl").read_text() == asked
+    done = trained.run_cli("predict", "runs/run", "val.jsonl", "-o", "taken.jsonl", "--force", "--max-new-tokens", "1")
+    assert done.code == 0 and len(lines_of((trained.root / "taken.jsonl").read_text())) == 3
+
+
+def test_a_place_where_no_model_can_be_written_is_refused_before_one_loads(trained, monkeypatch):
+    monkeypatch.setattr("vlmtune.engine.merge.load_tuned", None)
+    (trained.root / "file").write_text("mine")
+    for out, said in (("file", "Not a directory"), ("file/in", "Not a directory"), ("x" * 300, "File name too long")):
+        refused = trained.run_cli("merge", "runs/run", "-o", out)
+        assert (
+            refused.code == 1
+            and refused.stderr == f"error: {out} cannot be written: {said}\nhint:  give a new folder\n"
+        )
+    assert "the folder that the command runs in" in trained.run_cli("merge", "runs/run", "-o", ".").stderr
+    told = trained.run_cli("merge", "runs/run", "-o", "new", "--model", "nowhere/at/all").stderr
+    assert told.startswith("error: --model: there is no folder"), told
+    (trained.root / "whole").mkdir()
+    (trained.root / "whole" / "config.json").write_text("{}")
+    assert "generate and chat ask a whole model" in trained.run_cli("evaluate", "whole").stderr
+
+
+def test_one_token_and_one_step_are_said_so(trained):
+    cut = trained.run_cli("evaluate", "runs/run", "--max-new-tokens", "1").stdout
+    assert "3 of 3 answers at 1 token: " in cut
+    assert "finished: 1 step in" in trained.train("short", "training.max_steps=1").stdout
 
 
 def test_an_evaluation_is_judged_by_its_metrics_and_kept(trained):

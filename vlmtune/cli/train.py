@@ -133,7 +133,9 @@ def _print_finished(folder: "RunFolder", outcome: "Outcome", as_json: bool) -> N
     if as_json:
         say_json(read_regular(folder.report_json, JSON_BYTES, own=True).decode().removesuffix("\n"))
     else:
-        say(f"{folder.path} is finished: {outcome.steps} step{'s' * (outcome.steps != 1)}; nothing to do")
+        from vlmtune.data.types import count
+
+        say(f"{folder.path} is finished: {count(outcome.steps, 'step')}; nothing to do")
 
 
 def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> None:
@@ -145,7 +147,7 @@ def _print_report(report: "TrainReport", folder: "RunFolder", as_json: bool) -> 
     loss = "-" if report.train_loss_last is None else f"{report.train_loss_last:.4f}"
     evaluated = "" if report.eval_loss is None else f", evaluation loss {report.eval_loss:.4f}"
     evaluated += "".join(f", {name} {value:.1%}" for name, value in (report.eval_metrics or {}).items())
-    say(f"{report.status}: {report.steps} steps in {report.seconds:.0f} s, loss {loss}{evaluated}")
+    say(f"{report.status}: {count(report.steps, 'step')} in {report.seconds:.0f} s, loss {loss}{evaluated}")
     _print_memory(report)
     if report.num_cut_rows:
         cut_rows, cut_tokens = count(report.num_cut_rows, "row"), count(report.num_cut_tokens, "token")

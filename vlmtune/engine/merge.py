@@ -27,6 +27,8 @@ from vlmtune.runs.folder import Learned
 BOUNDS = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
 """Largest allowed |difference of logits| / |largest logit|. Merging rounds base + adapter to the base's format once."""
 
+NEW_FOLDER = "give a new folder"
+
 
 @dataclass(frozen=True)
 class MergeProof:
@@ -60,13 +62,10 @@ def merge(plan: RunPlan, learned: Learned, out_dir: Path) -> MergeProof:
     plan = dataclasses.replace(plan, device="cpu", cache_features=False)
     if plan.method == "full" and not learned.note:
         raise VlmtuneError(f"method full has no adapter to merge: {learned.path} is the whole model already")
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise VlmtuneError(f"{out_dir} is not empty", "give a new folder")
+    partial = _place_for(out_dir)
     tuned = load_tuned(plan, learned, quantized=False)
     inputs = _probe(plan, tuned.processor)
     expected = _logits(tuned.model, inputs)
-    partial = out_dir.with_name(out_dir.name + PARTIAL)
-    remove(partial)
     whole = tuned.model.merge_and_unload() if isinstance(tuned.model, PeftModel) else tuned.model
     serve_ends(whole, tuned.processor)
     try:
@@ -93,6 +92,22 @@ def merge(plan: RunPlan, learned: Learned, out_dir: Path) -> MergeProof:
         out_dir.rmdir()
     partial.rename(out_dir)
     return proof
+
+
+def _place_for(out_dir: Path) -> Path:
+    """Return the folder beside `out_dir` that is renamed when all is written; raise where neither can be made."""
+    if out_dir.resolve() == Path.cwd():
+        raise VlmtuneError(f"{out_dir} is the folder that the command runs in", NEW_FOLDER)
+    partial = out_dir.with_name(out_dir.name + PARTIAL)
+    try:
+        if out_dir.exists() and any(out_dir.iterdir()):
+            raise VlmtuneError(f"{out_dir} is not empty", NEW_FOLDER)
+        remove(partial)
+        partial.mkdir(parents=True)
+        partial.rmdir()
+    except OSError as error:
+        raise VlmtuneError(f"{out_dir} cannot be written: {error.strerror}", NEW_FOLDER) from None
+    return partial
 
 
 def _probe(plan: RunPlan, processor) -> dict[str, Tensor]:

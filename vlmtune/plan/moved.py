@@ -30,7 +30,10 @@ def with_base(plan: RunPlan, name: str) -> RunPlan:
     Raises:
         VlmtuneError: there is no model, or one of another kind.
     """
-    source = open_model(name, None, Path.cwd())
+    try:
+        source = open_model(name, None, Path.cwd())
+    except VlmtuneError as error:
+        raise VlmtuneError(error.message.replace("model.name:", "--model:", 1), error.hint) from None
     facts = source.facts(name)
     found, wanted = (facts.family.name, bool(facts.prequantised)), (plan.family, plan.prequantised)
     if found != wanted:

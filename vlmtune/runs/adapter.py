@@ -36,8 +36,17 @@ def base_in_words(folder: Path) -> str:
     return base if is_hub_id or Path(base).is_dir() else f"{base}, a folder where it was trained"
 
 
-def no_run(adapter: Path) -> VlmtuneError:
-    """Return what people are told who give an adapter in place of its run."""
+def no_run(folder: Path) -> VlmtuneError:
+    """Return what people are told who give another folder, or an adapter, in place of a run's."""
+    if is_adapter(folder):
+        return _adapter_alone(folder)
+    way_out = "give the folder that `vlmtune train` wrote, not one inside or above it"
+    if (folder / "config.json").is_file():
+        way_out = "generate and chat ask a whole model; this is for the folder that `vlmtune train` wrote"
+    return VlmtuneError(f"{folder} is not a run folder: it has no plan.json", way_out)
+
+
+def _adapter_alone(adapter: Path) -> VlmtuneError:
     if run := run_of(adapter):
         return VlmtuneError(f"{adapter} is inside of a run folder", f"give that: {run}")
     return VlmtuneError(

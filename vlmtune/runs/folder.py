@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import PARTIAL, parse_json, strict_json, write_atomically, write_json
 from vlmtune.reading import JSON_BYTES, read_regular, refuse_other_kinds
-from vlmtune.runs.adapter import is_adapter, missing_file, no_run
+from vlmtune.runs.adapter import missing_file, no_run
 from vlmtune.runs.manifest import damage, refuse_damaged
 from vlmtune.runs.memory import Memory
 from vlmtune.runs.records import Outcome, Retry, StepRecord
@@ -160,12 +160,7 @@ class RunFolder:
             raise VlmtuneError(f"there is no run folder {path}", hint="give the folder that `vlmtune train` wrote")
         folder.refuse_others_files()
         if not folder.has_begun():
-            if is_adapter(path):
-                raise no_run(path)
-            raise VlmtuneError(
-                f"{path} is not a run folder: it has no {folder.plan.name}",
-                hint="give the folder that `vlmtune train` wrote, not one inside or above it",
-            )
+            raise no_run(path)
         return folder
 
     def refuse_others_files(self) -> None:

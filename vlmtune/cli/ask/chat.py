@@ -91,14 +91,15 @@ class Conversation:
             raise VlmtuneError("/image needs the path of a picture")
         path = Path(shlex.split(name)[0] if name[0] in "\"'" and name[-1] == name[0] else name)
         self.images += pictures([path])
-        waiting = len(self.images)
-        say(f"{waiting} picture{'s' * (waiting != 1)} for the next question")
+        from vlmtune.data.types import count
+
+        say(f"{count(len(self.images), 'picture')} for the next question")
 
     def _ask(self, question: str) -> None:
         """Write the answer as it comes; a question whose answer is stopped, or cannot be given, was not asked."""
         import torch
 
-        from vlmtune.data.types import Sample, Turn
+        from vlmtune.data.types import Sample, Turn, count
         from vlmtune.engine.answers.drawn import answer
         from vlmtune.models.build import family_of
 
@@ -113,5 +114,6 @@ class Conversation:
             return
         except torch.OutOfMemoryError:
             raise VlmtuneError("the card's memory does not hold this conversation", "/clear begins a new one") from None
-        say(f"\n(cut at {self.drawing.max_new_tokens} tokens: --max-new-tokens)" if written.is_cut else "")
+        cut = f"\n(cut at {count(self.drawing.max_new_tokens, 'token')}: --max-new-tokens)"
+        say(cut if written.is_cut else "")
         self.turns, self.images = (*asked, Turn("assistant", (written.answer,))), ()

@@ -140,6 +140,7 @@ def _places(parts: "tuple[list[EvaluatedRow], ...]") -> list[list[str]]:
 
 def _print(record: "EvaluationRecord", *, is_longest: bool) -> None:
     from vlmtune.cli.show import render
+    from vlmtune.data.types import count
 
     out, number = render.console(), len(record.rows)
     out.print(f"rows             {number}")
@@ -151,9 +152,9 @@ def _print(record: "EvaluationRecord", *, is_longest: bool) -> None:
             out.print(f"{'exact match' if name == 'exact' else name:<16} {share:.1%}{_of_all(name, record)}")
     if record.num_cut:
         longest = "the longest expected answer has no more; " if is_longest else ""
+        cut = f"{record.num_cut} of {count(number, 'answer')} at {count(record.max_new_tokens, 'token')}"
         out.print(
-            f"cut              {record.num_cut} of {number} answers at {record.max_new_tokens} tokens: "
-            f"{longest}--max-new-tokens sets it",
+            f"cut              {cut}: {longest}--max-new-tokens sets it",
             soft_wrap=True,
             highlight=False,
         )
@@ -184,11 +185,12 @@ def _side_by_side(record: "EvaluationRecord") -> "Table":
 def _changes(record: "EvaluationRecord") -> "list[Table | str]":
     """Return titles and tables of the rows that became better and worse by the first metric."""
     from vlmtune.cli.show import render
+    from vlmtune.data.types import count
     from vlmtune.workflow.asked.evaluation import changed_rows
 
     tables, name = [], next(iter(record.metrics))
     for what, rows in zip(("better", "worse"), changed_rows(record), strict=True):
-        title = f"{what} by {name}: {len(rows)} of {len(record.rows)} rows"
+        title = f"{what} by {name}: {len(rows)} of {count(len(record.rows), 'row')}"
         title += f", the first {SHOWN_ROWS}" if len(rows) > SHOWN_ROWS else ""
         table = render.table("row", "question", "expected", record.before.asked, record.asked)
         for row in rows[:SHOWN_ROWS]:

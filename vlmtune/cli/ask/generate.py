@@ -58,7 +58,7 @@ def generate(
     questions = {"--prompt": prompt} if prompts is None else _lines(prompts)
     refs = pictures(image or [])
     tuned = asked.load()
-    from vlmtune.data.types import Sample, Turn
+    from vlmtune.data.types import Sample, Turn, count
     from vlmtune.engine.answers.drawn import Drawing, answer
 
     drawing, found = Drawing(max_new_tokens, temperature, top_p), []
@@ -66,7 +66,7 @@ def generate(
         sample = Sample((Turn("user", (*refs, question)), Turn("assistant", ("",))), where)
         written = answer(tuned, sample, drawing)
         if written.is_cut:
-            say(f"cut at {max_new_tokens} tokens: --max-new-tokens N lets the answer be longer", err=True)
+            say(f"cut at {count(max_new_tokens, 'token')}: --max-new-tokens N lets the answer be longer", err=True)
         found.append(_as_dict(question, image or [], written))
         if not as_json:
             say(f"> {question}\n{written.answer}" if prompts else written.answer)

@@ -67,8 +67,7 @@ def predict(
     asked = rows_asked(load_config(folder.config), rows, prompt)
     if asked.pictures and asked.prompt is None:
         raise typer.BadParameter("pictures alone ask nothing: say what to ask of each", param_hint="--prompt")
-    if out and out.exists() and not force:
-        raise VlmtuneError(f"{out} exists already", "give another name, or overwrite it with --force")
+    _refuse_target(out, force, [rows, *(path for _, path in asked.pictures), *(file.path for file in asked.files)])
     learned = folder.learned(checkpoint)
     if next(iter(asked), None) is None:
         raise VlmtuneError(f"{rows} holds no rows")
@@ -111,21 +110,36 @@ class Problems:
             say(f"left out: {bad.where}: {bad.problem}" + (f" ({bad.hint})" if bad.hint else ""), err=True)
 
 
+def _refuse_target(out: Path | None, force: bool, read: list[Path]) -> None:
+    """Raise where the file to write is there already and may not be overwritten: what is read never may."""
+    if out is None or not out.exists():
+        return
+    if any(path.exists() and out.samefile(path) for path in read):
+        raise VlmtuneError(f"{out} is what is to be answered: it would be overwritten", "give another name")
+    if not force:
+        raise VlmtuneError(f"{out} exists already", "give another name, or overwrite it with --force")
+
+
 @contextmanager
 def _target(out: Path | None, force: bool) -> Iterator[Callable[[str], None]]:
-    """Yield what takes one line after the other; a file into which none came is removed."""
+    """Yield what takes one line after the other; until the first, a file is left as it was, or not there."""
     if out is None:
         yield say_json
         return
+    was_there, is_kept = out.exists(), out.is_file()
     try:
-        file = out.open("w" if force else "x", encoding="utf-8", newline="\n")
+        file = out.open("a" if force else "x", encoding="utf-8", newline="\n")
     except FileExistsError:
         raise VlmtuneError(f"{out} exists already", "give another name, or overwrite it with --force") from None
     except OSError as error:
         raise _not_writable(out, error) from None
 
     def write(line: str) -> None:
+        nonlocal is_kept
         try:
+            if is_kept:
+                file.truncate(0)
+                is_kept = False
             file.write(line + "\n")
             file.flush()  # a kill leaves what was answered
         except OSError as error:
@@ -134,7 +148,7 @@ def _target(out: Path | None, force: bool) -> Iterator[Callable[[str], None]]:
     try:
         yield write
     finally:
-        is_empty = file.tell() == 0
+        is_empty = not was_there and file.tell() == 0
         file.close()
         if is_empty:
             out.unlink()
