@@ -10,7 +10,7 @@ from vlmtune.cli.options import JsonOption
 from vlmtune.cli.targets import GpuOption, PlatformOption, ReserveOption, choose_target
 from vlmtune.errors import ExitCode, VlmtuneError
 from vlmtune.printing import say
-from vlmtune.units import GIB
+from vlmtune.units import GIB, rate
 
 if TYPE_CHECKING:
     from vlmtune.cli.targets import ChosenCard
@@ -118,7 +118,7 @@ def _print(fit: "Fit", start: "LoadedConfig", chosen: "ChosenCard") -> None:
     out.print(f"longest row: {total} ({report.worst_row})", soft_wrap=True)
     as_it_is = f"preset {preset} as it is: {fit.unchanged.peak_reserved_bytes / GIB:.2f} GiB"
     before = fit.unchanged.time
-    out.print(f"{as_it_is}, {before.rows_per_s:,.3g} rows a second" if before else as_it_is, soft_wrap=True)
+    out.print(f"{as_it_is}, {rate(before.rows_per_s)} rows a second" if before else as_it_is, soft_wrap=True)
     for name, words in memory.time_in_words(report):
         out.print(f"{name}: {words}" if name else f"  {words}", soft_wrap=True)
     lines = changed_lines(fit, start)

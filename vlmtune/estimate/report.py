@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from vlmtune.units import rate
+
 
 @dataclass(frozen=True)
 class Share:
@@ -107,7 +109,7 @@ class StepTime:
         """Return seconds a step, rows a second and the run's hours in words."""
         run = "" if self.run_s is None else f", {_long(self.run_s)} for {self.num_steps:,} steps"
         rows = " if all rows are the largest" if self.of_largest else ""
-        return f"{self.step_s:,.3g} s a step, {self.rows_per_s:,.3g} rows a second{run}{rows}"
+        return f"{self.step_s:,.3g} s a step, {rate(self.rows_per_s)} rows a second{run}{rows}"
 
     @property
     def limits(self) -> str:

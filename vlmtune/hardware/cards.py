@@ -110,7 +110,7 @@ def find_card(text: str) -> Card:
     did_you_mean = f"did you mean {', '.join(near[:NAMES_SHOWN])}? " if near else ""
     raise VlmtuneError(
         f"no card is known as {text[:60]!r}",
-        f"{did_you_mean}Give a name such as rtx-4060 or rtx-3060-12gb, or a size: {', '.join(sizes())}",
+        f"{did_you_mean}give a name such as rtx-4060 or rtx-3060-12gb, or a size: {', '.join(sizes())}",
     )
 
 

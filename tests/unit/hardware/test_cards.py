@@ -112,7 +112,7 @@ def test_unknown_card_names_near_ones():
     assert error.value.hint.startswith("did you mean rtx-4060-ti")
     with pytest.raises(VlmtuneError) as error:
         find_card("")
-    assert error.value.hint.startswith("Give a name such as")
+    assert error.value.hint.startswith("give a name such as")
 
 
 def test_budget():

@@ -7,7 +7,7 @@ import typer
 
 from vlmtune.cli.options import JsonOption
 from vlmtune.cli.targets import HERE
-from vlmtune.units import GB, GIB
+from vlmtune.units import GB, GIB, rate
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -174,7 +174,7 @@ def pace_in_words(peak: "Peak | None") -> str:
     """Return the predicted rows a second."""
     if peak is None or peak.rows_per_s is None:
         return "-"
-    return f"{peak.rows_per_s:.3g}" if peak.rows_per_s >= 1 else f"{peak.rows_per_s:.2f}"
+    return rate(peak.rows_per_s) if peak.rows_per_s >= 1 else f"{peak.rows_per_s:.2f}"
 
 
 def _with_groups(rows: list[Row]) -> list[tuple[Row, bool]]:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmtune.cli.show import render
-from vlmtune.units import GIB, MIB
+from vlmtune.units import GIB, MIB, rate_format
 
 if TYPE_CHECKING:
     from vlmtune.cli.targets import ChosenCard
@@ -95,7 +95,8 @@ def _verdicts_side_by_side(plans: list[Estimated]) -> Table:
     for name, sizes in (*rows, ("main memory, GiB", main)):
         table.add_row(name, *_with_changes([size / GIB for size in sizes], ".2f"))
     if all(report.time for report in reports):
-        table.add_row("rows a second", *_with_changes([report.time.rows_per_s for report in reports], ".3g"))
+        rates = [report.time.rows_per_s for report in reports]
+        table.add_row("rows a second", *_with_changes(rates, rate_format(max(rates))))
     for kind in ("text", "image", "total"):
         table.add_row(f"{kind} tokens", *_with_changes([report.tokens[kind] for report in reports], ",d"))
     return table

@@ -8,7 +8,7 @@ from vlmtune.estimate.report import MemoryReport
 from vlmtune.estimate.scenario import Scenario
 from vlmtune.levers.gpus.number import KEY as NUM_GPUS
 from vlmtune.levers.gpus.shard import KEY as SHARD
-from vlmtune.units import GIB
+from vlmtune.units import GIB, rate
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class OnGpus:
         report = self.report
         cards = f"{self.num_gpus} GPU{'s' * (self.num_gpus > 1)}{', layers shared' * self.shared}"
         needed, budget = report.peak_reserved_bytes + report.communication_bytes, report.budget_bytes
-        pace = f", {report.time.rows_per_s:,.3g} rows a second" if report.time else ""
+        pace = f", {rate(report.time.rows_per_s)} rows a second" if report.time else ""
         verdict = "fits" if report.fits else "does not fit"
         return f"{cards}: {verdict}, {needed / GIB:.2f} of {budget / GIB:.2f} GiB a card{pace}"
 

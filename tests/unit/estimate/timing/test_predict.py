@@ -1,11 +1,12 @@
 """A run's seconds from simulated batches and the sizes of its own."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from vlmtune.estimate.report import BatchSpent, MemoryReport, PeakAt, Spent
+from vlmtune.estimate.report import BatchSpent, MemoryReport, PeakAt, Spent, StepTime
 from vlmtune.estimate.timing.predict import RunSizes, Sizes, of_largest, step_time
 from vlmtune.hardware.cards import find_card
 
@@ -74,9 +75,16 @@ class _Plan:
     rows_per_step, batch_size, pack_tokens, max_steps, num_gpus = 6, 2, 0, None, 1
 
 
-def test_train_says_the_pace_in_its_line():
-    from types import SimpleNamespace
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.3149, "0.315"), (13.34, "13.3"), (999.4, "999"), (999.6, "1,000"), (2231.4, "2,231")]
+)
+def test_a_rate_is_said_without_powers_of_ten(value, said):
+    pace = StepTime.pace.fget
+    made = SimpleNamespace(run_s=None, of_largest=False, step_s=0.1, rows_per_s=value)
+    assert pace(made) == f"0.1 s a step, {said} rows a second"
 
+
+def test_train_says_the_pace_in_its_line():
     from vlmtune.workflow.launch import Expected
 
     timed = report(SMALL)
