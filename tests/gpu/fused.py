@@ -18,40 +18,29 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from gpu.profiled import milliseconds  # noqa: E402
+
 from vlmtune.compat.torch import FUSED_RMS_NORM, FUSED_RMS_NORM_BACKWARD  # noqa: E402
 from vlmtune.models.speed import kernels  # noqa: E402
 from vlmtune.models.speed.gated import SILU  # noqa: E402
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
-TOKENS, TIMES = 12_288, 20
+TOKENS = 12_288
 NORMS = {"hidden of Qwen3-VL-4B": (1, 2560), "hidden of LLaVA": (1, 4096), "queries": (32, 128), "keys": (8, 128)}
 WIDTHS = {"Qwen3-VL-4B": 9728, "Qwen2.5-VL-7B": 18_944}
 HEADS = {"queries": (32, 128, False), "keys": (8, 128, False), "a tower's": (16, 64, True)}
 Pass = Callable[[], object]
 
 
-def milliseconds(run: Pass) -> float:
-    """Return what something takes, the median of some times; without a card the processor's time."""
-    if not torch.cuda.is_available():
-        started = time.perf_counter()
-        run()
-        return (time.perf_counter() - started) * 1e3
-    run()
-    spans = []
-    for _ in range(TIMES):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        run()
-        end.record()
-        spans.append((begin, end))
-    torch.cuda.synchronize()
-    return sorted(begin.elapsed_time(end) for begin, end in spans)[TIMES // 2]
+def took_ms(run: Pass) -> float:
+    """Return what something takes on the card; without a card the processor's time."""
+    return milliseconds(run) if torch.cuda.is_available() else seconds(run) * 1e3
 
 
 def figures(name: str, size: str, how: str, forward: Pass, backward: Pass, compiled_s: float = 0.0) -> dict:
     """Return both times of one way."""
     shown = {"of": name, "size": size, "how": how, "compiled_s": round(compiled_s, 3)}
-    return shown | {"forward_ms": milliseconds(forward), "backward_ms": milliseconds(backward)}
+    return shown | {"forward_ms": took_ms(forward), "backward_ms": took_ms(backward)}
 
 
 def seconds(run: Pass) -> float:
