@@ -1,14 +1,16 @@
 """Times single kernels on the GPU at hand, by which the rules of predicted time were made: `make gpu-microbench`.
 
 Milliseconds by name: products of M×N×K (TN as in a forward pass, NN as for the gradient of the input, grad w as for the
-weight's), unpacking of 4-bit weights, passes over numbers, attention (B batch, H heads, T tokens, D head size); copies
-over the bus in GB/s; what a launch, and an update of so many parameters, takes of the processor.
+weight's), unpacking of 4-bit weights, passes over numbers, attention (B batch, H heads, T tokens, D head size),
+convolutions (channels, sizes, windows, groups) and stretched tables of places; copies over the bus in GB/s; what a
+launch, and an update of so many parameters, takes of the processor.
 """
 
 import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import bitsandbytes
@@ -33,12 +35,22 @@ PRODUCTS = (
 WEIGHTS = ((2048, 2048), (11008, 2048), (4096, 4096), (14336, 4096), (256, 2048), (5120, 27648))
 NUMBERS = (1 << 16, 1 << 20, 1 << 22, 1 << 24, 1 << 26, 1 << 28)
 TOKENS = ((300, 2048), (1600, 2048), (1600, 3584), (6400, 1280))
+FP32_MASK = "fp32 mask"
 ATTENTION = (
     *((1, 16, 300, 128, True), (1, 16, 1600, 128, True), (1, 28, 1600, 128, True), (1, 32, 1600, 128, True)),
     *((4, 16, 300, 128, True), (1, 16, 4096, 128, True), (1, 16, 64, 80, False), (1, 16, 1200, 80, False)),
     *((1, 16, 6400, 80, False), (1, 16, 577, 64, False), (1, 16, 729, 72, False), (16, 16, 576, 64, False)),
     *((1, 8, 1600, 256, True), (1, 16, 1600, 128, "mask"), (4, 16, 1600, 128, "mask")),
+    *((1, 8, 590, 256, "mask"), (1, 8, 590, 512, True), (1, 12, 2520, 64, FP32_MASK)),
 )
+CONVOLUTIONS = (
+    *((384, 384, (64, 64), (7, 7), 384), (384, 384, (64, 64), (3, 3), 384), (192, 192, (128, 128), (7, 7), 192)),
+    *((192, 192, (128, 128), (3, 3), 192), (8192, 8192, (461,), (4,), 8192), (2048, 2048, (463,), (3,), 2048)),
+    *((384, 1536, (64, 64), (1, 1), 1), (1536, 384, (64, 64), (1, 1), 1), (3, 96, (512, 512), (3, 3), 1)),
+)
+"""Channels in and out, sizes of pictures or texts, of windows, groups: FastVLM's tower, layers of Qwen3.5 and LFM2."""
+STRETCHED = (("bicubic", 1664), ("bicubic", 4096), ("bilinear", 1152))
+"""How tables of 16 by 16 places are stretched, and their channels."""
 COPIED_BYTES = 1 << 28
 PARAMETERS = (10, 250, 500)
 Found = dict[str, float | str]
@@ -109,14 +121,13 @@ def _of_layers(tokens: int, width: int) -> dict[str, Callable[[], object]]:
 
 
 def attention(found: Found) -> None:
-    """Time attention and its backward pass: causal, over everything, and with a causal mask."""
+    """Time attention and its backward pass: causal, over everything, and with a mask, in fp32 too."""
     for batch, heads, tokens, size, causal in ATTENTION:
         shape = (batch, tokens, heads, size)
-        q, k, v = (
-            torch.randn(*shape, device=CARD, dtype=torch.bfloat16).transpose(1, 2).requires_grad_() for _ in "qkv"
-        )
+        dtype = torch.float32 if causal == FP32_MASK else torch.bfloat16
+        q, k, v = (torch.randn(*shape, device=CARD, dtype=dtype).transpose(1, 2).requires_grad_() for _ in "qkv")
         how = {"is_causal": causal is True}
-        if causal == "mask":
+        if causal in ("mask", FP32_MASK):
             how = {"attn_mask": torch.ones(batch, 1, tokens, tokens, device=CARD, dtype=torch.bool).tril()}
         kind = f"sdpa B{batch} H{heads} T{tokens} D{size} {causal}"
         with torch.no_grad():
@@ -128,6 +139,33 @@ def attention(found: Found) -> None:
         found[f"{kind} bwd"] = milliseconds(
             lambda out=out, q=q, k=k, v=v, given=given: torch.autograd.grad(out, (q, k, v), given, retain_graph=True)
         )
+
+
+def convolutions(found: Found) -> None:
+    """Time convolutions and what backward makes of their inputs: depthwise ones, and those that are products."""
+    for channels, made, sizes, window, groups in CONVOLUTIONS:
+        x = torch.randn(1, channels, *sizes, device=CARD, dtype=torch.bfloat16).requires_grad_()
+        w = torch.randn(made, channels // groups, *window, device=CARD, dtype=torch.bfloat16)
+        convolve = F.conv1d if len(sizes) == 1 else F.conv2d
+        how = {"padding": window[-1] // 2 if len(sizes) == 2 else window[0] - 1, "groups": groups}
+        _both_ways(found, f"conv {channels}->{made} {sizes} {window} G{groups}", x, partial(convolve, x, w, **how))
+
+
+def stretching(found: Found) -> None:
+    """Time tables of places that are stretched, as they lie in memory: channel behind channel of each place."""
+    for mode, channels in STRETCHED:
+        x = torch.randn(1, 16, 16, channels, device=CARD).permute(0, 3, 1, 2).requires_grad_()
+        for finer in (False, True):
+            how = {"size": (32, 32), "mode": mode, "antialias": finer}
+            _both_ways(found, f"stretch {mode} antialias={finer} {channels}", x, partial(F.interpolate, x, **how))
+
+
+def _both_ways(found: Found, kind: str, x: torch.Tensor, run: Callable[[], torch.Tensor]) -> None:
+    with torch.no_grad():
+        found[f"{kind} fwd"] = milliseconds(run)
+    out = run()
+    given = torch.randn_like(out)
+    found[f"{kind} bwd"] = milliseconds(lambda: torch.autograd.grad(out, x, given, retain_graph=True))
 
 
 def bus(found: Found) -> None:
@@ -179,7 +217,7 @@ def _by_the_wall_s(run: Callable[[], object], times: int) -> float:
 def main(out: Path) -> None:
     """Write all to `out`."""
     found: Found = {}
-    for measure in (products, unpacking, passes, attention, bus, processor):
+    for measure in (products, unpacking, passes, attention, convolutions, stretching, bus, processor):
         measure(found)
     found |= {"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__}
     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
