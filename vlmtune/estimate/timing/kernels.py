@@ -18,7 +18,8 @@ class Kernel(NamedTuple):
     flops: int = 0
     """Of products and attention."""
     sizes: tuple[int, ...] = ()
-    """Of products: how many, M, N, K. Of attention: heads of all rows, queries, keys, head size."""
+    """Of products: how many, M, N, K. Of attention: heads of all rows, queries, keys, head size. Of `bicubic`:
+    blocks of threads."""
     old: bool = False
     """Whether products are computed by kernels written for the tensor cores of Ampere, which run everywhere."""
 

@@ -40,8 +40,14 @@ NOTHING = ("empty", "new_empty", "detach", "lift_fresh", "alias", "set_", "resiz
 """Operations that launch none: memory alone, or a value that the program waits for."""
 CHUNK_BLOCKS, CHUNK_NUMBERS, CHUNK_TENSORS = 320, 65_536, {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 """ForeachFunctors.cuh and MultiTensorApply.cuh: how much of lists of tensors one launch takes, by lists."""
+BICUBIC_THREADS = 1024
+"""UpSampleBicubic2d.cu: how many threads of a block stretch a picture, one for each place, through all channels."""
 ALIGNED_BYTES = 16
 """What tensor cores load at once: rows that start elsewhere take older, slower kernels."""
+PLACE_TAPS = 36
+"""As many taps of a window as it takes to work out where the window lies: torch's own kernel, which computes depthwise
+convolutions in bf16, divides three times for each output. With so many, windows of four take what they did when
+Qwen3.5's run was seen; a tap is counted by the kernel's machine code."""
 
 
 class Ledger:
@@ -111,6 +117,8 @@ def kernels_of(operation, args: tuple, tensors: list[Tensor], made: list[Tensor]
         return [_convolution(*args[:2], made[0])]
     if name == "convolution_backward":
         return [_convolution(args[1], args[2], args[0]) for _ in made]
+    if name.startswith("upsample_bicubic2d"):
+        return [_bicubic(tensors[0], made[0])]
     if name.startswith("dequantize"):
         return [Kernel("unpack", _bytes(tensors) + _bytes(made), made[0].numel())]
     if name.startswith(("_foreach", "_fused_adam")):
@@ -182,8 +190,16 @@ def _convolution(inputs: Tensor, weight: Tensor, out: Tensor) -> Kernel:
     of_one = prod(weight.shape[1:])
     num_bytes = inputs.nbytes + weight.nbytes + out.nbytes
     if weight.shape[1] == 1 and inputs.shape[1] > 1:
-        return Kernel("depthwise", num_bytes, out.numel() * of_one)
+        return Kernel("depthwise", num_bytes, out.numel() * (PLACE_TAPS + of_one))
     return product_of((1, outputs, weight.shape[0], of_one), inputs.dtype, num_bytes, old=True)
+
+
+def _bicubic(given: Tensor, made: Tensor) -> Kernel:
+    """Blocks of threads over the places of the larger picture, which backward goes through too."""
+    larger = max(given, made, key=Tensor.numel)
+    channels, blocks = prod(larger.shape[:2]), -(-prod(larger.shape[2:]) // BICUBIC_THREADS)
+    numbers = channels * blocks * BICUBIC_THREADS
+    return Kernel("bicubic", given.nbytes + made.nbytes, numbers, sizes=(blocks,))
 
 
 def _of_lists(name: str, args: tuple, tensors: list[Tensor], made: list[Tensor]) -> list[Kernel]:

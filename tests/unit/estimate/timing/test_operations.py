@@ -10,7 +10,7 @@ from tiny.rows import tiny_plan
 from vlmtune.estimate.simulate.attention import attention_of
 from vlmtune.estimate.simulate.record import Recorder
 from vlmtune.estimate.simulate.simulation import Run, simulate
-from vlmtune.estimate.timing.operations import CHUNK_BLOCKS, CHUNK_NUMBERS, unpacking_of
+from vlmtune.estimate.timing.operations import CHUNK_BLOCKS, CHUNK_NUMBERS, PLACE_TAPS, unpacking_of
 from vlmtune.models.speed import gated, norms, rotary
 
 BF16 = torch.bfloat16
@@ -106,9 +106,19 @@ def test_lists_of_tensors_take_as_many_launches_as_their_pieces():
     assert sum(launched(lambda: torch._foreach_mul_(large, 2.0)).values()) == 2
 
 
-def test_a_depthwise_convolution_counts_its_taps():
-    kernel = one(lambda: F.conv1d(meta(1, 64, 100), meta(64, 1, 4), groups=64, padding=3))
-    assert (kernel.kind, kernel.numbers) == ("depthwise", 64 * 103 * 4)
+def test_a_depthwise_convolution_counts_its_places_and_their_taps():
+    short = one(lambda: F.conv1d(meta(1, 64, 100), meta(64, 1, 4), groups=64, padding=3))
+    wide = one(lambda: F.conv2d(meta(1, 64, 10, 10), meta(64, 1, 7, 7), groups=64, padding=3))
+    assert {short.kind, wide.kind} == {"depthwise"}
+    assert (short.numbers, wide.numbers) == (64 * 103 * (PLACE_TAPS + 4), 64 * 100 * (PLACE_TAPS + 49))
+
+
+def test_a_stretched_picture_is_a_thread_a_place_through_all_channels():
+    small, gradient = (meta(1, 100, side, side, dtype=torch.float32) for side in (16, 40))
+    small.requires_grad_()
+    kernels = launched(lambda: F.interpolate(small, size=(40, 40), mode="bicubic").backward(gradient))
+    bicubic = {kernel: times for kernel, times in kernels.items() if kernel.kind == "bicubic"}
+    assert [(kernel.numbers, kernel.sizes, times) for kernel, times in bicubic.items()] == [(100 * 2048, (2,), 2)]
 
 
 @pytest.fixture(scope="module")

@@ -69,11 +69,22 @@ def test_a_product_in_parts_is_two_launches():
     assert H200.launches(Kernel("pass", 100, 100)) == 1
 
 
+def test_fp32_attention_multiplies_three_times_at_half_the_rate():
+    half, full = (Kernel("attention", 10**6, 0, of, 10**11, (12, 2560, 2560, 64), True) for of in ("bfloat16", FP32))
+    for rates in (H200, RTX_4060):
+        assert rates.seconds(full) / rates.seconds(half) == pytest.approx(6, rel=0.05)
+
+
+def test_a_stretched_picture_takes_as_long_on_a_card_of_many_multiprocessors():
+    one, many = (Kernel("bicubic", 0, 5760 * 1024 * blocks, sizes=(blocks,)) for blocks in (1, 132))
+    assert H200.seconds(one) == pytest.approx(14e-3, rel=0.05) == H200.seconds(many)
+
+
 def test_every_kind_has_a_time_on_every_card():
     for card in cards():
         rates = Rates(card)
         for kind in (*KINDS, "bus", "copy"):
-            assert 0 < rates.seconds(Kernel(kind, 10**6, 10**6)) < 1, (card.key, kind)
+            assert 0 < rates.seconds(Kernel(kind, 10**6, 10**6, sizes=(30,))) < 1, (card.key, kind)
         attention = Kernel("attention backward", 10**6, 0, "bfloat16", 10**9, (16, 500, 500, 64))
         assert 0 < rates.seconds(attention) < 1
 
