@@ -63,15 +63,18 @@ def runs_of(path: Path) -> list[dict]:
 
 def table_of(seen: list[dict], blind: list[dict], found: dict[str, dict]) -> str:
     """Return the errors as Markdown: of both kinds of runs, then of every run."""
+    first = [run for run in seen if "first_predicted" in run]
     lines = [
         "# Predicted against measured kernel time",
         "",
         "In percent of what was measured, below zero where the prediction is too short; written by",
         "`make gpu-time-errors`. Seen: runs by which rules were made. Blind: predicted before they were timed.",
+        "Blind at first: predicted before, and seen since, as they were far off.",
         "",
         "| Runs | Number | Kernel time: median size | Lowest | Highest | Launches: median size | Lowest | Highest |",
         "| --- | --: | --: | --: | --: | --: | --: | --: |",
         *(_line(name, runs, found) for name, runs in (("seen", seen), ("blind", blind))),
+        _line("blind at first, as predicted then", first, {run["case"]: run["first_predicted"] for run in first}),
         "",
         *_seconds([run for run in blind if run.get("launch_s")], found),
         "",
