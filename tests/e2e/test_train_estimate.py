@@ -44,6 +44,7 @@ def a_report(needed_gib: float, target: Target) -> MemoryReport:
         "peak_at": PeakAt("step 1", "aten.mm", ""),
         "tokens": {"text": 66, "image": 4, "total": 70},
         "flops_per_row": 1.0,
+        "breakdown": (),
         "phases": (),
         "encoding_reserved_bytes": 0,
         "communication_bytes": 0,

@@ -15,7 +15,6 @@ from vlmtune.units import GIB, rate
 if TYPE_CHECKING:
     from vlmtune.cli.targets import ChosenCard
     from vlmtune.config.load import LoadedConfig
-    from vlmtune.config.values import Values
     from vlmtune.estimate.search.fit import Fit
     from vlmtune.estimate.search.several import OnGpus
     from vlmtune.hardware.cards import Target
@@ -80,23 +79,16 @@ def _start(model: str, preset: str, data: Path | None, gpus: int) -> "LoadedConf
 def _search(start: "LoadedConfig", target: "Target", gpus: int, live: bool) -> "tuple[Fit, list[OnGpus]]":
     """Return the config that fits, and of several cards whether one would do and whether they must share layers."""
     from vlmtune.config.load import NO_DATA
-    from vlmtune.config.values import words_of
     from vlmtune.engine.runtime import collector_paused
     from vlmtune.estimate.search.fit import fit_card
     from vlmtune.estimate.search.several import on_gpus
-    from vlmtune.workflow.progress import standard_error
+    from vlmtune.workflow.progress import simulating
     from vlmtune.workflow.scenario import open_scenario
 
-    status, tried = standard_error(live=live).status("simulating training steps…"), 0
-
-    def tell(values: "Values") -> None:
-        nonlocal tried
-        tried += 1
-        status.update(f"simulating training steps: config {tried}, {' '.join(words_of(values)) or 'the preset'}")
-
     needs_rows = start.config.data.train_path != NO_DATA
-    scenario = open_scenario(start, target, live=live, tell=tell, needs_rows=needs_rows)
-    with status, collector_paused():
+    scenario = open_scenario(start, target, live=live, needs_rows=needs_rows)
+    with simulating("the preset", live=live) as tell, collector_paused():
+        scenario = dataclasses.replace(scenario, tell=tell)
         return fit_card(scenario), on_gpus(scenario, gpus) if gpus > 1 else []
 
 

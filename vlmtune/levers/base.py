@@ -90,6 +90,18 @@ class RowFacts(Protocol):
         """Return what may be written into the cache folder; None where it cannot be written."""
 
 
+# What is held at a peak, by how the names of its parts begin (`breakdown` of an estimate).
+TOWER = ("weights: vision", "weights: projector")
+LAYERS = ("weights: text",)
+HEAD = ("weights: head",)
+UNPACKED = ("dequantised weights", "workspaces")
+KEPT = ("saved activations", "recomputation")
+WORK = (*KEPT, "logits and loss", "gradients", "inputs", *UNPACKED)
+"""What a pass makes: the gradients of activations count as gradients."""
+LEARNING = ("adapters:", "gradients", "optimizer")
+PARTS = (*TOWER, *LAYERS, *HEAD, "weights: other", *LEARNING, *WORK)
+
+
 @dataclass(frozen=True)
 class Saving:
     """One way to spend less memory."""
@@ -99,6 +111,10 @@ class Saving:
     """What it costs, for people."""
     steps: Callable[[TrainingConfig, ModelFacts | None, int], list[Values]]
     """(config, model, text tokens of the longest row) -> ever stronger versions; none where it does not apply."""
+    spares: tuple[str, ...] = PARTS
+    """What of a peak it can lower at all: beside the rest of a peak that is too large it need not be simulated."""
+    is_even: bool = False
+    """Whether each step saves as much as the one before it, so that two of them tell of those between."""
     may_cost_memory: bool = False
     """Whether a run that does not fit may need even more with it."""
     priced: Callable[[list[Values]], list[Values]] = lambda steps: steps[:1]

@@ -6,7 +6,7 @@ from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, OnResume, Saving, Spending
+from vlmtune.levers.base import WORK, Choice, Decision, GivesUp, Lever, OnResume, Saving, Spending
 from vlmtune.levers.gpus.number import KEY as GPUS
 from vlmtune.levers.gpus.number import num_gpus
 
@@ -92,6 +92,7 @@ BATCH = Lever(
             GivesUp.TIME,
             "fewer rows at a time, as many a step: the same result, less work for the card at once",
             _fewer_rows,
+            spares=WORK,
         ),
     ),
     spending=Spending(

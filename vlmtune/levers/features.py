@@ -6,7 +6,7 @@ from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, OnResume, RowFacts, Saving
+from vlmtune.levers.base import TOWER, WORK, Choice, Decision, GivesUp, Lever, OnResume, RowFacts, Saving
 from vlmtune.units import GIB
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ FEATURES_LEVER = Lever(
             GivesUp.TIME,
             "images are encoded before the language model loads, and kept on disk: the tower leaves the card",
             _cached,
+            spares=(*TOWER, *WORK),
             # Encoding may take more than training a very small model.
             may_cost_memory=True,
         ),

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values, as_yaml
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, Saving
+from vlmtune.levers.base import HEAD as OF_HEAD
+from vlmtune.levers.base import UNPACKED, Choice, Decision, GivesUp, Lever, Saving
 from vlmtune.levers.method import AS_IN_FILES
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def _more(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
     return [{KEY: False}] * (now in (True, IN_8_BITS)) + [{KEY: IN_8_BITS}] * (now is True)
 
 
+_SPARES = (*OF_HEAD, *UNPACKED)
+"""Of one in 8 bits, a piece is unpacked at a time."""
+
 HEAD = Lever(
     name="Bits of the output head",
     keys=(KEY,),
@@ -64,9 +68,15 @@ HEAD = Lever(
     decide=_decide,
     fields=("head_8bit",),
     savings=(
-        Saving(GivesUp.HEAD_ROUNDING, "the frozen output head in 8 bits: rounded", _eight_bits),
+        Saving(GivesUp.HEAD_ROUNDING, "the frozen output head in 8 bits: rounded", _eight_bits, spares=_SPARES),
         # Unpacked at the peak, it can take more than it saves.
-        Saving(GivesUp.HEAD_ROUNDING, "the frozen output head in 4 bits: rounded", _four_bits, may_cost_memory=True),
+        Saving(
+            GivesUp.HEAD_ROUNDING,
+            "the frozen output head in 4 bits: rounded",
+            _four_bits,
+            spares=_SPARES,
+            may_cost_memory=True,
+        ),
     ),
     more=_more,
 )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
 from vlmtune.families.facts import SMALLEST_IMAGE_PX, ModelFacts
-from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, OnResume, Saving
+from vlmtune.levers.base import WORK, Choice, Decision, GivesUp, Lever, OnResume, Saving
 
 if TYPE_CHECKING:
     from vlmtune.plan.types import Device
@@ -38,6 +38,6 @@ IMAGE_SIZE = Lever(
     costs="detail in every image",
     decide=_decide,
     fields=("image_size", "image_overrides"),
-    savings=(Saving(GivesUp.IMAGE_DETAIL, "smaller images: less detail", _smaller),),
+    savings=(Saving(GivesUp.IMAGE_DETAIL, "smaller images: less detail", _smaller, spares=WORK),),
     on_resume=OnResume.UNTIL_CHECKPOINT,
 )

@@ -8,7 +8,7 @@ from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values, not_yet
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, OnResume, Saving
+from vlmtune.levers.base import LEARNING, Choice, Decision, GivesUp, Lever, OnResume, Saving
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,11 @@ OPTIMIZER = Lever(
     costs="rounding of the optimizer's states to 8 bits; paged ones may lie in main memory",
     decide=_decide,
     fields=("optimizer",),
-    savings=(Saving(GivesUp.OPTIMIZER_ROUNDING, "8-bit optimizer states, which may lie in main memory", _paged),),
+    savings=(
+        Saving(
+            GivesUp.OPTIMIZER_ROUNDING, "8-bit optimizer states, which may lie in main memory", _paged, spares=LEARNING
+        ),
+    ),
     more=_more,
     on_resume=OnResume.UNTIL_CHECKPOINT,
 )

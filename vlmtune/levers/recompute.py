@@ -12,7 +12,7 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.families.facts import ModelFacts
 from vlmtune.hardware.main_memory import pinned_block_bytes
-from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, OnResume, Saving, Spending
+from vlmtune.levers.base import KEPT, Choice, Decision, GivesUp, Lever, OnResume, Saving, Spending
 
 if TYPE_CHECKING:
     from torch import nn
@@ -170,11 +170,13 @@ RECOMPUTE = Lever(
             GivesUp.TIME,
             "activations are computed twice instead of kept: the layers' forward pass once more, the same result",
             _all_layers,
+            spares=KEPT,
         ),
         Saving(
             GivesUp.TIME,
             "what layers recompute from waits in main memory: two copies over the bus, the same result",
             _offload,
+            spares=KEPT,
         ),
     ),
     spending=Spending(_fewer_layers, _bought, is_division=False),

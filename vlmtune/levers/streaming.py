@@ -10,7 +10,7 @@ from vlmtune.config.values import Values
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Decision, GivesUp, Lever, OnResume, Saving
+from vlmtune.levers.base import LAYERS, Decision, GivesUp, Lever, OnResume, Saving
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,6 +81,8 @@ STREAMING = Lever(
             GivesUp.TIME,
             "frozen 4-bit layers lie in main memory and come to the card while others are computed: the same result",
             _more_layers,
+            spares=LAYERS,
+            is_even=True,
             priced=_half_and_all,
         ),
     ),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Decision, GivesUp, Lever, Saving
+from vlmtune.levers.base import WORK, Decision, GivesUp, Lever, Saving
 
 if TYPE_CHECKING:
     from vlmtune.plan.types import Device
@@ -40,7 +40,7 @@ TEXT_LENGTH = Lever(
     decide=_decide,
     fields=("max_length", "truncation"),
     savings=(
-        Saving(GivesUp.LONG_TEXTS, REASON, _down_to(256)),
-        Saving(GivesUp.SHORT_TEXTS, REASON, _down_to(128)),
+        Saving(GivesUp.LONG_TEXTS, REASON, _down_to(256), spares=WORK),
+        Saving(GivesUp.SHORT_TEXTS, REASON, _down_to(128), spares=WORK),
     ),
 )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values, as_yaml
 from vlmtune.families.facts import ModelFacts
+from vlmtune.levers.base import TOWER as OF_TOWER
 from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, Saving
 from vlmtune.levers.method import AS_IN_FILES
 
@@ -40,6 +41,8 @@ TOWER = Lever(
     keys=(KEY,),
     costs="rounding of the frozen tower and projector",
     decide=_decide,
-    savings=(Saving(GivesUp.TOWER_ROUNDING, "the frozen vision tower in 4 bits: rounded", _four_bits),),
+    savings=(
+        Saving(GivesUp.TOWER_ROUNDING, "the frozen vision tower in 4 bits: rounded", _four_bits, spares=OF_TOWER),
+    ),
     more=_more,
 )

@@ -84,7 +84,7 @@ def _next_change(error: "OutOfMemory", job: Job, expected: Expected | None, has_
     candidates = [(saving, steps) for saving in savings if (steps := saving.steps(config, facts, 0))]
     if not candidates:
         return None
-    fitting = first_fitting([steps for _, steps in candidates], error, expected) if expected else None
+    fitting = first_fitting(candidates, error, expected) if expected else None
     first, steps = candidates[0]
     return fitting or first.priced(steps)[0]
 

@@ -1,6 +1,7 @@
 """The estimate inside `train`: said before the model loads, refused when it cannot fit, asked again after an OOM."""
 
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,15 @@ from vlmtune.printing import say
 from vlmtune.units import GIB
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vlmtune.config.values import Values
     from vlmtune.engine.oom import OutOfMemory
     from vlmtune.estimate.report import MainMemoryNeed, MemoryReport
     from vlmtune.estimate.scenario import Scenario
-    from vlmtune.estimate.search.candidates import EstimateWith
+    from vlmtune.estimate.search.candidates import Search
     from vlmtune.hardware.cards import Target
+    from vlmtune.levers.base import Saving
     from vlmtune.plan.types import RunPlan
     from vlmtune.workflow.job import Job
 
@@ -177,24 +181,20 @@ def with_changes(error: "OutOfMemory", expected: Expected | None) -> VlmtuneErro
     return VlmtuneError(error.message, f"would have fitted: {changes}" if changes else error.hint)
 
 
-def first_fitting(savings: "Sequence[list[Values]]", error: "OutOfMemory", expected: Expected) -> "Values | None":
+def first_fitting(
+    savings: "Sequence[tuple[Saving, list[Values]]]", error: "OutOfMemory", expected: Expected
+) -> "Values | None":
     """Return the weakest fitting step of the first saving that would have fitted; None where none would.
 
     Or where nobody can tell.
     """
-    from vlmtune.estimate.search.candidates import first_that_holds
+    from vlmtune.estimate.search.candidates import Settled
 
-    estimate_with = _estimator(expected, budget_left(error, expected))
-
-    def fits(values: "Values") -> bool:
-        try:
-            return estimate_with(values).fits
-        except VlmtuneError:  # such as texts that cannot be cut further
-            return False
-
-    for steps in savings:
-        if fits(steps[-1]):
-            return steps[first_that_holds(range(len(steps)), lambda number, steps=steps: fits(steps[number]))]
+    with _search(expected, budget_left(error, expected)) as search:
+        for saving, steps in savings:
+            strongest = Settled(saving.reason, tuple(steps), len(steps) - 1, saving)
+            if weakest := search.weakest([strongest], strongest):
+                return weakest.values
     return None
 
 
@@ -213,15 +213,22 @@ def _changes_in_words(expected: Expected, budget_bytes: int) -> str | None:
     from vlmtune.estimate.search.fit import cheapest_changes
 
     try:
-        estimate_with, scenario = _estimator(expected, budget_bytes), expected.scenario
-        changes = cheapest_changes(scenario.config, expected.report, estimate_with, scenario.facts)
+        with _search(expected, budget_bytes) as search:
+            changes = cheapest_changes(search)
     except VlmtuneError:
         return None
     return "; or ".join(" ".join(f"--set {word}" for word in change.words) for change in changes) or None
 
 
-def _estimator(expected: Expected, budget_bytes: int) -> "EstimateWith":
-    """Say that it takes a while, and return what estimates the run with other values against a budget."""
+@contextmanager
+def _search(expected: Expected, budget_bytes: int) -> "Iterator[Search]":
+    """Give the search for values with which the run fits a budget; say that it takes a while, and where it is."""
+    from vlmtune.engine.runtime import collector_paused
+    from vlmtune.estimate.search.candidates import Search
+    from vlmtune.workflow.progress import simulating
+
     say("looking for changes that fit ...", err=True)
-    held = expected.scenario.with_budget(budget_bytes)
-    return lambda values: held.with_values(values).estimate(fast=True)
+    with simulating("as it is", live=True) as tell, collector_paused():
+        held = replace(expected.scenario, tell=tell).with_budget(budget_bytes)
+        too_large = replace(expected.report, budget_bytes=budget_bytes)
+        yield Search(held.config, held.facts, lambda values: held.with_values(values).estimate(fast=True), too_large)

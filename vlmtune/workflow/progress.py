@@ -2,11 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
+from vlmtune.config.values import Values, words_of
 from vlmtune.data.progress import Advance, Progress, silent
 
 if TYPE_CHECKING:
@@ -46,6 +47,20 @@ def bar(what: str, total: int) -> Iterator[Advance]:
                 shown(done)
 
         yield advance
+
+
+@contextmanager
+def simulating(unchanged: str, *, live: bool) -> Iterator[Callable[[Values], None]]:
+    """Show which config is simulated, of several that take seconds each: the values that are told, or `unchanged`."""
+    tried = 0
+    with standard_error(live=live).status("simulating training steps…") as status:
+
+        def tell(values: Values) -> None:
+            nonlocal tried
+            tried += 1
+            status.update(f"simulating training steps: config {tried}, {' '.join(words_of(values)) or unchanged}")
+
+        yield tell
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 
 from vlmtune.estimate.allocator.caching import AllocatorSettings, replay, round_size
 from vlmtune.estimate.report import PeakAt, Phase
@@ -93,16 +95,17 @@ def _held_at(log: Log, highest_at: dict[str, int]) -> dict[str, dict[str, int]]:
     """Return what is allocated after each phase's highest event, by kind."""
     live: dict[int, int] = {}
     held: dict[str, dict[str, int]] = {}
-    for index, (handle, num_bytes) in enumerate(log.events):
-        if handle > 0:
-            live[handle] = _counted(num_bytes)
-        elif handle < 0:
-            del live[-handle]
-        for phase in (name for name, highest in highest_at.items() if highest == index):
-            kinds: Counter[str] = Counter()
-            for one, size in live.items():
-                kinds[log.tags[one][0]] += size
-            held[phase] = dict(kinds)
+    begin = 0
+    for phase, highest in sorted(highest_at.items(), key=itemgetter(1)):
+        for handle, num_bytes in islice(log.events, begin, highest + 1):
+            if handle > 0:
+                live[handle] = num_bytes
+            elif handle < 0:
+                del live[-handle]
+        begin, kinds = highest + 1, Counter[str]()
+        for one, num_bytes in live.items():
+            kinds[log.tags[one][0]] += _counted(num_bytes)
+        held[phase] = dict(kinds)
     return held
 
 

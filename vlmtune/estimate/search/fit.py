@@ -86,7 +86,7 @@ def find_fit(
     found = _found(quick, pace)
     over = quick.base.peak_reserved_bytes / max(1, quick.base.budget_bytes) - 1
     gives_up_too_much = 0 < over < 2 * FAST_MARGIN and full.base.fits
-    if gives_up_too_much or (quick.fits(merged(found)) and not full.fits(merged(found))):
+    if gives_up_too_much or (quick.fits(found) and not full.fits(found)):
         found = _found(full, pace)
     changes = _as_changes(config, found)
     report = full.report(merged(found)) or full.base
@@ -97,21 +97,16 @@ def find_fit(
 def _found(search: Search, pace: PaceWith) -> list[Settled]:
     """Return what is to be changed so that the run fits and uses the memory that is left."""
     saved = [] if search.base.fits else search.save()
-    return spend(search, saved, pace) if search.fits(merged(saved)) else saved
+    return spend(search, saved, pace) if search.fits(saved) else saved
 
 
-def cheapest_changes(
-    config: TrainingConfig, report: MemoryReport, estimate_with: EstimateWith, model: ModelFacts | None = None
-) -> list[Change]:
+def cheapest_changes(search: Search) -> list[Change]:
     """Return up to three changes that make a run fit which does not, the cheapest first; empty where none does.
 
     First single changes, in the order of `levers.savings`, each as strong as it must be; where there is none, the
-    shortest combination in that order. `estimate_with` decides by the `fits` of what it returns: give it the budget
-    that is really there. Without the facts of the model there is none on the number of its layers.
+    shortest combination in that order. Each has been simulated.
     """
-    search = Search(config, model, estimate_with)
-    search.base = search.reports[()] = replace(report, fits=False)
-    single: list[Settled] = []
+    config, single = search.config, list[Settled]()
     for saving in search.savings():
         is_new = not any(saving.values.keys() & other.values.keys() for other in single)
         if is_new and len(single) < MOST_CHANGES and (weakest := search.weakest([saving], saving)):
@@ -119,7 +114,7 @@ def cheapest_changes(
     if single:
         return [change for one in single for change in _as_changes(config, [one])]
     together = search.save()
-    if not search.fits(merged(together)):
+    if not search.fits(together):
         return []
     changes = _as_changes(config, together)
     before = tuple(value for change in changes for value in change.before)

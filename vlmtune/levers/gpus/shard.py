@@ -9,7 +9,7 @@ from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Decision, GivesUp, Lever, OnResume, Saving
+from vlmtune.levers.base import LAYERS, Decision, GivesUp, Lever, OnResume, Saving
 from vlmtune.levers.gpus.number import KEY as NUM_GPUS
 from vlmtune.levers.gpus.number import num_gpus
 
@@ -65,6 +65,7 @@ SHARD = Lever(
             GivesUp.TIME,
             "each GPU keeps a share of the frozen 4-bit layers, and gathers those of the others: the same result",
             _share,
+            spares=LAYERS,
         ),
     ),
     on_resume=OnResume.FREE,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Choice, Decision, GivesUp, Lever, Saving
+from vlmtune.levers.base import KEPT, LEARNING, UNPACKED, Choice, Decision, GivesUp, Lever, Saving
 
 if TYPE_CHECKING:
     from vlmtune.plan.types import Device
@@ -49,7 +49,10 @@ LORA_RANK = Lever(
     fields=("lora_rank", "lora_alpha"),
     savings=(
         Saving(
-            GivesUp.RANK, "smaller adapters at the same scale; on all layers, as here, the rank matters little", _lower
+            GivesUp.RANK,
+            "smaller adapters at the same scale; on all layers, as here, the rank matters little",
+            _lower,
+            spares=(*LEARNING, *KEPT, *UNPACKED),
         ),
     ),
 )

@@ -9,7 +9,7 @@ from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Decision, GivesUp, Lever, OnResume, Saving, Spending
+from vlmtune.levers.base import WORK, Decision, GivesUp, Lever, OnResume, Saving, Spending
 from vlmtune.levers.batch import batch_of, rows_per_step
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ PACKING = Lever(
             GivesUp.TIME,
             "smaller packs, as many rows a step: the same result, less work for the card at once",
             _smaller_packs,
+            spares=WORK,
         ),
     ),
     spending=Spending(

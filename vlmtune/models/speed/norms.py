@@ -100,9 +100,11 @@ def _forward(norm: nn.Module, eps: float, by_triton: bool, x: Tensor) -> Tensor:
 
 def _is_rms_norm(module: nn.Module) -> bool:
     """Return whether a module is x / rms(x) * weight, with some eps."""
+    if next(module.children(), None) is not None:  # before all below it is looked through, for each module anew
+        return False
     takes = list(inspect.signature(type(module).forward).parameters.values())[1:]
     state = {name: tensor.ndim for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    if len(takes) != 1 or state != {"weight": 1} or list(module.children()) or not isinstance(_eps_of(module), float):
+    if len(takes) != 1 or state != {"weight": 1} or not isinstance(_eps_of(module), float):
         return False
     width = len(module.weight)
     weight = torch.linspace(0.5, 1.5, width)

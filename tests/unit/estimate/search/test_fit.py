@@ -13,8 +13,9 @@ from vlmtune.config.load import preset_config
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.values import Values, changed, value_at, words_of
 from vlmtune.errors import VlmtuneError
-from vlmtune.estimate.report import MemoryReport, PeakAt, StepTime
-from vlmtune.estimate.search.fit import cheapest_changes, find_fit
+from vlmtune.estimate.report import MemoryReport, PeakAt, Share, StepTime
+from vlmtune.estimate.search.candidates import Search
+from vlmtune.estimate.search.fit import MOST_CHANGES, cheapest_changes, find_fit
 from vlmtune.levers.base import GivesUp
 from vlmtune.levers.batch import batch_of, rows_per_step
 from vlmtune.levers.recompute import RECOMPUTE, keep_all, recompute_first
@@ -33,14 +34,17 @@ def config_with(preset: str, words=()) -> TrainingConfig:
 
 
 def needed_mib(config: TrainingConfig, billions: float = 4.0) -> float:
+    return sum(parts_mib(config, billions).values())
+
+
+def parts_mib(config: TrainingConfig, billions: float = 4.0) -> dict[str, float]:
     """Memory that grows with everything that a real run's grows with; a full pass of tokens and layers counts."""
     training, hardware = config.training, config.hardware
     quantised = training.method == "qlora"
     weights = billions * (520 if quantised else 2000)
     weights *= 1 - max(0, hardware.streamed_layers - 2) / LAYERS
-    if config.data.cache_features is not True:
-        weights += 400 * (0.27 if quantised and training.quantization.quantize_vision_tower else 1)
-    weights += 600 * {False: 1, "8bit": 0.5, True: 0.27}[training.quantization.quantize_head]
+    tower = 400 * (0.27 if quantised and training.quantization.quantize_vision_tower else 1)
+    head = 600 * {False: 1, "8bit": 0.5, True: 0.27}[training.quantization.quantize_head]
     state = 2 if training.optim == "paged_adamw_8bit" or training.optim is None else 8
     adapters = (billions * 1000 * 8 if training.method == "full" else training.lora.rank * 4) * (4 + state) / 4
     rows_at_once = training.batch_size
@@ -49,7 +53,14 @@ def needed_mib(config: TrainingConfig, billions: float = 4.0) -> float:
     tokens = rows_at_once * (config.data.max_length + (config.data.image_size or 1280) ** 2 / 1024)
     kept = LAYERS if not hardware.gradient_checkpointing else LAYERS - (hardware.checkpointed_layers or LAYERS)
     started_from = 0 if hardware.offload_activations else 0.01 * (LAYERS - kept)
-    return 200 + weights + adapters + tokens * (0.6 + 0.25 * kept + started_from)
+    return {
+        "other": 200,
+        "weights: text 4-bit": weights,
+        "weights: vision 4-bit": tower if config.data.cache_features is not True else 0,
+        "weights: head bfloat16": head,
+        "adapters: text": adapters,
+        "saved activations": tokens * (0.6 + 0.25 * kept + started_from),
+    }
 
 
 def step_s(config: TrainingConfig) -> float:
@@ -75,7 +86,7 @@ def report_of(config: TrainingConfig, budget_mib: float, billions: float = 4.0) 
         peak_allocated_bytes=needed,
         device_total_bytes=needed,
         budget_bytes=budget,
-        breakdown=(),
+        breakdown=tuple(Share(name, int(mib * MIB)) for name, mib in parts_mib(config, billions).items()),
         parts={},
         peak_at=PeakAt("step 2", "mm", "lm_head"),
         phases=(),
@@ -290,7 +301,7 @@ def test_as_few_layers_as_fit_lie_in_main_memory_before_anything_is_rounded():
         def estimate(values, budget=at_number):
             return report_of(changed(config, values), budget)
 
-        assert cheapest_changes(config, report_of(config, 1), estimate, MODEL)[0].words == streamed
+        assert cheapest_changes(Search(config, MODEL, estimate, report_of(config, at_number)))[0].words == streamed
 
 
 def test_layers_that_become_4_bit_may_then_lie_in_main_memory():
@@ -402,7 +413,7 @@ def test_a_config_that_is_refused_stops_the_search():
 def test_the_cheapest_changes_each_make_it_fit():
     config = config_with("16gb", ["training.gradient_accumulation_steps=8"])
     simulator = Simulator("16gb", needed_mib(config) - 50)
-    changes = cheapest_changes(config, report_of(config, 1), simulator)
+    changes = cheapest_changes(Search(config, None, simulator, report_of(config, simulator.budget_mib)))
     assert 2 <= len(changes) <= 3
     assert changes[0].words == ("hardware.offload_activations=true",)
     assert changes[1].words == ("training.batch_size=1", "training.gradient_accumulation_steps=16")
@@ -413,6 +424,36 @@ def test_the_cheapest_changes_each_make_it_fit():
     assert len(keys) == len(set(keys)), "three different ways, not three sizes of one"
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@given(short=st.floats(0.01, 0.99))
+@settings(max_examples=5, deadline=None)
+def test_the_cheapest_changes_are_those_of_all_that_are_tried_by_few_simulations(preset, short):
+    config = config_with(preset)
+    budget = needed_mib(config) - short * (needed_mib(config) - least_mib(preset))
+    simulator, before = Simulator(preset, budget), report_of(config, budget)
+    every, trying = list[Values](), Search(config, MODEL, Simulator(preset, budget), before)
+    for settled in trying.savings():
+        reports = ((values, trying.report(values)) for values in settled.steps)
+        fitting = next((values for values, report in reports if report and report.fits), None)
+        if fitting and not any(fitting.keys() & other.keys() for other in every):
+            every.append(fitting)
+    changes = cheapest_changes(Search(config, MODEL, simulator, before))
+    assert len(simulator.asked) <= (16 if every else 20)
+    for change in changes:
+        assert change.words in simulator.asked, "nothing is advised that was not simulated"
+    if every:
+        assert [change.values for change in changes] == every[:MOST_CHANGES]
+
+
+def test_what_cannot_suffice_is_not_simulated_and_one_line_tells_how_many_layers():
+    config = config_with("8gb")
+    budget = needed_mib(changed(config, {"hardware.streamed_layers": 25})) + 5
+    simulator = Simulator("8gb", budget)
+    changes = cheapest_changes(Search(config, MODEL, simulator, report_of(config, budget)))
+    assert [change.words for change in changes] == [("hardware.streamed_layers=25",)]
+    assert simulator.asked == [("hardware.streamed_layers=36",), ("hardware.streamed_layers=25",)]
+
+
 def test_of_two_ways_to_change_the_same_key_the_first_is_named():
     more = ("training.method=full", "training.batch_size=1", "training.gradient_accumulation_steps=16")
     config = config_with("24gb", more)
@@ -420,17 +461,17 @@ def test_of_two_ways_to_change_the_same_key_the_first_is_named():
     def estimate(values):
         return report_of(config_with("24gb", (*more, *words_of(values))), 20_000)
 
-    changes = cheapest_changes(config, report_of(config, 20_000), estimate)
+    changes = cheapest_changes(Search(config, None, estimate, report_of(config, 20_000)))
     assert [change.words for change in changes] == [("training.method=lora",)]
 
 
 def test_where_no_single_change_suffices_they_are_combined():
     config = config_with("16gb")
     budget = least_mib("16gb") + 60
-    changes = cheapest_changes(config, report_of(config, budget), Simulator("16gb", budget), MODEL)
+    changes = cheapest_changes(Search(config, MODEL, Simulator("16gb", budget), report_of(config, budget)))
     assert len(changes) == 1 and len(changes[0].words) >= 4
     assert needed_mib(config_with("16gb", changes[0].words)) <= budget
-    assert cheapest_changes(config, report_of(config, 100), Simulator("16gb", 100)) == []
+    assert cheapest_changes(Search(config, None, Simulator("16gb", 100), report_of(config, 100))) == []
 
 
 def test_every_step_of_every_lever_is_a_valid_config():
