@@ -73,6 +73,15 @@ def test_a_large_file_that_is_evaluated_on_itself_is_warned_of(first, monkeypatc
     assert f"warning: 7 of 7 {SHARED}" in shown.stdout
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_rows_that_max_samples_leaves_out_are_not_counted(first, large, monkeypatch):
+    if large:
+        monkeypatch.setattr(samples, "LARGE_BYTES", 1)
+    first.write_rows(first.rows, "copy.jsonl")
+    settings = ("--set", "data.val_path=copy.jsonl", "--set", "data.max_samples=2")
+    assert f"warning: 2 of 7 {SHARED}" in first.run_cli("validate", first.config, *settings).stdout
+
+
 def test_a_run_that_taught_nothing_does_not_end_as_finished(project, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: None)
     shown = project.train("still", "training.optim=adamw", "training.max_steps=3")

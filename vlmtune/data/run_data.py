@@ -154,10 +154,11 @@ def warning_of_shared_rows(
     `val_files` is None for a share of the training rows. Rows of large files, which are on disk, are compared as whole
     files only.
     """
-    if val_files and [one.digest for one in train_files.sources] == [one.digest for one in val_files.sources]:
-        shared = len(val)
-    elif isinstance(train, SamplesOnDisk) or isinstance(val, SamplesOnDisk):
-        return None
+    if isinstance(train, SamplesOnDisk) or isinstance(val, SamplesOnDisk):
+        same = val_files and [one.digest for one in train_files.sources] == [one.digest for one in val_files.sources]
+        if not same:
+            return None
+        shared = min(len(train), len(val))  # data.max_samples leaves some of a file
     else:
         trained = {sample.turns for sample in train}
         shared = sum(sample.turns in trained for sample in val)

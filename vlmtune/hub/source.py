@@ -52,11 +52,16 @@ def open_model(name: str, revision: str | None, base_dir: Path, *, offline_catal
     plan and to estimate. Training reads those of the checkpoint itself.
 
     Raises:
-        VlmtuneError: no such folder, hub out of reach, a config that cannot be read, or a model whose files are
-            quantised in a way that cannot be tuned.
+        VlmtuneError: no such folder, a revision of one, hub out of reach, a config that cannot be read, or a model
+            whose files are quantised in a way that cannot be tuned.
     """
     folder = (base_dir / Path(name).expanduser()).resolve()
     if folder.is_dir():
+        if revision:
+            raise VlmtuneError(
+                f"model.revision: {folder} is a folder, which has no revisions",
+                "leave it out, or give a hub id as model.name",
+            )
         return _of_files(_source(str(folder), folder, None))
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise VlmtuneError(

@@ -29,6 +29,12 @@ def changed(section: str, key: str, value) -> str:
     return json.dumps({**LLAVA, section: {**LLAVA[section], key: value}})
 
 
+def test_a_folder_has_no_revisions(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAVA))
+    with pytest.raises(VlmtuneError, match=r"model\.revision: .* is a folder, which has no revisions"):
+        open_model(str(tmp_path), "main", tmp_path)
+
+
 def test_every_config_of_the_catalogue_passes():
     paths = [entry.folder / "config.json" for entry in catalog()]
     assert len(paths) >= 30
