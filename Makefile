@@ -171,7 +171,7 @@ catalogue: install  ## estimate every model of the catalogue at every preset ane
 guide: install  ## renew docs/guide.md: what LLaVA 1.5 7B takes on an 8 GB card; three minutes
 	$(BIN)/vlmtune guide --model llava-hf/llava-1.5-7b-hf --gpu 8gb --md docs/guide.md
 
-plans: install  ## plan every preset for every model of the catalogue; takes hours, can be stopped and started
+plans: install  ## plan the 6gb and 8gb presets for every model of the catalogue; an hour, can be stopped and started
 	$(BIN)/python docs/plans.py
 
 clean:  ## remove what the tasks made, but not the installation

@@ -1,6 +1,6 @@
-"""Plans every preset for every model of the catalogue that has a family (`make plans`): plans.jsonl and plans.md.
+"""Plans the smallest presets for every model of the catalogue that has a family (`make plans`): plans.jsonl, plans.md.
 
-Takes hours; what stands in plans.jsonl is not planned again, so it can be stopped and started. To begin anew, delete
+Takes an hour; what stands in plans.jsonl is not planned again, so it can be stopped and started. To begin anew, delete
 that file. Names of presets or models as arguments plan only those.
 """
 
@@ -11,12 +11,13 @@ from pathlib import Path
 
 from vlmtune.catalog import Entry, catalog
 from vlmtune.config.load import preset_config
-from vlmtune.config.presets import names
 from vlmtune.engine.runtime import prepare_environment, quiet_libraries
 from vlmtune.units import GIB
 
 FOLDER = Path(__file__).parent
 PLANS, TABLE = FOLDER / "plans.jsonl", FOLDER / "plans.md"
+PRESETS = ("6gb", "8gb")
+"""Of the sizes at which it is a question what fits."""
 SAID_BY_ANOTHER = ("training.gradient_accumulation_steps", "training.lora.alpha", "data.truncation")
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     quiet_libraries()
     done = {(row["preset"], row["model"]) for row in read_plans()}
     for entry in tunable():
-        for preset in names():
+        for preset in PRESETS:
             wanted = not sys.argv[1:] or preset in sys.argv[1:] or entry.model_id in sys.argv[1:]
             if wanted and (preset, entry.model_id) not in done:
                 row = plan_one(entry, preset)
@@ -78,15 +79,15 @@ def table(rows: list[dict]) -> str:
     order = {(preset, entry.model_id): place for place, (entry, preset) in enumerate(_pairs(entries))}
     rows = sorted((row for row in rows if (row["preset"], row["model"]) in order), key=lambda row: order[_pair(row)])
     lines = [
-        "# What the presets become",
+        "# What the presets for 6 and 8 GB become",
         "",
         f"{len(rows)} of {len(order)} pairs of preset and model, each on a card of the preset's size beside a Linux "
         "desktop. Made by `make plans`",
         "with what `vlmtune plan --model MODEL --gpu PRESET` decides; GiB reserved, as the preset is and as planned.",
-        "They take hours and are not made anew with each change of the levers or the search: "
+        "They take an hour and are not made anew with each change of the levers or the search: "
         "what the command says counts.",
     ]
-    for preset in names():
+    for preset in PRESETS:
         lines += ["", f"## {preset}", "", "| Model | Preset | Planned | Of | What changes |", "|---|---|---|---|---|"]
         for row in rows:
             if row["preset"] == preset:
@@ -96,7 +97,7 @@ def table(rows: list[dict]) -> str:
 
 
 def _pairs(entries: list[Entry]) -> list[tuple[Entry, str]]:
-    return [(entry, preset) for preset in names() for entry in entries]
+    return [(entry, preset) for preset in PRESETS for entry in entries]
 
 
 def _pair(row: dict) -> tuple[str, str]:

@@ -34,7 +34,7 @@ def test_each_change_is_named_once_and_what_goes_with_it_is_left_out(plans):
     assert second == f"| {small} | 9.00 | 6.00 | 7.00 | batch_size 2, max_length 256 |"
     assert text.index("## 6gb") < text.index(first) < text.index("## 8gb") < text.index(second)
     assert f"| {large} | 9.00 | 6.00 | 7.00 | **does not fit** |" in text
-    assert text.splitlines()[2].startswith(f"3 of {6 * len(plans.tunable())} pairs")
+    assert text.splitlines()[2].startswith(f"3 of {2 * len(plans.tunable())} pairs")
 
 
 def test_what_was_planned_is_not_planned_again(plans, monkeypatch, tmp_path):
@@ -46,7 +46,7 @@ def test_what_was_planned_is_not_planned_again(plans, monkeypatch, tmp_path):
 
     def plan_one(entry, preset):
         made.append(preset)
-        if len(made) == 4:
+        if len(made) == 2:
             raise KeyboardInterrupt
         return row(entry.model_id, preset, []) | {"seconds": 1.0}
 
@@ -54,8 +54,8 @@ def test_what_was_planned_is_not_planned_again(plans, monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         plans.main()
     plans.main()
-    assert made == ["6gb", "8gb", "12gb", "16gb", "16gb", "24gb", "48gb"]
-    assert "6 of " in (tmp_path / "plans.md").read_text()
+    assert made == ["6gb", "8gb", "8gb"]
+    assert "2 of " in (tmp_path / "plans.md").read_text()
 
 
 def test_the_table_holds_what_was_planned_and_every_plan_is_a_config(plans):
