@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import socket
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,8 @@ os.environ.update(
 )
 for name in ("FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "GITHUB_ACTIONS"):
     os.environ.pop(name, None)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with Ctrl-C ignored
 
 os.fsync = lambda handle: None  # no test outlives a power cut; that it is asked for, and when, tests see all the same
 

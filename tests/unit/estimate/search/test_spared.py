@@ -3,8 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from vlmtune import levers
 from vlmtune.config.load import preset_config
 from vlmtune.config.values import Values, words_of
@@ -17,10 +15,14 @@ from vlmtune.hardware.cards import Target, find_card
 from vlmtune.hub.source import open_model
 from vlmtune.units import GIB
 
-LAYERS = 6
-WORDS = ("training.optim=adamw", "training.batch_size=4", "training.gradient_accumulation_steps=4")
-WHOLE_TOWER = "training.quantization.quantize_vision_tower=false"
-KEEPING = (*WORDS, "hardware.gradient_checkpointing=false", WHOLE_TOWER)
+LAYERS = 4
+WORDS = (
+    "training.optim=adamw",
+    "training.batch_size=4",
+    "training.gradient_accumulation_steps=4",
+    "hardware.gradient_checkpointing=false",
+    "training.quantization.quantize_vision_tower=false",
+)
 RESIDENT = ("weights:", "adapters:", "optimizer")
 """What lies there at every moment: of these parts each can be compared by itself."""
 
@@ -57,10 +59,9 @@ class Simulator:
         return Search(self.scenario.config, self.scenario.facts, self, too_large=before)
 
 
-@pytest.mark.parametrize(("name", "words"), [("qwen2_5_vl", WORDS), ("llava", KEEPING)])
-def test_no_saving_takes_from_a_peak_what_it_is_said_to_leave(models, name, words, monkeypatch):
+def test_no_saving_takes_from_a_peak_what_it_is_said_to_leave(models, monkeypatch):
     monkeypatch.setattr("vlmtune.estimate.run.SMALLEST_SHARE_BYTES", 1)  # the parts of a tiny model are all small
-    simulator = Simulator(models(name, LAYERS).folder, words)
+    simulator = Simulator(models("qwen2_5_vl", LAYERS).folder, WORDS)
     before, tried = simulator({}), 0
     for _, saving in levers.savings():
         steps = saving.steps(simulator.scenario.config, simulator.scenario.facts, before.tokens["text"])
