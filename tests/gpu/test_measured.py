@@ -15,8 +15,15 @@ from vlmtune.runs.versions import library_versions
 
 ALLOCATED_PERCENT = (-0.1, 0.5)
 RESERVED_PERCENT = (-1.2, 2.0)
-MORE_PERCENT = {"gemma4-e2b": 4, "paligemma2-3b": 2}
-"""How far the estimates of these models with newer versions of transformers lie above what was measured."""
+NEWER_PERCENT = {
+    "gemma4-e2b": (0, 4),
+    "paligemma2-3b": (0, 2),
+    "qwen2-vl-2b-full-tower": (-4, 0),
+    "qwen25-7b-uneven-native": (-0.5, 0),
+    "qwen2-vl-2b-uneven-native": (0, 1),
+}
+"""How far beyond the bounds estimates of these runs lie with newer versions of transformers, by which none of them was
+measured: of the first two all of the memory, of the others what is reserved around equal allocations."""
 IN_EVERY_RUN = {
     "qwen3-4b-native",
     "llava-7b",
@@ -37,9 +44,10 @@ def marked(case: Case):
 @pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_estimate_of_a_measured_run(case):
     errors = errors_of(case, fast=False)
-    more = 0 if library_versions()["transformers"] == measured_with() else MORE_PERCENT.get(case.name, 0)
-    assert RESERVED_PERCENT[0] <= errors.reserved <= RESERVED_PERCENT[1] + more
-    assert ALLOCATED_PERCENT[0] <= errors.allocated <= ALLOCATED_PERCENT[1] + more
+    is_measured = library_versions()["transformers"] == measured_with()
+    below, above = (0, 0) if is_measured else NEWER_PERCENT.get(case.name, (0, 0))
+    assert RESERVED_PERCENT[0] + below <= errors.reserved <= RESERVED_PERCENT[1] + above
+    assert ALLOCATED_PERCENT[0] <= errors.allocated <= ALLOCATED_PERCENT[1] + above
 
 
 def test_the_table_holds_the_bounds():
