@@ -60,8 +60,9 @@ bench: install .peers/trl  ## measure the light commands, an estimate and 100,00
 bench-memory: install  ## measure main memory in real runs beside its estimate; on a CPU ten minutes, on the GPU at hand three
 	$(BIN)/python tests/bench/main_memory.py
 
-gpu-check: install  ## estimate every measured GPU run anew and hold the error bounds; needs no GPU, half an hour
-	$(BIN)/python -m pytest -q -m "slow or not slow" tests/gpu/test_measured.py
+gpu-check:  ## estimate every measured GPU run anew with the versions that were measured, hold the error bounds; no GPU, half an hour
+	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+	.venv-oldest/bin/python -m pytest -q -m "slow or not slow" tests/gpu/test_measured.py
 
 gpu-errors:  ## estimate them with the library versions that were measured and write the table of errors
 	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt

@@ -1,7 +1,7 @@
 """Every training run measured on a GPU, estimated anew without one; and the runs under a cap.
 
-With the versions that were measured, the bounds over all runs are in tests/gpu/measured/errors.md: median of the
-error's size 0.0 %, 95th percentile 0.4 %, -1.1 to +0.4 %. Each run is held to bounds that other versions keep too.
+The bounds over all runs are in tests/gpu/measured/errors.md. All are held with the versions that were measured
+(`make gpu-check`): with others a run may really take something else. Four are held in every run of the tests.
 """
 
 import json
@@ -11,34 +11,14 @@ from gpu.cases import CASES, Case
 from gpu.compare import MEASURED, errors_of
 from gpu.ranks_memory import error_of
 
-from vlmtune.runs.versions import library_versions
-
 ALLOCATED_PERCENT = (-0.1, 0.5)
 RESERVED_PERCENT = (-1.2, 2.0)
-NEWER_PERCENT = {
-    "gemma4-e2b": (0, 4),
-    "gemma4-e4b-embeddings": (0, 6),
-    "gemma4-e4b-embeddings-streamed": (0, 7),
-    "paligemma2-3b": (0, 2),
-    "qwen2-vl-2b-full-tower": (-4, 0),
-    "qwen25-7b-uneven-native": (-0.5, 0),
-    "qwen25-7b-away-streamed-native": (-1.7, 0),
-    "onevision-7b-away-batch2": (-0.5, 0),
-    "qwen2-vl-2b-uneven-native": (0, 1),
-}
-"""How far beyond the bounds estimates of these runs lie with newer versions of transformers, by which none of them was
-measured: of Gemma 4 and PaliGemma 2 all of the memory, of the others what is reserved around equal allocations."""
 IN_EVERY_RUN = {
     "qwen3-4b-native",
     "llava-7b",
     "smol-2b-native",
     "pali-3b-lora",
 }
-
-
-def measured_with() -> str:
-    """The version of transformers."""
-    return json.loads((MEASURED / "h100.json").read_text(encoding="utf-8"))["versions"]["transformers"]
 
 
 def marked(case: Case):
@@ -48,10 +28,8 @@ def marked(case: Case):
 @pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_estimate_of_a_measured_run(case):
     errors = errors_of(case, fast=False)
-    is_measured = library_versions()["transformers"] == measured_with()
-    below, above = (0, 0) if is_measured else NEWER_PERCENT.get(case.name, (0, 0))
-    assert RESERVED_PERCENT[0] + below <= errors.reserved <= RESERVED_PERCENT[1] + above
-    assert ALLOCATED_PERCENT[0] <= errors.allocated <= ALLOCATED_PERCENT[1] + above
+    assert RESERVED_PERCENT[0] <= errors.reserved <= RESERVED_PERCENT[1]
+    assert ALLOCATED_PERCENT[0] <= errors.allocated <= ALLOCATED_PERCENT[1]
 
 
 def test_the_table_holds_the_bounds():
