@@ -30,7 +30,9 @@ from vlmtune.plan.types import Device  # noqa: E402
 ROOT = Path(__file__).parents[2]
 CATALOGUE = ROOT / "vlmtune" / "catalog"
 MODELS = {"qwen25-3b": QWEN25_3B, "qwen25-7b": QWEN25_7B, "qwen3-4b": QWEN3_4B, "llava-7b": LLAVA_7B}
-TOOLS = ("vlmtune", "trl", "unsloth", "trl-liger")
+TOOLS = ("vlmtune", "vlmtune-small", "trl", "unsloth", "trl-liger")
+EMBEDDINGS_AWAY = dict.fromkeys(("qwen25-7b", "llava-7b"), {"hardware.offload_embeddings": True})
+"""Where the head has weights of its own."""
 START_S = 60
 """No run begins with less left: it would only have been loaded."""
 
@@ -46,16 +48,17 @@ class Rows:
 
 SETS = {"docs": Rows((1120, 840), (100, 400), 8), "short": Rows((448, 336), (40, 120), 16)}
 PAIRS = {
-    ("qwen25-3b", "docs"): ((12_288, 4608), (8, 4, 2, 1)),
-    ("qwen25-3b", "short"): ((8192, 4096), (16, 8, 4)),
-    ("qwen25-7b", "docs"): ((3280, 1640), (2, 1)),
-    ("qwen3-4b", "docs"): ((12_288, 8192, 4096), (8, 4, 2, 1)),
-    ("llava-7b", "docs"): ((5120, 4096, 2048), (8, 4, 2, 1)),
-    ("qwen3-4b", "short"): ((8192, 4096), (16, 8, 4)),
-    ("llava-7b", "short"): ((5120, 4096, 2048), (8, 4, 2, 1)),
+    ("qwen25-3b", "docs"): ((12_288, 4608), (8, 4, 2, 1), (8192, 24)),
+    ("qwen25-3b", "short"): ((8192, 4096), (16, 8, 4), (8192, 12)),
+    ("qwen25-7b", "docs"): ((3280, 1640), (2, 1), (4920, 24)),
+    ("qwen3-4b", "docs"): ((12_288, 8192, 4096), (8, 4, 2, 1), (8192, 32)),
+    ("llava-7b", "docs"): ((5120, 4096, 2048), (8, 4, 2, 1), (5120, 16)),
+    ("qwen3-4b", "short"): ((8192, 4096), (16, 8, 4), (8192, 22)),
+    ("llava-7b", "short"): ((5120, 4096, 2048), (8, 4, 2, 1), (5120, 18)),
 }
-"""What is measured, the weightiest first: tokens of the packs that vlmtune is offered, by its own estimate of 7 GiB,
-and how many rows at a time peers are, from what may fit to what must."""
+"""What is measured, the weightiest first: tokens of the packs that vlmtune is offered, by its own estimate of 7 GiB;
+how many rows at a time peers are, from what may fit to what must; and for `vlmtune-small` the packs and how many layers
+wait in main memory, so that by the estimate three quarters of the best peer's memory suffice."""
 
 
 @dataclass
@@ -100,11 +103,14 @@ def prepared(folder: Path, models: list[str], sets: list[str]) -> None:
 
 def offers_of(tool: str, model: str, rows: str, settings: Offer) -> tuple[Offer, ...]:
     """Return what a tool may choose from, the largest first."""
-    packs, batches = PAIRS[model, rows]
-    if tool != "vlmtune":
-        return tuple({"batch": batch} for batch in batches)
+    packs, batches, (small_pack, streamed) = PAIRS[model, rows]
     packed = {"training.packing": True, "hardware.varlen_attention": True} | settings
-    return tuple({"training.pack_tokens": tokens} | packed for tokens in packs)
+    if tool == "vlmtune":
+        return tuple({"training.pack_tokens": tokens} | packed for tokens in packs)
+    if tool == "vlmtune-small":
+        small = {"data.cache_features": True, "hardware.streamed_layers": streamed} | EMBEDDINGS_AWAY.get(model, {})
+        return ({"training.pack_tokens": small_pack} | packed | small,)
+    return tuple({"batch": batch} for batch in batches)
 
 
 def write_weights(folder: Path, gpu: str) -> None:
@@ -250,7 +256,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="file of the results")
     parser.add_argument("--sets", type=some_of(SETS), default=list(SETS), metavar="A,B", help=", ".join(SETS))
     parser.add_argument("--models", type=some_of(MODELS), default=list(MODELS), metavar="A,B", help=", ".join(MODELS))
-    parser.add_argument("--tools", type=some_of(TOOLS), default=list(TOOLS[:3]), metavar="A,B", help=", ".join(TOOLS))
+    parser.add_argument("--tools", type=some_of(TOOLS), default=list(TOOLS[:4]), metavar="A,B", help=", ".join(TOOLS))
     parser.add_argument("--peers", nargs="+", default=[], metavar="TOOL=FOLDER", help="where a peer's libraries are")
     parser.add_argument("--offers", nargs="+", default=[], metavar="TOOL=JSON", help="such as trl='[{\"batch\": 4}]'")
     parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="KEY=JSON", help="vlmtune's config")

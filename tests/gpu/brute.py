@@ -48,6 +48,9 @@ OWN = {
     "hardware.lean_lora": "auto",
     "hardware.varlen_attention": "auto",
     "hardware.align_widths": "auto",
+    "hardware.fused_norms": "auto",
+    "hardware.fused_elementwise": "auto",
+    "hardware.joined_constants": "auto",
     "data.cache_features": False,
 }
 SHORT, DOCS = {"text_chars": 200, "image_px": (448, 336)}, {"text_chars": 400, "image_px": (1120, 840)}

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu.peers import PROFILED, WARM_UP, Offer, Run, Trl, TrlWithLiger, Unsloth, config_of, facts_of, plan_of
-from gpu.profiled import Clock, most_of
+from gpu.peers import PROFILED, STEPS, WARM_UP, Offer, Run, Trl, TrlWithLiger, Unsloth, config_of, facts_of, plan_of
+from gpu.profiled import Clock, kernels_of, most_of, on_card, seconds_of
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from vlmtune.data.samples import read_samples
 from vlmtune.errors import VlmtuneError
@@ -105,6 +106,7 @@ class Vlmtune:
         """Train with these values of the config."""
         from rich.console import Console
 
+        from vlmtune.data.features import prepare as features
         from vlmtune.data.run_data import MeasuredRows, RunData
         from vlmtune.engine import train as engine
         from vlmtune.engine.monitor import LiveView
@@ -119,10 +121,18 @@ class Vlmtune:
             hold()
             return model
 
+        def encode(*how: Any) -> None:
+            profiler = profile(activities=[ProfilerActivity.CUDA])
+            with profiler:
+                encode_into(*how)
+            encoded = seconds_of(kernels_of(on_card(profiler)))
+            facts["encoding_ms_per_row"] = encoded * 1e3 / (STEPS * self.asked.rows_per_step)
+
         quiet_libraries()
         self.tries += 1
         facts: dict = {}
-        services = engine._services
+        services, encode_into = engine._services, features.encode_into
+        features.encode_into = encode
         engine.build_model = build_model
         engine._services = lambda plan, folder: [*services(plan, folder), clock]
         config, plan = config_of(self.asked, offer, self.tries), plan_of(self.asked, offer, probe_device())
@@ -134,7 +144,7 @@ class Vlmtune:
                 source = open_model(config.model.name, None, Path(self.asked.folder))
                 report = engine.train(plan, source, rows, runs, view)
         finally:
-            engine._services = services
+            engine._services, features.encode_into = services, encode_into
         return {
             **facts,
             "losses": [record.loss for record in runs.read_log()],
@@ -145,6 +155,7 @@ class Vlmtune:
 
 TOOLS: dict[str, Callable[[Run], Any]] = {
     "vlmtune": Vlmtune,
+    "vlmtune-small": Vlmtune,
     "trl": Trl,
     "trl-liger": TrlWithLiger,
     "unsloth": Unsloth,

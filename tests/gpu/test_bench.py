@@ -93,3 +93,18 @@ def test_names_that_nobody_knows_are_refused(monkeypatch, capsys, words):
     with pytest.raises(SystemExit):
         bench.arguments()
     assert "are known" in capsys.readouterr().err
+
+
+def test_vlmtune_in_little_memory_keeps_features_and_lets_layers_wait():
+    offer, *others = bench.offers_of("vlmtune-small", "llava-7b", "docs", {"hardware.fused_norms": False})
+    assert offer == {
+        "training.pack_tokens": 5120,
+        "training.packing": True,
+        "hardware.varlen_attention": True,
+        "hardware.fused_norms": False,
+        "data.cache_features": True,
+        "hardware.streamed_layers": 16,
+        "hardware.offload_embeddings": True,
+    }
+    assert not others
+    assert "hardware.offload_embeddings" not in bench.offers_of("vlmtune-small", "qwen3-4b", "docs", {})[0]
