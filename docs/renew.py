@@ -65,7 +65,8 @@ def ranks_table() -> str:
 def ranks_memory_table() -> str:
     """Return estimates beside what the fullest of several GPUs took."""
     estimated = {run["case"]: run for run in _runs("ranks-estimated.json")}
-    plans = [(run["case"][2:], estimated[run["case"]], run["gpus"]) for run in _runs("ranks-memory.json")]
+    runs = [run for run in _runs("ranks-memory.json") if "gpus" in run]
+    plans = [(run["case"][2:], estimated[run["case"]], run["gpus"]) for run in runs]
     for run in _runs("ranks.json"):
         if run["machine"] == "second" and run["gpus"]:  # those of the first were seen when a rule was changed
             kept = {kind: run["memory_estimated"][f"peak_{kind}"] for kind in ("reserved_bytes", "allocated_bytes")}
@@ -217,7 +218,7 @@ BESIDE = {
     ("llava-7b", "short"): "LLaVA 1.5 7B, short",
 }
 """Models and rows that are trained side by side (tests/gpu/bench.py), and their names."""
-OURS, PEERS = "vlmtune", ("trl", "unsloth")
+OURS, SMALL, PEERS = "vlmtune", "vlmtune-small", ("trl", "unsloth")
 
 
 def beside_table() -> str:
@@ -229,7 +230,7 @@ def beside_table() -> str:
     ]
     found = _beside()
     for pair, name in BESIDE.items():
-        for tool in (OURS, *PEERS):
+        for tool in (OURS, SMALL, *PEERS):
             run = found.get((*pair, tool))
             lines.append(f"| {name} | {tool} | {_figures_of(run) if run else 'not measured' + ' |' * 6} |")
     return "\n".join(lines) + "\n"
@@ -244,6 +245,8 @@ def _figures_of(run: dict) -> str:
     offer, low, high = run["offer"], *run["rows_per_s_quartiles"]
     tokens = offer.get("training.pack_tokens")
     at_once = f"packs of {tokens:,} tokens" if tokens else f"{offer['batch']} rows"
+    if streamed := offer.get("hardware.streamed_layers"):
+        at_once += f", {streamed} layers away, features kept (once: {run['encoding_ms_per_row']:.1f} ms a row)"
     peaks = [card.bf16_tflops for card in cards() if card.name == run["gpu"]]
     per_s = run["flops_per_row"] / run["kernel_ms_per_row"] / 1e9 if "flops_per_row" in run else None
     cells = (
@@ -269,11 +272,11 @@ class Ratios(NamedTuple):
     reserved: float
 
 
-def _ratios() -> dict[str, Ratios | None]:
+def _ratios(tool: str = OURS) -> dict[str, Ratios | None]:
     """Return them by model and set; None where no peer was measured on the same card."""
     found, all_ratios = _beside(), {}
     for pair, name in BESIDE.items():
-        ours = found.get((*pair, OURS))
+        ours = found.get((*pair, tool))
         peers = [run for tool in PEERS if (run := found.get((*pair, tool))) and ours and run["gpu"] == ours["gpu"]]
         all_ratios[name] = None
         if peers:
@@ -285,18 +288,17 @@ def _ratios() -> dict[str, Ratios | None]:
 
 
 def ratios_table() -> str:
-    """Return vlmtune's figures beside the best peer's."""
+    """Return vlmtune's figures beside the best peer's, at its quickest and in little memory."""
     lines = [
-        "| Model, rows | Kernel time | Launches | Rows a second | Reserved | Compared, with first losses |",
-        "|---|--:|--:|--:|--:|---|",
+        "| Model, rows | Tool | Kernel time | Launches | Rows a second | Reserved | Compared, with first losses |",
+        "|---|---|--:|--:|--:|--:|---|",
     ]
-    for name, one in _ratios().items():
-        if one is None:
-            lines.append(f"| {name} | not measured" + " |" * 5)
-            continue
-        losses = ", ".join(f"{run['tool']} {run['losses'][0]:.2f}" for run in (one.ours, *one.peers))
-        figures = " | ".join(f"{figure:.2f}" for figure in one[2:])
-        lines.append(f"| {name} | {figures} | {losses} |")
+    quick, small = _ratios(), _ratios(SMALL)
+    for name in BESIDE.values():
+        for one in filter(None, (quick[name], small[name])):
+            losses = ", ".join(f"{run['tool']} {run['losses'][0]:.2f}" for run in (one.ours, *one.peers))
+            figures = " | ".join(f"{figure:.2f}" for figure in one[2:])
+            lines.append(f"| {name} | {one.ours['tool']} | {figures} | {losses} |")
     return "\n".join(lines) + "\n"
 
 
@@ -330,6 +332,7 @@ FUSED = {
     "varlen": "the library's code",
     "norms": "with `hardware.fused_norms`",
     "fused": "and `hardware.fused_elementwise`",
+    "joined": "and `hardware.joined_constants`",
 }
 """Variants of tests/gpu/lean.py."""
 PACKED_MODELS = {
@@ -341,13 +344,13 @@ PACKED_MODELS = {
 """Its sets of rows in packs."""
 
 
-def fused_table() -> str:
-    """Return what norms and elementwise work in one kernel save, by model."""
+def fused_table(runs: str = "fused-packs.json") -> str:
+    """Return what norms and elementwise work in one kernel save, by model, or what is in another file of such runs."""
     lines = [
         "| Model | | Kernels, ms a row | Launches a row | Allocated, estimated, GiB | Measured | Last loss |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
-    for run in _runs("fused-packs.json"):
+    for run in _runs(runs):
         sizes = (f"{run[f'{word}allocated_bytes'] / GIB:.3f}" for word in ("estimated_", ""))
         kernels = (f"{run['kernel_ms_per_row']:.1f}", f"{run['launches_per_row']:,.0f}")
         model = PACKED_MODELS[run["case"]]

@@ -55,7 +55,7 @@ def random_weights(model: nn.Module, device: str) -> nn.Module:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             state = module.weight.quant_state
-            values = torch.randn(state.shape, dtype=state.dtype, device=device) * 0.02
+            values = torch.randn(state.shape, dtype=state.dtype, device=device).mul_(0.02)
             module.weight = Params4bit(
                 values,
                 requires_grad=False,
@@ -83,7 +83,7 @@ def random_weights(model: nn.Module, device: str) -> nn.Module:
 def _random(old: torch.Tensor, device: str) -> torch.Tensor:
     if not old.is_floating_point():  # a head in 8 bits
         return torch.randint(-127, 128, old.shape, dtype=old.dtype, device=device)
-    return torch.randn(old.shape, dtype=old.dtype, device=device) * 0.02
+    return torch.randn(old.shape, dtype=old.dtype, device=device).mul_(0.02)  # a copy of a head may be too large
 
 
 def _in_main_memory(old: torch.Tensor) -> torch.Tensor:

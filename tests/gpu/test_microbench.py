@@ -21,5 +21,5 @@ def test_what_is_timed_is_what_is_kept(monkeypatch):
         getattr(microbench, measure)(found)
     kept = json.loads((MEASURED / "microbench.json").read_text(encoding="utf-8"))
     assert len(found) > 30 and set(found.values()) == {0.0}
-    assert {name.split()[0] for name in set(found) - set(kept)} <= {"conv", "stretch"}  # not timed yet
+    assert all(name in kept for name in found if not name.startswith("conv"))  # here of other sizes
     assert not torch.backends.cuda.matmul.allow_tf32
