@@ -96,17 +96,22 @@ def test_other_model_types(kind, pictures, tmp_path):
     check(plan, family, processor, rows_of(0, pictures, family, kind not in WITHOUT_TEXT_ONLY))
 
 
-@pytest.mark.parametrize("kind", ["llava", "gemma3", "qwen2_5_vl"])
-def test_in_one_attention_call(kind, models, pictures, monkeypatch):
-    """The kernel is a loop over rows here; where a mask says more than causal, it is not called for the text."""
-    windows, asked, real = [], [], varlen._longest
+class Kernel:
+    """Stands for the varlen kernel: a loop over rows. Knows the windows that it was given, and what was asked of it."""
 
-    def longest_of(starts: torch.Tensor) -> int:
-        asked.append(starts)
-        return real(starts)
+    def __init__(self, monkeypatch) -> None:
+        self.windows: list[tuple[int, int]] = []
+        self.asked: list[torch.Tensor] = []
+        self.real = varlen._longest
+        monkeypatch.setattr(varlen, "varlen_attn", self)
+        monkeypatch.setattr(varlen, "_longest", self.longest_of)
 
-    def kernel(query, key, value, starts, _, longest, __, *, scale, window_size, enable_gqa=False):  # noqa: PLR0913
-        windows.append(window_size)
+    def longest_of(self, starts: torch.Tensor) -> int:
+        self.asked.append(starts)
+        return self.real(starts)
+
+    def __call__(self, query, key, value, starts, _, longest, __, *, scale, window_size, enable_gqa=False):  # noqa: PLR0913
+        self.windows.append(window_size)
         assert longest == int(starts.diff().max())
         parts = []
         for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
@@ -117,11 +122,32 @@ def test_in_one_attention_call(kind, models, pictures, monkeypatch):
             parts.append(made[0].transpose(0, 1))
         return torch.cat(parts)
 
-    monkeypatch.setattr(varlen, "varlen_attn", kernel)
-    monkeypatch.setattr(varlen, "_longest", longest_of)
-    model = models(kind)
+
+@pytest.mark.parametrize("kind", ["llava", "gemma3", "qwen2_5_vl"])
+def test_in_one_attention_call(kind, models, pictures, monkeypatch):
+    """Where a mask says more than causal, the kernel is not called for the text."""
+    kernel, model = Kernel(monkeypatch), models(kind)
     plan = replace(model.plan, varlen_attention=True, pack_tokens=2048)
     check(plan, model.family, model.processor, rows_of(0, pictures, model.family))
-    assert (varlen.CAUSAL in windows) == (kind != "gemma3")
-    assert (varlen.BOTH_WAYS in windows) == model.family.tower_loops
-    assert len(asked) == windows.count(varlen.CAUSAL), "towers know it: asking would make the card wait"
+    assert (varlen.CAUSAL in kernel.windows) == (kind != "gemma3")
+    assert (varlen.BOTH_WAYS in kernel.windows) == model.family.tower_loops
+    assert len(kernel.asked) == kernel.windows.count(varlen.CAUSAL), "towers know it: asking would make the card wait"
+
+
+@pytest.mark.parametrize("most_head_size", [16, 8])
+def test_layers_that_share_keys_slice_what_stands_for_a_mask_and_wide_heads_have_a_real_one(
+    most_head_size, pictures, monkeypatch, tmp_path
+):
+    kernel = Kernel(monkeypatch)
+    monkeypatch.setattr(varlen, "MOST_HEAD_SIZE", most_head_size)
+    text = {
+        "num_hidden_layers": 2,
+        "layer_types": ["full_attention"] * 2,
+        "num_kv_shared_layers": 1,
+        "global_head_dim": 16,
+    }
+    config = {"model_type": "gemma4", "text_config": text}
+    plan = replace(tiny_plan(tiny_model(config, {}, tmp_path / "model")), varlen_attention=True, pack_tokens=2048)
+    family, processor = find_family(open_model(plan.model, None, Path("/")).config, "gemma4"), load_processor(plan)
+    check(plan, family, processor, rows_of(0, pictures, family))
+    assert (varlen.CAUSAL in kernel.windows) == (most_head_size == 16)

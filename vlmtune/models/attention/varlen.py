@@ -21,6 +21,8 @@ from vlmtune.plan.types import RunPlan
 
 varlen_attn = VARLEN_ATTN.get()
 
+MOST_HEAD_SIZE = 256
+"""Numbers of a head that the kernel takes: FlashAttention's limit. Gemma 4's full attention has 512."""
 PACKS, TOWER = "packs", "flash_of_torch"
 """Of a language model, and of a tower: those that loop over windows call once where the name says flash."""
 CAUSAL, BOTH_WAYS = (-1, 0), (-1, -1)
@@ -30,10 +32,16 @@ SAYS_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 def attend_by_rows(model: nn.Module, plan: RunPlan, family: Family) -> None:
     """Let language model and tower attend by these kernels where the plan says so, and where it saves calls."""
-    if plan.varlen_attention and plan.pack_tokens:
-        _attend_by(PACKS, model.get_submodule(family.text))
+    text = model.get_submodule(family.text)
+    if plan.varlen_attention and plan.pack_tokens and _head_size(text) <= MOST_HEAD_SIZE:
+        _attend_by(PACKS, text)
     if plan.varlen_attention and family.tower_loops:
         _attend_by(TOWER, model.get_submodule(family.vision))
+
+
+def _head_size(part: nn.Module) -> int:
+    """Return the numbers of the widest head; not every model keeps them in its layers."""
+    return max(getattr(module, "head_dim", None) or 0 for module in part.modules())
 
 
 def _attend_by(name: str, part: nn.Module) -> None:
@@ -45,11 +53,14 @@ def _attend_by(name: str, part: nn.Module) -> None:
 
 
 def starts_of(row_ids_1T: Tensor) -> Tensor:
-    """Return where the rows of a pack begin, and where the last one ends [R + 1]: what stands for their mask."""
+    """Return where the rows of a pack begin, and where the last one ends: what stands for their mask.
+
+    [1, 1, R + 1, 1]: some models slice their masks, by queries or by keys.
+    """
     lengths_R = torch.bincount(row_ids_1T[0])
     starts = torch.zeros(len(lengths_R) + 1, dtype=torch.int32, device=row_ids_1T.device)
     starts[1:] = lengths_R.cumsum(0)
-    return starts
+    return starts.view(1, 1, -1, 1)
 
 
 def is_causal(mask: dict[str, Any]) -> bool:
@@ -68,6 +79,7 @@ def _attend(
     # SDPA knows autocast, this kernel does not: a query that was turned in fp32 goes back to the format of products.
     q_THD, k_THD, v_THD = (tensor.squeeze(0).transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
     longest, window = kwargs.get("max_length_q") or _longest(starts), CAUSAL if in_pack else BOTH_WAYS
+    starts = starts.flatten()
     settings: dict[str, Any] = {"scale": kwargs.get("scaling"), "window_size": window}
     if SAYS_GROUPED:
         settings["enable_gqa"] = k_THD.shape[1] != q_THD.shape[1]
@@ -78,5 +90,5 @@ def _attend(
 def _longest(starts: Tensor) -> int:
     """Return the tokens of the longest row; known after the first layer, because asking makes the card wait."""
     if not hasattr(starts, "longest"):
-        starts.longest = int(starts.diff().max())
+        starts.longest = int(starts.flatten().diff().max())
     return starts.longest
