@@ -24,7 +24,8 @@ from vlmtune.units import GIB
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-from gpu.groups import PAGES_3B, PAGES_IN_PACKS, table_of  # noqa: E402
+from gpu import brute  # noqa: E402
+from gpu.groups import PAGES_3B, PAGES_BESIDE, PAGES_IN_PACKS, table_of  # noqa: E402
 from gpu.parted import losses_table  # noqa: E402
 
 MEASURED = ROOT / "tests" / "gpu" / "measured"
@@ -359,6 +360,49 @@ def fused_table(runs: str = "fused-packs.json") -> str:
     return "\n".join(lines) + "\n"
 
 
+def features_table() -> str:
+    """Return what the second epoch takes with the vision tower and with cached features."""
+    lines = [
+        "| Vision features | Kernels, s | Launches | Epoch, s | Encoding and loading, s | Reserved, GiB | Last loss |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for run in _runs("features.json"):
+        encoding = f"{run['encoding_s_with_loading']:.1f}" if run["cached"] else "–"
+        cells = (
+            "cached" if run["cached"] else "computed each time",
+            f"{run['kernel_seconds_of_last_epoch']:.3f}",
+            f"{run['launches_of_last_epoch']:,}",
+            f"{run['seconds_of_epochs'][-1]:.1f}",
+            encoding,
+            f"{run['reserved_bytes'] / GIB:.2f}",
+            f"{run['losses'][-1]:.4f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def brute_table() -> str:
+    """Return how what `plan` chooses did beside what it might have chosen."""
+    lines = ["| Model, rows | Timed | Chosen | Slower than the quickest | By kernels alone |", "|---|--:|---|--:|--:|"]
+    for found in brute.verdicts(json.loads(brute.PLANS.read_text(encoding="utf-8")), _runs("brute.json")):
+        chosen = found["chosen"].removeprefix(f"{found['pair']}--").replace("--", ", ")
+        over = (f"{100 * found[key]:.1f} %" for key in ("over", "over_by_kernels"))
+        lines.append(f"| {' | '.join((found['pair'], str(found['timed']), chosen, *over))} |")
+    return "\n".join(lines) + "\n"
+
+
+def peers_on_gpus_table() -> str:
+    """Return rows a second on one, two and four GPUs."""
+    runs = _runs("ranks-peers.json")
+    alone = next(run["rows_per_s"] for run in runs if run["num_gpus"] == 1)
+    lines = ["| GPUs | Rows a second | Of one GPU | Reserved, GiB | Losses |", "|--:|--:|--:|--:|---|"]
+    for run in sorted(runs, key=lambda run: run["num_gpus"]):
+        losses = ", ".join(f"{loss:.4f}" for loss in run["losses"])
+        figures = f"{run['rows_per_s']:.2f} | {run['rows_per_s'] / alone:.2f}× | {run['reserved_bytes'] / GIB:.2f}"
+        lines.append(f"| {run['num_gpus']} | {figures} | {losses} |")
+    return "\n".join(lines) + "\n"
+
+
 def loading_table() -> str:
     """Return what loading takes of the card beside training, for every model that can be tuned, and main memory."""
     rows = [
@@ -379,7 +423,13 @@ def loading_table() -> str:
 GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"measured": measured_table},
     "docs/config.md": {"config": config_table_markdown},
-    "docs/estimate.md": {"errors": errors_table, "cap": cap_table, "train": train_table, "time": time_table},
+    "docs/estimate.md": {
+        "errors": errors_table,
+        "cap": cap_table,
+        "train": train_table,
+        "time": time_table,
+        "brute": brute_table,
+    },
     "docs/loading.md": {"loading": loading_table},
     "docs/evaluation.md": {"metrics": metrics_table},
     "docs/speed.md": {
@@ -388,9 +438,19 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
         "equal": lambda: losses_table("equal.json"),
         "demo": lambda: losses_table("demo-equal.json"),
     },
-    "docs/profile.md": {"profile": lambda: table_of(PAGES_3B), "packs": lambda: table_of(PAGES_IN_PACKS)},
-    "docs/several-gpus.md": {"ranks": ranks_table, "ranks memory": ranks_memory_table},
-    "docs/levers.md": {"levers": levers_table, "savings": savings_table, "fused": fused_table},
+    "docs/profile.md": {
+        "profile": lambda: table_of(PAGES_3B),
+        "packs": lambda: table_of(PAGES_IN_PACKS),
+        "peer": lambda: table_of(PAGES_BESIDE),
+    },
+    "docs/several-gpus.md": {"ranks": ranks_table, "ranks memory": ranks_memory_table, "peers": peers_on_gpus_table},
+    "docs/levers.md": {
+        "levers": levers_table,
+        "savings": savings_table,
+        "fused": fused_table,
+        "joined": lambda: fused_table("joined-packs.json"),
+        "epochs": features_table,
+    },
     "docs/contributing.md": {"make": make_table},
 }
 """By page, the name in a table's marks and what makes it."""

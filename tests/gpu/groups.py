@@ -98,10 +98,17 @@ PAGES_3B = (
     ),
     Profile("lean, widths filled up, varlen (H200)", "norms.json", lambda run: run["variant"] == "varlen", rows=4),
     Profile("norms in one kernel, too (H200)", "norms.json", lambda run: run["variant"] == "norms", rows=4),
-    Profile("packs of 12,288 tokens, library's norms (H200)", "bench.json", of_bench("qwen25-3b", "vlmtune"), rows=8),
+    Profile(
+        "packs of 12,288 tokens, all levers of speed (H200)", "bench.json", of_bench("qwen25-3b", "vlmtune"), rows=8
+    ),
 )
 PAGES_IN_PACKS = tuple(
     Profile(f"{model}, {title}", "fused-packs.json", of_lean(case, variant), rows=8)
     for model, case in (("Qwen3-VL-4B", "qwen3-4b-packs"), ("LLaVA 1.5 7B", "llava-7b-packs"))
     for title, variant in (("the library's code", "varlen"), ("norms and elementwise work in one kernel", "fused"))
+)
+PAGES_BESIDE = tuple(
+    Profile(f"{model}, {tool}", "bench.json", of_bench(key, tool), rows=8)
+    for model, key in (("Qwen3-VL-4B", "qwen3-4b"), ("LLaVA 1.5 7B", "llava-7b"))
+    for tool in ("vlmtune", "unsloth")
 )
