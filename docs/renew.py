@@ -225,15 +225,15 @@ OURS, SMALL, PEERS = "vlmtune", "vlmtune-small", ("trl", "unsloth")
 def beside_table() -> str:
     """Return what a row took vlmtune and its peers, each run of one model and set on one kind of card."""
     lines = [
-        "| Model, rows | Tool | At once | Kernels, ms a row | Launches a row | Rows a second | Reserved, GiB | HFU "
-        "| Card |",
-        "|---|---|---|--:|--:|--:|--:|--:|---|",
+        "| Model, rows | Tool | At once | Kernels, ms a row | Predicted | Launches a row | Rows a second "
+        "| Reserved, GiB | HFU | Card |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     found = _beside()
     for pair, name in BESIDE.items():
         for tool in (OURS, SMALL, *PEERS):
             run = found.get((*pair, tool))
-            lines.append(f"| {name} | {tool} | {_figures_of(run) if run else 'not measured' + ' |' * 6} |")
+            lines.append(f"| {name} | {tool} | {_figures_of(run) if run else 'not measured' + ' |' * 7} |")
     return "\n".join(lines) + "\n"
 
 
@@ -253,6 +253,7 @@ def _figures_of(run: dict) -> str:
     cells = (
         at_once,
         f"{run['kernel_ms_per_row']:.1f}",
+        f"{run['predicted_ms_per_row']:.1f}" if "predicted_ms_per_row" in run else "",
         f"{run['launches_per_row']:,.0f}",
         f"{run['rows_per_s']:.2f} ({low:.2f} to {high:.2f})",
         f"{run['reserved_bytes'] / GIB:.2f}" + ("" if run["cap_bytes"] else ", no limit"),

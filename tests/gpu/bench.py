@@ -2,7 +2,7 @@
 
 Random weights at real size, made once a model; each run in a process of its own, one at a time on each GPU, in the
 order of their weight. What is there is written after each run; runs that an earlier call has made are kept unless they
-are made again. `--flops` adds, without a GPU, what a row costs by vlmtune's own estimate.
+are made again. `--costs` adds, without a GPU, what a row costs by vlmtune's own estimate.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -52,7 +53,7 @@ PAIRS = {
     ("qwen25-3b", "short"): ((8192, 4096), (16, 8, 4), (8192, 12)),
     ("qwen25-7b", "docs"): ((3280, 1640), (2, 1), (4920, 24)),
     ("qwen3-4b", "docs"): ((12_288, 8192, 4096), (8, 4, 2, 1), (8192, 32)),
-    ("llava-7b", "docs"): ((5120, 4096, 2048), (8, 4, 2, 1), (5120, 16)),
+    ("llava-7b", "docs"): ((7168, 5120, 4096, 2048), (8, 4, 2, 1), (5120, 16)),
     ("qwen3-4b", "short"): ((8192, 4096), (16, 8, 4), (8192, 22)),
     ("llava-7b", "short"): ((5120, 4096, 2048), (8, 4, 2, 1), (5120, 18)),
 }
@@ -193,21 +194,21 @@ def measure(asked: argparse.Namespace) -> None:
     print(f"done after {time.monotonic() - began:.0f} s", flush=True)
 
 
-def add_flops(out: Path) -> None:
-    """Add to vlmtune's runs what a row of the profiled step costs, by its own estimate."""
+def add_costs(out: Path) -> None:
+    """Add to vlmtune's runs what a row of the profiled step costs, and is predicted to take, by its own estimate."""
     results = Results(out)
     for run in results.runs:
         if run["tool"] == "vlmtune" and "offer" in run:
             with tempfile.TemporaryDirectory() as name:
                 prepared(Path(name), [run["model"]], [run["rows"]])
                 asked = Run("vlmtune", f"{name}/{run['model']}", run["rows"], run["rows_per_step"], ())
-                run["flops_per_row"] = flops_of(asked, run["offer"])
+                run |= costs_of(asked, run["offer"], run["gpu"])
             results.write()
-            print(*kind_of(run), f"{run['flops_per_row'] / 1e12:.1f} TFLOP", flush=True)
+            print(*kind_of(run), f"{run['flops_per_row'] / 1e12:.1f} TFLOP", run["predicted_ms_per_row"], flush=True)
 
 
-def flops_of(asked: Run, offer: Offer) -> float:
-    """Return the operations of a row in the step that is profiled, recomputed ones too."""
+def costs_of(asked: Run, offer: Offer, card: str) -> dict[str, float]:
+    """Return operations, recomputed ones too, kernel time and launches of a row in the step that is profiled."""
     from gpu.compare import H100_SMS, HOPPER
 
     from vlmtune.data.batches.packs import collate_of
@@ -220,6 +221,9 @@ def flops_of(asked: Run, offer: Offer) -> float:
     from vlmtune.estimate.simulate.simulation import simulate
     from vlmtune.estimate.simulate.steps import collated, steps_of_run
     from vlmtune.estimate.simulate.weights import loading_of
+    from vlmtune.estimate.timing.predict import spent
+    from vlmtune.estimate.timing.rates import Rates
+    from vlmtune.hardware.cards import find_card
     from vlmtune.hub.source import open_model
     from vlmtune.models.build import family_of
     from vlmtune.models.processor import load_processor
@@ -231,7 +235,13 @@ def flops_of(asked: Run, offer: Offer) -> float:
     rows, collate = TuneDataset(samples, processor, family, plan), collate_of(plan, Collator(processor))
     batches = collated([steps_of_run(plan, lengths)[PROFILED]], rows, collate)
     log = simulate(plan, Simulated(batches, hidden_of(HOPPER, H100_SMS), loading_of(plan)))
-    return log.flops / log.num_rows
+    launched = sum((batch.images + batch.tokens for batch in log.batches), start=Counter()) + log.updates[0]
+    took = spent(launched, Rates(find_card(card)))
+    return {
+        "flops_per_row": log.flops / log.num_rows,
+        "predicted_ms_per_row": round(took.kernels_s * 1e3 / log.num_rows, 2),
+        "predicted_launches_per_row": round(took.launches / log.num_rows),
+    }
 
 
 def pairs_of(words: list[str]) -> list[list[str]]:
@@ -264,10 +274,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=3600.0, metavar="S", help="no run goes on for longer")
     parser.add_argument("--run-limit", type=float, default=400.0, metavar="S", help="the same of each run")
     parser.add_argument("--folder", type=Path, help="where 50 GB of models go for the while; default: temporary files")
-    parser.add_argument("--flops", action="store_true", help="add operations to what is measured; needs no GPU")
+    parser.add_argument(
+        "--costs", action="store_true", help="add operations and predicted time to what is measured; needs no GPU"
+    )
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     given = arguments()
-    add_flops(given.out) if given.flops else measure(given)
+    add_costs(given.out) if given.costs else measure(given)
