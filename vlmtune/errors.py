@@ -1,5 +1,7 @@
 """The one error type users see, and the exit codes. Everything may import this; it imports nothing."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -41,3 +43,14 @@ class VlmtuneError(Exception):
             lines.append(f"hint: {self.hint}")
         lines += [str(problem) for problem in self.problems]
         return "\n".join(lines)
+
+
+@contextmanager
+def given_as(key: str, word: str) -> Iterator[None]:
+    """Let an error about a key of the config name what stands for it on the command line."""
+    try:
+        yield
+    except VlmtuneError as error:
+        if error.message.startswith(f"{key}:"):
+            error.message = error.args[0].replace(key, word, 1)
+        raise

@@ -275,7 +275,7 @@ def test_people_get_differences_in_columns(run_cli, folder, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--model", "org/none", "--gpu", "8gb"], 1, "is not in the local cache"),
+        (["--model", "org/none", "--gpu", "8gb"], 1, "--model: org/none is not in the local cache"),
         (["--gpu", "8gb"], 2, "give either CONFIG or --model"),
         (["a.yaml", "--compare"], 2, "give two or more CONFIGs to compare"),
         (["a.yaml", "b.yaml"], 2, "several CONFIGs need --compare"),

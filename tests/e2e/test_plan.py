@@ -130,7 +130,7 @@ def test_the_preset_is_that_of_the_cards_size(gpu, preset):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "org/none", "--gpu", "8gb"], "is not in the local cache"),
+        (["--model", "org/none", "--gpu", "8gb"], "--model: org/none is not in the local cache"),
         (["--model", "Qwen/Qwen3-VL-2B-Instruct", "--gpu", "rtx-4061"], "did you mean"),
         (["--model", "Qwen/Qwen3-VL-2B-Instruct", "--gpu", "8gb", "--preset", "9gb"], "preset 9gb is unknown"),
         (["--model", "Qwen/Qwen3-VL-2B-Instruct", "--gpu", "8gb", "--data", "no.jsonl"], "no.jsonl"),

@@ -67,6 +67,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     return _merged(_read(path), overrides, path.parent)
 
 
+COMMAND_LINE = "command line"
+"""Where the values of a config without a file come from."""
 NO_DATA = "-"
 """The `data.train_path` of a config without data."""
 
@@ -74,7 +76,7 @@ NO_DATA = "-"
 def preset_config(model: str, preset: str, overrides: Sequence[str] = (), *, train_path: str = NO_DATA) -> LoadedConfig:
     """The config of a preset and a model without a file, for estimates; paths start from the current folder."""
     values = {"preset": preset, "model": {"name": model}, "data": {"train_path": train_path}}
-    return _merged(Document("command line", values), overrides, Path())
+    return _merged(Document(COMMAND_LINE, values), overrides, Path())
 
 
 def _merged(file: Document, overrides: Sequence[str], base_dir: Path) -> LoadedConfig:

@@ -12,6 +12,7 @@ from vlmtune.catalog import catalog, find_entry
 from vlmtune.catalog.stored import IMAGE_SIZES_PX, stored
 from vlmtune.config.load import preset_config
 from vlmtune.config.values import Values, words_of
+from vlmtune.errors import given_as
 from vlmtune.estimate.report import MemoryReport
 from vlmtune.estimate.scenario import Scenario
 from vlmtune.estimate.search.explain import priced
@@ -89,7 +90,8 @@ def _scenario(model: str, preset: str, target: Target, say: Say) -> Scenario:
     def tell(values: Values) -> None:
         say(f"{model}: {' '.join(words_of(values)) or f'preset {preset}'}")
 
-    source = open_model(model, None, Path(), offline_catalog=True)
+    with given_as("model.name", "--model"):
+        source = open_model(model, None, Path(), offline_catalog=True)
     entry = find_entry(model)
     return Scenario(preset_config(entry.model_id if entry else model, preset), source, target, tell=tell)
 

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from vlmtune.errors import VlmtuneError
+from vlmtune.errors import VlmtuneError, given_as
 from vlmtune.hub.source import open_model
 from vlmtune.plan.types import RunPlan
 
@@ -30,10 +30,8 @@ def with_base(plan: RunPlan, name: str) -> RunPlan:
     Raises:
         VlmtuneError: there is no model, or one of another kind.
     """
-    try:
+    with given_as("model.name", "--model"):
         source = open_model(name, None, Path.cwd())
-    except VlmtuneError as error:
-        raise VlmtuneError(error.message.replace("model.name:", "--model:", 1), error.hint) from None
     facts = source.facts(name)
     found, wanted = (facts.family.name, bool(facts.prequantised)), (plan.family, plan.prequantised)
     if found != wanted:

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vlmtune.config.load import NO_DATA, LoadedConfig
+from vlmtune.config.load import COMMAND_LINE, NO_DATA, LoadedConfig
 from vlmtune.config.values import Values
+from vlmtune.errors import given_as
 from vlmtune.hardware.cards import Target
 from vlmtune.printing import say
 
@@ -80,8 +81,10 @@ def _source(loaded: LoadedConfig, *, needs_tokenizer: bool) -> "ModelSource":
     from vlmtune.hub.source import open_model
 
     model = loaded.config.model
+    word = "--model" if loaded.sources["model.name"] == COMMAND_LINE else "model.name"
     try:
-        return open_model(model.name, model.revision, loaded.base_dir, offline_catalog=not needs_tokenizer)
+        with given_as("model.name", word):
+            return open_model(model.name, model.revision, loaded.base_dir, offline_catalog=not needs_tokenizer)
     except OutOfReach:
         if find_entry(model.name) is None:
             raise

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vlmtune.cli.options import JsonOption
-from vlmtune.errors import ExitCode
+from vlmtune.errors import ExitCode, given_as
 
 EXAMPLE = "Example: [bold]vlmtune models check Qwen/Qwen3.5-4B[/bold]"
 
@@ -27,7 +27,8 @@ def check_model(
 
     prepare_environment()
     quiet_libraries()
-    source = open_model(model, None, Path.cwd(), offline_catalog=True)
+    with given_as("model.name", "FOLDER_OR_ID"):
+        source = open_model(model, None, Path.cwd(), offline_catalog=True)
     from vlmtune.contract import check
 
     # Windows removes no file that a model has mapped into memory.
