@@ -8,7 +8,8 @@ class Kernel(NamedTuple):
     """What one launch does; equal ones are counted."""
 
     kind: str
-    """One of `rates.KINDS`; `product`, `attention`, `attention backward`; `bus` and `copy`, which the driver does."""
+    """One of `rates.KINDS`; `product`; `attention`, and `masked attention`, which wide heads have too, or either with
+    ` backward` behind it; `bus` and `copy`, which the driver does."""
     bytes: int
     """Read and written."""
     numbers: int = 0

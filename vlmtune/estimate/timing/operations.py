@@ -11,7 +11,9 @@ from vlmtune.compat import torch as borrowed
 from vlmtune.compat.bitsandbytes import GEMM_4BIT
 from vlmtune.estimate.simulate.attention import FLOPS_OF_ATTENTION
 from vlmtune.estimate.simulate.outputs import storage_address, tensors_in
+from vlmtune.estimate.timing.convolutions import convolution, convolution_backward
 from vlmtune.estimate.timing.kernels import Kernel, Kernels, Launched
+from vlmtune.estimate.timing.products import format_of, product, product_4bit
 
 aten = torch.ops.aten
 PRODUCTS = {
@@ -23,13 +25,12 @@ PRODUCTS = {
 }
 """Products and the places of their two factors."""
 PRODUCT_4BIT = GEMM_4BIT.get()
-FUSED_4BIT_MAX_ROWS = 64
-"""bitsandbytes backends/cuda/ops.py, `_gemm_4bit_use_custom_cuda`: about up to here weights are read in place."""
 BACKWARD_ATTENTION = {
     *(name.get() for name in borrowed.ATTENTION_BACKWARD),
     borrowed.OVERLOAD_PACKET.read(borrowed.CUSTOM_OPERATION.read(borrowed.VARLEN_ATTENTION_BACKWARD.get())),
 }
 COPIES = ("clone", "copy_", "_to_copy")
+ATTENTION_KINDS = ("attention", "attention backward")
 OLD_ATTENTION = {borrowed.EFFICIENT_ATTENTION.get(), borrowed.EFFICIENT_ATTENTION_BACKWARD.get()}
 GATHERS = {aten.embedding, aten.index, aten.gather, aten.index_select}
 OURS = "vlmtune."
@@ -42,12 +43,8 @@ CHUNK_BLOCKS, CHUNK_NUMBERS, CHUNK_TENSORS = 320, 65_536, {1: 110, 2: 64, 3: 48,
 """ForeachFunctors.cuh and MultiTensorApply.cuh: how much of lists of tensors one launch takes, by lists."""
 BICUBIC_THREADS = 1024
 """UpSampleBicubic2d.cu: how many threads of a block stretch a picture, one for each place, through all channels."""
-ALIGNED_BYTES = 16
-"""What tensor cores load at once: rows that start elsewhere take older, slower kernels."""
-PLACE_TAPS = 36
-"""As many taps of a window as it takes to work out where the window lies: torch's own kernel, which computes depthwise
-convolutions in bf16, divides three times for each output. With so many, windows of four take what they did when
-Qwen3.5's run was seen; a tap is counted by the kernel's machine code."""
+FLASH_MAX_HEAD = 256
+"""sdp_utils.cpp: wider heads have the kernel for masks, with one or without."""
 
 
 class Ledger:
@@ -108,17 +105,17 @@ def kernels_of(operation, args: tuple, tensors: list[Tensor], made: list[Tensor]
     packet, name = _packet(operation), _name(operation)
     if packet in PRODUCTS:
         left, right = (args[place] for place in PRODUCTS[packet])
-        return [_product(left, right)]
+        return [product(left, right)]
     if packet is PRODUCT_4BIT:
-        return _product_4bit(args, made[0])
+        return product_4bit(args, made[0])
     if packet in FLOPS_OF_ATTENTION:
-        return [_attention(packet, args, tensors, made, flops)]
+        return [_attention(operation, args, tensors, made, flops)]
     if name == "convolution":
-        return [_convolution(*args[:2], made[0])]
+        return convolution(*args[:3], made[0])
     if name == "convolution_backward":
-        return [_convolution(args[1], args[2], args[0]) for _ in made]
+        return convolution_backward(*args[:3], made)
     if name.startswith("upsample_bicubic2d"):
-        return [_bicubic(tensors[0], made[0])]
+        return [_bicubic(name, tensors[0], made[0])]
     if name.startswith("dequantize"):
         return [Kernel("unpack", _bytes(tensors) + _bytes(made), made[0].numel())]
     if name.startswith(("_foreach", "_fused_adam")):
@@ -126,80 +123,33 @@ def kernels_of(operation, args: tuple, tensors: list[Tensor], made: list[Tensor]
     return _over_numbers(packet, name, operation, tensors, made)
 
 
-def _product(left: Tensor, right: Tensor) -> Kernel:
-    many = prod(left.shape[:-2])
-    m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
-    aligned = n * left.element_size() % ALIGNED_BYTES == 0 and _is_aligned(left) and _is_aligned(right)
-    num_bytes = many * (m * k + k * n + m * n) * left.element_size()
-    return product_of((many, m, n, k), left.dtype, num_bytes, not aligned)
-
-
-def product_of(sizes: tuple[int, int, int, int], dtype: torch.dtype, num_bytes: int, old: bool) -> Kernel:
-    """Return so many products of [M, K] and [K, N]; `sizes` are how many, M, N, K."""
-    many, m, n, _ = sizes
-    return Kernel("product", num_bytes, many * m * n, _format(dtype), 2 * prod(sizes), sizes, old)
-
-
-def _format(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _is_aligned(factor: Tensor) -> bool:
-    """Return whether all rows of a matrix, or all columns, start where tensor cores can load."""
-    stride = max(factor.stride()[-2:])
-    return stride == 1 or stride * factor.element_size() % ALIGNED_BYTES == 0
-
-
-def _product_4bit(args: tuple, out: Tensor) -> list[Kernel]:
-    """Constants, their offset, the weight, and its product; few rows read the weight as it is."""
-    rows, packed, (n, k) = args[0], args[1], args[2]
-    m = rows.numel() // rows.shape[-1]
-    aligned = all(size * rows.element_size() % ALIGNED_BYTES == 0 for size in (n, k))
-    if m <= FUSED_4BIT_MAX_ROWS:
-        return [product_of((1, m, n, k), rows.dtype, packed.nbytes + rows.nbytes + out.nbytes, not aligned)]
-    moved = rows.nbytes + n * k * rows.element_size() + out.nbytes
-    return [*unpacking_of(n * k, rows.element_size()), product_of((1, m, n, k), rows.dtype, moved, not aligned)]
-
-
-def unpacking_of(numbers: int, item_bytes: int) -> list[Kernel]:
-    """Return what makes a packed weight whole: its constants, which are packed too, their offset, and the weight."""
-    constants = numbers // 64
-    return [
-        Kernel("unpack", 5 * constants, constants),
-        Kernel("strided", 8 * constants, constants),
-        Kernel("unpack", numbers // 2 + 4 * constants + numbers * item_bytes, numbers),
-    ]
-
-
-def _attention(packet, args: tuple, tensors: list[Tensor], made: list[Tensor], flops: int) -> Kernel:
+def _attention(operation, args: tuple, tensors: list[Tensor], made: list[Tensor], flops: int) -> Kernel:
+    packet = _packet(operation)
     query, key = args[1:3] if packet in BACKWARD_ATTENTION else args[:2]
     is_varlen = query.dim() == 3
-    if any(value is True for value in args):  # causal: the other half is never computed
+    if _is_causal(operation, args):  # the other half is never computed
         flops //= 2
-    kind = "attention backward" if packet in BACKWARD_ATTENTION else "attention"
     heads = query.shape[1] if is_varlen else query.shape[0] * query.shape[1]
     queries = len(query) if is_varlen else query.shape[2]
     sizes = (heads, queries, key.shape[0] if is_varlen else key.shape[2], query.shape[-1])
+    is_masked = packet in OLD_ATTENTION or query.shape[-1] > FLASH_MAX_HEAD
+    kind = ("masked " if is_masked else "") + ATTENTION_KINDS[packet in BACKWARD_ATTENTION]
     moved = [tensor for tensor in (*tensors, *made) if tensor.is_floating_point()]
-    return Kernel(kind, _bytes(moved), 0, _format(query.dtype), flops, sizes, old=is_varlen or packet in OLD_ATTENTION)
+    return Kernel(kind, _bytes(moved), 0, format_of(query.dtype), flops, sizes, old=is_varlen or is_masked)
 
 
-def _convolution(inputs: Tensor, weight: Tensor, out: Tensor) -> Kernel:
-    """As the product that it is: outputs × channels out × numbers of a window."""
-    outputs = out.numel() // out.shape[1]
-    of_one = prod(weight.shape[1:])
-    num_bytes = inputs.nbytes + weight.nbytes + out.nbytes
-    if weight.shape[1] == 1 and inputs.shape[1] > 1:
-        return Kernel("depthwise", num_bytes, out.numel() * (PLACE_TAPS + of_one))
-    return product_of((1, outputs, weight.shape[0], of_one), inputs.dtype, num_bytes, old=True)
+def _is_causal(operation, args: tuple) -> bool:
+    place = [argument.name for argument in borrowed.OPERATION_SCHEMA.read(operation).arguments].index("is_causal")
+    return place < len(args) and args[place]
 
 
-def _bicubic(given: Tensor, made: Tensor) -> Kernel:
+def _bicubic(name: str, given: Tensor, made: Tensor) -> Kernel:
     """Blocks of threads over the places of the larger picture, which backward goes through too."""
     larger = max(given, made, key=Tensor.numel)
     channels, blocks = prod(larger.shape[:2]), -(-prod(larger.shape[2:]) // BICUBIC_THREADS)
     numbers = channels * blocks * BICUBIC_THREADS
-    return Kernel("bicubic", given.nbytes + made.nbytes, numbers, sizes=(blocks,))
+    kind = "bicubic backward" if name.endswith("backward") else "bicubic"
+    return Kernel(kind, given.nbytes + made.nbytes, numbers, sizes=(blocks,))
 
 
 def _of_lists(name: str, args: tuple, tensors: list[Tensor], made: list[Tensor]) -> list[Kernel]:
@@ -241,8 +191,21 @@ def _kind_of_pass(name: str, tensors: list[Tensor], written: list[Tensor]) -> st
     if any(word in name for word in ONE_PASS):
         return "reduce"
     if not _in_one_order([tensor for tensor in (*tensors, *written) if tensor.dim()]):
-        return "strided"
+        return "transposed" if _is_turned((*tensors, *written)) else "strided"
     return "widen" if name in COPIES and written[0].itemsize > tensors[-1].itemsize else "pass"
+
+
+def _is_turned(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether numbers that lie side by side in one tensor do not in another; small and repeated ones do not matter."""
+    numbers = max(tensor.numel() for tensor in tensors)
+    large = [tensor for tensor in tensors if tensor.numel() == numbers and 0 not in tensor.stride()]
+    return len({_side_by_side(tensor) for tensor in large}) > 1
+
+
+def _side_by_side(tensor: Tensor) -> int | None:
+    """Return the dimension, from the end, along which numbers lie next to each other, or nearest."""
+    steps = [(step, place - tensor.dim()) for place, step in enumerate(tensor.stride()) if tensor.shape[place] > 1]
+    return min(steps)[1] if steps else None
 
 
 def _is_plain_copy(source: Tensor, target: Tensor) -> bool:

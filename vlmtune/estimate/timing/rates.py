@@ -36,16 +36,20 @@ KINDS = {
     "reduce": Kind(2.5e-6, 0.85, 150),
     "gather": Kind(1.5e-6, 0.7, 80),
     "unpack": Kind(1.5e-6, 0.88, 74),
-    "bicubic": Kind(1.5e-6, 0.7, 1200),
-    "depthwise": Kind(1.5e-6, 0.7, 30),
+    "transposed": Kind(1.4e-6, 0.85, 450),
+    "bicubic": Kind(1.5e-6, 0.7, 2500),
+    "bicubic backward": Kind(1.5e-6, 0.7, 1050),
+    "depthwise": Kind(1.5e-6, 0.7, 36.5),
     "solve": Kind(60e-6, 0.7, 150),
     "lists": Kind(14e-6, 0.7, 45),
     "optimizer": Kind(4.5e-6, 0.7, 45),
 }
 """By `Kernel.kind`. Kernels over lists give each multiprocessor 65,536 numbers at a time, whoever is idle; a system of
-64 equations is solved row after row. A picture is stretched by as few multiprocessors as it has blocks: 14 ms for the
-5,760 channels of Qwen-VL-Chat's tables, on one. Of depthwise convolutions each tap of a window counts as a number, 15
-instructions of torch's kernel: two numbers are loaded, widened and multiplied, and their places worked out."""
+64 equations is solved row after row. What is transposed is read along one dimension and written along another: the
+numbers that a warp takes lie in as many lines of memory. A picture is stretched by as few multiprocessors as it has
+blocks: 29 ms for the 5,760 channels of Qwen-VL-Chat's tables, on one, each of a number's 16 places in another line;
+backward reads one place. Of depthwise convolutions each tap of a window counts as a number, 18 instructions of torch's
+kernel: two numbers are loaded, widened and multiplied, and their places worked out."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,6 @@ UNALIGNED_SHARE = 0.42
 OLD_SHARE = 0.6
 """Of the peak of the data centre cards from Hopper on that kernels for Ampere's instructions reach."""
 
-ATTENTION_BLOCK = 128
-"""Queries, and keys, that a multiprocessor takes at a time."""
-
 
 @dataclass(frozen=True)
 class Attention:
@@ -89,15 +90,26 @@ class Attention:
     start_s: float
     share: float
     """Of the peak that its products reach."""
-    score_work: float
-    """As `Kind.work`, of a score: its exponential."""
+    score_work: float = 0
+    """As `Kind.work`, of a score: its exponential. 0 where the share has it in."""
+    block: int = 128
+    """Queries, and keys, that a multiprocessor takes at a time."""
 
 
 FORWARD, BACKWARD = Attention(5e-6, 0.6, 19), Attention(12e-6, 0.5, 48)
-EFFICIENT_SHARE = 0.45
-"""The same of the kernel that takes masks, whose scores are counted in."""
+VARLEN_FORWARD, VARLEN_BACKWARD = Attention(5e-6, 0.45), Attention(12e-6, 0.45)
+MASKED_FORWARD, MASKED_BACKWARD = VARLEN_FORWARD, Attention(12e-6, 0.45, block=64)
+"""Measured of cuDNN's kernels, whose backward pass takes 64 queries and keys at a time, as its name says."""
+EFFICIENT_FORWARD, EFFICIENT_BACKWARD = Attention(5e-6, 0.27), Attention(12e-6, 0.33, block=64)
+"""Of the memory-efficient kernel, which computes what cuDNN does not, masks in fp32 and wide heads: it is slower."""
+CUDNN_MAX_HEAD, EFFICIENT_MAX_HEAD = 256, 128
+"""The widest heads that cuDNN takes, and those of which the memory-efficient kernel keeps its sums in registers
+(cutlassB.h: its kernel for wider ones keeps them in memory)."""
 FP32_PRODUCTS = 6
 """By how much its products take longer in fp32: it makes three of each in TF32, at half the rate of 16 bits."""
+WIDE_WORK = 5.4
+"""fp32 operations in the time of one floating-point operation of its backward pass with wider heads: its sums are read
+and written again and again while the tensor cores wait, so that their rate does not matter."""
 
 
 class Rates:
@@ -110,20 +122,22 @@ class Rates:
         # These have half as many lanes for fp32, and as many for all else.
         self.issued = self.fp32 * (2 if card.sm in ((7, 5), (8, 0)) else 1)
         self.tensor = card.bf16_tflops * 1e12
+        # For these, and no others, torch takes cuDNN's attention first (sdp_utils.cpp).
+        self.has_cudnn_attention = card.sm in ((9, 0), (10, 0))
         self.old_share = OLD_SHARE if card.sm[0] in (9, 10) else 1.0
 
     def seconds(self, kernel) -> float:
         """Return what one launch takes on the card."""
         if kernel.kind == "product":
             return self._product(kernel)
-        if kernel.kind.startswith("attention"):
-            return self._attention(kernel, BACKWARD if kernel.kind.endswith("backward") else FORWARD)
+        if "attention" in kernel.kind:
+            return self._attention(kernel)
         if kernel.kind == "bus":
             return kernel.bytes / (self.card.host_gb_s * 1e9 * LARGE_COPY)
         if kernel.kind == "copy":
             return kernel.bytes / self.bandwidth
         kind = KINDS[kernel.kind]
-        issued = self.issued * (min(1, kernel.sizes[0] / self.card.num_sms) if kernel.kind == "bicubic" else 1)
+        issued = self.issued * (min(1, kernel.sizes[0] / self.card.num_sms) if kernel.kind.startswith("bicubic") else 1)
         return kind.start_s + max(kernel.bytes / (self.bandwidth * kind.bandwidth), kernel.numbers * kind.work / issued)
 
     def launches(self, kernel) -> int:
@@ -156,16 +170,30 @@ class Rates:
                     best = min(best, (_rounds(pieces * split) * one, split))
         return best
 
-    def _attention(self, kernel, kind: Attention) -> float:
+    def _attention(self, kernel) -> float:
         heads, queries, keys, size = kernel.sizes
-        blocks = heads * ceil(queries / ATTENTION_BLOCK)
+        way, is_backward = self._way(kernel), kernel.kind.endswith("backward")
+        blocks = heads * ceil(queries / way.block)
         idle = _rounds(blocks / self.card.num_sms) / (blocks / self.card.num_sms)
-        share = EFFICIENT_SHARE if kernel.old else kind.share
-        computing = kernel.flops / (self.tensor * share * (self.old_share if kernel.old else 1))
+        computing = kernel.flops / (self.tensor * way.share * (self.old_share if kernel.old else 1))
         computing *= FP32_PRODUCTS if kernel.format == FP32 else 1
-        scores = 0 if kernel.old else kernel.flops / (size * (10 if kind is BACKWARD else 4))
-        busy = (computing + scores * kind.score_work / self.issued) * idle * _filled(queries) * _filled(keys)
-        return kind.start_s + max(busy, kernel.bytes / (self.bandwidth * PRODUCT_BANDWIDTH))
+        if way is EFFICIENT_BACKWARD and size > EFFICIENT_MAX_HEAD:
+            computing = kernel.flops * WIDE_WORK / self.issued
+        scores = kernel.flops / (size * (10 if is_backward else 4))
+        busy = computing + scores * way.score_work / self.issued
+        busy *= idle * _filled(queries, way.block) * _filled(keys, way.block)
+        return way.start_s + max(busy, kernel.bytes / (self.bandwidth * PRODUCT_BANDWIDTH))
+
+    def _way(self, kernel) -> Attention:
+        """Return how a pass of attention is computed."""
+        widest = CUDNN_MAX_HEAD if self.has_cudnn_attention else EFFICIENT_MAX_HEAD
+        if not kernel.kind.startswith("masked"):
+            ways = (VARLEN_FORWARD, VARLEN_BACKWARD) if kernel.old else (FORWARD, BACKWARD)
+        elif kernel.format == FP32 or kernel.sizes[-1] > widest:
+            ways = EFFICIENT_FORWARD, EFFICIENT_BACKWARD
+        else:
+            ways = MASKED_FORWARD, MASKED_BACKWARD
+        return ways[kernel.kind.endswith("backward")]
 
 
 def _rounds(exact: float) -> float:
@@ -177,6 +205,6 @@ def _rounds(exact: float) -> float:
     return max(1.0, (exact + ceil(exact)) / 2)
 
 
-def _filled(length: int) -> float:
+def _filled(length: int, block: int) -> float:
     """Return by how much whole blocks are more than a length."""
-    return ceil(length / ATTENTION_BLOCK) * ATTENTION_BLOCK / length
+    return ceil(length / block) * block / length

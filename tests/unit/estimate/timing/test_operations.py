@@ -10,7 +10,9 @@ from tiny.rows import tiny_plan
 from vlmtune.estimate.simulate.attention import attention_of
 from vlmtune.estimate.simulate.record import Recorder
 from vlmtune.estimate.simulate.simulation import Run, simulate
-from vlmtune.estimate.timing.operations import CHUNK_BLOCKS, CHUNK_NUMBERS, PLACE_TAPS, unpacking_of
+from vlmtune.estimate.timing.convolutions import BACKWARD_TAP, PLACE_TAPS
+from vlmtune.estimate.timing.operations import CHUNK_BLOCKS, CHUNK_NUMBERS
+from vlmtune.estimate.timing.products import unpacking_of
 from vlmtune.models.speed import gated, norms, rotary
 
 BF16 = torch.bfloat16
@@ -60,7 +62,15 @@ def test_numbers_in_their_order_are_passed_over_and_others_looked_up():
         "gather": lambda: F.embedding(torch.tensor([3, 5]), x),
     }
     assert {kind: one(run).kind for kind, run in kinds.items()} == {kind: kind for kind in kinds}
-    assert one(lambda: x.T.contiguous()).kind == "strided"
+
+
+def test_numbers_side_by_side_in_one_tensor_and_not_in_another_are_transposed():
+    x, table = meta(8, 64), meta(2, 5, 8, 64)
+    assert one(lambda: x.T.contiguous()).kind == "transposed"
+    assert one(lambda: x.view(64, 8).T + x).kind == "transposed"
+    assert one(lambda: table.transpose(1, 2).contiguous()).kind == "strided"
+    assert one(lambda: x * meta(8, 1)).kind == one(lambda: x[:, ::2].contiguous()).kind == "strided"
+    assert one(lambda: x.T + x.T).kind == "pass"
 
 
 def test_kernels_written_here_are_one_pass_each():
@@ -88,8 +98,19 @@ def test_causal_attention_is_half_of_the_whole():
     whole, causal = (one(lambda c=c: F.scaled_dot_product_attention(q, q, q, is_causal=c)) for c in (False, True))
     assert (whole.flops, causal.flops) == (4 * 4 * 256 * 256 * 64, 2 * 4 * 256 * 256 * 64)
     assert (whole.kind, whole.sizes, whole.old) == ("attention", (4, 256, 256, 64), False)
-    masked = launched(lambda: F.scaled_dot_product_attention(q, q, q, attn_mask=meta(1, 1, 256, 256)))
-    assert [kernel.old for kernel in masked if kernel.kind == "attention"] == [True]
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_attention_under_a_mask_is_whole_whether_gradients_follow_or_not(learned):
+    q = meta(1, 4, 256, 64).requires_grad_(learned)
+    kernels = launched(lambda: F.scaled_dot_product_attention(q, q, q, attn_mask=meta(1, 1, 256, 256)))
+    (kernel,) = (kernel for kernel in kernels if "attention" in kernel.kind)
+    assert (kernel.kind, kernel.flops, kernel.old) == ("masked attention", 4 * 4 * 256 * 256 * 64, True)
+
+
+def test_wide_heads_have_the_kernel_for_masks_without_one_too():
+    kinds = [one(lambda s=s: F.scaled_dot_product_attention(*[meta(1, 4, 32, s)] * 3)).kind for s in (256, 512)]
+    assert kinds == ["attention", "masked attention"]
 
 
 def test_a_packed_weight_is_unpacked_in_three_kernels():
@@ -106,19 +127,62 @@ def test_lists_of_tensors_take_as_many_launches_as_their_pieces():
     assert sum(launched(lambda: torch._foreach_mul_(large, 2.0)).values()) == 2
 
 
+def convolved(x: torch.Tensor, w: torch.Tensor, **how) -> Counter:
+    convolve = F.conv1d if x.dim() == 3 else F.conv2d
+    return launched(lambda: convolve(x, w, **how))
+
+
 def test_a_depthwise_convolution_counts_its_places_and_their_taps():
-    short = one(lambda: F.conv1d(meta(1, 64, 100), meta(64, 1, 4), groups=64, padding=3))
-    wide = one(lambda: F.conv2d(meta(1, 64, 10, 10), meta(64, 1, 7, 7), groups=64, padding=3))
-    assert {short.kind, wide.kind} == {"depthwise"}
+    (short,) = convolved(meta(1, 64, 100), meta(64, 1, 4), groups=64, padding=3)
+    wide, small = (
+        next(iter(convolved(meta(1, 64, 10, 10), meta(64, 1, side, side), groups=64, padding=side // 2)))
+        for side in (7, 3)
+    )
+    assert {short.kind, wide.kind, small.kind} == {"depthwise"}
     assert (short.numbers, wide.numbers) == (64 * 103 * (PLACE_TAPS + 4), 64 * 100 * (PLACE_TAPS + 49))
+    assert small.numbers == 64 * 100 * (PLACE_TAPS + 3)  # of nine that are unrolled
+
+
+def test_backward_through_a_depthwise_convolution_asks_at_every_tap():
+    x = meta(1, 64, 10, 10).requires_grad_()
+    kernels = launched(lambda: F.conv2d(x, meta(64, 1, 3, 3), groups=64, padding=1).sum().backward())
+    made = [kernel.numbers for kernel in kernels if kernel.kind == "depthwise"]
+    assert made == [64 * 100 * (PLACE_TAPS + 3), round(64 * 100 * (PLACE_TAPS + 9 * BACKWARD_TAP))]
+
+
+def test_a_convolution_puts_its_input_into_order_first_out_of_sight():
+    def kinds(x: torch.Tensor) -> list[str]:
+        return [kernel.kind for kernel in convolved(x, meta(64, 1, 4), groups=64)]
+
+    assert kinds(meta(1, 64, 100)) == ["depthwise"]
+    assert kinds(meta(1, 100, 64).transpose(1, 2)) == ["transposed", "depthwise"]
+    assert kinds(meta(1, 64, 200)[..., :100]) == ["strided", "depthwise"]
+
+
+def test_windows_of_one_place_are_a_product_and_wider_ones_are_turned_around():
+    x = meta(1, 64, 16, 16)
+    ((point, times),) = convolved(x, meta(128, 64, 1, 1)).items()
+    assert (point.kind, point.sizes, point.old, times) == ("product", (1, 256, 128, 64), False, 1)
+    wide = list(convolved(x, meta(128, 64, 3, 3), padding=1).elements())
+    assert [(kernel.kind, kernel.old) for kernel in wide] == [("product", True), ("strided", False), ("strided", False)]
+    assert [kernel.numbers for kernel in wide[1:]] == [64 * 256, 128 * 256]
+
+
+def test_a_bias_is_added_by_a_kernel_of_its_own_unless_each_channel_is_alone():
+    x, bias = meta(1, 64, 16, 16), meta(64)
+    plain, biased = (convolved(x, meta(64, 64, 1, 1), bias=of) for of in (None, bias))
+    (added,) = (biased - plain).elements()
+    assert (added.kind, added.numbers) == ("strided", 64 * 256)
+    assert sum(convolved(x, meta(64, 1, 1, 1), bias=bias, groups=64).values()) == 1
 
 
 def test_a_stretched_picture_is_a_thread_a_place_through_all_channels():
     small, gradient = (meta(1, 100, side, side, dtype=torch.float32) for side in (16, 40))
     small.requires_grad_()
     kernels = launched(lambda: F.interpolate(small, size=(40, 40), mode="bicubic").backward(gradient))
-    bicubic = {kernel: times for kernel, times in kernels.items() if kernel.kind == "bicubic"}
-    assert [(kernel.numbers, kernel.sizes, times) for kernel, times in bicubic.items()] == [(100 * 2048, (2,), 2)]
+    bicubic = [kernel for kernel in kernels.elements() if kernel.kind.startswith("bicubic")]
+    assert [kernel.kind for kernel in bicubic] == ["bicubic", "bicubic backward"]
+    assert {(kernel.numbers, kernel.sizes) for kernel in bicubic} == {(100 * 2048, (2,))}
 
 
 @pytest.fixture(scope="module")
