@@ -69,8 +69,9 @@ def test_plans_ran_below_the_cap_and_not_above_what_they_need_as_the_allocator_s
 def test_the_fullest_of_several_gpus_took_what_was_estimated_before():
     folder = MEASURED / "ranks-memory.json", MEASURED / "ranks-estimated.json"
     measured, estimated = ({run["case"]: run for run in json.loads(file.read_text())["runs"]} for file in folder)
-    assert len(measured) >= 10 and all(run["gpus_agree"] for run in measured.values())
-    for name, run in measured.items():
+    ended = {name: run for name, run in measured.items() if "out_of_memory" not in run}
+    assert len(ended) >= 21 and all(run["gpus_agree"] for run in ended.values())
+    for name, run in ended.items():
         assert {kind: abs(error_of(estimated[name], run, kind)) < 1 for kind in ("allocated", "reserved")} == {
             "allocated": True,
             "reserved": True,
