@@ -5,8 +5,8 @@ A pipe would wait for ever, a device never end, a link in a run folder lead out 
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,15 +60,20 @@ def check_regular(path: Path, max_bytes: int | None = None, *, own: bool = False
         FileNotFoundError: there is none.
         VlmtuneError: it is no regular file, too large, or cannot be reached.
     """
-    with _told(path):
-        _refuse(path, path.lstat() if own else path.stat(), max_bytes, hint)
+    try:
+        status = os.stat(path, follow_symlinks=not own)
+    except OSError as error:
+        raise _told(path, error) from None
+    _refuse(path, status, max_bytes, hint)
 
 
 def open_regular(path: Path, max_bytes: int | None = None, *, own: bool = False, hint: str = HINT) -> BinaryIO:
     """Open what `check_regular` lets pass, to read bytes."""
     check_regular(path, max_bytes, own=own, hint=hint)
-    with _told(path):
-        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NO_WAIT))
+    try:
+        file = open(path, "rb", opener=_without_waiting)
+    except OSError as error:
+        raise _told(path, error) from None
     try:
         _refuse(path, os.fstat(file.fileno()), max_bytes, hint)
     except VlmtuneError:
@@ -79,27 +84,30 @@ def open_regular(path: Path, max_bytes: int | None = None, *, own: bool = False,
 
 def read_regular(path: Path, max_bytes: int, *, own: bool = False, hint: str = HINT) -> bytes:
     """Return what is in a file that `check_regular` lets pass."""
-    with open_regular(path, max_bytes, own=own, hint=hint) as file, _told(path):
-        content = file.read(max_bytes + 1)
+    with open_regular(path, max_bytes, own=own, hint=hint) as file:
+        try:
+            content = file.read(max_bytes + 1)
+        except OSError as error:
+            raise _told(path, error) from None
     if len(content) > max_bytes:  # files of /proc do not tell their size, others grow
         raise _too_large(path, max_bytes, hint)
     return content
 
 
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Raise what the system says of a file, but that there is none, as the user's error."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise VlmtuneError(f"{path} cannot be read: {error.strerror}", "check the path and its permissions") from None
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | _NO_WAIT)
+
+
+def _told(path: Path, error: OSError) -> Exception:
+    """Return what the system says of a file as the user's error, but that there is none as it is."""
+    if isinstance(error, FileNotFoundError):
+        return error
+    return VlmtuneError(f"{path} cannot be read: {error.strerror}", "check the path and its permissions")
 
 
 def _refuse(path: Path, status: os.stat_result, max_bytes: int | None, hint: str) -> None:
-    if (kind := _kind(status.st_mode)) != REGULAR:
-        raise VlmtuneError(f"{path} is {kind}, not {REGULAR}", hint)
+    if not stat.S_ISREG(status.st_mode):
+        raise VlmtuneError(f"{path} is {_kind(status.st_mode)}, not {REGULAR}", hint)
     if max_bytes is not None and status.st_size > max_bytes:
         raise _too_large(path, max_bytes, hint)
 

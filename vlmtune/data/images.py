@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from vlmtune.data.pictures.bounds import Header, refuse_large, refuse_slow
+from vlmtune.data.pictures.bounds import Header, is_bounded, refuse_large, refuse_slow
 from vlmtune.data.pictures.finding import other_spelling, reason_missing
 from vlmtune.data.pictures.formats import KNOWN, readable_formats, register_heic
 from vlmtune.data.pictures.other_files import HEAD_BYTES, is_heic, what_it_is
@@ -194,36 +194,39 @@ def _opened(ref: ImageRef) -> "Iterator[tuple[Image, BinaryIO]]":
     """The picture with its header read, and its stream; Pillow's errors become a `RowProblem`, in the body too."""
     from PIL import Image
 
+    label = _label(ref)
     try:
-        with _stream(ref) as stream:
-            head = stream.read(HEAD_BYTES)
-            stream.seek(0)
-            if is_heic(head):
-                register_heic()
-            with _identified(stream, head, ref) as image:
-                refuse_large(image, is_deep(image), _label(ref))
-                refuse_slow(image, stream, _label(ref))
-                yield image, stream
+        with _stream(ref) as stream, _identified(stream, label) as image:
+            refuse_large(image, is_deep(image), label)
+            refuse_slow(image, stream, label)
+            yield image, stream
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise RowProblem(f"{_label(ref)} has more than {limit:,} pixels: a decompression bomb", "shrink it") from None
+        raise RowProblem(f"{label} has more than {limit:,} pixels: a decompression bomb", "shrink it") from None
     except _DAMAGE as error:
-        raise RowProblem(f"{_label(ref)} is damaged: {error}", "replace the file") from None
+        raise RowProblem(f"{label} is damaged: {error}", "replace the file") from None
 
 
-def _identified(stream: BinaryIO, head: bytes, ref: ImageRef) -> "Image":
+def _identified(stream: BinaryIO, label: str) -> "Image":
+    """The picture in a stream with its header read."""
     from PIL import Image, UnidentifiedImageError
 
-    header = Header(stream, head, _label(ref))
+    size_bytes = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    head = stream.read(HEAD_BYTES)
+    if is_heic(head):
+        register_heic()
+    header = Header(stream, label) if is_bounded(head, size_bytes) else None
     try:
-        image = Image.open(header, formats=readable_formats())
-        header.lift()
+        image = Image.open(header or stream, formats=readable_formats())
+        if header:
+            header.lift()
         return image
     except UnidentifiedImageError:
         if is_heic(head) and "HEIF" in readable_formats():
-            raise RowProblem(f"{_label(ref)} is damaged: no HEIC picture is in it", "replace the file") from None
+            raise RowProblem(f"{label} is damaged: no HEIC picture is in it", "replace the file") from None
         what, way_out = what_it_is(head) or ("not an image", f"known formats: {KNOWN}")
-        raise RowProblem(f"{_label(ref)} is {what}", way_out) from None
+        raise RowProblem(f"{label} is {what}", way_out) from None
 
 
 def _stream(ref: ImageRef) -> BinaryIO:

@@ -44,9 +44,14 @@ class Turn:
         return self.role == "assistant" and self.is_learned
 
     @property
+    def texts(self) -> list[str]:
+        """The texts of this turn."""
+        return [part for part in self.parts if isinstance(part, str)]
+
+    @property
     def text(self) -> str:
         """The texts of this turn, joined."""
-        return "".join(part for part in self.parts if isinstance(part, str))
+        return "".join(self.texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class Sample:
     @property
     def images(self) -> tuple[ImageRef, ...]:
         """All pictures, in the order in which the model meets them."""
-        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef))
+        return tuple([part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef)])
 
     @property
     def prompt(self) -> "Sample":

@@ -203,6 +203,12 @@ def test_comments_without_end_are_not_read(monkeypatch, image_format):
     assert problem_of(encoded(picture(600, 400), image_format)) is None, "pixels are no header"
 
 
+def test_a_file_no_larger_than_a_header_may_be_is_read_without_counting(monkeypatch):
+    monkeypatch.setattr(images, "Header", lambda stream, label: pytest.fail(f"{label} is counted"))
+    for image_format in ("JPEG", "GIF", "PNG", "PPM"):
+        assert problem_of(encoded(picture(), image_format)) is None
+
+
 def scanned(data: bytes, times: int) -> ImageRef:
     """A JPEG whose last scan comes so many times."""
     last = data.rindex(bounds.SCAN)

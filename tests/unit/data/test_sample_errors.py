@@ -161,6 +161,8 @@ def test_a_line_that_is_not_json_does_not_stop_the_file(tmp_path, line, problem)
          "hint: write each row on one line, or rename a JSON array to .json"),
         ("rows.jsonl", b'{"question": "caf\xe9"}',
          "rows.jsonl:1: not UTF-8: byte 0xe9 at position 18\nhint: save it as UTF-8"),
+        ("rows.jsonl", b'\xef\xbb\xbf{"question": "caf\xe9"}',
+         "rows.jsonl:1: not UTF-8: byte 0xe9 at position 18\nhint: save it as UTF-8"),
         ("rows.jsonl", '{"a": 1}'.encode("utf-16"),
          "rows.jsonl:1: the file is UTF-16, not UTF-8\nhint: save it as UTF-8"),
         ("rows.json", b"\xff", "rows.json: not UTF-8: byte 0xff at position 1\nhint: save it as UTF-8"),

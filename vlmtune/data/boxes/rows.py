@@ -18,17 +18,21 @@ def with_marks(sample: Sample, objects: object) -> tuple[Sample, bool]:
         RowProblem: boxes that do not fit their places, or are none.
     """
     texts = [part for turn in sample.turns for part in turn.parts if isinstance(part, str)]
-    if any(mark in text for text in (*texts, *sample.accepted) for mark in _RESERVED):
+    if any(map(_holds_reserved, (*texts, *sample.accepted))):
         raise RowProblem("a text holds what is no character: U+FDD0 to U+FDD3", "remove it")
     if objects is not None and any(map(has_places, texts)):
         return _with_texts(sample, filled(texts, objects, len(sample.images))), True
-    if sample.images and any(map(may_hold_boxes, (*texts, *sample.accepted))):
+    if any(map(may_hold_boxes, (*texts, *sample.accepted))) and sample.images:
         found = [marked(text, image) for text, image in _with_image_before(sample)]
         accepted = [marked(text, len(sample.images) - 1) for text in sample.accepted]
         if any(map(has_marks, (*found, *accepted))):
             sample = replace(sample, accepted=tuple(map(with_marked_names, accepted)))
             return _with_texts(sample, [with_marked_names(text) for text in found]), False
     return sample, False
+
+
+def _holds_reserved(text: str) -> bool:
+    return not text.isascii() and any(mark in text for mark in _RESERVED)
 
 
 def _with_image_before(sample: Sample) -> Iterator[tuple[str, int]]:

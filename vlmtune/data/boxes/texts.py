@@ -20,7 +20,7 @@ _FOUR = re.compile(rf"\[({_ANY_NUMBER}(?:,{_ANY_NUMBER}){{3}})\]")
 
 def may_hold_boxes(text: str) -> bool:
     """Whether it is worth looking for boxes in a text."""
-    return any(hint in text for hint in _HINTS)
+    return "<" in text and any(hint in text for hint in _HINTS)
 
 
 def marked(text: str, image: int) -> str:

@@ -19,18 +19,22 @@ _WHOLE_BYTES_PER_PX = {"WEBP": 16, "AVIF": 16, "HEIF": 16, "JPEG2000": 16}
 _HEADERS_IN_PIECES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"P")
 """How files begin whose headers are read piece by piece until the pixels; others are read at once, or in places."""
 
-
 MAX_SCANS = 100
 """Of a JPEG: a camera writes one, the web ten. Each one more is a pass over all pixels, for ten bytes."""
 SCAN = b"\xff\xda"
 
 
+def is_bounded(head: bytes, size_bytes: int) -> bool:
+    """Return whether of a picture of this size, which begins so, more than a header could be read before its pixels."""
+    return size_bytes > HEADER_BYTES and head.startswith(_HEADERS_IN_PIECES)
+
+
 class Header:
     """A stream of a picture, of which no more than a header may be read until `lift` is called."""
 
-    def __init__(self, stream: BinaryIO, head: bytes, label: str) -> None:
+    def __init__(self, stream: BinaryIO, label: str) -> None:
         self._stream, self._label = stream, label
-        self._left_bytes = HEADER_BYTES if head.startswith(_HEADERS_IN_PIECES) else math.inf
+        self._left_bytes: float = HEADER_BYTES
 
     def read(self, num_bytes: int = -1) -> bytes:
         """Return the next bytes, as any stream does."""

@@ -3,6 +3,7 @@
 One broken JSONL line does not stop the file.
 """
 
+import codecs
 import difflib
 import gzip
 import json
@@ -268,8 +269,8 @@ def _decoded(data: bytes, name: str, number: int | None = None) -> str:
     problem = "the file is UTF-16, not UTF-8"
     if not data.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
-            return data.decode("utf-8-sig")
+            return data.removeprefix(codecs.BOM_UTF8).decode()  # the codec utf-8-sig does the same, in Python
         except UnicodeDecodeError as error:
-            problem = f"not UTF-8: byte 0x{data[error.start]:02x} at position {error.start + 1}"
+            problem = f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
     where = name if number is None else place(name, number)
     raise VlmtuneError(f"{where}: {problem}", "save it as UTF-8")

@@ -7,8 +7,8 @@ or a `RowProblem`, never another exception.
 import difflib
 import math
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from vlmtune.data.boxes.objects import COLUMN as OBJECTS
 from vlmtune.data.boxes.rows import with_marks
@@ -56,8 +56,7 @@ Parts = list[str | ImageRef | None]
 """Content on its way to `Turn.parts`; None stands for an image that comes from the image column."""
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedRow:
+class ParsedRow(NamedTuple):
     """A usable row, and what the notes of its file should count."""
 
     sample: Sample
@@ -79,21 +78,20 @@ def parse_row(row: object, where: str, rules: ImageRules, number: int = 0) -> Pa
         raw_turns = [RawTurn("system", columns["system"]), *raw_turns]
     raw_turns = without_empty_system(raw_turns)
     check_order(raw_turns)
-    labels = [f"turn {number} ({turn.role})" for number, turn in enumerate(raw_turns, 1)]
-    parts = [_parts(turn.content, label, rules) for turn, label in zip(raw_turns, labels, strict=True)]
+    parts = [_parts(turn.content, f"turn {place} ({turn.role})", rules) for place, turn in enumerate(raw_turns, 1)]
     _check_indices(raw_turns)
-    placed_first = _place_images([(turn.role, some) for turn, some in zip(raw_turns, parts, strict=True)], images)
+    placed_first = _place_images([turn.role for turn in raw_turns], parts, images)
     turns = tuple(
-        Turn(turn.role, tuple(some), turn.is_learned, turn.more) for turn, some in zip(raw_turns, parts, strict=True)
+        [Turn(turn.role, tuple(some), turn.is_learned, turn.more) for turn, some in zip(raw_turns, parts, strict=True)]
     )
     tools = tools_of(columns["tools"]) if "tools" in columns else ""
     accepted = [text for text in _accepted(columns) if text != turns[-1].text]
     sample = Sample(turns, where, number, tools, tuple(accepted))
     _check_turns(turns)
-    for turn, label in zip(turns, labels, strict=True):
-        for part in turn.parts:
-            if isinstance(part, str) and ("<" in part or "[" in part):
-                refuse_mark(part, label, turn.role, bool(columns.get("objects")))
+    for place, turn in enumerate(turns, 1):
+        for text in turn.texts:
+            if "<" in text or "[" in text:
+                refuse_mark(text, f"turn {place} ({turn.role})", turn.role, bool(columns.get("objects")))
     sample, has_objects = with_marks(sample, columns.get(OBJECTS))
     used |= {OBJECTS} if has_objects else set()
     is_number = type(columns.get("label")) is int and "label" in used
@@ -266,17 +264,17 @@ def _split_text(text: str, label: str) -> Parts:
     return [None if "<image>" in piece else piece for piece in _PLACEHOLDER.split(text) if piece]
 
 
-def _place_images(turns: list[tuple[Role, Parts]], images: list[ImageRef]) -> bool:
+def _place_images(roles: list[Role], turns: list[Parts], images: list[ImageRef]) -> bool:
     """Fill the placeholders from the image column, in order; True when there were none and the images went first."""
-    num_holes = sum(part is None for _, parts in turns for part in parts)
+    num_holes = sum([parts.count(None) for parts in turns])
     if num_holes == len(images):
         rest = iter(images)
-        for _, parts in turns:
+        for parts in turns if images else ():
             parts[:] = [next(rest) if part is None else part for part in parts]
         return False
-    num_own = sum(isinstance(part, ImageRef) for _, parts in turns for part in parts)
+    num_own = sum(isinstance(part, ImageRef) for parts in turns for part in parts)
     if num_holes == 0 and num_own == 0:
-        next(parts for role, parts in turns if role == "user")[:0] = images
+        turns[roles.index("user")][:0] = images
         return True
     if num_holes == 0:
         raise RowProblem(
@@ -291,10 +289,12 @@ def _place_images(turns: list[tuple[Role, Parts]], images: list[ImageRef]) -> bo
 
 def _check_turns(turns: tuple[Turn, ...]) -> None:
     for number, turn in enumerate(turns, 1):
-        if turn.role != "user" and not all(isinstance(part, str) for part in turn.parts):
+        texts = turn.texts
+        has_images, is_blank = len(texts) < len(turn.parts), not "".join(texts).strip()
+        if turn.role != "user" and has_images:
             raise RowProblem(f"turn {number} ({turn.role}) holds an image", "move it to a user turn")
-        if turn.role == "assistant" and not turn.text.strip() and "tool_calls" not in turn.more:
+        if turn.role == "assistant" and is_blank and "tool_calls" not in turn.more:
             raise RowProblem(f"turn {number} (assistant) is an empty answer", "write the answer, or remove the row")
-        is_blank = turn.role == "user" and all(isinstance(part, str) and not part.strip() for part in turn.parts)
-        if (is_blank or not turn.parts) and not turn.more:
+        is_empty_question = turn.role == "user" and is_blank and not has_images
+        if (is_empty_question or not turn.parts) and not turn.more:
             raise RowProblem(f"turn {number} ({turn.role}) is empty", "write its text, or remove the turn")

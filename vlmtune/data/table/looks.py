@@ -93,11 +93,12 @@ def _rows_with(problems: dict[int, Problem], table: TableRows) -> list[BadRow]:
 def _look_at_all(folder: Path, progress: Progress) -> tuple[np.ndarray, dict[int, Problem]]:
     """Return what is seen of each picture, [refs] of `LOOK`, and what is wrong with some."""
     known = np.array(_known(folder))
-    tasks = [_Task(folder, start, start + REFS_AT_ONCE) for start in range(0, len(known), REFS_AT_ONCE)]
+    starts = range(0, len(known), REFS_AT_ONCE)
+    tasks = [_Task(folder, start, known[start : start + REFS_AT_ONCE]) for start in starts]
     looks, problems = known.copy(), {}
     with progress("looking at pictures", len(known)) as advance:
         for task, seen in zip(tasks, each(_look, tasks) if len(tasks) > 1 else map(_look, tasks), strict=True):
-            looks[task.start : task.stop] = seen.looks
+            looks[task.start : task.start + REFS_AT_ONCE] = seen.looks
             problems |= seen.problems
             advance(len(seen.looks))
     if not np.array_equal(looks, known):
@@ -115,7 +116,8 @@ def _known(folder: Path) -> np.ndarray:
 class _Task:
     folder: Path
     start: int
-    stop: int
+    known: np.ndarray
+    """What was seen of these pictures at an earlier start, of `LOOK`."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,10 @@ class _Seen:
 def _look(task: _Task) -> _Seen:
     """Look at some pictures of a table that are new or have changed."""
     refs = pa.Table.from_batches(MappedBatches(task.folder / REFS).batches)
-    names = refs.slice(task.start, task.stop - task.start)["ref"].to_pylist()
-    known = _known(task.folder)[task.start : task.stop].tolist()
+    names = refs.slice(task.start, len(task.known))["ref"].to_pylist()
     looks, problems = [], {}
     with without_warnings():
-        for number, (name, look) in enumerate(zip(names, known, strict=True), task.start):
+        for number, (name, look) in enumerate(zip(names, task.known.tolist(), strict=True), task.start):
             try:
                 looks.append(_look_at(name, look))
             except RowProblem as problem:

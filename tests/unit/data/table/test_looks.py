@@ -9,6 +9,7 @@ from PIL import Image
 from vlmtune.data.images import image_size_px
 from vlmtune.data.samples import read_samples
 from vlmtune.data.table import looks
+from vlmtune.data.table.kept import kept_array
 from vlmtune.data.table.looks import image_sizes_px
 from vlmtune.data.types import RowProblem
 from vlmtune.errors import VlmtuneError
@@ -57,6 +58,16 @@ def test_a_picture_that_has_changed_is_looked_at_again(change, data, opened):
     assert ("rows.jsonl:5" in [bad.where for bad in rows.bad_rows]) is is_bad
     if change == "another size":
         assert [99, 11] in image_sizes_px(rows.samples)[1].tolist()
+
+
+def test_what_was_seen_before_is_read_once_for_all_pieces(data, monkeypatch):
+    read(data)
+    asked = []
+    monkeypatch.setattr(
+        looks, "kept_array", lambda path, otherwise: asked.append(path.name) or kept_array(path, otherwise)
+    )
+    assert len(read(data).samples) == 17
+    assert asked == [looks.LOOKS]
 
 
 def test_an_empty_file_from_the_beginning_of_time_is_not_taken_for_known(data):

@@ -1,5 +1,6 @@
 """Work in processes of its own: in order, errors in their place, and done in any case."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -31,6 +32,16 @@ def test_results_come_in_the_order_of_the_tasks_from_other_processes():
     results = list(each(squared, list(range(8))))
     assert [number for number, _ in results] == [0, 1, 4, 9, 16, 25, 36, 49]
     assert HERE not in {process for _, process in results}
+
+
+def objects_until_look(task: int) -> int:
+    return gc.get_threshold()[0]
+
+
+def test_other_processes_seldom_look_for_objects_that_hold_each_other():
+    here = objects_until_look(0)
+    assert list(each(objects_until_look, [0])) == [pool.OBJECTS_UNTIL_LOOK] != [here]
+    assert objects_until_look(0) == here
 
 
 def test_the_first_error_is_raised_whole_where_its_result_would_come():
