@@ -52,5 +52,5 @@ def given_as(key: str, word: str) -> Iterator[None]:
         yield
     except VlmtuneError as error:
         if error.message.startswith(f"{key}:"):
-            error.message = error.args[0].replace(key, word, 1)
+            error.message = error.message.replace(key, word, 1)
         raise
