@@ -25,7 +25,9 @@ os.environ.update(
 for name in ("FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "GITHUB_ACTIONS"):
     os.environ.pop(name, None)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with Ctrl-C ignored
+# A shell's background jobs start with Ctrl-C ignored, and what `nohup` starts with SIGHUP.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 os.fsync = lambda handle: None  # no test outlives a power cut; that it is asked for, and when, tests see all the same
 
