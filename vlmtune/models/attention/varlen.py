@@ -32,9 +32,10 @@ SAYS_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 def attend_by_rows(model: nn.Module, plan: RunPlan, family: Family) -> None:
     """Let language model and tower attend by these kernels where the plan says so, and where it saves calls."""
-    text = model.get_submodule(family.text)
-    if plan.varlen_attention and plan.pack_tokens and _head_size(text) <= MOST_HEAD_SIZE:
-        _attend_by(PACKS, text)
+    if plan.varlen_attention and plan.pack_tokens:
+        text = model.get_submodule(family.text)
+        if _head_size(text) <= MOST_HEAD_SIZE:
+            _attend_by(PACKS, text)
     if plan.varlen_attention and family.tower_loops:
         _attend_by(TOWER, model.get_submodule(family.vision))
 
