@@ -146,16 +146,12 @@ def _made(tensor: Tensor, recorder: Recorder) -> None:
     if not tensor.is_floating_point():  # a head in 8 bits
         recorder.add(tensor, "weights", "randint")
         return
-    raw = recorder.allocate(tensor.untyped_storage().nbytes(), "load", "randn")
-    recorder.add(tensor, "weights", "mul")
-    recorder.free(raw)
+    recorder.add(tensor, "weights", "randn")
 
 
 def _renewed(old: int, num_bytes: int, recorder: Recorder) -> int:
-    """`new = torch.randn(...) * 0.02` over an old one of the same name."""
-    raw = recorder.allocate(num_bytes, "load", "randn")
-    new = recorder.allocate(num_bytes, "load", "mul")
-    recorder.free(raw)
+    """`new = torch.randn(...).mul_(0.02)` over an old one of the same name."""
+    new = recorder.allocate(num_bytes, "load", "randn")
     if old:
         recorder.free(old)
     return new

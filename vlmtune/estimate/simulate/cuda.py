@@ -28,7 +28,7 @@ PRODUCT_4BIT = str(GEMM_4BIT.get().default)
 FP32_BYTES = 4
 
 CUBLASLT_BYTES = MIB
-"""Taken beside the forward thread's first workspace; torch 2.11, H100, trace."""
+"""cuBLASLt's workspace, which a thread's first product with a bias makes; torch 2.11, H100, trace."""
 
 FUSED_4BIT_MAX_ROWS = 4
 """bitsandbytes backends/cuda/ops.py: up to here every architecture reads 4-bit weights in place."""
@@ -53,32 +53,45 @@ def prefers_cudnn_attention(sm: tuple[int, int]) -> bool:
 def hidden_of(
     sm: tuple[int, int], num_sms: int, cublas_bytes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 ) -> Hidden:
-    """Return the rules of a GPU, for one run: the first matrix product of a thread makes its workspace.
+    """Return the rules of a GPU, for one run: a thread's first matrix product makes a workspace, its first bias another.
 
     Args:
         sm: compute capability.
         num_sms: its multiprocessors.
-        cublas_bytes: the blocks that the first product of the forward and of the backward pass keeps, as measured on
-            the card; None for those of the architecture.
+        cublas_bytes: the blocks that stay of the forward pass, the last of them with its first bias, and of the
+            backward pass, as measured on the card; None for those of the architecture.
     """
-    threads_with_cublas: set[bool] = set()
     workspace_bytes = cublas_workspace_bytes(sm)
     forward_bytes, backward_bytes = cublas_bytes or ((workspace_bytes, CUBLASLT_BYTES), (workspace_bytes,))
+    # The backward pass runs on a thread of its own, the recomputation within it too.
+    products = {False: forward_bytes[:1], True: backward_bytes}
+    with_bias = dict.fromkeys((False, True), forward_bytes[1:])
     rules = _rules(sm, num_sms)
 
     def hidden(operation: object, args: tuple, kwargs: dict) -> Workspaces:
         name = name_of(operation)
         rule = rules.get(name)
         spaces = rule(args, kwargs) if rule else NO_WORKSPACES
-        if name in GEMMS:
-            # The backward pass runs on a thread of its own, the recomputation within it too.
-            in_backward = current_graph_task_id() != -1
-            if in_backward not in threads_with_cublas:
-                threads_with_cublas.add(in_backward)
-                return Workspaces(spaces.before, spaces.after, backward_bytes if in_backward else forward_bytes)
-        return spaces
+        if name not in GEMMS:
+            return spaces
+        in_backward = current_graph_task_id() != -1
+        kept = products.pop(in_backward, ())
+        if _adds_bias(name, args, kwargs):
+            kept += with_bias.pop(in_backward, ())
+        return Workspaces(spaces.before, spaces.after, kept) if kept else spaces
 
     return hidden
+
+
+def _adds_bias(name: str, args: tuple, kwargs: dict) -> bool:
+    """Return whether a product's bias is a vector, which cuBLASLt adds. ATen/native/cuda/Blas.cpp, addmm_out_cuda_impl.
+
+    bitsandbytes unpacks a weight of 4 bits and gives it to `linear` with the bias, except for few rows.
+    """
+    if name == PRODUCT_4BIT:
+        bias = kwargs.get("bias", args[6] if len(args) > 6 else None)
+        return bias is not None and prod(args[0].shape[:-1]) > FUSED_4BIT_MAX_ROWS
+    return name == "aten.addmm.default" and args[0].dim() == 1
 
 
 def _rules(sm: tuple[int, int], num_sms: int) -> dict[str, Rule]:

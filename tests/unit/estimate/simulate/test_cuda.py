@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from vlmtune.estimate.simulate.cuda import cublas_workspace_bytes, hidden_of
 from vlmtune.estimate.simulate.record import NO_WORKSPACES, Recorder
@@ -27,22 +28,52 @@ def test_cublas_workspace_by_architecture(sm, expected):
 
 @pytest.mark.parametrize(
     ("measured", "expected"),
-    [(None, [8_519_680, MIB, 8_519_680]), (((4 * MIB, 512), (2 * MIB,)), [4 * MIB, 512, 2 * MIB]), (((), ()), [])],
+    [(None, [8_519_680, MIB, 8_519_680, MIB]), (((4 * MIB, 512), (2 * MIB,)), [4 * MIB, 512, 2 * MIB, 512])],
 )
-def test_each_thread_makes_one_cublas_workspace(measured, expected):
-    kept = []
-    hidden = hidden_of(ADA, 24, measured)
-
-    def noted(operation, args, kwargs):
-        spaces = hidden(operation, args, kwargs)
-        kept.extend(spaces.kept)
-        return spaces
-
+def test_each_thread_keeps_a_workspace_of_its_first_product_and_one_of_its_first_bias(measured, expected):
+    hidden, bias = hidden_of(ADA, 24, measured), meta(8, dtype=torch.float32)
     weight = meta(8, 8, dtype=torch.float32).requires_grad_()
-    with Recorder(noted):
-        for _ in range(2):
-            (weight @ weight).sum().backward()
-    assert kept == expected
+
+    def layers(rows: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(rows @ weight, weight, bias).exp()  # its output is saved
+
+    def kept_by(backward_recomputes: bool) -> list[int]:
+        kept: list[int] = []
+
+        def noted(operation, args, kwargs):
+            spaces = hidden(operation, args, kwargs)
+            kept.extend(spaces.kept)
+            return spaces
+
+        with Recorder(noted):
+            out = checkpoint(layers, weight, use_reentrant=False) if backward_recomputes else layers(weight)
+            out.sum().backward()
+        return kept
+
+    # Gradients of a product with a bias add none: the backward thread's comes with what it computes anew.
+    assert kept_by(backward_recomputes=False) == expected[:3]
+    assert kept_by(backward_recomputes=True) == expected[3:]
+    assert kept_by(backward_recomputes=True) == []
+
+
+def test_no_workspace_is_kept_where_the_card_was_measured_to_keep_none():
+    hidden = hidden_of(ADA, 24, ((), ()))
+    product = (meta(8), meta(8, 8), meta(8, 8))
+    assert not hidden(torch.ops.aten.addmm.default, product, {}).kept
+
+
+@pytest.mark.parametrize(("rows", "has_bias", "expected"), [(5, True, True), (5, False, False), (4, True, False)])
+def test_a_4bit_product_adds_its_bias_where_it_is_unpacked(rows, has_bias, expected):
+    args, kwargs = gemm_4bit(rows, None)
+    given = {**kwargs, "bias": meta(6144) if has_bias else None}
+    kept = hidden_of(HOPPER, H100_SMS)(Named("bitsandbytes.gemm_4bit.default"), args, given).kept
+    assert (kept == (32 * MIB, MIB)) is expected
+    assert kept[0] == 32 * MIB
+
+
+def test_a_matrix_that_is_added_is_no_bias():
+    args = (meta(8, 8), meta(8, 8), meta(8, 8))
+    assert hidden_of(HOPPER, H100_SMS)(torch.ops.aten.addmm.default, args, {}).kept == (32 * MIB,)
 
 
 def gemm_4bit(rows: int, absmax_8bit) -> tuple:
