@@ -407,6 +407,109 @@ def _uneven(case: Case, settings: dict) -> Case:
     return replace(case, rows=24, text_chars=600, mixed_images=True, settings={**settings, **case.settings})
 
 
+FUSED = {
+    **VARLEN,
+    "hardware.align_widths": True,
+    "hardware.fused_norms": True,
+    "hardware.fused_elementwise": True,
+    "hardware.joined_constants": True,
+}
+JOINED = {**LEAN, "hardware.joined_constants": True}
+BATCH_2 = {"training.batch_size": 2}
+PACKS_3072 = {**PACKS, "training.pack_tokens": 3072}
+TOGETHER = (
+    Case("qwen3-2b-fused-packs-activations", QWEN3_2B, rows=8, settings={**FUSED, **PACKS, **ACTIVATIONS_AWAY}),
+    Case("qwen3-4b-fused-streamed-native", QWEN3_4B, expandable=False, settings={**FUSED, **_streamed(18)}),
+    Case("qwen3-8b-fused-head8-away", QWEN3_8B, settings={**FUSED, **HEAD_8BIT, **AWAY}),
+    Case(
+        "qwen25-3b-fused-packs-features",
+        QWEN25_3B,
+        rows=8,
+        settings={**FUSED, **PACKS, **CACHED},
+        from_checkpoint=True,
+    ),
+    Case(
+        "qwen25-7b-fused-packs-streamed-native",
+        QWEN25_7B,
+        rows=8,
+        expandable=False,
+        settings={**FUSED, **PACKS, **_streamed(20)},
+    ),
+    Case("qwen25-7b-joined-away-batch2-native", QWEN25_7B, expandable=False, settings={**JOINED, **AWAY, **BATCH_2}),
+    Case("qwen25-32b-fused-away-streamed", QWEN25_32B, settings={**FUSED, **AWAY, **_streamed(60)}),
+    Case("llava-7b-fused-packs-streamed", LLAVA_7B, rows=8, settings={**FUSED, **PACKS_3072, **_streamed(10)}),
+    Case("llava-13b-fused-streamed-native", UNSEEN["llava-13b"], expandable=False, settings={**FUSED, **_streamed(25)}),
+    Case("llava-next-7b-fused-away", UNSEEN["llava-next-7b"], settings={**FUSED, **AWAY}),
+    Case(
+        "smol-2b-fused-packs-away-native",
+        SMOL_2B,
+        rows=8,
+        expandable=False,
+        settings={**FUSED, **PACKS, **AWAY, **ONE_TILE},
+    ),
+    Case("gemma-4b-joined-streamed", GEMMA_4B, settings={**JOINED, **_streamed(17), **ACTIVATIONS_AWAY}),
+    Case(
+        "gemma-12b-joined-activations-streamed-native",
+        UNSEEN["gemma-12b"],
+        expandable=False,
+        settings={**JOINED, **ACTIVATIONS_AWAY, **_streamed(36)},
+    ),
+    Case("pali-3b-joined-activations-native", PALI_3B, expandable=False, settings={**JOINED, **ACTIVATIONS_AWAY}),
+    Case(
+        "internvl3-2b-fused-packs-activations",
+        UNSEEN["internvl3-2b"],
+        rows=8,
+        settings={**FUSED, **PACKS, **ACTIVATIONS_AWAY},
+    ),
+    Case(
+        "internvl3-8b-joined-head8-streamed", UNSEEN["internvl3-8b"], settings={**JOINED, **HEAD_8BIT, **_streamed(9)}
+    ),
+    Case("onevision-7b-fused-packs-away", UNSEEN["onevision-7b"], rows=8, settings={**FUSED, **PACKS_3072, **AWAY}),
+    Case(
+        "idefics3-8b-joined-away-native",
+        UNSEEN["idefics3-8b"],
+        expandable=False,
+        settings={**JOINED, **AWAY, **ONE_TILE},
+    ),
+    Case("pixtral-12b-fused-streamed", UNSEEN["pixtral-12b"], settings={**FUSED, **_streamed(24)}),
+    Case(
+        "mistral-24b-fused-activations-streamed",
+        UNSEEN["mistral-24b"],
+        settings={**FUSED, **ACTIVATIONS_AWAY, **_streamed(32)},
+    ),
+    Case("mllama-11b-joined-activations", UNSEEN["mllama-11b"], settings={**JOINED, **ACTIVATIONS_AWAY}),
+    Case("granite-2b-fused-packs", UNSEEN["granite-2b"], rows=8, settings={**FUSED, **PACKS_3072}),
+    Case(
+        "qwen2-vl-2b-fused-packs-native", UNSEEN["qwen2-vl-2b"], rows=8, expandable=False, settings={**FUSED, **PACKS}
+    ),
+    Case(
+        "qwen35-4b-joined-activations-batch2", UNSEEN["qwen35-4b"], settings={**JOINED, **ACTIVATIONS_AWAY, **BATCH_2}
+    ),
+    Case(
+        "gemma4-e2b-fused-packs-embeddings",
+        UNSEEN["gemma4-e2b"],
+        rows=8,
+        settings={**FUSED, **PACKS, **EMBEDDINGS_AWAY},
+    ),
+    Case("gemma4-e4b-joined-away-streamed", GEMMA4_E4B, settings={**JOINED, **AWAY, **_streamed(30)}),
+    Case("gemma3n-e4b-joined-embeddings-batch2", GEMMA3N_E4B, settings={**JOINED, **EMBEDDINGS_AWAY, **BATCH_2}),
+    Case(
+        "qwen-vl-chat-joined-away-streamed-native",
+        UNSEEN["qwen-vl-chat"],
+        expandable=False,
+        settings={**JOINED, **AWAY, **_streamed(20)},
+    ),
+    Case("fastvlm-0.5b-fused-activations", UNSEEN["fastvlm-0.5b"], settings={**FUSED, **ACTIVATIONS_AWAY}),
+    Case("lfm2-vl-1.6b-joined-activations", UNSEEN["lfm2-vl-1.6b"], settings={**JOINED, **ACTIVATIONS_AWAY}),
+)
+"""Levers of memory and of speed together."""
+LONG_TOGETHER = (
+    Case("qwen3-2b-epochs-fused-native", QWEN3_2B, expandable=False, settings=FUSED),
+    Case("qwen25-3b-epochs-fused-packs", QWEN25_3B, settings={**FUSED, **PACKS}),
+    Case("llava-7b-epochs-fused-streamed-native", LLAVA_7B, expandable=False, settings={**FUSED, **_streamed(16)}),
+)
+"""The same over many lengths. Like the former measured once, after the last rule (cuBLASLt's workspaces)."""
+
 LEVERS = (
     *ONE_MEMORY_LEVER,
     *SEVERAL_MEMORY_LEVERS,
@@ -415,6 +518,8 @@ LEVERS = (
     *HEADS_AND_FILES,
     *SPEED_LEVERS,
     *VARLEN_ATTENTION,
+    *TOGETHER,
+    *(_uneven(case, EPOCHS) for case in LONG_TOGETHER),
 )
 """Measured once, after the rules for them were there, and none was changed for these."""
 

@@ -1,7 +1,8 @@
-"""Runs the cases on the GPU at hand and writes what the allocator showed: `make gpu`.
+"""Runs the cases on the GPUs at hand and writes what the allocator showed: `make gpu`.
 
-Each case is the real trainer in a process of its own, several at a time: what one process allocates does not depend on
-the others. Weights are random: made on the card, layer by layer, or written to files first and loaded from there.
+Each case is the real trainer in a process of its own, several at a time on each GPU: what one process allocates does
+not depend on the others. Weights are random: made on the card, layer by layer, or written to files first and loaded
+from there.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 from rich.console import Console
@@ -215,14 +217,21 @@ def main() -> int:
     asked = _arguments()
     cases = [case for case in CASES if re.search(asked.names, case.name)] if asked.names else CASES
     results = []
+    places: SimpleQueue[str] = SimpleQueue()
+    for number in range(asked.at_a_time * torch.cuda.device_count()):
+        places.put(str(number % torch.cuda.device_count()))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
         def measured(case: Case) -> str:
             options = ["--history"] if asked.history and re.search(asked.history, case.name) else []
-            return in_its_own_process(case, asked.catalogue, folder / f"{case.name}.json", options)
+            gpu = places.get()
+            try:
+                return in_its_own_process(case, asked.catalogue, folder / f"{case.name}.json", options, gpu)
+            finally:
+                places.put(gpu)
 
-        with ThreadPoolExecutor(asked.at_a_time) as pool:
+        with ThreadPoolExecutor(places.qsize()) as pool:
             running = {pool.submit(measured, case): case for case in cases}
             for done in as_completed(running):
                 case = running[done].name
@@ -248,13 +257,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("catalogue", type=Path)
     parser.add_argument("names", nargs="?", default="", help="regular expression of the cases to measure")
     parser.add_argument("--history", metavar="NAMES", help="regular expression of those whose allocations are kept")
-    parser.add_argument("--at-a-time", type=int, default=AT_A_TIME)
+    parser.add_argument("--at-a-time", type=int, default=AT_A_TIME, help="processes on each GPU")
     return parser.parse_args()
 
 
-def in_its_own_process(case: Case, catalogue: Path, out: Path, options: list[str]) -> str:
-    """Measure one case into `out`; return the end of what went wrong, if anything."""
+def in_its_own_process(case: Case, catalogue: Path, out: Path, options: list[str], gpu: str | None = None) -> str:
+    """Measure one case into `out`, on this GPU or the first; return the end of what went wrong, if anything."""
     settings = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if case.expandable else {}
+    settings |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
     done = subprocess.run(
         [sys.executable, __file__, "--one", case.name, str(catalogue), str(out), *options],
         env={**{k: v for k, v in os.environ.items() if k != "PYTORCH_ALLOC_CONF"}, **settings},
