@@ -9,11 +9,13 @@ import argparse
 import json
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from math import inf
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -39,7 +41,7 @@ from vlmtune.units import GIB  # noqa: E402
 PLANS, TIMED = MEASURED / "brute-plans.json", MEASURED / "brute.json"
 LEFT_BYTES = 7 * GIB
 CARD, LAUNCH_S = "h200", 120e-6
-"""What launches took in 21 runs, four processes side by side; on a quieter machine of the kind it was 45 µs."""
+"""What launches took in 21 runs, four processes side by side; machines of the kind differ: measure (`--launch-us`)."""
 PER_STEP, STEPS = 16, 5
 MOST_NEIGHBOURS, WORTH = 3, 3
 """Those that are predicted to take longer by this are not timed."""
@@ -69,18 +71,18 @@ PAIRS = tuple(
 )
 
 
-def scenario_of(pair: Case, folder: Path) -> Scenario:
+def scenario_of(pair: Case, folder: Path, launch_s: float) -> Scenario:
     """Return the pair as a run to be planned for 7 GiB of the card."""
     config, source, samples = cases.prepare(pair, CATALOGUE, folder)
     loaded = LoadedConfig(config, {key.name: "--set" for key in all_keys()}, folder)
-    card = replace(find_card(CARD), launch_s=LAUNCH_S)
+    card = replace(find_card(CARD), launch_s=launch_s)
     return Scenario(loaded, source, Target(card, LEFT_BYTES, pair.expandable), GivenRows(MeasuredRows(samples)))
 
 
-def plans_of(pair: Case) -> list[dict]:
-    """Return what is to be timed of a pair, what `plan` chooses first."""
+def plans_of(pair: Case, launch_s: float = LAUNCH_S) -> list[dict]:
+    """Return what is to be timed of a pair, what `plan` chooses first where a launch takes so long."""
     with tempfile.TemporaryDirectory() as folder:
-        scenario = scenario_of(pair, Path(folder) / "case")
+        scenario = scenario_of(pair, Path(folder) / "case", launch_s)
         fit, held = fit_card(scenario), held_back(scenario)
         chosen = {key: value for change in fit.changes for key, value in change.values.items()}
         found = [one for one in others(pair, held) if one["values"] != chosen]
@@ -191,11 +193,12 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path, nargs="?", default=TIMED)
     parser.add_argument("--plans", nargs="*", help="write what is to be timed, of these pairs or all; needs no GPU")
+    parser.add_argument("--launch-us", type=float, default=LAUNCH_S * 1e6, help="what `vlmtune calibrate` says of it")
     parser.add_argument("--compare", action="store_true", help="say how the chosen ones did; needs no GPU")
     parser.add_argument("--within", type=float, default=150, help="seconds after which nothing is waited for")
     asked = parser.parse_args()
     if asked.plans is not None:
-        return write_plans(asked.plans or [pair.name for pair in PAIRS])
+        return write_plans(asked.plans or [pair.name for pair in PAIRS], asked.launch_us / 1e6)
     if asked.compare:
         runs = json.loads(asked.out.read_text(encoding="utf-8"))["runs"]
         print(json.dumps(verdicts(json.loads(PLANS.read_text(encoding="utf-8")), runs), indent=1))
@@ -204,12 +207,14 @@ def main() -> int:
     return int(timed.on_every_card(Path(__file__), partial(by_card, plans), asked.out, asked.within) < len(plans))
 
 
-def write_plans(names: list[str]) -> int:
+def write_plans(names: list[str], launch_s: float) -> int:
     """Write the plans of these pairs in place of earlier ones of theirs, each when it is known."""
-    for pair in PAIRS:
-        if pair.name in names:
+    pairs = [pair for pair in PAIRS if pair.name in names]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for pair, found in zip(pairs, pool.map(partial(plans_of, launch_s=launch_s), pairs), strict=True):
             plans = json.loads(PLANS.read_text(encoding="utf-8")) if PLANS.exists() else []
-            plans = [plan for plan in plans if plan["pair"] != pair.name] + plans_of(pair)
+            plans = [plan for plan in plans if plan["pair"] != pair.name]
+            plans += [{**plan, "launch_us": launch_s * 1e6} for plan in found]
             PLANS.write_text(json.dumps(plans, indent=1) + "\n", encoding="utf-8")
             print(pair.name, flush=True)
     return 0
