@@ -4,9 +4,10 @@ Qwen3-VL-4B with random weights that both load from the same files, rows of docu
 for both however many GPUs there are. All processes start at once and load; then the runs take their turns, no two on
 one GPU. First, while no GPU is used, what NCCL takes of each. Results are written after each run.
 
-    python tests/gpu/ranks_peers.py OUT --trl FOLDER [--limit S] [--folder DIR]
+    python tests/gpu/ranks_peers.py OUT --trl FOLDER [--limit S] [--folder DIR] [--no-p2p]
 
-FOLDER has TRL and what it needs (tests/gpu/peers-trl.txt); `--folder` is where 9 GB of weights go for the while.
+With `--no-p2p` all goes through main memory, as between consumer cards. FOLDER has TRL and what it needs
+(tests/gpu/peers-trl.txt); `--folder` is where 9 GB of weights go for the while.
 """
 
 import argparse
@@ -114,7 +115,14 @@ def runs_on(most: int) -> list[tuple[str, Sequence[int]]]:
 def measure(asked: argparse.Namespace) -> None:
     """Measure and write after each run what is known."""
     until, most = time.monotonic() + asked.limit, torch.cuda.device_count()
-    found = {"model": QWEN3_4B, "rows_per_step": ROWS_PER_STEP, "batch": BATCH, "runs": [], "sums": []}
+    found = {
+        "p2p": not asked.no_p2p,
+        "model": QWEN3_4B,
+        "rows_per_step": ROWS_PER_STEP,
+        "batch": BATCH,
+        "runs": [],
+        "sums": [],
+    }
 
     def told(turn: Turn, failed: str) -> None:
         result = turn.folder / RESULT
@@ -155,6 +163,7 @@ def main() -> None:
     parser.add_argument("--trl", type=Path, metavar="FOLDER")
     parser.add_argument("--limit", type=float, default=LIMIT_S, metavar="S")
     parser.add_argument("--folder", type=Path, metavar="DIR")
+    parser.add_argument("--no-p2p", action="store_true")
     parser.add_argument("--model", default=QWEN3_4B)
     parser.add_argument("--catalogue", type=Path, default=CATALOGUE)
     parser.add_argument("--part", nargs="+", help="be one of the processes")
@@ -163,6 +172,7 @@ def main() -> None:
         tool, folder, size, number = [*asked.part, os.environ.get("RANK", "0")][:4]
         take_part(tool, Path(folder), int(number), int(size))
     else:
+        os.environ.update({"NCCL_P2P_DISABLE": "1"} if asked.no_p2p else {})
         measure(asked)
 
 
