@@ -37,6 +37,8 @@ GEMMS = {"aten.mm.default", "aten.addmm.default", "aten.bmm.default", "aten.badd
 
 FOREACH_CHUNK = 65536
 
+CHANNELS_AT_ONCE, MANY_PATCHES = 8, 1024
+
 Rule = Callable[[tuple, dict], Workspaces]
 
 
@@ -53,7 +55,7 @@ def prefers_cudnn_attention(sm: tuple[int, int]) -> bool:
 def hidden_of(
     sm: tuple[int, int], num_sms: int, cublas_bytes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 ) -> Hidden:
-    """Return the rules of a GPU, for one run: a thread's first matrix product makes a workspace, its first bias another.
+    """Return the rules of a GPU, for one run: a thread's first product makes a workspace, and its first bias another.
 
     Args:
         sm: compute capability.
@@ -104,7 +106,7 @@ def _rules(sm: tuple[int, int], num_sms: int) -> dict[str, Rule]:
         "aten.masked_scatter_.default": _masked_scatter,
         "aten.native_layer_norm.default": _copied(0),
         "aten.native_layer_norm_backward.default": _copied(1),
-        "aten.convolution.default": _copied(0, 1),
+        "aten.convolution.default": _convolution,
         "aten.convolution_backward.default": _copied(0, 1, 2),
         "aten.sum.default": partial(_sum, sm, num_sms),
         "aten.sum.dim_IntList": partial(_sum, sm, num_sms),
@@ -177,6 +179,24 @@ def _copied(*places: int) -> Rule:
         return Workspaces(before=tuple(tensor.numel() * tensor.element_size() for tensor in copied))
 
     return rule
+
+
+def _convolution(args: tuple, kwargs: dict) -> Workspaces:
+    """Patches of a tower, in 16 bits: cuDNN 9 takes all three with channels last, in eights. Trace, of 8 towers.
+
+    Seen for images of 224 to 384 px in patches of 14; those of 448 and 896 px, with more patches, take nothing.
+    """
+    copied = _copied(0, 1)(args, kwargs)
+    images, weight, _, stride = args[:4]
+    if images.dim() != 4 or images.element_size() != 2 or list(weight.shape[2:]) != list(stride):
+        return copied
+    number, channels, *sides = images.shape
+    patches = prod(side // step for side, step in zip(sides, stride, strict=True))
+    if patches >= MANY_PATCHES:
+        return copied
+    padded = -(-channels // CHANNELS_AT_ONCE) * CHANNELS_AT_ONCE
+    numbers = number * (padded * prod(sides) + len(weight) * patches) + padded * len(weight) * prod(stride)
+    return Workspaces(copied.before, after=(numbers * images.element_size() + 16,))
 
 
 def _sum(sm: tuple[int, int], num_sms: int, args: tuple, kwargs: dict) -> Workspaces:

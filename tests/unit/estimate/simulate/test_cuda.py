@@ -5,7 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from vlmtune.estimate.simulate.cuda import cublas_workspace_bytes, hidden_of
-from vlmtune.estimate.simulate.record import NO_WORKSPACES, Recorder
+from vlmtune.estimate.simulate.record import NO_WORKSPACES, Recorder, Workspaces
 from vlmtune.units import MIB
 
 H100_SMS = 132
@@ -136,6 +136,32 @@ def test_masked_scatter_counts_the_mask():
     assert workspaces(operation, into, mask, into).after == (7_585_792, 948_224)
 
 
+@pytest.mark.parametrize(
+    ("number", "side", "width", "dtype", "expected"),
+    [
+        (13, 384, 1152, torch.bfloat16, (56_118_544,)),  # SmolVLM2
+        (3, 384, 1152, torch.bfloat16, (15_729_424,)),  # Granite Vision
+        (1, 364, 1152, torch.bfloat16, (7_290_128,)),  # Idefics3
+        (4, 336, 1024, torch.bfloat16, (15_155_216,)),  # LLaVA 1.5
+        (1, 224, 1152, torch.bfloat16, (5_005_328,)),  # PaliGemma
+        (1, 448, 1024, torch.bfloat16, ()),  # InternVL3
+        (1, 896, 1152, torch.bfloat16, ()),  # Gemma 3
+        (5, 384, 768, torch.float32, ()),
+    ],
+)
+def test_patches_are_convolved_with_channels_last(number, side, width, dtype, expected):
+    images, weight = meta(number, 3, side, side, dtype=dtype), meta(width, 3, 14, 14, dtype=dtype)
+    args = (images, weight, None, [14, 14], [0, 0], [1, 1], False, [0, 0], 1)
+    assert workspaces(torch.ops.aten.convolution.default, *args) == Workspaces(after=expected)
+
+
+def test_other_convolutions_take_nothing():
+    operation, images = torch.ops.aten.convolution.default, meta(1, 3, 384, 384)
+    overlapping = (images, meta(64, 3, 3, 3), None, [2, 2], [0, 0], [1, 1], False, [0, 0], 1)
+    frames = (meta(400, 3, 2, 14, 14), meta(1280, 3, 2, 14, 14), None, [2, 14, 14], [0] * 3, [1] * 3, False, [0] * 3, 1)
+    assert workspaces(operation, *overlapping) == workspaces(operation, *frames) == NO_WORKSPACES
+
+
 def test_what_is_not_contiguous_is_copied_first():
     turned, straight = meta(2, 3, 1024).transpose(0, 1), meta(3, 2, 1024)
     operation = torch.ops.aten.native_layer_norm.default
@@ -145,8 +171,8 @@ def test_what_is_not_contiguous_is_copied_first():
     assert workspaces(backward, straight, turned, [1024]).before == (2 * 3 * 1024 * 2,)
     weight = meta(4, 2, 7)
     conv = torch.ops.aten.convolution.default
-    assert workspaces(conv, meta(3, 9, 2).transpose(1, 2), weight).before == (3 * 9 * 2 * 2,)
-    assert workspaces(conv, meta(3, 2, 9), weight).before == ()
+    assert workspaces(conv, meta(3, 9, 2).transpose(1, 2), weight, None, [1]).before == (3 * 9 * 2 * 2,)
+    assert workspaces(conv, meta(3, 2, 9), weight, None, [1]).before == ()
 
 
 @pytest.mark.parametrize(("dtype", "converted"), [(torch.bool, (81_788_928,)), (torch.int64, ())])
