@@ -6,7 +6,8 @@ and fills the lowest room that an open chunk has left. Exact until memory is giv
 The code of kernels lies in the same addresses, in a process that runs any. Seen in the histories of eight training runs
 on that card: with the first allocation comes a chunk of 512 MiB for code, of which 400 MiB and more stay free, so that
 the first segments lie above one another and not below; and what the first step loads (cuBLAS, cuDNN) takes 92 to 298
-MiB of what the loaded model gave back.
+MiB of what the loaded model gave back. With these figures 50 of 56 histories on H100s and H200s come out to the byte,
+four within 2 MiB, one 12 and one 42 MiB too high.
 """
 
 from bisect import bisect_left, insort
@@ -14,11 +15,10 @@ from bisect import bisect_left, insort
 CHUNK_STEP_BYTES = 32 << 20
 TOP_ADDRESS = 1 << 47
 CODE_CHUNK_BYTES = 512 << 20
-CODE_ROOM = (18 << 20, 432 << 20)
+CODE_ROOM = (34 << 20, 432 << 20)
 """Where it stays free, from its start."""
 LIBRARY_BYTES = 64 << 20
-LIBRARIES = 5
-"""As much as was seen at most: whoever has less finds the same blocks equally large."""
+LIBRARIES = 4
 
 Spans = list[tuple[int, int]]
 
