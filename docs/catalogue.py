@@ -25,7 +25,7 @@ from vlmtune.hub.source import ModelSource, open_model
 from vlmtune.runs.versions import library_versions
 
 TESTS = Path(__file__).parents[1] / "tests"
-MEASURED = TESTS / "gpu" / "measured" / "h100.json"
+MEASURED = TESTS / "gpu" / "measured" / "peaks.json"
 
 
 def main() -> None:

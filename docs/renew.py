@@ -105,7 +105,7 @@ def measured_table() -> str:
         "|---|---|---|---|",
         f"| Reserved memory, estimated against measured, {number} training runs | off by {median} % in the median, "
         f"{at_95} % at the 95th percentile, {lowest} to {highest} % at worst; {within} of {number} runs within 1 % "
-        f"| `make gpu-errors` (no GPU), `make gpu` (yours) | {_setup('h100.json')} |",
+        f"| `make gpu-errors` (no GPU), `make gpu` (yours) | {_setup('peaks.json')} |",
         f"| The same for `vlmtune train` itself, {len(by_train)} runs | off by {min(by_train):+.1f} to "
         f"{max(by_train):+.1f} % | `make gpu-train` | {_setup('train.json')} |",
         f"| Plans under a memory limit | {_ran(capped)} of {len(capped)} ran that were estimated at 92 and 98 % of it; "
@@ -393,14 +393,19 @@ def brute_table() -> str:
 
 
 def peers_on_gpus_table() -> str:
-    """Return rows a second on one, two and four GPUs."""
-    runs = _runs("ranks-peers.json")
-    alone = next(run["rows_per_s"] for run in runs if run["num_gpus"] == 1)
-    lines = ["| GPUs | Rows a second | Of one GPU | Reserved, GiB | Losses |", "|--:|--:|--:|--:|---|"]
-    for run in sorted(runs, key=lambda run: run["num_gpus"]):
-        losses = ", ".join(f"{loss:.4f}" for loss in run["losses"])
-        figures = f"{run['rows_per_s']:.2f} | {run['rows_per_s'] / alone:.2f}× | {run['reserved_bytes'] / GIB:.2f}"
-        lines.append(f"| {run['num_gpus']} | {figures} | {losses} |")
+    """Return rows a second on one, two and four GPUs, and TRL's."""
+    lines = [
+        "| Machine | Tool | GPUs | Rows a second | Of one GPU | Reserved, GiB | Losses |",
+        "|---|---|--:|--:|--:|--:|---|",
+    ]
+    for machine in json.loads((MEASURED / "ranks-peers.json").read_text(encoding="utf-8"))["machines"]:
+        name = machine["gpus"].replace(" NVIDIA", "") + ("" if machine["p2p"] else ", no P2P")
+        alone = next((run["rows_per_s"] for run in machine["runs"] if run["num_gpus"] == 1), None)
+        for run in sorted(machine["runs"], key=lambda run: (run["tool"] == "trl", run["num_gpus"])):
+            of_one = f"{run['rows_per_s'] / alone:.2f}×" if alone and run["tool"] == "vlmtune" else ""
+            losses = ", ".join(f"{loss:.4f}" for loss in run["losses"])
+            figures = f"{run['rows_per_s']:.2f} | {of_one} | {run['reserved_bytes'] / GIB:.2f}"
+            lines.append(f"| {name} | {run['tool']} | {run['num_gpus']} | {figures} | {losses} |")
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,8 @@
 
 Qwen3-VL-4B with random weights that both load from the same files, rows of documents, as many a step and a micro-batch
 for both however many GPUs there are. All processes start at once and load; then the runs take their turns, no two on
-one GPU. First, while no GPU is used, what NCCL takes of each. Results are written after each run.
+one GPU. First, while no GPU is used, what NCCL takes of each. Results are written after each run, behind those of
+other machines.
 
     python tests/gpu/ranks_peers.py OUT --trl FOLDER [--limit S] [--folder DIR] [--no-p2p]
 
@@ -115,14 +116,9 @@ def runs_on(most: int) -> list[tuple[str, Sequence[int]]]:
 def measure(asked: argparse.Namespace) -> None:
     """Measure and write after each run what is known."""
     until, most = time.monotonic() + asked.limit, torch.cuda.device_count()
-    found = {
-        "p2p": not asked.no_p2p,
-        "model": QWEN3_4B,
-        "rows_per_step": ROWS_PER_STEP,
-        "batch": BATCH,
-        "runs": [],
-        "sums": [],
-    }
+    found = {"gpus": f"{most} {torch.cuda.get_device_name(0)}", "p2p": not asked.no_p2p, "sums": [], "runs": []}
+    head = {"model": QWEN3_4B, "rows_per_step": ROWS_PER_STEP, "batch": BATCH}
+    earlier = json.loads(asked.out.read_text(encoding="utf-8"))["machines"] if asked.out.exists() else []
 
     def told(turn: Turn, failed: str) -> None:
         result = turn.folder / RESULT
@@ -132,7 +128,8 @@ def measure(asked: argparse.Namespace) -> None:
         write()
 
     def write() -> None:
-        asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(head | {"machines": [*earlier, found]}, indent=1)
+        asked.out.write_text(text + "\n", encoding="utf-8")
 
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
         folder = Path(name).resolve()
