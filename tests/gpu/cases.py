@@ -508,7 +508,7 @@ LONG_TOGETHER = (
     Case("qwen25-3b-epochs-fused-packs", QWEN25_3B, settings={**FUSED, **PACKS}),
     Case("llava-7b-epochs-fused-streamed-native", LLAVA_7B, expandable=False, settings={**FUSED, **_streamed(16)}),
 )
-"""The same over many lengths. Like the former measured once, after the last rule (cuBLASLt's workspaces)."""
+"""The same over many lengths. Like the former predicted before they were measured."""
 
 LEVERS = (
     *ONE_MEMORY_LEVER,
@@ -521,7 +521,7 @@ LEVERS = (
     *TOGETHER,
     *(_uneven(case, EPOCHS) for case in LONG_TOGETHER),
 )
-"""Measured once, after the rules for them were there, and none was changed for these."""
+"""Measured first after the rules for them were there, and none was changed for these."""
 
 CASES = (
     Case("qwen3-2b", QWEN3_2B),

@@ -12,7 +12,7 @@ from gpu.compare import MEASURED, errors_of
 from gpu.ranks_memory import error_of
 
 ALLOCATED_PERCENT = (-0.1, 0.5)
-RESERVED_PERCENT = (-1.2, 2.0)
+RESERVED_PERCENT = (-1.0, 2.0)
 IN_EVERY_RUN = {
     "qwen3-4b-native",
     "llava-7b",
@@ -37,7 +37,7 @@ def test_the_table_holds_the_bounds():
     cells = next(line for line in lines if line.startswith("| all |")).strip("| ").split(" | ")
     number, median, at_95, lowest = int(cells[1]), float(cells[2]), float(cells[3]), float(cells[4])
     assert number == len(CASES)
-    assert (median == 0, at_95 <= 0.5, lowest >= -1.2) == (True, True, True)
+    assert (median == 0, at_95 <= 0.5, lowest >= -1) == (True, True, True)
 
 
 def test_the_readme_says_how_many_are_within_one_percent():
