@@ -16,7 +16,7 @@ RESERVED_PERCENT = (-1.0, 2.0)
 IN_EVERY_RUN = {
     "qwen3-4b-native",
     "llava-7b",
-    "smol-2b-native",
+    "smol-2b-fused-packs-away-native",
     "pali-3b-lora",
 }
 

@@ -100,7 +100,7 @@ def test_known_image_tokens():
 def test_measured_runs_are_stored_with_what_they_were():
     (run,) = stored("Qwen/Qwen3-VL-4B-Instruct").measured
     assert (run.method, run.rank, run.versions["torch"]) == ("qlora", 16, "2.11.0")
-    assert run.gpu.startswith("NVIDIA H100") and run.reserved_bytes > run.allocated_bytes
+    assert run.gpu.startswith("NVIDIA H200") and run.reserved_bytes > run.allocated_bytes
     assert stored("Qwen/Qwen3.5-9B").measured == ()
 
 
