@@ -75,7 +75,7 @@ gpu-time-errors:  ## write how far off predicted time was; PREDICT='--predict CA
 	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 	.venv-oldest/bin/python tests/gpu/compare_time.py $(PREDICT)
 
-gpu: install  ## train every case on the GPU at hand and write what the allocator showed; about 17 minutes
+gpu: install  ## train every case on the GPUs at hand and write what the allocator showed; forty minutes on one with 16 cores
 	$(BIN)/python tests/gpu/measure.py tests/gpu/measured/here.json vlmtune/catalog
 
 gpu-cap: install  ## train plans under a cap a little above and below their estimate, on the GPU at hand; about five minutes
