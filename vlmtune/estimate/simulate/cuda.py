@@ -38,6 +38,7 @@ GEMMS = {"aten.mm.default", "aten.addmm.default", "aten.bmm.default", "aten.badd
 FOREACH_CHUNK = 65536
 
 CHANNELS_AT_ONCE, MANY_PATCHES = 8, 1024
+"""Of an image: 729 patches were seen to be copied, 1024 not."""
 
 Rule = Callable[[tuple, dict], Workspaces]
 
