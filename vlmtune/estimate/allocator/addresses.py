@@ -19,7 +19,7 @@ CODE_ROOM = (34 << 20, 432 << 20)
 """Where it stays free, from its start."""
 LIBRARY_BYTES = 64 << 20
 LIBRARIES = 4
-"""Of two to five the one by which no history comes out more than 2 MiB low; two is exact for 52, and one 282 MiB low."""
+"""Of two to five the one by which no history comes out more than 2 MiB low; two is exact for 52, one 282 MiB low."""
 
 Spans = list[tuple[int, int]]
 
