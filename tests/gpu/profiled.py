@@ -9,7 +9,7 @@ import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,12 +28,14 @@ QUEUE_CYCLES = 20_000_000
 class Clock(TrainerCallback):
     """The time of each step from its first one on, 0; what the card does in some, and where the host waits in another.
 
-    A step ends where the next begins: logging, and fetching the rows of the next one, belong to it.
+    `seconds`: a step ends where the next begins, so that logging, and fetching the rows of the next one, belong to it.
+    `computing_s`: of the same steps without these, which is what is predicted: rows of a run of a few steps are late.
     """
 
     def __init__(self, profiled: Collection[int] = (), watched: int | None = None, warm_up: int = 2) -> None:
         self.profiled, self.watched, self.warm_up = profiled, watched, warm_up
         self.seconds: list[float] = []
+        self.computing_s: list[float] = []
         self.spans: list[Span] = []
         self.waits: Counter = Counter()
 
@@ -51,6 +53,7 @@ class Clock(TrainerCallback):
         self.started = _now()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.computing_s.append(_now() - self.started)
         if state.global_step == state.max_steps:  # what comes then, a checkpoint perhaps, is no step's
             self._end(state.global_step - 1)
 
@@ -64,10 +67,11 @@ class Clock(TrainerCallback):
             self.catching.__exit__(None, None, None)
             self.waits.update(f"{Path(one.filename).name}:{one.lineno}" for one in self.caught)
 
-    def timed(self) -> list[float]:
+    def timed(self, seconds: Sequence[float] | None = None) -> list[float]:
         """Return the seconds of the steps that are neither for warming up nor slowed by being looked at."""
         looked_at = {*self.profiled, self.watched}
-        return [s for step, s in enumerate(self.seconds) if step >= self.warm_up and step not in looked_at]
+        every = enumerate(self.seconds if seconds is None else seconds)
+        return [s for step, s in every if step >= self.warm_up and step not in looked_at]
 
     def figures(self, rows_per_step: int) -> dict:
         """Return what a row takes: medians and quartiles of the timed steps, kernels of the profiled ones."""

@@ -39,7 +39,7 @@ class FakeProfile:
 
 
 def clocked(monkeypatch, seconds: list[float], clock: Clock) -> Clock:
-    """Let steps take so long, fetching rows and logging included, and a checkpoint after the last one."""
+    """Let steps take so long, half of it for rows and logs but in the last one, which a checkpoint follows."""
     now, beginnings = [0.0], [sum(seconds[:step]) for step in range(len(seconds) + 1)]
     monkeypatch.setattr(profiled, "_now", lambda: now[0])
     monkeypatch.setattr(profiled, "profile", FakeProfile)
@@ -48,7 +48,7 @@ def clocked(monkeypatch, seconds: list[float], clock: Clock) -> Clock:
         state = SimpleNamespace(global_step=step, max_steps=len(seconds))
         now[0] = begin
         clock.on_step_begin(None, state, None)
-        now[0], state.global_step = end, step + 1
+        now[0], state.global_step = (end if step + 1 == len(seconds) else (begin + end) / 2), step + 1
         clock.on_step_end(None, state, None)
     return clock
 
@@ -57,6 +57,7 @@ def test_steps_that_warm_up_or_are_looked_at_are_not_timed(monkeypatch):
     clock = clocked(monkeypatch, [9.0, 7.0, 1.0, 5.0, 2.0, 3.0], Clock(profiled=(3,), warm_up=2))
     assert clock.seconds == [9.0, 7.0, 1.0, 5.0, 2.0, 3.0]
     assert clock.timed() == [1.0, 2.0, 3.0]
+    assert clock.timed(clock.computing_s) == [0.5, 1.0, 3.0]
     found = clock.figures(rows_per_step=4)
     assert (found["step_s"], found["step_s_quartiles"], found["timed_steps"]) == (2.0, [1.5, 2.5], 3)
     assert (found["rows_per_s"], found["launches_per_row"]) == (2.0, 0.5)

@@ -1,7 +1,8 @@
 """Times training steps on every visible GPU, in one process on each: `make gpu-time`.
 
 Cases of `cases.py`, all rows of one length, weights made on the card. Of each: kernel time, launches and the kernels
-that take most of one profiled step; the seconds of the others. What the plan predicts is held against it by
+that take most of one profiled step; the seconds of the others, and of these without waiting for rows (`computing_s`,
+what is predicted). What the plan predicts is held against it by
 compare_time.py, without a GPU. Results are written after each run. With `--calibrate` each process measures its card
 first, by `vlmtune calibrate`, and its runs have the speeds beside them, from which seconds of a step are predicted.
 """
@@ -48,6 +49,7 @@ def figures_of(clock: Clock) -> dict:
     """Return what a step takes, and which kernels take most of it."""
     return {
         "step_s": statistics.median(clock.timed()),
+        "computing_s": statistics.median(clock.timed(clock.computing_s)),
         "steps_s": clock.seconds,
         "kernel_ms": seconds_of(clock.spans) * 1e3,
         "launches": len(clock.spans),

@@ -187,12 +187,15 @@ def _write_rows(folder: Path) -> None:
 
 
 def _train(run: SmallRun, folder: Path) -> tuple[int, int, list[float]]:
-    """Train; return the peaks of reserved and of allocated memory, and the seconds of each step but the first."""
+    """Train; return the peaks of reserved and of allocated memory, and the seconds of each step but the first.
+
+    Without those that went by until rows were read, which no launch takes and no prediction has.
+    """
     runs = RunFolder.create(folder / "runs" / "calibration")
     save_plan(run.plan, runs.plan)
     with LiveView("calibration", SafeConsole(file=io.StringIO())) as view:
         train(run.plan, run.source, RunData(run.rows, MeasuredRows([])), runs, view)
     peaks = torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()
     gc.collect()
-    elapsed_s = [record.elapsed_s for record in runs.read_log()]
-    return *peaks, [end - start for start, end in pairwise(elapsed_s)]
+    between = pairwise(runs.read_log())
+    return *peaks, [(end.elapsed_s - start.elapsed_s) * (1 - end.data_wait_share) for start, end in between]

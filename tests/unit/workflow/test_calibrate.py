@@ -13,6 +13,7 @@ from vlmtune.hardware.calibration import Setup, Speeds
 from vlmtune.hardware.cards import MIB, Target, find_card
 from vlmtune.hardware.sensors import GpuProcess, GpuReading
 from vlmtune.plan.types import Device
+from vlmtune.runs.folder import RunFolder
 from vlmtune.workflow import calibrate
 
 SETUP = Setup("card", "aaaa", "580.1", "2.11")
@@ -117,7 +118,10 @@ def test_the_small_run_trains_and_is_estimated(card_here, monkeypatch, tmp_path)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1)
     reserved_bytes, allocated_bytes, steps_s = calibrate._train(dataclasses.replace(run, plan=on_cpu), tmp_path)
-    assert (reserved_bytes, allocated_bytes) == (2, 1) and len(steps_s) == 1 and steps_s[0] > 0
+    assert (reserved_bytes, allocated_bytes) == (2, 1)
+    first, last = RunFolder(tmp_path / "runs" / "calibration").read_log()
+    assert 0 < last.data_wait_share < 1
+    assert steps_s == [pytest.approx((last.elapsed_s - first.elapsed_s) * (1 - last.data_wait_share), rel=1e-9)]
     assert (tmp_path / "runs" / "calibration" / "adapter").is_dir()
 
 
