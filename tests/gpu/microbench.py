@@ -1,8 +1,8 @@
 """Times single kernels on the GPU at hand, by which the rules of predicted time were made: `make gpu-microbench`.
 
 Milliseconds by name: products of M×N×K (TN as in a forward pass, NN as for the gradient of the input, grad w as for the
-weight's), unpacking of 4-bit weights, passes over numbers, attention (B batch, H heads, T tokens, D head size),
-convolutions (channels, sizes, windows, groups) and stretched tables of places; copies over the bus in GB/s; what a
+weight's), unpacking of 4-bit weights, passes over numbers, attention (B batch, H heads, T tokens, D head size; in packs
+R rows, H heads of queries and of keys), convolutions (channels, sizes, windows, groups) and stretched tables of places; copies over the bus in GB/s; what a
 launch, and an update of so many parameters, takes of the processor.
 """
 
@@ -20,6 +20,8 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.profiled import milliseconds  # noqa: E402
+
+from vlmtune.models.attention.varlen import SAYS_GROUPED, varlen_attn  # noqa: E402
 
 CARD = "cuda"
 FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp32 tf32": torch.float32}
@@ -43,6 +45,22 @@ ATTENTION = (
     *((1, 8, 1600, 256, True), (1, 16, 1600, 128, "mask"), (4, 16, 1600, 128, "mask")),
     *((1, 8, 590, 256, "mask"), (1, 8, 590, 512, True), (1, 12, 2520, 64, FP32_MASK)),
 )
+PACKS = (
+    *(
+        (16, 16, 2, 300, 128, True),
+        (8, 16, 2, 1480, 128, True),
+        (4, 32, 32, 856, 128, True),
+        (3, 32, 8, 250, 128, True),
+    ),
+    *(
+        (2, 28, 4, 1480, 128, True),
+        (1, 32, 8, 4096, 128, True),
+        (8, 16, 16, 3640, 64, False),
+        (16, 16, 16, 560, 64, False),
+    ),
+    *((600, 16, 16, 64, 80, False), (8, 16, 16, 4800, 80, False)),
+)
+"""Rows, heads of queries and of keys, tokens of a row, head size, whether causal: of language models and of towers."""
 CONVOLUTIONS = (
     *((384, 384, (64, 64), (7, 7), 384), (384, 384, (64, 64), (3, 3), 384), (192, 192, (128, 128), (7, 7), 192)),
     *((192, 192, (128, 128), (3, 3), 192), (8192, 8192, (461,), (4,), 8192), (2048, 2048, (463,), (3,), 2048)),
@@ -141,6 +159,31 @@ def attention(found: Found) -> None:
         )
 
 
+def packs(found: Found) -> None:
+    """Time attention of rows in one call."""
+    for rows, heads, shared, tokens, size, causal in PACKS:
+        starts = torch.arange(
+            0, (rows + 1) * tokens, tokens, dtype=torch.int32, device="cuda" if CARD == "cuda" else "cpu"
+        )
+        q, k, v = (
+            torch.randn(rows * tokens, number, size, device=CARD, dtype=torch.bfloat16).requires_grad_()
+            for number in (heads, shared, shared)
+        )
+        how = {"window_size": (-1, 0) if causal else (-1, -1)} | ({"enable_gqa": True} if SAYS_GROUPED else {})
+
+        def run(q=q, k=k, v=v, starts=starts, tokens=tokens, how=how) -> torch.Tensor:
+            return varlen_attn(q, k, v, starts, starts, tokens, tokens, **how)
+
+        kind = f"varlen R{rows} H{heads},{shared} T{tokens} D{size} {causal}"
+        with torch.no_grad():
+            found[f"{kind} fwd"] = milliseconds(run)
+        out = run()
+        given = torch.randn_like(out)
+        found[f"{kind} bwd"] = milliseconds(
+            lambda out=out, q=q, k=k, v=v, given=given: torch.autograd.grad(out, (q, k, v), given, retain_graph=True)
+        )
+
+
 def convolutions(found: Found) -> None:
     """Time convolutions and what backward makes of their inputs: depthwise ones, and those that are products."""
     for channels, made, sizes, window, groups in CONVOLUTIONS:
@@ -217,7 +260,7 @@ def _by_the_wall_s(run: Callable[[], object], times: int) -> float:
 def main(out: Path) -> None:
     """Write all to `out`."""
     found: Found = {}
-    for measure in (products, unpacking, passes, attention, convolutions, stretching, bus, processor):
+    for measure in (products, unpacking, passes, attention, packs, convolutions, stretching, bus, processor):
         measure(found)
     found |= {"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__}
     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ class Kernel(NamedTuple):
 
     kind: str
     """One of `rates.KINDS`; `product`; `attention`, and `masked attention`, which wide heads have too, or either with
-    ` backward` behind it; `bus` and `copy`, which the driver does."""
+    ` backward` behind it, and `varlen attention` (varlen.py); `bus` and `copy`, which the driver does."""
     bytes: int
     """Read and written."""
     numbers: int = 0
@@ -19,8 +19,8 @@ class Kernel(NamedTuple):
     flops: int = 0
     """Of products and attention."""
     sizes: tuple[int, ...] = ()
-    """Of products: how many, M, N, K. Of attention: heads of all rows, queries, keys, head size. Of `bicubic`:
-    blocks of threads."""
+    """Of products: how many, M, N, K. Of attention: heads of all rows, queries, keys, head size; of varlen attention:
+    pieces, blocks, scores of a block, head size. Of `bicubic`: blocks of threads."""
     old: bool = False
     """Whether products are computed by kernels written for the tensor cores of Ampere, which run everywhere."""
 

@@ -14,6 +14,7 @@ from vlmtune.estimate.simulate.outputs import storage_address, tensors_in
 from vlmtune.estimate.timing.convolutions import convolution, convolution_backward
 from vlmtune.estimate.timing.kernels import Kernel, Kernels, Launched
 from vlmtune.estimate.timing.products import format_of, product, product_4bit
+from vlmtune.estimate.timing.varlen import varlen, varlen_backward
 
 aten = torch.ops.aten
 PRODUCTS = {
@@ -25,10 +26,11 @@ PRODUCTS = {
 }
 """Products and the places of their two factors."""
 PRODUCT_4BIT = GEMM_4BIT.get()
-BACKWARD_ATTENTION = {
-    *(name.get() for name in borrowed.ATTENTION_BACKWARD),
-    borrowed.OVERLOAD_PACKET.read(borrowed.CUSTOM_OPERATION.read(borrowed.VARLEN_ATTENTION_BACKWARD.get())),
-}
+BACKWARD_ATTENTION = {name.get() for name in borrowed.ATTENTION_BACKWARD}
+VARLEN, VARLEN_BACKWARD = (
+    borrowed.OVERLOAD_PACKET.read(borrowed.CUSTOM_OPERATION.read(name.get()))
+    for name in (borrowed.VARLEN_ATTENTION, borrowed.VARLEN_ATTENTION_BACKWARD)
+)
 COPIES = ("clone", "copy_", "_to_copy")
 ATTENTION_KINDS = ("attention", "attention backward")
 OLD_ATTENTION = {borrowed.EFFICIENT_ATTENTION.get(), borrowed.EFFICIENT_ATTENTION_BACKWARD.get()}
@@ -108,6 +110,8 @@ def kernels_of(operation, args: tuple, tensors: list[Tensor], made: list[Tensor]
         return [product(left, right)]
     if packet is PRODUCT_4BIT:
         return product_4bit(args, made[0])
+    if packet in (VARLEN, VARLEN_BACKWARD):
+        return _varlen(operation, args, tensors, made)
     if packet in FLOPS_OF_ATTENTION:
         return [_attention(operation, args, tensors, made, flops)]
     if name == "convolution":
@@ -126,16 +130,23 @@ def kernels_of(operation, args: tuple, tensors: list[Tensor], made: list[Tensor]
 def _attention(operation, args: tuple, tensors: list[Tensor], made: list[Tensor], flops: int) -> Kernel:
     packet = _packet(operation)
     query, key = args[1:3] if packet in BACKWARD_ATTENTION else args[:2]
-    is_varlen = query.dim() == 3
     if _is_causal(operation, args):  # the other half is never computed
         flops //= 2
-    heads = query.shape[1] if is_varlen else query.shape[0] * query.shape[1]
-    queries = len(query) if is_varlen else query.shape[2]
-    sizes = (heads, queries, key.shape[0] if is_varlen else key.shape[2], query.shape[-1])
+    sizes = (query.shape[0] * query.shape[1], query.shape[2], key.shape[2], query.shape[-1])
     is_masked = packet in OLD_ATTENTION or query.shape[-1] > FLASH_MAX_HEAD
     kind = ("masked " if is_masked else "") + ATTENTION_KINDS[packet in BACKWARD_ATTENTION]
-    moved = [tensor for tensor in (*tensors, *made) if tensor.is_floating_point()]
-    return Kernel(kind, _bytes(moved), 0, format_of(query.dtype), flops, sizes, old=is_varlen or is_masked)
+    return Kernel(kind, _bytes(_numbers(tensors, made)), 0, format_of(query.dtype), flops, sizes, old=is_masked)
+
+
+def _varlen(operation, args: tuple, tensors: list[Tensor], made: list[Tensor]) -> list[Kernel]:
+    num_bytes, is_causal = _bytes(_numbers(tensors, made)), _is_causal(operation, args)
+    if _packet(operation) is VARLEN:
+        return varlen(*args[:2], args[3], is_causal, num_bytes)
+    return varlen_backward(*args[1:3], args[6], is_causal, num_bytes)
+
+
+def _numbers(tensors: list[Tensor], made: list[Tensor]) -> list[Tensor]:
+    return [tensor for tensor in (*tensors, *made) if tensor.is_floating_point()]
 
 
 def _is_causal(operation, args: tuple) -> bool:

@@ -94,11 +94,18 @@ class Attention:
     """As `Kind.work`, of a score: its exponential. 0 where the share has it in."""
     block: int = 128
     """Queries, and keys, that a multiprocessor takes at a time."""
+    start_blocks: float = 0
+    """Of varlen attention: what a piece takes to begin and end, in blocks."""
+    pieces_at_once: int = 1
+    """Of varlen attention: those that a multiprocessor works at."""
 
 
 FORWARD, BACKWARD = Attention(5e-6, 0.6, 19), Attention(12e-6, 0.5, 48)
-VARLEN_FORWARD, VARLEN_BACKWARD = Attention(5e-6, 0.45), Attention(12e-6, 0.45)
-MASKED_FORWARD, MASKED_BACKWARD = VARLEN_FORWARD, Attention(12e-6, 0.45, block=64)
+VARLEN_FORWARD, VARLEN_BACKWARD = (
+    Attention(5e-6, 0.95, 19, start_blocks=2.75, pieces_at_once=2),
+    Attention(7e-6, 0.78, 48),
+)
+MASKED_FORWARD, MASKED_BACKWARD = Attention(5e-6, 0.45), Attention(12e-6, 0.45, block=64)
 """Measured of cuDNN's kernels, whose backward pass takes 64 queries and keys at a time, as its name says."""
 EFFICIENT_FORWARD, EFFICIENT_BACKWARD = Attention(5e-6, 0.27), Attention(12e-6, 0.33, block=64)
 """Of the memory-efficient kernel, which computes what cuDNN does not, masks in fp32 and wide heads: it is slower."""
@@ -130,6 +137,8 @@ class Rates:
         """Return what one launch takes on the card."""
         if kernel.kind == "product":
             return self._product(kernel)
+        if kernel.kind.startswith("varlen"):
+            return self._varlen(kernel)
         if "attention" in kernel.kind:
             return self._attention(kernel)
         if kernel.kind == "bus":
@@ -184,11 +193,21 @@ class Rates:
         busy *= idle * _filled(queries, way.block) * _filled(keys, way.block)
         return way.start_s + max(busy, kernel.bytes / (self.bandwidth * PRODUCT_BANDWIDTH))
 
+    def _varlen(self, kernel) -> float:
+        pieces, blocks, scores, _ = kernel.sizes
+        way = VARLEN_BACKWARD if kernel.kind.endswith("backward") else VARLEN_FORWARD
+        block_s = (
+            kernel.flops / blocks / (self.tensor * way.share * self.old_share) + scores * way.score_work / self.issued
+        )
+        full = pieces / (self.card.num_sms * way.pieces_at_once)  # there is one shape: its last round counts in whole
+        busy = (blocks + pieces * way.start_blocks) * block_s * ceil(full) / full
+        return way.start_s + max(busy, kernel.bytes / (self.bandwidth * PRODUCT_BANDWIDTH))
+
     def _way(self, kernel) -> Attention:
         """Return how a pass of attention is computed."""
         widest = CUDNN_MAX_HEAD if self.has_cudnn_attention else EFFICIENT_MAX_HEAD
         if not kernel.kind.startswith("masked"):
-            ways = (VARLEN_FORWARD, VARLEN_BACKWARD) if kernel.old else (FORWARD, BACKWARD)
+            ways = FORWARD, BACKWARD
         elif kernel.format == FP32 or kernel.sizes[-1] > widest:
             ways = EFFICIENT_FORWARD, EFFICIENT_BACKWARD
         else:
