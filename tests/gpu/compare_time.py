@@ -4,7 +4,7 @@
 compare.py does, prices it by `estimate/timing` and keeps that in time-predicted.json: before a run is timed, by the
 code that it will run. Later code launches other kernels. Without it the table is made of what is kept: runs of
 `time.json` were seen while rules were made, those of `time-blind.json` were not. Where the card of a run was
-calibrated, the seconds of a step are held against what was measured too.
+calibrated, the seconds of a step are held against what was measured too, by what `calibrate` took a launch of then.
 """
 
 import argparse
@@ -99,14 +99,16 @@ def _line(name: str, runs: list[dict], found: dict[str, dict]) -> str:
 
 
 def _seconds(runs: list[dict], found: dict[str, dict]) -> list[str]:
-    off = [_seconds_off(run, found[run["case"]]) for run in runs]
-    within = sum(abs(one) <= WITHIN for one in off)
-    size = f"{statistics.median(map(abs, off)):.1f}"
-    return [
-        f"| Runs | Number | Seconds of a step: median size | Lowest | Highest | Within {WITHIN} % |",
+    lines = [
+        f"| Blind, on a calibrated card: a launch by | Number | Seconds of a step: median size | Lowest | Highest "
+        f"| Within {WITHIN} % |",
         "| --- | --: | --: | --: | --: | --: |",
-        f"| blind, on a calibrated card | {len(off)} | {size} | {min(off):+.1f} | {max(off):+.1f} | {within} |",
     ]
+    for rule in dict.fromkeys(run["launch_of"] for run in runs):
+        off = [_seconds_off(run, found[run["case"]]) for run in runs if run["launch_of"] == rule]
+        size, within = f"{statistics.median(map(abs, off)):.1f}", sum(abs(one) <= WITHIN for one in off)
+        lines.append(f"| {rule} | {len(off)} | {size} | {min(off):+.1f} | {max(off):+.1f} | {within} |")
+    return lines
 
 
 def _step_s(run: dict, made: dict) -> float:

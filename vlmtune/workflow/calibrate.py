@@ -43,7 +43,9 @@ NEEDED_BYTES = 1024 * MIB
 LIKELY_CONTEXT_BYTES = range(64 * MIB, 2048 * MIB)
 """Outside of it, what was measured is not a context: another program took or gave back memory meanwhile."""
 SIDE = 256
-NUM_ROWS, NUM_STEPS = 4, 6
+NUM_ROWS, NUM_STEPS = 16, 6
+"""Of a step, one after another, and steps: so many rows that logs and callbacks, tens of milliseconds a step on a slow
+processor, weigh as little beside launches as in a real run."""
 TEXT_CHARS = 600
 DEMO_MODEL = Path(vlmtune.__file__).parent / "demo" / "model"
 VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6, "num_attention_heads": 12}
@@ -152,7 +154,7 @@ def small_run(folder: Path) -> SmallRun:
             "output_dir": str(folder / "runs"),
             "model": {"name": str(folder / "model")},
             "data": {"train_path": str(folder / "rows.jsonl"), "max_length": 4096},
-            "training": {"max_steps": NUM_STEPS, "gradient_accumulation_steps": 2, "save_steps": 1000},
+            "training": {"max_steps": NUM_STEPS, "gradient_accumulation_steps": NUM_ROWS, "save_steps": 1000},
             "hardware": {"num_workers": 0},
         }
     )
