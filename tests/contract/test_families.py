@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tiny import TINY
 from tiny.rows import TinyModel, colour_rows, picture, sample, tiny_plan
+from transformers import PretrainedConfig
 
 from vlmtune.data.collate import WHERE, collate
 from vlmtune.data.dataset import TuneDataset
@@ -128,6 +129,15 @@ def test_the_model_without_storage_has_the_number_formats_of_the_model(tiny):
     plan = dataclasses.replace(tiny.plan, base_dtype="fp16")
     loaded, weightless = build_model(plan), build_model(plan, weights="none")
     assert inventory(weightless, tiny.family) == inventory(loaded, tiny.family)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_all_parts_attend_as_the_plan_says(tiny, attention):
+    plan = dataclasses.replace(tiny.plan, attention=attention)
+    for weights in ("checkpoint", "none"):
+        configs = [getattr(part, "config", None) for part in base_of(build_model(plan, weights=weights)).modules()]
+        attending = [config._attn_implementation for config in configs if isinstance(config, PretrainedConfig)]
+        assert len(attending) > 2 and set(attending) == {attention}
 
 
 def test_the_vision_tower_stays_unquantised_when_asked(tiny):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import TINY
 from tiny.rows import TinyModel, picture, sample
+from transformers.models.gemma4.modeling_gemma4 import Gemma4AudioModel
 
 from vlmtune.contract import tiny_plan
 from vlmtune.data.batches.packs import packed
@@ -18,7 +19,7 @@ from vlmtune.families import find_family
 from vlmtune.families.generic import PACKABLE
 from vlmtune.hub.source import open_model
 from vlmtune.models.attention import varlen
-from vlmtune.models.build import build_model
+from vlmtune.models.build import base_of, build_model
 from vlmtune.models.processor import load_processor
 from vlmtune.models.tiny import tiny_model
 
@@ -151,3 +152,22 @@ def test_layers_that_share_keys_slice_what_stands_for_a_mask_and_wide_heads_have
     family, processor = find_family(open_model(plan.model, None, Path("/")).config, "gemma4"), load_processor(plan)
     check(plan, family, processor, rows_of(0, pictures, family))
     assert (varlen.CAUSAL in kernel.windows) == (most_head_size == 16)
+
+
+def test_the_rest_attends_as_ever_beside_a_part_without_sdpa(pictures, monkeypatch, tmp_path):
+    """Gemma 4 E's audio tower has none from 5.23 on."""
+    monkeypatch.setattr(Gemma4AudioModel, "_supports_sdpa", False)
+    kernel = Kernel(monkeypatch)
+    text = {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2, "global_head_dim": 16}
+    config = {"model_type": "gemma4", "text_config": text, "audio_config": {"use_clipped_linears": False}}
+    plan = tiny_plan(tiny_model(config, {}, tmp_path / "model"))
+    family, processor = find_family(open_model(plan.model, None, Path("/")).config, "gemma4"), load_processor(plan)
+    base = base_of(build_model(plan))
+    parts = {name: base.get_submodule(name) for name in (family.text, family.vision, *family.eager)}
+    attending = {name: part.config._attn_implementation for name, part in parts.items()}
+    assert attending == {family.text: "sdpa", family.vision: "sdpa", "model.audio_tower": "eager"}
+    for varlen_attention in (False, True):
+        kernel.windows.clear()
+        packs = replace(plan, varlen_attention=varlen_attention, pack_tokens=2048)
+        check(packs, family, processor, rows_of(0, pictures, family))
+        assert (varlen.CAUSAL in kernel.windows) == varlen_attention

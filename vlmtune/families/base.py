@@ -79,8 +79,8 @@ class Family:
     """config -> attributes that the processor must have; old files lack them. A dot leads to a part of it."""
     unpacked: tuple[str, ...] = ()
     """Ends of the names of linear layers that are never 4-bit and get no adapter."""
-    attention: str = "sdpa"
-    """`eager` where a part of the model has no other."""
+    eager: tuple[str, ...] = ()
+    """The parts for which the installed transformers has no SDPA: only they attend eagerly."""
     other: tuple[str, ...] = ()
     """Modules that neither see images nor write text, such as an audio tower; never trained."""
 

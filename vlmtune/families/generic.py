@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
+from vlmtune.compat.modeling import ATTN_IMPLEMENTATION
 from vlmtune.compat.transformers import MODEL_NAMES
 from vlmtune.errors import VlmtuneError
 from vlmtune.families.base import Family, Json, RefusedImage
@@ -60,7 +61,7 @@ def generic_family(config: Json, model_name: str) -> Family:
 @cache
 def _derived(config_json: str, model_name: str) -> Family:
     config = json.loads(config_json)
-    model, attention = _weightless(config, model_name)
+    model = _weightless(config, model_name)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     paths = {id(module): name for name, module in model.named_modules()}
     if head is None or embedding is None or id(head) not in paths or id(embedding) not in paths:
@@ -87,7 +88,7 @@ def _derived(config_json: str, model_name: str) -> Family:
         image_tokens=image_tokens,
         image_settings=image_settings,
         head=head_path,
-        attention=attention,
+        eager=_eager(model, text),
         unpacked=unpacked,
         other=other,
         not_cacheable="" if hasattr(model.base_model, "get_image_features") else NOT_CACHEABLE,
@@ -135,8 +136,8 @@ def _cached_processor(configs_json: str) -> "ProcessorMixin":
     return standin_processor(config, preprocessor)
 
 
-def _weightless(config: Json, model_name: str) -> tuple["nn.Module", str]:
-    """Return the model without storage, and the attention that all of its parts have."""
+def _weightless(config: Json, model_name: str) -> "nn.Module":
+    """Return the model without storage."""
     from huggingface_hub.errors import StrictDataclassError
 
     kind = config.get("model_type")
@@ -151,10 +152,7 @@ def _weightless(config: Json, model_name: str) -> tuple["nn.Module", str]:
             f"{f'; nearest: {near[0]}' if near else ''}",
         )
     try:
-        try:
-            return _on_meta(config, "sdpa"), "sdpa"
-        except ValueError:  # a part of it has no such attention
-            return _on_meta(config, "eager"), "eager"
+        return _on_meta(config)
     except ImportError as error:
         raise VlmtuneError(f"{model_name}: a library is missing: {_line(error)}", "install it, such as timm") from None
     except (*DAMAGED, StrictDataclassError) as error:
@@ -166,13 +164,29 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _on_meta(config: Json, attention: str) -> "nn.Module":
+def _on_meta(config: Json) -> "nn.Module":
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     with torch.device("meta"):
         whole = AutoConfig.for_model(**json.loads(json.dumps(config)))
-        return AutoModelForImageTextToText.from_config(whole, attn_implementation=attention, trust_remote_code=False)
+        return AutoModelForImageTextToText.from_config(whole, attn_implementation=None, trust_remote_code=False)
+
+
+def _eager(model: "nn.Module", text: str) -> tuple[str, ...]:
+    """Return the outermost modules for which transformers chose eager attention, having no SDPA for them.
+
+    What holds the language model beside others is no part: it says nothing of how those attend.
+    """
+    from transformers import PretrainedConfig
+
+    found: list[str] = []
+    for name, module in model.named_modules():
+        config, holds_text = getattr(module, "config", None), f"{text}.".startswith(f"{name}." if name else "")
+        inside = name.startswith(tuple(f"{part}." for part in found))
+        if isinstance(config, PretrainedConfig) and not inside and (name == text or not holds_text):
+            found += [name] if ATTN_IMPLEMENTATION.read(config) == "eager" else []
+    return tuple(found)
 
 
 def _outside(model: "nn.Module", text: str, head: str) -> dict[str, int]:

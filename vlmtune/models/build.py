@@ -28,7 +28,7 @@ from vlmtune.hub.shards import StoredTensor, stored_tensors
 from vlmtune.hub.source import open_model
 from vlmtune.levers.method import adapt, lora_config
 from vlmtune.models import embeddings
-from vlmtune.models.config import read_config
+from vlmtune.models.config import attention_asked_for, read_config
 from vlmtune.models.head import device_map, is_split, pack_head
 from vlmtune.models.kept import Tell, is_kept, load_kept, say
 from vlmtune.models.layers import placed
@@ -221,7 +221,7 @@ def _from_files(plan: RunPlan, folder: Path, files: _Files, quantized: bool) -> 
                 **how,
                 dtype=DTYPES[plan.base_dtype],
                 device_map=device_map(plan, family_of(plan), files.described),
-                attn_implementation=plan.attention,
+                attn_implementation=attention_asked_for(plan),
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -277,7 +277,7 @@ def _weightless(plan: RunPlan, parts: Collection[str] | None = None) -> PreTrain
             model = AutoModelForImageTextToText.from_config(
                 config,
                 dtype=DTYPES[plan.base_dtype],
-                attn_implementation=plan.attention,
+                attn_implementation=attention_asked_for(plan),
                 trust_remote_code=False,
             )
     except (*CONFIG_ERRORS, StrictDataclassError) as error:

@@ -1,4 +1,4 @@
-"""config.json as the library reads it, with what some files leave out."""
+"""config.json as the library reads it, with what some files leave out, and the attention asked for beside it."""
 
 from pathlib import Path
 
@@ -21,3 +21,11 @@ def read_config(plan: RunPlan, folder: Path, family: Family) -> PretrainedConfig
         tokenizer = open_processor(folder, family.processor_class or "AutoProcessor").tokenizer
         config.image_token_index = tokenizer.get_vocab().get("<image>", len(tokenizer))
     return config
+
+
+def attention_asked_for(plan: RunPlan) -> str | None:
+    """Return transformers' `attn_implementation`; None: SDPA for each part that has it, eager attention for others.
+
+    Asked for `sdpa`, it refuses a model with one part that lacks it, be it an audio tower that is given nothing.
+    """
+    return None if plan.attention == "sdpa" else plan.attention

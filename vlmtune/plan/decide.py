@@ -114,13 +114,13 @@ def _start(model: ModelFacts) -> dict[str, str]:
 
 
 def _attention(model: ModelFacts, choices: list[Choice]) -> str:
-    if model.family.attention != "sdpa":
-        choices.append(Choice("attention", model.family.attention, "the model has no other: slower, and more memory"))
-        return model.family.attention
-    if not model.caps_attention:
-        return "sdpa"
-    choices.append(Choice("attention", "eager", "the model caps its attention scores: slower, and more memory"))
-    return "eager"
+    if model.caps_attention:
+        choices.append(Choice("attention", "eager", "the model caps its attention scores: slower, and more memory"))
+        return "eager"
+    if eager := model.family.eager:
+        reason = "transformers has no other there: slower, and more memory, where that part is used"
+        choices.append(Choice("attention", f"sdpa, eager in {', '.join(eager)}", reason))
+    return "sdpa"
 
 
 def _number_formats(config: TrainingConfig, device: Device, choices: list[Choice]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class RunPlan:
     device: str
     method: str
     attention: str
-    """`sdpa`; `eager` where the scores are capped, which sdpa cannot do, or a part of the model has no other."""
+    """`sdpa`, but for parts without it; `eager` for all parts where the scores are capped, which sdpa cannot do."""
     # number formats: "bf16", "fp16" or "fp32"
     base_dtype: str
     autocast_dtype: str | None

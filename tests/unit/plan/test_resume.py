@@ -78,3 +78,10 @@ def test_who_makes_a_run_longer_is_told_whether_one_long_run_would_be_the_same()
     said = told_of_longer(plan(training=now | constant), plan(training=begun | constant), num_rows=7)
     assert "will be those of one long run" in said
     assert told_of_longer(plan(training=begun), plan(training=now), num_rows=7) is None
+
+
+def test_a_run_from_before_only_parts_without_sdpa_were_eager_goes_on_and_none_loses_its_cap():
+    sdpa = plan()
+    eager = dataclasses.replace(sdpa, attention="eager")
+    assert differences(sdpa, eager, num_rows=7) == []
+    assert differences(eager, sdpa, num_rows=7) == ["attention: sdpa -> eager"]

@@ -23,7 +23,7 @@ def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Deci
     if not (AUTO if wish == "auto" else wish):
         return Decision({"varlen_attention": False})
     if reason := _why_not(config, model, device):
-        choices = (Choice(KEY, "false", f"{reason}: rows and windows attend by SDPA"),) if wish is True else ()
+        choices = (Choice(KEY, "false", f"{reason}: rows and windows attend without that kernel"),) if wish is True else ()
         return Decision({"varlen_attention": False}, choices)
     return Decision({"varlen_attention": True})
 
@@ -37,6 +37,8 @@ def _why_not(config: TrainingConfig, model: ModelFacts, device: "Device") -> str
         return "the kernel computes in 16 bits"
     if model.caps_attention:
         return "the model caps its attention scores"
+    if model.family.text in model.family.eager:
+        return "transformers has only eager attention for the language model"
     if not model.family.tower_loops and not packs_rows(config, model):
         return "nothing is packed, and the tower calls attention once a layer"
     return None
