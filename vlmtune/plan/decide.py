@@ -118,7 +118,7 @@ def _attention(model: ModelFacts, choices: list[Choice]) -> str:
         choices.append(Choice("attention", "eager", "the model caps its attention scores: slower, and more memory"))
         return "eager"
     if eager := model.family.eager:
-        reason = "transformers has no other there: slower, and more memory, where that part is used"
+        reason = "transformers has no other there: more memory, where that part is used"
         choices.append(Choice("attention", f"sdpa, eager in {', '.join(eager)}", reason))
     return "sdpa"
 

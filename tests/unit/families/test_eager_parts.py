@@ -52,7 +52,7 @@ def test_parts_without_sdpa_are_found_and_the_plan_names_them(parts, without_sdp
     family = generic.generic_family(GEMMA_4_E, "model")
     assert set(family.eager) == set(parts)
     plan = plan_of(GEMMA_4_E)
-    words = f"sdpa, eager in {', '.join(family.eager)}: transformers has no other there: slower, and more memory"
+    words = f"sdpa, eager in {', '.join(family.eager)}: transformers has no other there: more memory"
     assert plan.attention == "sdpa"
     assert said_of(plan, "attention") == ([f"{words}, where that part is used"] if parts else [])
 
