@@ -110,7 +110,7 @@ def test_the_varlen_kernel_is_taken_where_there_is_one_and_it_saves_calls(config
     said = [choice.reason for choice in plan.choices if choice.key == "hardware.varlen_attention"]
     assert (plan.varlen_attention, said) == (
         reason is None,
-        [f"{reason}: rows and windows attend without that kernel"] if reason else [],
+        [f"{reason}: rows and windows attend without it"] if reason else [],
     )
 
 

@@ -23,7 +23,7 @@ def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Deci
     if not (AUTO if wish == "auto" else wish):
         return Decision({"varlen_attention": False})
     if reason := _why_not(config, model, device):
-        choices = (Choice(KEY, "false", f"{reason}: rows and windows attend without that kernel"),) if wish is True else ()
+        choices = (Choice(KEY, "false", f"{reason}: rows and windows attend without it"),) if wish is True else ()
         return Decision({"varlen_attention": False}, choices)
     return Decision({"varlen_attention": True})
 
