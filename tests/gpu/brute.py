@@ -40,8 +40,8 @@ from vlmtune.units import GIB  # noqa: E402
 
 PLANS, TIMED = MEASURED / "brute-plans.json", MEASURED / "brute.json"
 LEFT_BYTES = 7 * GIB
-CARD, LAUNCH_S = "h200", 120e-6
-"""What launches took in 21 runs, four processes side by side; machines of the kind differ: measure (`--launch-us`)."""
+CARD, LAUNCH_S = "h100", 22e-6
+"""What a plain launch took on four machines, four processes side by side; others differ: measure (`--launch-us`)."""
 PER_STEP, STEPS = 16, 8
 MOST_NEIGHBOURS, WORTH = 3, 3
 """Those that are predicted to take longer by this are not timed."""
@@ -75,7 +75,7 @@ def scenario_of(pair: Case, folder: Path, launch_s: float) -> Scenario:
     """Return the pair as a run to be planned for 7 GiB of the card."""
     config, source, samples = cases.prepare(pair, CATALOGUE, folder)
     loaded = LoadedConfig(config, {key.name: "--set" for key in all_keys()}, folder)
-    card = replace(find_card(CARD), launch_s=launch_s)
+    card = replace(find_card(CARD), plain_launch_s=launch_s)
     return Scenario(loaded, source, Target(card, LEFT_BYTES, pair.expandable), GivenRows(MeasuredRows(samples)))
 
 
@@ -196,7 +196,9 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path, nargs="?", default=TIMED)
     parser.add_argument("--plans", nargs="*", help="write what is to be timed, of these pairs or all; needs no GPU")
-    parser.add_argument("--launch-us", type=float, default=LAUNCH_S * 1e6, help="what `vlmtune calibrate` says of it")
+    parser.add_argument(
+        "--launch-us", type=float, default=LAUNCH_S * 1e6, help="what `vlmtune calibrate` says of a plain one"
+    )
     parser.add_argument("--compare", action="store_true", help="say how the chosen ones did; needs no GPU")
     parser.add_argument("--within", type=float, default=150, help="seconds after which nothing is waited for")
     asked = parser.parse_args()

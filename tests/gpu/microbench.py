@@ -2,8 +2,8 @@
 
 Milliseconds by name: products of M×N×K (TN as in a forward pass, NN as for the gradient of the input, grad w as for the
 weight's), unpacking of 4-bit weights, passes over numbers, attention (B batch, H heads, T tokens, D head size; in packs
-R rows, H heads of queries and of keys), convolutions (channels, sizes, windows, groups) and stretched tables of places; copies over the bus in GB/s; what a
-launch, and an update of so many parameters, takes of the processor.
+R rows, H heads of queries and of keys), convolutions (channels, sizes, windows, groups) and stretched tables of places;
+copies over the bus in GB/s; what a launch, and an update of so many parameters, takes of the processor.
 """
 
 import json

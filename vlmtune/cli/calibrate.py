@@ -82,6 +82,7 @@ def _speeds_table(speeds: "Speeds"):
     table.add_row("products of fp32", f"{speeds.fp32_flops_s / 1e12:,.1f} TFLOP/s")
     table.add_row("its memory", f"{speeds.bytes_s / 1e9:,.0f} GB/s")
     table.add_row("main memory to it", f"{speeds.host_bytes_s / 1e9:,.1f} GB/s")
-    launch = "the card was too busy to tell" if speeds.launch_s is None else f"{speeds.launch_s * 1e6:,.1f} µs"
-    table.add_row("a launch in training", launch)
+    launch_s = speeds.plain_launch_s
+    launch = "the card was too busy to tell" if launch_s is None else f"{launch_s * 1e6:,.1f} µs"
+    table.add_row("the processor for a plain launch", launch)
     return table

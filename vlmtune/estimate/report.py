@@ -64,6 +64,8 @@ class Spent:
     kernels_s: float = 0.0
     """One after the other."""
     launches: float = 0.0
+    plain_launches: float = 0.0
+    """What these are to the processor, in those that torch makes by itself (timing/rates.py)."""
     bus_s: float = 0.0
     """Copies from main memory and to it, beside the kernels."""
 
@@ -93,8 +95,10 @@ class StepTime:
     """All kernels of a step, one after the other."""
     launches: int
     """Kernels of a step."""
+    plain_launches: float
+    """What these are to the processor, in those that torch makes by itself (timing/rates.py)."""
     launch_s: float
-    """What the processor takes for each."""
+    """What the processor takes for each in the mean."""
     launch_is_measured: bool
     """Whether `vlmtune calibrate` measured that on this machine, or it is assumed."""
     bus_s: float

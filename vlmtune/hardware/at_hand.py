@@ -93,7 +93,7 @@ def with_speeds(card: Card, measured: Speeds | None) -> Card:
         "host_gb_s": measured.host_bytes_s / LARGE_COPY / 1e9,
     }
     sources = card.sources | dict.fromkeys(peaks, MEASURED)
-    return replace(card, **peaks, launch_s=measured.launch_s, sources=sources)
+    return replace(card, **peaks, plain_launch_s=measured.plain_launch_s, sources=sources)
 
 
 def setup_at_hand() -> Setup:

@@ -44,8 +44,8 @@ class Speeds:
     """Of memory, read and written in order."""
     host_bytes_s: float
     """From pinned main memory."""
-    launch_s: float | None = None
-    """What the processor takes for each kernel in training; None where the card was too slow to tell."""
+    plain_launch_s: float | None = None
+    """What the processor takes for a kernel that torch launches by itself; None where the card was too slow to tell."""
 
 
 LARGE_PRODUCT, LARGE_FP32_PRODUCT, LARGE_PASS, LARGE_COPY = 0.83, 0.75, 0.88, 0.85

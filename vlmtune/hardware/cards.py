@@ -52,8 +52,9 @@ class Card:
     """Blocks that the first matrix product of the forward pass keeps, as measured; None: by architecture."""
     cublas_backward_bytes: tuple[int, ...] | None = None
     """The same of the backward pass."""
-    launch_s: float | None = None
-    """What the processor takes to launch a kernel in training, as measured on this machine; None: nobody did."""
+    plain_launch_s: float | None = None
+    """What the processor takes for a kernel that torch launches by itself, as measured on this machine; None: nobody
+    did."""
 
     def total_bytes(self, platform: Platform) -> int:
         """The memory of the card as torch reports it on the platform."""

@@ -28,7 +28,7 @@ from vlmtune.engine.train import train
 from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.given_rows import GivenRows
 from vlmtune.estimate.run import estimate_plan
-from vlmtune.estimate.timing.measured import measured_launch_s, measured_speeds
+from vlmtune.estimate.timing.measured import measured_plain_launch_s, measured_speeds
 from vlmtune.hardware.at_hand import calibrated, own_bytes, reading_at_hand, setup_at_hand, target_at_hand, with_speeds
 from vlmtune.hardware.calibration import Calibration, Figures, ShortRun
 from vlmtune.hardware.sensors import GpuReading
@@ -95,7 +95,7 @@ def calibrate(say: Callable[[str], None]) -> Calibration:
         say("estimating the same run")
         card = with_speeds(calibrated(target.card, figures), speeds)
         report = estimate_plan(run.plan, run.source, GivenRows(run.rows), replace(target, card=card))
-    speeds = replace(speeds, launch_s=measured_launch_s(steps_s, report.time))
+    speeds = replace(speeds, plain_launch_s=measured_plain_launch_s(steps_s, report.time))
     check = ShortRun(report.peak_reserved_bytes, reserved_bytes, report.peak_allocated_bytes, allocated_bytes)
     return Calibration(setup_at_hand(), figures, check, speeds)
 

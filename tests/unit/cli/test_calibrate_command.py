@@ -43,7 +43,7 @@ def test_the_result_is_shown_and_kept(run_cli, measured):
         "products of 16 bits 25.0 TFLOP/s",
         "its memory 240 GB/s",
         "main memory to it 13.5 GB/s",
-        "a launch in training 21.0 µs",
+        "the processor for a plain launch 21.0 µs",
     ):
         assert line in lines
     assert lines[-1].endswith("nvidia-geforce-rtx-4060-aaaa-bbb.json: estimates for this card use it")

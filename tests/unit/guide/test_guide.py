@@ -68,7 +68,7 @@ def fake_estimate(config, source, target, *, fast=False) -> MemoryReport:
         fast=fast,
         seconds=1.0,
         versions=VERSIONS,
-        time=StepTime(1.0, target.card.bf16_tflops / 10, None, None, 1.0, 1, 2e-5, False, 0.0, True),
+        time=StepTime(1.0, target.card.bf16_tflops / 10, None, None, 1.0, 1, 4.0, 2e-5, False, 0.0, True),
     )
 
 

@@ -94,7 +94,7 @@ def test_the_run_is_estimated_with_what_was_measured(card_here, monkeypatch):
         targets.append(target)
         assert plan.rows_per_step == len(rows.samples)  # logs weigh little beside so many
         assert (plan.method, plan.max_steps, len(rows.samples)) == ("qlora", 6, 16)
-        time = SimpleNamespace(kernels_s=0.1, launches=10_000)
+        time = SimpleNamespace(kernels_s=0.1, plain_launches=100_000)
         return SimpleNamespace(peak_reserved_bytes=303 * MIB, peak_allocated_bytes=199 * MIB, time=time)
 
     monkeypatch.setattr(calibrate, "estimate_plan", estimate_plan)
@@ -107,7 +107,7 @@ def test_the_run_is_estimated_with_what_was_measured(card_here, monkeypatch):
         targets[0].card.cublas_backward_bytes,
     ) == ((40 * MIB,), (20 * MIB,))
     assert [size // MIB for size in dataclasses.astuple(result.check)] == [303, 300, 199, 200]
-    assert targets[0].card.bf16_tflops == pytest.approx(100) and result.speeds.launch_s == pytest.approx(2e-5)
+    assert targets[0].card.bf16_tflops == pytest.approx(100) and result.speeds.plain_launch_s == pytest.approx(2e-6)
 
 
 def test_the_small_run_trains_and_is_estimated(card_here, monkeypatch, tmp_path):

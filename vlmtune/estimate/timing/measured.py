@@ -43,8 +43,8 @@ def measured_speeds(device: str, scale: int = 1) -> Speeds:
     )
 
 
-def measured_launch_s(steps_s: Sequence[float], predicted: StepTime | None) -> float | None:
-    """Return what the processor takes for each kernel of a run; None where the card was busy, or is not known.
+def measured_plain_launch_s(steps_s: Sequence[float], predicted: StepTime | None) -> float | None:
+    """Return what the processor takes for a plain launch of a run; None where the card was busy, or is not known.
 
     Args:
         steps_s: of each step; the median tells, as of the steps that are predicted.
@@ -53,7 +53,7 @@ def measured_launch_s(steps_s: Sequence[float], predicted: StepTime | None) -> f
     step_s = median(steps_s)
     if predicted is None or predicted.kernels_s > BUSY_SHARE * step_s:
         return None
-    return step_s / predicted.launches
+    return step_s / predicted.plain_launches
 
 
 def _seconds_of(run: Callable[[], object], device: str) -> float:

@@ -190,7 +190,7 @@ def _over_numbers(packet, name: str, operation, tensors: list[Tensor], made: lis
     moved = _bytes(tensors if name != "copy_" else tensors[1:]) + _bytes(written)
     if name in COPIES and _is_plain_copy(tensors[-1], written[0]):
         return [Kernel("copy", moved)]
-    kind = "pass" if str(operation).startswith(OURS) else _kind_of_pass(name, tensors, written)
+    kind = "ours" if str(operation).startswith(OURS) else _kind_of_pass(name, tensors, written)
     return [Kernel(kind, moved, numbers)]
 
 

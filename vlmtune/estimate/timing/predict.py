@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlmtune.estimate.report import BatchSpent, MemoryReport, Spent, StepTime
-from vlmtune.estimate.timing.rates import ASSUMED_LAUNCH_S, Rates
+from vlmtune.estimate.timing.rates import ASSUMED_PLAIN_LAUNCH_S, Rates
 from vlmtune.hardware.cards import Card
 from vlmtune.hardware.communication import bytes_per_s
 from vlmtune.plan.types import RunPlan
@@ -48,14 +48,15 @@ class RunSizes:
 
 def spent(kernels: "Kernels", rates: Rates) -> Spent:
     """Return what kernels, counted, take on a card."""
-    seconds = launches = bus_s = 0.0
+    seconds = launches = plain_launches = bus_s = 0.0
     for kernel, times in kernels.items():
         if kernel.kind not in COPIES:
             seconds += times * rates.seconds(kernel)
             launches += times * rates.launches(kernel)
+            plain_launches += times * rates.plain_launches(kernel)
         elif kernel.kind == "bus":
             bus_s += times * rates.seconds(kernel)
-    return Spent(seconds, launches, bus_s)
+    return Spent(seconds, launches, plain_launches, bus_s)
 
 
 def spent_by(log: "Log", sizes: Sizes, card: Card) -> tuple[tuple[BatchSpent, ...], Spent]:
@@ -90,23 +91,26 @@ def step_time(report: MemoryReport, run: RunSizes, rows_per_step: int, card: Car
         [(0, Spent()), *((batch.image_tokens, batch.of_images) for batch in batches)], run.sizes.image_tokens
     )
     of_tokens = _between([(batch.tokens, batch.of_tokens) for batch in batches], run.sizes.tokens)
-    kernels_s, launches, bus_s = of_images + of_tokens
-    launch_s = ASSUMED_LAUNCH_S if card.launch_s is None else card.launch_s
-    busy_s = np.maximum(np.maximum(kernels_s, launches * launch_s), bus_s)
+    kernels_s, launches, plain_launches, bus_s = of_images + of_tokens
+    plain_s = ASSUMED_PLAIN_LAUNCH_S if card.plain_launch_s is None else card.plain_launch_s
+    busy_s = np.maximum(np.maximum(kernels_s, plain_launches * plain_s), bus_s)
     summed_s, gathered_s = (
         num_bytes / bytes_per_s(card) for num_bytes in (report.summed_bytes_per_step, report.gathered_bytes_per_step)
     )
     step_s = max(float(busy_s.sum()) / run.num_steps, gathered_s) + summed_s
-    step_s += max(update.kernels_s, update.launches * launch_s)
+    step_s += max(update.kernels_s, update.plain_launches * plain_s)
+    num_launches = float(launches.sum()) / run.num_steps + update.launches
+    num_plain = float(plain_launches.sum()) / run.num_steps + update.plain_launches
     return StepTime(
         step_s=step_s,
         rows_per_s=rows_per_step / step_s,
         run_s=None if run.all_steps is None else step_s * run.all_steps,
         num_steps=run.all_steps,
         kernels_s=float(kernels_s.sum()) / run.num_steps + update.kernels_s,
-        launches=round(float(launches.sum()) / run.num_steps + update.launches),
-        launch_s=launch_s,
-        launch_is_measured=card.launch_s is not None,
+        launches=round(num_launches),
+        plain_launches=num_plain,
+        launch_s=plain_s * num_plain / max(1, num_launches),
+        launch_is_measured=card.plain_launch_s is not None,
         bus_s=float(bus_s.sum()) / run.num_steps,
         of_largest=run.of_largest,
         exchanged_s=summed_s + gathered_s,
@@ -114,7 +118,7 @@ def step_time(report: MemoryReport, run: RunSizes, rows_per_step: int, card: Car
 
 
 def _between(known: list[tuple[int, Spent]], wanted: np.ndarray) -> np.ndarray:
-    """Return what batches of other sizes take, [kernels, launches, bus; batch], on lines between the known ones."""
+    """Return what batches of other sizes take, on lines between the known ones: [of `Spent`; batch]."""
     by_size = dict(sorted(known, key=lambda one: one[0]))
     columns = np.array([astuple(of) for of in by_size.values()]).T
     return np.array([np.interp(wanted, list(by_size), column) for column in columns])

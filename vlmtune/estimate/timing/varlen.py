@@ -1,4 +1,4 @@
-"""Attention of the rows of a pack in one call: FlashAttention 2's kernels, which give every row whole blocks of its own.
+"""Attention of a pack's rows in one call: FlashAttention 2's kernels, which give every row whole blocks of its own.
 
 A piece of a row, 128 queries or, on the way back, 128 keys, is one block of threads' own. It goes through the other
 ones a block at a time; those that the causal mask cuts take twice as long. Sizes of blocks and of heads:
@@ -36,7 +36,7 @@ def varlen(query: Tensor, key: Tensor, starts: Tensor, is_causal: bool, num_byte
 
 
 def varlen_backward(query: Tensor, key: Tensor, starts: Tensor, is_causal: bool, num_bytes: int) -> list[Kernel]:
-    """Return what its backward pass launches: before and behind it a pass over sums in fp32, and those of shared heads."""
+    """Return what its backward pass launches: two passes over sums in fp32 as well, and two where heads are shared."""
     pieces, blocks = _counted(starts, QUERIES, is_causal, is_backward=True)
     numbers, item_bytes = query.numel(), query.element_size()
     kernels = [

@@ -101,7 +101,7 @@ def report_of(config: TrainingConfig, budget_mib: float, billions: float = 4.0) 
 
 
 def pace_of(config: TrainingConfig) -> StepTime:
-    return StepTime(step_s(config), 1.0, None, None, 0.0, 0, 0.0, False, 0.0, True)
+    return StepTime(step_s(config), 1.0, None, None, 0.0, 0, 0.0, 0.0, False, 0.0, True)
 
 
 def paced_from(config: TrainingConfig):

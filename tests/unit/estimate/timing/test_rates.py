@@ -106,6 +106,11 @@ def test_a_product_in_parts_is_two_launches():
     assert H200.launches(Kernel("pass", 100, 100)) == 1
 
 
+def test_what_is_called_through_python_is_several_plain_launches():
+    assert [H200.plain_launches(Kernel(kind, 100, 100)) for kind in ("pass", "unpack", "ours")] == [1, 6, 6]
+    assert H200.plain_launches(product(1500, 16, 11008)) == 7  # in parts, which another kernel adds up
+
+
 def test_masks_in_fp32_multiply_three_times_at_half_the_rate_by_the_slower_kernel():
     sizes = (12, 2560, 2560, 64)
     half, full = (Kernel("masked attention", 10**6, 0, of, 10**11, sizes, True) for of in ("bfloat16", FP32))
