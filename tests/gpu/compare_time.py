@@ -2,7 +2,8 @@
 
 `--predict` simulates the step that is profiled, with the versions of torch and transformers that are timed, as
 compare.py does, prices it by `estimate/timing` and keeps that in time-predicted.json: before a run is timed, by the
-code that it will run. Later code launches other kernels. Without it the table is made of what is kept: runs of
+code that it will run. Later code launches other kernels: of a case that is there already only what was not told then is
+added. Without it the table is made of what is kept: runs of
 `time.json` were seen while rules were made, those of `time-blind.json` were not. Where the card of a run was
 calibrated, the seconds of a step are held against what was measured too, by what `calibrate` took a launch of then.
 """
@@ -51,8 +52,12 @@ def predicted(name: str) -> dict:
     kernels, found = step_of(name), {"case": name}
     for key in CARDS.values():
         took = spent(kernels, Rates(find_card(key)))
-        bus_ms = round(took.bus_s * 1e3, 2)
-        found[key] = {"kernel_ms": round(took.kernels_s * 1e3, 2), "launches": int(took.launches), "bus_ms": bus_ms}
+        found[key] = {
+            "kernel_ms": round(took.kernels_s * 1e3, 2),
+            "launches": int(took.launches),
+            "plain_launches": int(took.plain_launches),
+            "bus_ms": round(took.bus_s * 1e3, 2),
+        }
     return found
 
 
@@ -87,7 +92,7 @@ def table_of(seen: list[dict], blind: list[dict], found: dict[str, dict]) -> str
 
 
 def _off(run: dict, made: dict, key: str) -> float:
-    return 100 * (made[CARDS[run["gpu"]]][key] / run[key] - 1)
+    return 100 * (_made(run, made)[key] / run[key] - 1)
 
 
 def _line(name: str, runs: list[dict], found: dict[str, dict]) -> str:
@@ -104,21 +109,37 @@ def _seconds(runs: list[dict], found: dict[str, dict]) -> list[str]:
         f"| Within {WITHIN} % |",
         "| --- | --: | --: | --: | --: | --: |",
     ]
-    for rule in dict.fromkeys(run["launch_of"] for run in runs):
-        off = [_seconds_off(run, found[run["case"]]) for run in runs if run["launch_of"] == rule]
+    by_rule: dict[str, list[float]] = {}
+    for run in runs:
+        made = found[run["case"]]
+        by_rule.setdefault(run["launch_of"], []).append(_seconds_off(run, made))
+        if "plain_launch_s" in run:
+            off = _seconds_off(run, made, "plain_launches", run["plain_launch_s"])
+            by_rule.setdefault(f"{run['launch_of']}, by who calls, as is done now", []).append(off)
+    first = [run for run in runs if run["launch_of"] == runs[0]["launch_of"]]
+    plain_s = statistics.median(_measured_s(run) / _made(run, found[run["case"]])["plain_launches"] for run in first)
+    by_rule[f"{first[0]['launch_of']}, by who calls; the median of these runs, not calibrated"] = [
+        _seconds_off(run, found[run["case"]], "plain_launches", plain_s) for run in first
+    ]
+    for rule, off in by_rule.items():
         size, within = f"{statistics.median(map(abs, off)):.1f}", sum(abs(one) <= WITHIN for one in off)
         lines.append(f"| {rule} | {len(off)} | {size} | {min(off):+.1f} | {max(off):+.1f} | {within} |")
     return lines
 
 
-def _step_s(run: dict, made: dict) -> float:
-    """Return the seconds of a step by what its card was calibrated to take for a launch."""
-    card = made[CARDS[run["gpu"]]]
-    return max(card["kernel_ms"] / 1e3, card["launches"] * run["launch_s"], card["bus_ms"] / 1e3)
+def _made(run: dict, made: dict) -> dict:
+    """Return what was predicted of a run on its card."""
+    return made[CARDS[run["gpu"]]]
 
 
-def _seconds_off(run: dict, made: dict) -> float:
-    return 100 * (_step_s(run, made) / _measured_s(run) - 1)
+def _step_s(run: dict, made: dict, launches: str = "launches", launch_s: float | None = None) -> float:
+    """Return the seconds of a step by what a launch takes, as its card was calibrated or as is given."""
+    card = _made(run, made)
+    return max(card["kernel_ms"] / 1e3, card[launches] * (launch_s or run["launch_s"]), card["bus_ms"] / 1e3)
+
+
+def _seconds_off(run: dict, made: dict, launches: str = "launches", launch_s: float | None = None) -> float:
+    return 100 * (_step_s(run, made, launches, launch_s) / _measured_s(run) - 1)
 
 
 def _measured_s(run: dict) -> float:
@@ -129,7 +150,7 @@ def _measured_s(run: dict) -> float:
 def _row(run: dict, made: dict) -> str:
     cells = []
     for key in ("kernel_ms", "launches"):
-        expected = made[CARDS[run["gpu"]]][key]
+        expected = _made(run, made)[key]
         cells += [f"{run[key]:.0f}", f"{expected:.0f}", f"{_off(run, made, key):+.1f}"]
     cells.append(f"{_measured_s(run):.2f}")
     cells += [f"{_step_s(run, made):.2f}", f"{_seconds_off(run, made):+.1f}"] if run.get("launch_s") else ["", ""]
@@ -151,9 +172,12 @@ def main() -> None:
         ERRORS.write_text(table_of(runs_of(SEEN), runs_of(BLIND), kept()), encoding="utf-8")
         return
     with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
-        found = {made["case"]: made for made in map(_shown, pool.map(predicted, asked.predict))}
-    text = json.dumps([*(kept() | found).values()], indent=1)
-    PREDICTED.write_text(text + "\n", encoding="utf-8")
+        new = list(map(_shown, pool.map(predicted, asked.predict)))
+    found = kept()
+    for made in new:
+        then = found.get(made["case"], made)
+        found[made["case"]] = then | {card: made[card] | then[card] for card in CARDS.values()}
+    PREDICTED.write_text(json.dumps([*found.values()], indent=1) + "\n", encoding="utf-8")
 
 
 def _shown(made: dict) -> dict:
