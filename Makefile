@@ -112,7 +112,7 @@ gpu-ranks-peers: install  ## vlmtune and TRL (in TRL=FOLDER) under accelerate on
 gpu-time: install  ## time a step of every case on the GPUs at hand, one process on each; about forty seconds a case
 	$(BIN)/python tests/gpu/timed.py tests/gpu/measured/time-here.json
 
-gpu-plan: install  ## time what `plan` chooses for six models beside what it might have chosen; under three minutes on four GPUs
+gpu-plan: install  ## time what `plan` chooses for six models beside what it might have chosen; six minutes on four GPUs
 	$(BIN)/python tests/gpu/brute.py tests/gpu/measured/brute-here.json --within 600
 
 gpu-lean: install  ## train with PEFT's forward and with lean adapters on the GPU at hand: time, launches, memory, losses; about eight minutes

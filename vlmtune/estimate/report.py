@@ -95,7 +95,7 @@ class StepTime:
     """All kernels of a step, one after the other."""
     launches: int
     """Kernels of a step."""
-    plain_launches: float
+    plain_launches: int
     """What these are to the processor, in those that torch makes by itself (timing/rates.py)."""
     launch_s: float
     """What the processor takes for each in the mean."""

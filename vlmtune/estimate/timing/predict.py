@@ -108,7 +108,7 @@ def step_time(report: MemoryReport, run: RunSizes, rows_per_step: int, card: Car
         num_steps=run.all_steps,
         kernels_s=float(kernels_s.sum()) / run.num_steps + update.kernels_s,
         launches=round(num_launches),
-        plain_launches=num_plain,
+        plain_launches=round(num_plain),
         launch_s=plain_s * num_plain / max(1, num_launches),
         launch_is_measured=card.plain_launch_s is not None,
         bus_s=float(bus_s.sum()) / run.num_steps,
