@@ -2,9 +2,9 @@
 
 Cases of `cases.py`, all rows of one length, weights made on the card. Of each: kernel time, launches and the kernels
 that take most of one profiled step; the seconds of the others, and of these without waiting for rows (`computing_s`,
-what is predicted). What the plan predicts is held against it by
-compare_time.py, without a GPU. Results are written after each run. With `--calibrate` each process measures its card
-first, by `vlmtune calibrate`, and its runs have the speeds beside them, from which seconds of a step are predicted.
+what is predicted). What the plan predicts is held against it by compare_time.py, without a GPU. Results are written
+after each run. With `--calibrate` each process measures its card first, by `vlmtune calibrate`, and its runs have the
+speeds beside them, from which seconds of a step are predicted.
 """
 
 import argparse
