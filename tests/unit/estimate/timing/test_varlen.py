@@ -1,5 +1,7 @@
 """Attention of a pack's rows: the blocks that its kernels give each row, counted by hand."""
 
+from math import prod
+
 import pytest
 import torch
 
@@ -11,21 +13,22 @@ def heads(tokens: int, number: int, size: int = 128) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "size", "is_causal", "pieces", "blocks", "scores", "width"),
+    ("lengths", "size", "is_causal", "pieces_and_blocks", "block"),
     [
-        ((128,), 128, False, 1, 2, 128 * 64, 128),
-        ((300,), 128, False, 3, 3 * 5, 128 * 64, 128),
-        ((300,), 128, True, 3, 2 + 4 + 5 + 2 + 2 + 1, 128 * 64, 128),  # two of each piece are cut, of the last one
-        ((300,), 64, True, 3, 1 + 2 + 3 + 3, 128 * 128, 64),
-        ((64,) * 10, 80, False, 10, 10, 128 * 64, 96),
-        ((1, 300), 72, False, 4, 1 + 3 * 5, 128 * 64, 96),
+        ((128,), 128, False, (1, 2), (128 * 64, 128)),
+        ((300,), 128, False, (3, 3 * 5), (128 * 64, 128)),
+        ((300,), 128, True, (3, 2 + 4 + 5 + 2 + 2 + 1), (128 * 64, 128)),  # two of each piece are cut, of the last one
+        ((300,), 64, True, (3, 1 + 2 + 3 + 3), (128 * 128, 64)),
+        ((64,) * 10, 80, False, (10, 10), (128 * 64, 96)),
+        ((1, 300), 72, False, (4, 1 + 3 * 5), (128 * 64, 96)),
     ],
 )
-def test_each_row_has_pieces_and_blocks_of_its_own(lengths, size, is_causal, pieces, blocks, scores, width):
+def test_each_row_has_pieces_and_blocks_of_its_own(lengths, size, is_causal, pieces_and_blocks, block):
     starts, tokens = torch.tensor([0, *lengths]).cumsum(0), sum(lengths)
     (kernel,) = varlen(heads(tokens, 4, size), heads(tokens, 4, size), starts, is_causal, 100)
-    assert kernel.sizes == (4 * pieces, 4 * blocks, scores, width)
-    assert (kernel.kind, kernel.flops, kernel.bytes) == ("varlen attention", 4 * 4 * blocks * scores * width, 100)
+    assert kernel.sizes == (*(4 * number for number in pieces_and_blocks), *block)
+    assert (kernel.kind, kernel.bytes) == ("varlen attention", 100)
+    assert kernel.flops == 4 * prod((4 * pieces_and_blocks[1], *block))
 
 
 def test_the_way_back_goes_through_later_queries_and_passes_over_sums():
