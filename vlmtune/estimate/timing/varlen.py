@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmtune.estimate.timing.kernels import Kernel
 from vlmtune.estimate.timing.products import format_of
+from vlmtune.estimate.timing.rates import FP32_BYTES
 
 FORWARD, BACKWARD = "varlen attention", "varlen attention backward"
 PIECE = 128
@@ -18,7 +19,6 @@ KEYS_OF_NARROW, KEYS, QUERIES = 128, 64, 64
 """Of a block: keys for heads of up to 64 numbers, for wider ones, and queries on the way back."""
 WIDTHS = (32, 64, 96, 128, 192, 256)
 """That kernels are there for: a head takes the next one."""
-FP32_BYTES = 4
 
 
 def varlen(query: Tensor, key: Tensor, starts: Tensor, is_causal: bool, num_bytes: int) -> list[Kernel]:
