@@ -32,6 +32,7 @@ from vlmtune.estimate.simulate.record import (
 )
 from vlmtune.estimate.simulate.repeat import repeat_step
 from vlmtune.estimate.simulate.weights import Load, loading_of
+from vlmtune.estimate.timing.kernels import Kernel
 from vlmtune.estimate.timing.operations import updates_of
 from vlmtune.levers.optimizer import build_optimizer
 from vlmtune.models.attention.packs import num_rows
@@ -156,17 +157,22 @@ class _Training:
             ends.append(len(recorder.log.events))
             if number == 1:
                 _first_step_check(self.model, recorder)
-        if stream := stream_of(base_of(self.model)):
-            recorder.log.streamed_bytes = stream.copied_bytes
+        recorder.log.streamed_bytes = self._streamed_bytes()
         if repeat:
             recorder.log.begin(f"step {len(steps) + 1}")
             repeat_step(recorder, *ends[:2])
+
+    def _streamed_bytes(self) -> int:
+        """Return what has come to the card by now of layers that do not stay there."""
+        stream = stream_of(base_of(self.model))
+        return stream.copied_bytes if stream else 0
 
     def _forward_and_backward(self, batches: list[Batch]) -> None:
         last, self.num_items = self.num_items, self.recorder.allocate(SCALAR_BYTES, INPUTS, "labelled tokens")
         if last is not None:
             self.recorder.free(last)
         for batch, times in _without_repeats(batches):
+            streamed_bytes = self._streamed_bytes()
             self.recorder.ledger.taken()
             self.recorder.log.num_rows += num_rows(batch)
             self.recorder.kind = INPUTS
@@ -178,7 +184,10 @@ class _Training:
             loss.backward()
             self.loss = loss.detach()
             self.recorder.log.num_batches += 1
-            self.recorder.log.batches += times * [self.recorder.ledger.taken()]
+            launched, came_bytes = self.recorder.ledger.taken(), self._streamed_bytes() - streamed_bytes
+            if came_bytes and not self.plan.sharded:  # there they come from other cards
+                launched.tokens[Kernel("bus", came_bytes)] += 1
+            self.recorder.log.batches += times * [launched]
 
     def _update(self) -> None:
         self.recorder.kind = OPTIMIZER

@@ -119,6 +119,21 @@ def test_what_layers_recompute_from_is_not_on_the_card_between_its_two_passes(mo
     assert at_backward(kept) - at_backward(offloaded) == 2 * hidden_bytes
 
 
+def test_what_is_streamed_takes_the_bus_in_every_batch(models, tmp_path):
+    """Nothing stands for its copies otherwise: the layers have no storage in a simulation."""
+    tiny, training = models("llava", 5), {"gradient_accumulation_steps": 2}
+    (plan, steps), (plain, _) = (
+        plan_and_steps(tiny, tmp_path, {"training": training, "hardware": {"streamed_layers": layers}})
+        for layers in (5, 0)
+    )
+    log, without = (simulate(one, Run(steps, load=None)) for one in (plan, plain))
+    came = [
+        sum(kernel.bytes * times for kernel, times in of.tokens.items() if kernel.kind == "bus") for of in log.batches
+    ]
+    assert came == [log.streamed_bytes // 4] * 4 and came[0] > 0
+    assert not any(kernel.kind == "bus" for of in without.batches for kernel in of.tokens)
+
+
 TO_COPY = "aten._to_copy.default"
 
 
