@@ -31,7 +31,7 @@ from vlmtune.plan.types import Device  # noqa: E402
 ROOT = Path(__file__).parents[2]
 CATALOGUE = ROOT / "vlmtune" / "catalog"
 MODELS = {"qwen25-3b": QWEN25_3B, "qwen25-7b": QWEN25_7B, "qwen3-4b": QWEN3_4B, "llava-7b": LLAVA_7B}
-TOOLS = ("vlmtune", "vlmtune-small", "trl", "unsloth", "trl-liger")
+TOOLS = ("vlmtune", "vlmtune-small", "vlmtune-fast", "trl", "unsloth", "trl-liger")
 EMBEDDINGS_AWAY = dict.fromkeys(("qwen25-7b", "llava-7b"), {"hardware.offload_embeddings": True})
 """Where the head has weights of its own."""
 START_S = 60
@@ -60,6 +60,16 @@ PAIRS = {
 """What is measured, the weightiest first: tokens of the packs that vlmtune is offered, by its own estimate of 7 GiB;
 how many rows at a time peers are, from what may fit to what must; and for `vlmtune-small` the packs and how many layers
 wait in main memory, so that by the estimate three quarters of the best peer's memory suffice."""
+
+STREAMED, RECOMPUTED = "hardware.streamed_layers", "hardware.checkpointed_layers"
+FAST = {
+    ("qwen3-4b", "docs"): {"training.pack_tokens": 12_288},
+    ("qwen3-4b", "short"): {"training.pack_tokens": 8192, STREAMED: 32, RECOMPUTED: 26},
+    ("llava-7b", "docs"): {"training.pack_tokens": 8192, STREAMED: 4},
+    ("llava-7b", "short"): {"training.pack_tokens": 12_288, STREAMED: 20},
+}
+"""`vlmtune-fast`: all rows of a step in one pack, for which layers wait in main memory where 7 GiB would not do by the
+estimate; where more is left, some keep their activations."""
 
 
 @dataclass
@@ -108,9 +118,11 @@ def offers_of(tool: str, model: str, rows: str, settings: Offer) -> tuple[Offer,
     packed = {"training.packing": True, "hardware.varlen_attention": True} | settings
     if tool == "vlmtune":
         return tuple({"training.pack_tokens": tokens} | packed for tokens in packs)
+    away = {"data.cache_features": True} | EMBEDDINGS_AWAY.get(model, {})
     if tool == "vlmtune-small":
-        small = {"data.cache_features": True, "hardware.streamed_layers": streamed} | EMBEDDINGS_AWAY.get(model, {})
-        return ({"training.pack_tokens": small_pack} | packed | small,)
+        return ({"training.pack_tokens": small_pack, STREAMED: streamed} | packed | away,)
+    if tool == "vlmtune-fast":
+        return (FAST[model, rows] | packed | away,) if (model, rows) in FAST else ()
     return tuple({"batch": batch} for batch in batches)
 
 
@@ -175,8 +187,8 @@ def measure(asked: argparse.Namespace) -> None:
             one.result()
         print(f"{len(folders)} models made after {time.monotonic() - began:.0f} s", flush=True)
         for (model, rows), tool in product(pairs, asked.tools):
-            offers = chosen.get(tool) or offers_of(tool, model, rows, settings)
-            queue.put(Run(tool, str(folders[model]), rows, SETS[rows].per_step, offers))
+            if offers := chosen.get(tool) or offers_of(tool, model, rows, settings):
+                queue.put(Run(tool, str(folders[model]), rows, SETS[rows].per_step, offers))
 
         def work(gpu: str) -> None:
             for run in taken(queue):
@@ -266,7 +278,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="file of the results")
     parser.add_argument("--sets", type=some_of(SETS), default=list(SETS), metavar="A,B", help=", ".join(SETS))
     parser.add_argument("--models", type=some_of(MODELS), default=list(MODELS), metavar="A,B", help=", ".join(MODELS))
-    parser.add_argument("--tools", type=some_of(TOOLS), default=list(TOOLS[:4]), metavar="A,B", help=", ".join(TOOLS))
+    parser.add_argument("--tools", type=some_of(TOOLS), default=list(TOOLS[:5]), metavar="A,B", help=", ".join(TOOLS))
     parser.add_argument("--peers", nargs="+", default=[], metavar="TOOL=FOLDER", help="where a peer's libraries are")
     parser.add_argument("--offers", nargs="+", default=[], metavar="TOOL=JSON", help="such as trl='[{\"batch\": 4}]'")
     parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="KEY=JSON", help="vlmtune's config")

@@ -156,6 +156,7 @@ class Vlmtune:
 TOOLS: dict[str, Callable[[Run], Any]] = {
     "vlmtune": Vlmtune,
     "vlmtune-small": Vlmtune,
+    "vlmtune-fast": Vlmtune,
     "trl": Trl,
     "trl-liger": TrlWithLiger,
     "unsloth": Unsloth,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from gpu import brute
+from gpu import bench, brute
 
 from vlmtune.hardware.cards import cards
 from vlmtune.units import GIB
@@ -184,7 +184,7 @@ BESIDE = {
     ("llava-7b", "short"): "LLaVA 1.5 7B, short",
 }
 """Models and rows that are trained side by side (tests/gpu/bench.py), and their names."""
-OURS, SMALL, PEERS = "vlmtune", "vlmtune-small", ("trl", "unsloth")
+OURS, WITH_LEVERS, PEERS = "vlmtune", ("vlmtune-small", "vlmtune-fast"), ("trl", "unsloth")
 
 
 def beside_table() -> str:
@@ -196,9 +196,10 @@ def beside_table() -> str:
     ]
     found = _beside()
     for pair, name in BESIDE.items():
-        for tool in (OURS, SMALL, *PEERS):
+        for tool in (OURS, *WITH_LEVERS, *PEERS):
             run = found.get((*pair, tool))
-            lines.append(f"| {name} | {tool} | {_figures_of(run) if run else 'not measured' + ' |' * 7} |")
+            if run or bench.offers_of(tool, *pair, {}):
+                lines.append(f"| {name} | {tool} | {_figures_of(run) if run else 'not measured' + ' |' * 7} |")
     return "\n".join(lines) + "\n"
 
 
@@ -212,7 +213,11 @@ def _figures_of(run: dict) -> str:
     tokens = offer.get("training.pack_tokens")
     at_once = f"packs of {tokens:,} tokens" if tokens else f"{offer['batch']} rows"
     if streamed := offer.get("hardware.streamed_layers"):
-        at_once += f", {streamed} layers away, features kept (once: {run['encoding_ms_per_row']:.1f} ms a row)"
+        at_once += f", {streamed} layers away"
+    if recomputed := offer.get("hardware.checkpointed_layers"):
+        at_once += f", {recomputed} recompute"
+    if offer.get("data.cache_features"):
+        at_once += f", features kept (once: {run['encoding_ms_per_row']:.1f} ms a row)"
     peaks = [card.bf16_tflops for card in cards() if card.name == run["gpu"]]
     per_s = run["flops_per_row"] / run["kernel_ms_per_row"] / 1e9 if "flops_per_row" in run else None
     cells = (
@@ -255,14 +260,14 @@ def _ratios(tool: str = OURS) -> dict[str, Ratios | None]:
 
 
 def ratios_table() -> str:
-    """Return vlmtune's figures beside the best peer's, at its quickest and in little memory."""
+    """Return vlmtune's figures beside the best peer's."""
     lines = [
         "| Model, rows | Tool | Kernel time | Launches | Rows a second | Reserved | Compared, with first losses |",
         "|---|---|--:|--:|--:|--:|---|",
     ]
-    quick, small = _ratios(), _ratios(SMALL)
+    ratios = [_ratios(tool) for tool in (OURS, *WITH_LEVERS)]
     for name in BESIDE.values():
-        for one in filter(None, (quick[name], small[name])):
+        for one in filter(None, (of_tool[name] for of_tool in ratios)):
             losses = ", ".join(f"{run['tool']} {run['losses'][0]:.2f}" for run in (one.ours, *one.peers))
             figures = " | ".join(f"{figure:.2f}" for figure in one[2:])
             lines.append(f"| {name} | {one.ours['tool']} | {figures} | {losses} |")

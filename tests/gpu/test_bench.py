@@ -108,3 +108,18 @@ def test_vlmtune_in_little_memory_keeps_features_and_lets_layers_wait():
     }
     assert not others
     assert "hardware.offload_embeddings" not in bench.offers_of("vlmtune-small", "qwen3-4b", "docs", {})[0]
+
+
+def test_vlmtune_at_its_quickest_is_asked_for_where_it_was_worked_out(monkeypatch, tmp_path):
+    asked_for = []
+
+    def run(asked, result, **how) -> SimpleNamespace:
+        asked_for.append((Path(asked["folder"]).name, asked["offers"]))
+        result.write_text(json.dumps(FIGURES))
+        return SimpleNamespace(returncode=0)
+
+    words = ["--models", "qwen25-3b,qwen3-4b", "--sets", "short", "--tools", "vlmtune-fast"]
+    measured(monkeypatch, tmp_path, words, run)
+    packed = {"training.pack_tokens": 8192, "training.packing": True, "hardware.varlen_attention": True}
+    levers = {"hardware.streamed_layers": 32, "hardware.checkpointed_layers": 26, "data.cache_features": True}
+    assert asked_for == [("qwen3-4b", [packed | levers])]
