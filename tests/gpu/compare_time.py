@@ -37,27 +37,29 @@ WITHIN = 25
 CARDS = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"}
 
 
-def step_of(name: str) -> Kernels:
-    """Return what the profiled step of a case launches."""
+def step_of(name: str) -> tuple[Kernels, Kernels]:
+    """Return what the batches of a case's profiled step launch, and its update."""
     case = timed(next(case for case in CASES if case.name == name))
     with tempfile.TemporaryDirectory() as folder:
         made = prepared(case, Path(folder) / "case")
         step = steps_of_run(made.plan, made.lengths)[PROFILED]
         log = made.simulated([step])
-    launched = sum((batch.images + batch.tokens for batch in log.batches), start=Counter())
-    return launched + log.updates[0]
+    return sum((batch.images + batch.tokens for batch in log.batches), start=Counter()), log.updates[0]
 
 
 def predicted(name: str) -> dict:
     """Return what the profiled step of a case is predicted to take on each card that runs were timed on."""
-    kernels, found = step_of(name), {"case": name}
+    (of_batches, of_update), found = step_of(name), {"case": name}
     for key in CARDS.values():
-        took = spent(kernels, Rates(find_card(key)))
+        rates = Rates(find_card(key))
+        took, update = spent(of_batches + of_update, rates), spent(of_update, rates)
         found[key] = {
             "kernel_ms": round(took.kernels_s * 1e3, 2),
             "launches": int(took.launches),
             "plain_launches": int(took.plain_launches),
             "bus_ms": round(took.bus_s * 1e3, 2),
+            "update_kernel_ms": round(update.kernels_s * 1e3, 2),
+            "update_plain_launches": int(update.plain_launches),
         }
     return found
 

@@ -15,7 +15,8 @@ FP32, FP32_BYTES = "float32", 4
 ASSUMED_PLAIN_LAUNCH_S = 5e-6
 """From one launch to the next where nobody measured it, of those that torch makes by itself: autograd and the driver on
 a desktop's processor."""
-CALLED, CALLED_LAUNCHES = ("product", "unpack", "ours", "varlen attention", "varlen attention backward"), 6
+CALLED = ("product", "unpack", "ours", "varlen attention", "varlen attention backward", "optimizer")
+CALLED_LAUNCHES = 6
 """Kernels that modules, Python's autograd functions and custom operations call, and how many plain launches the
 processor takes for one: 24 runs on four H100s, whose launches took 39 to 132 µs in the mean, said 5.7."""
 
