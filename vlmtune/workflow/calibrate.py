@@ -145,10 +145,7 @@ def _context_bytes(before: GpuReading | None, after: GpuReading | None) -> int |
 
 
 def small_run(folder: Path) -> SmallRun:
-    """Return a run of a small model with random weights, its files written into `folder`.
-
-    Processes read its rows as those of any run: what they bring takes this one's time while it launches.
-    """
+    """Return a run of a small model with random weights, its files written into `folder`."""
     _write_model(folder / "model")
     _write_rows(folder)
     config = TrainingConfig.model_validate(
@@ -158,6 +155,7 @@ def small_run(folder: Path) -> SmallRun:
             "model": {"name": str(folder / "model")},
             "data": {"train_path": str(folder / "rows.jsonl"), "max_length": 4096},
             "training": {"max_steps": NUM_STEPS, "gradient_accumulation_steps": NUM_ROWS, "save_steps": 1000},
+            "hardware": {"num_workers": 0},
         }
     )
     source = open_model(config.model.name, None, folder)
