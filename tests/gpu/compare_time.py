@@ -5,8 +5,9 @@ compare.py does, prices it by `estimate/timing` and keeps that in time-predicted
 code that it will run. Later code launches other kernels: of a case that is there already only what was not told then is
 added. Without it the table is made of what is kept: runs of `time.json` were seen while rules were made, those of
 `time-blind.json` were not. Where the card of a run was calibrated, the seconds of a step are held against what was
-measured too, by what `calibrate` took for a launch then; `plain_launch_s` of these runs is that, of all launches, told
-apart by the kernels of calibrate's own step: 21,978 launches are 102,618 plain ones.
+measured too, by what `calibrate` took for a launch then: at first for any (`launch_s`), now for a plain one. Runs that
+have both are those that the rule of who calls was made by; their `plain_launch_s` was told apart from the other by the
+kernels of calibrate's own step: 21,978 launches are 102,618 plain ones.
 """
 
 import argparse
@@ -84,7 +85,7 @@ def table_of(seen: list[dict], blind: list[dict], found: dict[str, dict]) -> str
         *(_line(name, runs, found) for name, runs in (("seen", seen), ("blind", blind))),
         _line("blind at first, as predicted then", first, {run["case"]: run["first_predicted"] for run in first}),
         "",
-        *_seconds([run for run in blind if run.get("launch_s")], found),
+        *_seconds(blind, found),
         "",
         "| Run | Card | Kernel ms, measured | Predicted | Off | Launches, measured | Predicted | Off "
         "| Step s, measured | Predicted | Off |",
@@ -114,16 +115,8 @@ def _seconds(runs: list[dict], found: dict[str, dict]) -> list[str]:
     ]
     by_rule: dict[str, list[float]] = {}
     for run in runs:
-        made = found[run["case"]]
-        by_rule.setdefault(run["launch_of"], []).append(_seconds_off(run, made))
-        if "plain_launch_s" in run:
-            off = _seconds_off(run, made, "plain_launches", run["plain_launch_s"])
-            by_rule.setdefault(f"{run['launch_of']}, by who calls, as is done now", []).append(off)
-    first = [run for run in runs if run["launch_of"] == runs[0]["launch_of"]]
-    plain_s = statistics.median(_measured_s(run) / _made(run, found[run["case"]])["plain_launches"] for run in first)
-    by_rule[f"{first[0]['launch_of']}, by who calls; the median of these runs, not calibrated"] = [
-        _seconds_off(run, found[run["case"]], "plain_launches", plain_s) for run in first
-    ]
+        for rule, off in _seconds_off(run, found[run["case"]]).items():
+            by_rule.setdefault(rule, []).append(off)
     for rule, off in by_rule.items():
         size, within = f"{statistics.median(map(abs, off)):.1f}", sum(abs(one) <= WITHIN for one in off)
         lines.append(f"| {rule} | {len(off)} | {size} | {min(off):+.1f} | {max(off):+.1f} | {within} |")
@@ -135,14 +128,25 @@ def _made(run: dict, made: dict) -> dict:
     return made[CARDS[run["gpu"]]]
 
 
-def _step_s(run: dict, made: dict, launches: str = "launches", launch_s: float | None = None) -> float:
-    """Return the seconds of a step by what a launch takes, as its card was calibrated or as is given."""
-    card = _made(run, made)
-    return max(card["kernel_ms"] / 1e3, card[launches] * (launch_s or run["launch_s"]), card["bus_ms"] / 1e3)
+def _step_s(card: dict, launches: str, launch_s: float) -> float:
+    """Return the seconds of a step by what a launch takes: of its batches, then of its update where that is told."""
+    update_s = card.get("update_kernel_ms", 0) / 1e3, card.get(f"update_{launches}", 0) * launch_s
+    kernels_s, launching_s = card["kernel_ms"] / 1e3 - update_s[0], card[launches] * launch_s - update_s[1]
+    return max(kernels_s, launching_s, card["bus_ms"] / 1e3) + max(update_s)
 
 
-def _seconds_off(run: dict, made: dict, launches: str = "launches", launch_s: float | None = None) -> float:
-    return 100 * (_step_s(run, made, launches, launch_s) / _measured_s(run) - 1)
+def _steps_s(run: dict, made: dict) -> dict[str, float]:
+    """Return the predicted seconds of a step where the card was calibrated, by the rule of what a launch takes."""
+    card, of = _made(run, made), run.get("launch_of")
+    by_mean = {of: _step_s(card, "launches", run["launch_s"])} if "launch_s" in run else {}
+    if "plain_launch_s" not in run:
+        return by_mean
+    known = f"{of}, by who calls" + (": seen" if by_mean else "")
+    return by_mean | {known: _step_s(card, "plain_launches", run["plain_launch_s"])}
+
+
+def _seconds_off(run: dict, made: dict) -> dict[str, float]:
+    return {rule: 100 * (step_s / _measured_s(run) - 1) for rule, step_s in _steps_s(run, made).items()}
 
 
 def _measured_s(run: dict) -> float:
@@ -156,7 +160,8 @@ def _row(run: dict, made: dict) -> str:
         expected = _made(run, made)[key]
         cells += [f"{run[key]:.0f}", f"{expected:.0f}", f"{_off(run, made, key):+.1f}"]
     cells.append(f"{_measured_s(run):.2f}")
-    cells += [f"{_step_s(run, made):.2f}", f"{_seconds_off(run, made):+.1f}"] if run.get("launch_s") else ["", ""]
+    steps_s, off = (list(of(run, made).values()) for of in (_steps_s, _seconds_off))
+    cells += [f"{steps_s[0]:.2f}", f"{off[0]:+.1f}"] if off else ["", ""]
     return f"| {run['case']} | {run['gpu'].split()[1]} | {' | '.join(cells)} |"
 
 
