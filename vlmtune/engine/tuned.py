@@ -12,11 +12,12 @@ from transformers import ProcessorMixin
 from vlmtune.config.schema import DataSection, ModelSection, TrainingConfig, TrainingSection
 from vlmtune.data.features.prepare import Teller, features_of
 from vlmtune.data.features.rows import RowFeatures
+from vlmtune.data.fit.misfit import misfit
 from vlmtune.data.types import Sample
 from vlmtune.engine.checkpoints import load_trained
 from vlmtune.engine.runtime import probe_device
 from vlmtune.hub.source import open_model
-from vlmtune.models.build import base_of, build_model, build_tuned, load_base
+from vlmtune.models.build import base_of, build_model, build_tuned, family_of, load_base
 from vlmtune.models.features import serve_features
 from vlmtune.models.opened.processor import open_processor
 from vlmtune.models.processor import load_processor
@@ -65,9 +66,14 @@ def plan_here(folder: RunFolder, base: str | None = None) -> RunPlan:
     return dataclasses.replace(plan, device=device.kind, **kernels)
 
 
-def load_tuned(plan: RunPlan, learned: Learned, *, quantized: bool = True) -> Tuned:
-    """Return the model of a plan with what its run has learned; `quantized=False` loads the base in 16 bits."""
-    plan = dataclasses.replace(plan, cache_features=False)
+def load_tuned(plan: RunPlan, learned: Learned, *, quantized: bool = True, asked: Sequence[Sample] = ()) -> Tuned:
+    """Return the model of a plan with what its run has learned; `quantized=False` loads the base in 16 bits.
+
+    Raises:
+        VlmtuneError: it cannot take one of the rows that are `asked`, which is told before it loads.
+    """
+    plan, processor = dataclasses.replace(plan, cache_features=False), processor_of(plan, learned)
+    _refuse_misfits(asked, plan, processor)
     if plan.method != "full":
         model = build_tuned(plan, str(learned.path), quantized=quantized)
     elif learned.note:
@@ -75,7 +81,13 @@ def load_tuned(plan: RunPlan, learned: Learned, *, quantized: bool = True) -> Tu
         load_trained(model, learned.path)
     else:
         model = load_base(dataclasses.replace(plan, model=str(learned.path.resolve()))).eval()
-    return Tuned(plan, model.requires_grad_(False), processor_of(plan, learned))
+    return Tuned(plan, model.requires_grad_(False), processor)
+
+
+def _refuse_misfits(asked: Sequence[Sample], plan: RunPlan, processor: ProcessorMixin) -> None:
+    for sample in asked:
+        if problem := misfit(sample, processor, family_of(plan)):
+            raise problem
 
 
 def processor_of(plan: RunPlan, learned: Learned) -> ProcessorMixin:
@@ -100,15 +112,16 @@ def load_tuned_for(plan: RunPlan, learned: Learned, samples: Sequence[Sample], t
     return Tuned(plan, model.requires_grad_(False), processor, features)
 
 
-def load_untuned(plan: RunPlan) -> Tuned:
-    """Return the model as it was before the run, with the processor as the run sets it."""
-    plan = dataclasses.replace(plan, cache_features=False)
+def load_untuned(plan: RunPlan, asked: Sequence[Sample] = ()) -> Tuned:
+    """Return the model as it was before the run, with the processor as the run sets it; raises as `load_tuned`."""
+    plan, processor = dataclasses.replace(plan, cache_features=False), load_processor(plan)
+    _refuse_misfits(asked, plan, processor)
     torch.manual_seed(plan.seed)
-    return Tuned(plan, load_base(plan).eval().requires_grad_(False), load_processor(plan))
+    return Tuned(plan, load_base(plan).eval().requires_grad_(False), processor)
 
 
-def load_whole(folder: Path) -> tuple[Tuned, str | None]:
-    """Return a model folder such as `merge` writes, and what people are told of it.
+def load_whole(folder: Path, asked: Sequence[Sample] = ()) -> tuple[Tuned, str | None]:
+    """Return a model folder such as `merge` writes, and what people are told of it; raises as `load_tuned`.
 
     In 16 bits, or in 4 where the card does not hold that.
     """
@@ -121,6 +134,7 @@ def load_whole(folder: Path) -> tuple[Tuned, str | None]:
         data=DataSection(train_path="-", image_size=read_image_size(folder)),
         training=TrainingSection(method="qlora" if is_packed else method, gradient_accumulation_steps=1),
     )
-    plan = make_plan(config, source, probe_device())
-    tuned = Tuned(plan, load_base(plan).eval().requires_grad_(False), open_processor(folder))
+    plan, processor = make_plan(config, source, probe_device()), open_processor(folder)
+    _refuse_misfits(asked, plan, processor)
+    tuned = Tuned(plan, load_base(plan).eval().requires_grad_(False), processor)
     return tuned, "in 4 bits: the card does not hold it in 16" if is_large and not is_packed else None

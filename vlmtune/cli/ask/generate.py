@@ -57,13 +57,17 @@ def generate(
     refuse_blank(prompt)
     questions = {"--prompt": prompt} if prompts is None else _lines(prompts)
     refs = pictures(image or [])
-    tuned = asked.load()
     from vlmtune.data.types import Sample, Turn, count
+
+    samples = [
+        Sample((Turn("user", (*refs, question)), Turn("assistant", ("",))), where)
+        for where, question in questions.items()
+    ]
+    tuned = asked.load(samples)
     from vlmtune.engine.answers.drawn import Drawing, answer
 
     drawing, found = Drawing(max_new_tokens, temperature, top_p), []
-    for where, question in questions.items():
-        sample = Sample((Turn("user", (*refs, question)), Turn("assistant", ("",))), where)
+    for question, sample in zip(questions.values(), samples, strict=True):
         written = answer(tuned, sample, drawing)
         if written.is_cut:
             say(f"cut at {count(max_new_tokens, 'token')}: --max-new-tokens N lets the answer be longer", err=True)

@@ -10,7 +10,9 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.printing import say
 
 if TYPE_CHECKING:
-    from vlmtune.data.types import ImageRef
+    from collections.abc import Sequence
+
+    from vlmtune.data.types import ImageRef, Sample
     from vlmtune.engine.tuned import Tuned
     from vlmtune.runs.folder import Learned, RunFolder
 
@@ -26,8 +28,12 @@ class Asked:
     """None where the base is asked as it was."""
     base_model: str | None
 
-    def load(self) -> "Tuned":
-        """Return the model, and say what there is to be told of it; to be called before torch is imported."""
+    def load(self, asked: "Sequence[Sample]" = ()) -> "Tuned":
+        """Return the model, and say what there is to be told of it; to be called before torch is imported.
+
+        Raises:
+            VlmtuneError: it cannot take what is `asked`, or cannot be loaded.
+        """
         from vlmtune.workflow.start import start_on_gpu
 
         start_on_gpu()
@@ -36,11 +42,12 @@ class Asked:
 
         quiet_libraries()
         if self.folder is None:
-            tuned, note = load_whole(self.path)
+            tuned, note = load_whole(self.path, asked)
         elif self.learned is None:
-            tuned, note = load_untuned(plan_here(self.folder, self.base_model)), None
+            tuned, note = load_untuned(plan_here(self.folder, self.base_model), asked), None
         else:
-            tuned, note = load_tuned(plan_here(self.folder, self.base_model), self.learned), self.learned.note
+            plan, note = plan_here(self.folder, self.base_model), self.learned.note
+            tuned = load_tuned(plan, self.learned, asked=asked)
         if note:
             say(note, err=True)
         return tuned
