@@ -110,5 +110,5 @@ PAGES_IN_PACKS = tuple(
 PAGES_BESIDE = tuple(
     Profile(f"{model}, {tool}", "bench.json", of_bench(key, tool), rows=8)
     for model, key in (("Qwen3-VL-4B", "qwen3-4b"), ("LLaVA 1.5 7B", "llava-7b"))
-    for tool in ("vlmtune", "unsloth")
+    for tool in ("vlmtune", "vlmtune-fast", "unsloth")
 )
