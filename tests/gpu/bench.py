@@ -26,6 +26,8 @@ from gpu.cases import LLAVA_7B, QWEN3_4B, QWEN25_3B, QWEN25_7B, Case, prepare  #
 from gpu.features import write_rows  # noqa: E402
 from gpu.peers import PROFILED, STEPS, Offer, Run, plan_of  # noqa: E402
 
+from vlmtune.levers.recompute import LAYERS as RECOMPUTED  # noqa: E402
+from vlmtune.levers.streaming import KEY as STREAMED  # noqa: E402
 from vlmtune.plan.types import Device  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +63,6 @@ PAIRS = {
 how many rows at a time peers are, from what may fit to what must; and for `vlmtune-small` the packs and how many layers
 wait in main memory, so that by the estimate three quarters of the best peer's memory suffice."""
 
-STREAMED, RECOMPUTED = "hardware.streamed_layers", "hardware.checkpointed_layers"
 FAST = {
     ("qwen3-4b", "docs"): {"training.pack_tokens": 12_288},
     ("qwen3-4b", "short"): {"training.pack_tokens": 8192, STREAMED: 32, RECOMPUTED: 26},
@@ -118,11 +119,11 @@ def offers_of(tool: str, model: str, rows: str, settings: Offer) -> tuple[Offer,
     packed = {"training.packing": True, "hardware.varlen_attention": True} | settings
     if tool == "vlmtune":
         return tuple({"training.pack_tokens": tokens} | packed for tokens in packs)
-    away = {"data.cache_features": True} | EMBEDDINGS_AWAY.get(model, {})
+    levers = {"data.cache_features": True} | EMBEDDINGS_AWAY.get(model, {})
     if tool == "vlmtune-small":
-        return ({"training.pack_tokens": small_pack, STREAMED: streamed} | packed | away,)
+        return ({"training.pack_tokens": small_pack, STREAMED: streamed} | packed | levers,)
     if tool == "vlmtune-fast":
-        return (FAST[model, rows] | packed | away,) if (model, rows) in FAST else ()
+        return (FAST[model, rows] | packed | levers,) if (model, rows) in FAST else ()
     return tuple({"batch": batch} for batch in batches)
 
 

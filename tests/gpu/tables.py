@@ -212,9 +212,9 @@ def _figures_of(run: dict) -> str:
     offer, low, high = run["offer"], *run["rows_per_s_quartiles"]
     tokens = offer.get("training.pack_tokens")
     at_once = f"packs of {tokens:,} tokens" if tokens else f"{offer['batch']} rows"
-    if streamed := offer.get("hardware.streamed_layers"):
+    if streamed := offer.get(bench.STREAMED):
         at_once += f", {streamed} layers away"
-    if recomputed := offer.get("hardware.checkpointed_layers"):
+    if recomputed := offer.get(bench.RECOMPUTED):
         at_once += f", {recomputed} recompute"
     if offer.get("data.cache_features"):
         at_once += f", features kept (once: {run['encoding_ms_per_row']:.1f} ms a row)"

@@ -66,14 +66,14 @@ def plan_here(folder: RunFolder, base: str | None = None) -> RunPlan:
     return dataclasses.replace(plan, device=device.kind, **kernels)
 
 
-def load_tuned(plan: RunPlan, learned: Learned, *, quantized: bool = True, asked: Sequence[Sample] = ()) -> Tuned:
+def load_tuned(plan: RunPlan, learned: Learned, *, quantized: bool = True, samples: Sequence[Sample] = ()) -> Tuned:
     """Return the model of a plan with what its run has learned; `quantized=False` loads the base in 16 bits.
 
     Raises:
-        VlmtuneError: it cannot take one of the rows that are `asked`, which is told before it loads.
+        VlmtuneError: it cannot take one of the samples that it is to answer, which is told before it loads.
     """
     plan, processor = dataclasses.replace(plan, cache_features=False), processor_of(plan, learned)
-    _refuse_misfits(asked, plan, processor)
+    _refuse_misfits(samples, plan, processor)
     if plan.method != "full":
         model = build_tuned(plan, str(learned.path), quantized=quantized)
     elif learned.note:
@@ -84,8 +84,8 @@ def load_tuned(plan: RunPlan, learned: Learned, *, quantized: bool = True, asked
     return Tuned(plan, model.requires_grad_(False), processor)
 
 
-def _refuse_misfits(asked: Sequence[Sample], plan: RunPlan, processor: ProcessorMixin) -> None:
-    for sample in asked:
+def _refuse_misfits(samples: Sequence[Sample], plan: RunPlan, processor: ProcessorMixin) -> None:
+    for sample in samples:
         if problem := misfit(sample, processor, family_of(plan)):
             raise problem
 
@@ -112,15 +112,15 @@ def load_tuned_for(plan: RunPlan, learned: Learned, samples: Sequence[Sample], t
     return Tuned(plan, model.requires_grad_(False), processor, features)
 
 
-def load_untuned(plan: RunPlan, asked: Sequence[Sample] = ()) -> Tuned:
+def load_untuned(plan: RunPlan, samples: Sequence[Sample] = ()) -> Tuned:
     """Return the model as it was before the run, with the processor as the run sets it; raises as `load_tuned`."""
     plan, processor = dataclasses.replace(plan, cache_features=False), load_processor(plan)
-    _refuse_misfits(asked, plan, processor)
+    _refuse_misfits(samples, plan, processor)
     torch.manual_seed(plan.seed)
     return Tuned(plan, load_base(plan).eval().requires_grad_(False), processor)
 
 
-def load_whole(folder: Path, asked: Sequence[Sample] = ()) -> tuple[Tuned, str | None]:
+def load_whole(folder: Path, samples: Sequence[Sample] = ()) -> tuple[Tuned, str | None]:
     """Return a model folder such as `merge` writes, and what people are told of it; raises as `load_tuned`.
 
     In 16 bits, or in 4 where the card does not hold that.
@@ -135,6 +135,6 @@ def load_whole(folder: Path, asked: Sequence[Sample] = ()) -> tuple[Tuned, str |
         training=TrainingSection(method="qlora" if is_packed else method, gradient_accumulation_steps=1),
     )
     plan, processor = make_plan(config, source, probe_device()), open_processor(folder)
-    _refuse_misfits(asked, plan, processor)
+    _refuse_misfits(samples, plan, processor)
     tuned = Tuned(plan, load_base(plan).eval().requires_grad_(False), processor)
     return tuned, "in 4 bits: the card does not hold it in 16" if is_large and not is_packed else None

@@ -39,7 +39,7 @@ def test_what_a_model_cannot_take_is_told_before_it_loads(of, models, monkeypatc
     asked = [Sample((Turn("user", ("What is <image>?",)), Turn("assistant", ("",))), "--prompt")]
     with pytest.raises(VlmtuneError, match="--prompt: a text holds <image>"):
         if of == "run":
-            tuned.load_tuned(tiny.plan, Learned(tiny.folder, "a checkpoint"), asked=asked)
+            tuned.load_tuned(tiny.plan, Learned(tiny.folder, "a checkpoint"), samples=asked)
         elif of == "base":
             tuned.load_untuned(tiny.plan, asked)
         else:

@@ -28,11 +28,11 @@ class Asked:
     """None where the base is asked as it was."""
     base_model: str | None
 
-    def load(self, asked: "Sequence[Sample]" = ()) -> "Tuned":
+    def load(self, samples: "Sequence[Sample]" = ()) -> "Tuned":
         """Return the model, and say what there is to be told of it; to be called before torch is imported.
 
         Raises:
-            VlmtuneError: it cannot take what is `asked`, or cannot be loaded.
+            VlmtuneError: it cannot take one of the samples that it is to answer, or cannot be loaded.
         """
         from vlmtune.workflow.start import start_on_gpu
 
@@ -42,12 +42,12 @@ class Asked:
 
         quiet_libraries()
         if self.folder is None:
-            tuned, note = load_whole(self.path, asked)
+            tuned, note = load_whole(self.path, samples)
         elif self.learned is None:
-            tuned, note = load_untuned(plan_here(self.folder, self.base_model), asked), None
+            tuned, note = load_untuned(plan_here(self.folder, self.base_model), samples), None
         else:
             plan, note = plan_here(self.folder, self.base_model), self.learned.note
-            tuned = load_tuned(plan, self.learned, asked=asked)
+            tuned = load_tuned(plan, self.learned, samples=samples)
         if note:
             say(note, err=True)
         return tuned
