@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import TINY
 from tiny.rows import TinyModel, picture, sample
+from tiny.varlen import VarlenKernel
 from transformers.models.gemma4.modeling_gemma4 import Gemma4AudioModel
 
 from vlmtune.contract import tiny_plan
@@ -97,37 +98,10 @@ def test_other_model_types(kind, pictures, tmp_path):
     check(plan, family, processor, rows_of(0, pictures, family, kind not in WITHOUT_TEXT_ONLY))
 
 
-class Kernel:
-    """Stands for the varlen kernel: a loop over rows. Knows the windows that it was given, and what was asked of it."""
-
-    def __init__(self, monkeypatch) -> None:
-        self.windows: list[tuple[int, int]] = []
-        self.asked: list[torch.Tensor] = []
-        self.real = varlen._longest
-        monkeypatch.setattr(varlen, "varlen_attn", self)
-        monkeypatch.setattr(varlen, "_longest", self.longest_of)
-
-    def longest_of(self, starts: torch.Tensor) -> int:
-        self.asked.append(starts)
-        return self.real(starts)
-
-    def __call__(self, query, key, value, starts, _, longest, __, *, scale, window_size, enable_gqa=False):  # noqa: PLR0913
-        self.windows.append(window_size)
-        assert longest == int(starts.diff().max())
-        parts = []
-        for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            rows = (tensor[begin:end].transpose(0, 1)[None] for tensor in (query, key, value))
-            made = torch.nn.functional.scaled_dot_product_attention(
-                *rows, is_causal=window_size == varlen.CAUSAL, scale=scale, enable_gqa=True
-            )
-            parts.append(made[0].transpose(0, 1))
-        return torch.cat(parts)
-
-
 @pytest.mark.parametrize("kind", ["llava", "gemma3", "qwen2_5_vl"])
 def test_in_one_attention_call(kind, models, pictures, monkeypatch):
     """Where a mask says more than causal, the kernel is not called for the text."""
-    kernel, model = Kernel(monkeypatch), models(kind)
+    kernel, model = VarlenKernel(monkeypatch), models(kind)
     plan = replace(model.plan, varlen_attention=True, pack_tokens=2048)
     check(plan, model.family, model.processor, rows_of(0, pictures, model.family))
     assert (varlen.CAUSAL in kernel.windows) == (kind != "gemma3")
@@ -139,7 +113,7 @@ def test_in_one_attention_call(kind, models, pictures, monkeypatch):
 def test_layers_that_share_keys_slice_what_stands_for_a_mask_and_wide_heads_have_a_real_one(
     most_head_size, pictures, monkeypatch, tmp_path
 ):
-    kernel = Kernel(monkeypatch)
+    kernel = VarlenKernel(monkeypatch)
     monkeypatch.setattr(varlen, "MOST_HEAD_SIZE", most_head_size)
     text = {
         "num_hidden_layers": 2,
@@ -157,7 +131,7 @@ def test_layers_that_share_keys_slice_what_stands_for_a_mask_and_wide_heads_have
 def test_the_rest_attends_as_ever_beside_a_part_without_sdpa(pictures, monkeypatch, tmp_path):
     """Gemma 4 E's audio tower has none from 5.23 on."""
     monkeypatch.setattr(Gemma4AudioModel, "_supports_sdpa", False)
-    kernel = Kernel(monkeypatch)
+    kernel = VarlenKernel(monkeypatch)
     text = {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2, "global_head_dim": 16}
     config = {"model_type": "gemma4", "text_config": text, "audio_config": {"use_clipped_linears": False}}
     plan = tiny_plan(tiny_model(config, {}, tmp_path / "model"))

@@ -26,7 +26,7 @@ from gpu.cases import LLAVA_7B, QWEN3_4B, QWEN25_3B, QWEN25_7B, Case, prepare  #
 from gpu.features import write_rows  # noqa: E402
 from gpu.peers import PROFILED, STEPS, Offer, Run, plan_of  # noqa: E402
 
-from vlmtune.levers.recompute import LAYERS as RECOMPUTED  # noqa: E402
+from vlmtune.levers.speed.graphs import KEY as GRAPHS  # noqa: E402
 from vlmtune.levers.streaming import KEY as STREAMED  # noqa: E402
 from vlmtune.plan.types import Device  # noqa: E402
 
@@ -64,13 +64,13 @@ how many rows at a time peers are, from what may fit to what must; and for `vlmt
 wait in main memory, so that by the estimate three quarters of the best peer's memory suffice."""
 
 FAST = {
-    ("qwen3-4b", "docs"): {"training.pack_tokens": 12_288},
-    ("qwen3-4b", "short"): {"training.pack_tokens": 8192, STREAMED: 32, RECOMPUTED: 26},
-    ("llava-7b", "docs"): {"training.pack_tokens": 8192, STREAMED: 4},
+    ("qwen3-4b", "docs"): {"training.pack_tokens": 12_288, STREAMED: 12, GRAPHS: True},
+    ("qwen3-4b", "short"): {"training.pack_tokens": 8192, GRAPHS: True},
+    ("llava-7b", "docs"): {"training.pack_tokens": 8192, STREAMED: 20, GRAPHS: True},
     ("llava-7b", "short"): {"training.pack_tokens": 12_288, STREAMED: 20},
 }
 """`vlmtune-fast`: all rows of a step in one pack, for which layers wait in main memory where 7 GiB would not do by the
-estimate; where more is left, some keep their activations."""
+estimate; layers are CUDA graphs where the card would wait for their launches."""
 
 
 @dataclass

@@ -38,6 +38,7 @@ RUNS = {
     "peft": (VARIANTS["peft"], BATCHES),
     "lean": (VARIANTS["lean"], BATCHES),
     "packs": (VARIANTS["fused"], PACKS),
+    "graphs": ({**VARIANTS["fused"], "cuda_graphs": True}, PACKS),
     "again": (VARIANTS["peft"], BATCHES),
 }
 """What each run has in its sections `hardware` and `training`."""

@@ -18,7 +18,7 @@ from vlmtune.hub.source import open_model
 from vlmtune.plan.decide import make_plan
 from vlmtune.plan.types import Device, RunPlan
 
-WARM_UP, TIMED = 2, 5
+WARM_UP, TIMED = 12, 5
 PROFILED = WARM_UP + TIMED
 STEPS = PROFILED + 1
 RANK, ALPHA, LEARNING_RATE = 16, 32, 1e-4

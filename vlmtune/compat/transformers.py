@@ -78,6 +78,12 @@ LAYER_CHECKPOINTING = Attribute(
     "a layer in which it is false keeps its activations.",
     plain=True,
 )
+CHECKPOINTING_FUNCTION = Attribute(
+    TRANSFORMERS,
+    "transformers.modeling_layers.GradientCheckpointingLayer",
+    "_gradient_checkpointing_func",
+    "what runs a layer that recomputes: one whose launches are recorded runs by another.",
+)
 
 # Loading.
 SET_PARAM_FOR_MODULE = Name(

@@ -190,6 +190,8 @@ class HardwareSection(Section):
     """Compute gated MLPs and rotary positions in one Triton kernel each. `auto`: on Ampere or newer, with Triton."""
     joined_constants: Literal["auto", True, False] = "auto"
     """Unpack the constants of a layer's 4-bit weights together. `auto`: on a GPU, with double quantisation."""
+    cuda_graphs: Literal["auto", True, False] = "auto"
+    """Record what layers launch, to repeat it in one launch; packs are filled up to a few lengths. `auto`: false."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that read images. Default: 2 on a GPU, 0 on a CPU."""
     num_gpus: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None

@@ -79,7 +79,7 @@ class TuneTrainer(Trainer):
 
         `kwargs` are Trainer's data sets.
         """
-        data_collator = PackCollator(plan.pack_tokens) if plan.pack_tokens else collator
+        data_collator = PackCollator(plan.pack_tokens, plan.pack_step) if plan.pack_tokens else collator
         super().__init__(model=model, args=training_arguments(plan, folder), data_collator=data_collator, **kwargs)
         # The loss is divided by the labelled tokens of the whole step, so Trainer must not average again.
         MODEL_ACCEPTS_LOSS_KWARGS.write(self, True)

@@ -35,7 +35,7 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
     """Return what a plan needs for the largest row it allows, without data, tokenizer and weights."""
 
     def made() -> MemoryReport:
-        from vlmtune.data.batches.packs import packed
+        from vlmtune.data.batches.packs import collate_of
         from vlmtune.data.collate import collate
         from vlmtune.estimate.answers import HeldOutRows
         from vlmtune.estimate.features import Encoding, rows_in_training
@@ -49,7 +49,7 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
             served, tower = rows_in_training(rows, plan)
             lengths = [row.labels.shape[1] for row in rows]
             chosen = made_up_packs(plan, lengths, fast) if plan.pack_tokens else made_up_steps(plan, fast)
-            steps = collated(chosen, served, packed if plan.pack_tokens else lambda batch: collate(batch, 0))
+            steps = collated(chosen, served, collate_of(plan, lambda batch: collate(batch, 0)))
             sizes = sizes_of(chosen, plan, lengths, [row.num_image_tokens for row in rows])
             encoding = Encoding(tower, rows[0]) if tower else None
             held_out = HeldOutRows(served[0], 1, plan.generate_rows) if plan.generate_rows else None

@@ -19,6 +19,7 @@ from vlmtune.levers.optimizer import OPTIMIZER
 from vlmtune.levers.recompute import RECOMPUTE
 from vlmtune.levers.speed.constants import CONSTANTS
 from vlmtune.levers.speed.elementwise import ELEMENTWISE
+from vlmtune.levers.speed.graphs import GRAPHS
 from vlmtune.levers.speed.norms import NORMS
 from vlmtune.levers.speed.packing import PACKING
 from vlmtune.levers.speed.varlen import VARLEN
@@ -38,6 +39,7 @@ LEVERS: tuple[Lever, ...] = (
     NORMS,
     ELEMENTWISE,
     CONSTANTS,
+    GRAPHS,
     FEATURES_LEVER,
     SHARD,
     STREAMING,

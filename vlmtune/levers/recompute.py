@@ -121,11 +121,12 @@ def _keep_activations(model: "nn.Module", plan: "RunPlan", family: Family) -> No
     """
     if plan.checkpointed_layers is None:
         return
-    for layer in _layers_of(model, family)[plan.checkpointed_layers :]:
+    for layer in layers_of(model, family)[plan.checkpointed_layers :]:
         layer.gradient_checkpointing = False
 
 
-def _layers_of(model: "nn.Module", family: Family) -> list["nn.Module"]:
+def layers_of(model: "nn.Module", family: Family) -> list["nn.Module"]:
+    """Return the layers of the language model that can recompute, in their order."""
     kind = borrowed.GRADIENT_CHECKPOINTING_LAYER.get()
     return [module for module in model.get_submodule(family.text).modules() if isinstance(module, kind)]
 
@@ -136,7 +137,7 @@ def _waiting_bytes(model: "nn.Module", plan: "RunPlan", family: Family, batch_to
         return 0
     weight = model.get_output_embeddings().weight
     hidden_bytes = batch_tokens * model.config.get_text_config().hidden_size * weight.element_size()
-    return len(_layers_of(model, family)[: plan.checkpointed_layers]) * pinned_block_bytes(hidden_bytes)
+    return len(layers_of(model, family)[: plan.checkpointed_layers]) * pinned_block_bytes(hidden_bytes)
 
 
 def _has_dropout(model: "nn.Module", family: Family) -> bool:

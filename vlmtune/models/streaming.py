@@ -127,11 +127,11 @@ class LayerStream:
         self.copied_bytes = 0
 
     def _before_forward(self, layer: int, module: nn.Module, args: tuple) -> None:
-        self._need(layer)
+        self.need(layer)
 
     def _before_backward(self, layer: int, module: nn.Module, args: tuple, output: Tensor) -> None:
         if output.requires_grad:
-            output.register_hook(lambda gradient: self._need(layer))
+            output.register_hook(lambda gradient: self.need(layer))
 
     def follow(self, linear: nn.Module, module: nn.Module) -> None:
         """Let a layer be brought for both passes of a module that computes its linear layer out of autograd's sight.
@@ -147,10 +147,10 @@ class LayerStream:
         """Return a parameter with its own numbers in it, for whoever looks at weights outside of the passes."""
         for linear, place in self.places.items():
             if linear.weight is parameter:
-                self._need(place.layer)
+                self.need(place.layer)
         return parameter
 
-    def _need(self, layer: int) -> None:
+    def need(self, layer: int) -> None:
         """Let what is computed from now on find a layer in its place, and send for the one that is needed next."""
         if layer == self.current:
             return

@@ -6,6 +6,9 @@ from typing import Any
 from vlmtune.families.base import PIXEL_LIMITS, Json
 from vlmtune.levers.base import Choice
 
+PACK_LENGTHS = 16
+"""Lengths that packs have at most where launches are recorded, those longer than packs aside."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -170,6 +173,9 @@ class RunPlan:
     joined_constants: bool = False
     """Whether the constants of a layer's 4-bit weights are unpacked together."""
 
+    cuda_graphs: bool = False
+    """Whether the launches of layers that recompute are recorded, and packs filled up to a few lengths."""
+
     save_best_by: str | None = None
     """By which evaluation the result is chosen; None: the last step is."""
     early_stopping_patience: int | None = None
@@ -185,6 +191,11 @@ class RunPlan:
 
     sharded: bool = False
     """Whether each of them keeps a share of the language model's 4-bit layers, and gathers the others'."""
+
+    @property
+    def pack_step(self) -> int:
+        """Tokens of which packs have a multiple."""
+        return max(1, self.pack_tokens // PACK_LENGTHS) if self.cuda_graphs else 1
 
     @property
     def rows_per_step(self) -> int:

@@ -96,13 +96,13 @@ def test_two_layers_less_than_are_streamed_travel_in_each_pass(streamed, double_
 
 @pytest.mark.parametrize("lean", [False, True])
 def test_layers_are_sent_before_they_are_needed(lean, models, tmp_path, monkeypatch):
-    tiny, real, there = models("llava", LAYERS), LayerStream._need, []
+    tiny, real, there = models("llava", LAYERS), LayerStream.need, []
 
     def need(self: LayerStream, layer: int) -> None:
         there.append(self.here[layer % 2] == layer)
         real(self, layer)
 
-    monkeypatch.setattr(LayerStream, "_need", need)
+    monkeypatch.setattr(LayerStream, "need", need)
     plan, batch = plan_of(tiny, 4, lean_lora=lean), tiny.batch(tmp_path)
     model = built(plan)
     there.clear()  # of the check of what was loaded

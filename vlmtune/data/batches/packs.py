@@ -4,9 +4,12 @@ Shapes: S optimizer steps of R rows each, P packs of a step, T tokens of a pack.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vlmtune.data.collate import WHERE, Collate, Collator, collate, join_images, token_tensor, without_rows
@@ -24,8 +27,9 @@ NO_ROOM = 2**40
 class PackCollator:
     """Rows of an optimizer step → its packs, the largest first."""
 
-    def __init__(self, pack_tokens: int) -> None:
-        self.pack_tokens = pack_tokens
+    def __init__(self, pack_tokens: int, step: int = 1) -> None:
+        """`step`: as in `packed`."""
+        self.pack_tokens, self.step = pack_tokens, step
 
     def __call__(self, rows: list[Encoded | VlmtuneError | None]) -> list[dict] | VlmtuneError:
         """Return the packs; an error, which a worker could not raise, in their place."""
@@ -35,7 +39,7 @@ class PackCollator:
         if errors := [row for row in rows if isinstance(row, VlmtuneError)]:
             return errors[0]
         packs = packs_of([row.labels.shape[1] for row in rows], self.pack_tokens)
-        return [packed([rows[number] for number in pack]) for pack in packs]
+        return [packed([rows[number] for number in pack], self.step) for pack in packs]
 
 
 def packs_of(lengths: Sequence[int], pack_tokens: int) -> list[list[int]]:
@@ -81,14 +85,23 @@ def tell_of_long_rows(lengths: np.ndarray, plan: RunPlan, tell: Callable[[str], 
 
 def collate_of(plan: RunPlan, collator: Collator) -> Collate:
     """Return what makes a batch of rows as the plan has them, in a pack or under each other."""
-    return packed if plan.pack_tokens else collator
+    return partial(packed, step=plan.pack_step) if plan.pack_tokens else collator
 
 
-def packed(rows: list[Encoded]) -> dict[str, Tensor | list[str]]:
+def filled_up(tokens: np.ndarray | int, step: int) -> np.ndarray | int:
+    """Return the tokens of packs with what they are filled up with: a multiple of `step`."""
+    return -(-tokens // step) * step
+
+
+def packed(rows: list[Encoded], step: int = 1) -> dict[str, Tensor | list[str]]:
     """Return the batch of one pack, [1, T]: rows behind each other, each with its own positions.
 
-    The first token of a row is not learned: it would be predicted from the last one of the row before it.
+    The first token of a row is not learned: it would be predicted from the last one of the row before it. Behind the
+    last row, and as if they were its own, come as many tokens as make T a multiple of `step`: attention is causal then,
+    so that no other token sees them, and nothing is learned of them.
     """
+    tokens = sum(row.labels.shape[1] for row in rows)
+    rows = [*rows[:-1], _longer(rows[-1], filled_up(tokens, step) - tokens)]
     lengths = [row.labels.shape[1] for row in rows]
     tensors: dict[str, Tensor] = {}
     for key in {key: None for row in rows for key in row.tensors}:
@@ -104,3 +117,18 @@ def packed(rows: list[Encoded]) -> dict[str, Tensor | list[str]]:
     labels = torch.cat([row.labels.index_fill(1, torch.tensor([0]), IGNORED) for row in rows], dim=1)
     pack = Encoded(tensors, labels, torch.cat([row.is_image for row in rows]), rows[0].where)
     return {**collate([pack], 0), WHERE: [row.where for row in rows]}
+
+
+def _longer(row: Encoded, more: int) -> Encoded:
+    """Return a row with so many tokens more that mean nothing."""
+    length = row.labels.shape[1]
+    tensors = {
+        key: F.pad(tensor, (0, more)) if is_token_tensor(key, tensor, length) else tensor
+        for key, tensor in row.tensors.items()
+    }
+    return replace(
+        row,
+        tensors=tensors,
+        labels=F.pad(row.labels, (0, more), value=IGNORED),
+        is_image=F.pad(row.is_image, (0, more)),
+    )

@@ -2,8 +2,8 @@
 
 It follows c10/cuda/CUDACachingAllocator.cpp of torch 2.11 to 2.15 at its default settings, with native or expandable
 segments: rounding, the two pools, best fit by (size, address), splitting, coalescing, and the release of cached memory
-before a second try when the card or the process's share is full. Out of scope: several streams, `record_stream`,
-private pools of CUDA graphs, garbage collection and `max_split_size_mb`, all off by default.
+before a second try when the card or the process's share is full; and one pool of CUDA graphs. Out of scope: several
+streams, `record_stream`, garbage collection and `max_split_size_mb`, all off by default.
 """
 
 from bisect import bisect_left
@@ -26,6 +26,9 @@ ENDLESS_BYTES = LARGE_SEGMENT_BYTES << 32
 Event = tuple[int, int]
 EMPTY_CACHE: Event = (0, 0)
 RESET_PEAK: Event = (0, 1)
+ENTER_POOL: Event = (0, 2)
+LEAVE_POOL: Event = (0, 3)
+"""Between them allocations are those of CUDA graphs, in a pool of their own."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def replay(events: Iterable[Event], settings: AllocatorSettings) -> Replay:
             if block is not None:
                 allocator.free(block)
         elif handle == 0:
-            allocator.reset_peak() if size_bytes else allocator.empty_cache()
+            allocator.told((handle, size_bytes))
         elif size_bytes == 0:
             blocks[handle] = None  # PyTorch does not ask its allocator for nothing
         else:
@@ -114,6 +117,8 @@ class CachingAllocator:
         # segment can grow behind it.
         self.small = Pool(SMALL_SEGMENT_BYTES, MIN_BLOCK_BYTES)
         self.large = Pool(LARGE_SEGMENT_BYTES, MIN_BLOCK_BYTES if expandable else SMALL_MAX_BYTES + MIN_BLOCK_BYTES)
+        self.common = self.small, self.large
+        self.of_graphs = tuple(Pool(pool.page_bytes, pool.min_rest_bytes) for pool in self.common)
         self.driver, self.next_expandable_address = AddressesWithCode(), 0
         self.event = self.num_retries = 0
         self.allocated_bytes = self.peak_allocated_bytes = self.peak_allocated_at = 0
@@ -143,9 +148,21 @@ class CachingAllocator:
         block.pool.absorb_neighbours(block)
         block.pool.add(block)
 
+    def told(self, event: Event):
+        """Does what an event says that neither allocates nor frees."""
+        if event == EMPTY_CACHE:
+            self.empty_cache()
+        elif event == RESET_PEAK:
+            self.reset_peak()
+        else:
+            self.small, self.large = self.of_graphs if event == ENTER_POOL else self.common
+
     def empty_cache(self):
-        """Gives back to the driver what no block is using: whole segments, or whole pages of expandable ones."""
-        for pool in (self.large, self.small):
+        """Gives back to the driver what no block is using: whole segments, or whole pages of expandable ones.
+
+        What graphs have taken stays theirs.
+        """
+        for pool in reversed(self.common):
             for _, _, block in list(pool.free):  # unmapping changes the list itself
                 if self.expandable:
                     self._unmap(pool, block)

@@ -20,6 +20,7 @@ from vlmtune.compat.torch import (
 )
 from vlmtune.estimate.simulate.record import NO_WORKSPACES, Hidden, Workspaces, name_of
 from vlmtune.estimate.simulate.reductions import partial_sums_bytes
+from vlmtune.estimate.simulate.repeat import ON_STREAM_OF_GRAPHS
 from vlmtune.units import KIB, MIB
 
 current_graph_task_id = CURRENT_GRAPH_TASK_ID.get()
@@ -66,9 +67,10 @@ def hidden_of(
     """
     workspace_bytes = cublas_workspace_bytes(sm)
     forward_bytes, backward_bytes = cublas_bytes or ((workspace_bytes, CUBLASLT_BYTES), (workspace_bytes,))
-    # The backward pass runs on a thread of its own, the recomputation within it too.
-    products = {False: forward_bytes[:1], True: backward_bytes}
-    with_bias = dict.fromkeys((False, True), forward_bytes[1:])
+    # The backward pass runs on a thread of its own, the recomputation within it too; each stream has its own besides.
+    first = {False: forward_bytes[:1], True: backward_bytes}
+    products = {(of_graphs, way): first[way] for of_graphs in (False, True) for way in first}
+    with_bias = dict.fromkeys(products, forward_bytes[1:])
     rules = _rules(sm, num_sms)
 
     def hidden(operation: object, args: tuple, kwargs: dict) -> Workspaces:
@@ -77,10 +79,10 @@ def hidden_of(
         spaces = rule(args, kwargs) if rule else NO_WORKSPACES
         if name not in GEMMS:
             return spaces
-        in_backward = current_graph_task_id() != -1
-        kept = products.pop(in_backward, ())
+        where = ON_STREAM_OF_GRAPHS.get(), current_graph_task_id() != -1
+        kept = products.pop(where, ())
         if _adds_bias(name, args, kwargs):
-            kept += with_bias.pop(in_backward, ())
+            kept += with_bias.pop(where, ())
         return Workspaces(spaces.before, spaces.after, kept) if kept else spaces
 
     return hidden

@@ -30,7 +30,7 @@ from vlmtune.estimate.simulate.record import (
     Recorder,
     no_hidden,
 )
-from vlmtune.estimate.simulate.repeat import repeat_step
+from vlmtune.estimate.simulate.repeat import SimulatedGraphs, repeat_step
 from vlmtune.estimate.simulate.weights import Load, loading_of
 from vlmtune.estimate.timing.kernels import Kernel
 from vlmtune.estimate.timing.operations import updates_of
@@ -39,6 +39,7 @@ from vlmtune.models.attention.packs import num_rows
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.models.embeddings import tensors_in_main_memory
 from vlmtune.models.features import serve_features
+from vlmtune.models.speed.graphs import graphs_of
 from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 
@@ -68,7 +69,8 @@ class Run:
     answered: Callable[[nn.Module, RunPlan, Recorder], int] | None = None
     """Records answers to held-out rows after that, and returns how many are answered at once."""
     repeat: bool = False
-    """Append the first step once more, as it is when the optimizer's states exist, without simulating it."""
+    """Append the first step once more, as it is when the optimizer's states exist, without simulating it; where layers
+    are CUDA graphs the steps have come twice."""
 
 
 def simulate(plan: RunPlan, run: Run) -> Log:
@@ -96,7 +98,7 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
     _first_step_check(model, recorder)
     with named_modules(model, recorder), recorder:
         training = _Training(model, plan, recorder)
-        training.run(run.steps, run.repeat)
+        training.run(run.steps, run.repeat and not plan.cuda_graphs)
         training.evaluate(run.evaluated)
     if run.answered is not None:
         recorder.log.answers_at_once = run.answered(model, plan, recorder)
@@ -107,6 +109,8 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
 def loaded(model: nn.Module, plan: RunPlan, run: Run) -> Recorder:
     """Return a recorder whose log has the model on its device, and nothing else."""
     recorder = recorder_of(model, plan, run.hidden)
+    if graphs := graphs_of(base_of(model)):
+        graphs.card = SimulatedGraphs(recorder)
     recorder.log.begin("load")
     if run.load is not None:
         load = loading_of(plan) if run.load == "as planned" else run.load

@@ -7,7 +7,7 @@ from math import ceil
 import numpy as np
 
 from vlmtune.data.batches.order import LengthGroupedOrder
-from vlmtune.data.batches.packs import best_fit
+from vlmtune.data.batches.packs import best_fit, filled_up
 from vlmtune.data.collate import WHERE, Collate
 from vlmtune.data.sources.takes import Takes
 from vlmtune.estimate.simulate.simulation import Batch, Steps
@@ -67,7 +67,7 @@ def telling_steps(
         return run.all_of_it() + others
     behind = [np.where(run.is_first, 0, measure) for measure in run.measures]
     places = {0, *(_first_longest_later(measure, run.firsts) for measure in (*run.measures, *behind))}
-    most = [run.thinned(place) for place in sorted(places)] + (others or _fewest([run]))
+    most = _recorded_too([run.thinned(place) for place in sorted(places)] + (others or _fewest([run])), plan)
     return most if expandable_segments else [*run.beginning(FIRST_BATCHES), *most]
 
 
@@ -80,7 +80,7 @@ def fewest_steps(
     the one that needs most then, and the shortest, which leaves the most unused of what the others took. Where a step
     has one batch, as many steps.
     """
-    return _fewest(_runs(plan, lengths, takes, learned))
+    return _recorded_too(_fewest(_runs(plan, lengths, takes, learned)), plan)
 
 
 def _fewest(runs: "list[_Run]") -> RowBatches:
@@ -128,8 +128,8 @@ def made_up_packs(plan: RunPlan, lengths: list[int], fast: bool) -> RowBatches:
     long, middle, short, one = full_of(0), full_of(1), full_of(3), [3]
     steps = [[long, short, one]] if fast else [[long, short, [2]], [middle, short, one], [long, long, one]]
     if len(short) >= plan.rows_per_step:  # one pack is a step
-        return [[pack] for pack in ([long, short, one] if fast else [long, short, one, long])]
-    return steps
+        steps = [[pack] for pack in ([long, short, one] if fast else [long, short, one, long])]
+    return _recorded_too(steps, plan)
 
 
 def collated(steps: RowBatches, rows: Sequence, collator: Collate) -> Steps:
@@ -143,11 +143,16 @@ def collated(steps: RowBatches, rows: Sequence, collator: Collate) -> Steps:
     return [[tensors(batch) for batch in step] for step in steps]
 
 
+def _recorded_too(steps: RowBatches, plan: RunPlan) -> RowBatches:
+    """Return steps of a longer run, twice where layers are CUDA graphs: a length's first batch runs without them."""
+    return [*steps, *steps] if plan.cuda_graphs else steps
+
+
 def sizes_of(steps: RowBatches, plan: RunPlan, lengths: Sequence[int], image_tokens: Sequence[int]) -> Sizes:
     """Return how large the batches of steps are, one after the other, over rows of these lengths."""
     batches = [batch for step in steps for batch in step]
     tokens = [[lengths[row] for row in batch] for batch in batches]
-    sizes = [sum(batch) if plan.pack_tokens else len(batch) * max(batch) for batch in tokens]
+    sizes = [filled_up(sum(batch), plan.pack_step) if plan.pack_tokens else len(batch) * max(batch) for batch in tokens]
     images = [sum(image_tokens[row] for row in batch) for batch in batches]
     return Sizes(np.array(sizes), np.array(images))
 
@@ -200,7 +205,7 @@ class _Run:
         """The first batch of each step, counted through the whole run."""
         self._packed = plan.pack_tokens > 0
         together = np.add if self._packed else np.maximum
-        self.sizes = together.reduceat(np.asarray(lengths)[rows], starts)
+        self.sizes = filled_up(together.reduceat(np.asarray(lengths)[rows], starts), plan.pack_step)
         """Tokens of each batch: those of its longest row, to which the others are padded, or of all rows of a pack."""
         self._starts = np.append(starts, len(rows))
         self.measures = [self.sizes]

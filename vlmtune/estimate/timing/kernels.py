@@ -35,3 +35,5 @@ class Launched(NamedTuple):
     """Of the tower and its projector: as many images."""
     tokens: Kernels
     """Of all else."""
+    recorded: Kernels
+    """What CUDA graphs have launched, and the processor has not: to it a graph is one launch, a kernel of `tokens`."""

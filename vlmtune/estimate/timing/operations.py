@@ -53,7 +53,7 @@ class Ledger:
     """Counts the kernels of the operations that it is told of; what a shape launches is worked out once."""
 
     def __init__(self) -> None:
-        self.launched = Launched(Counter(), Counter())
+        self.launched = Launched(Counter(), Counter(), Counter())
         self.kernels: Kernels = self.launched.tokens
         self._known: dict[tuple, tuple[Kernel, ...]] = {}
 
@@ -76,9 +76,19 @@ class Ledger:
         """Say whether what follows is of images."""
         self.kernels = self.launched.images if is_of_images else self.launched.tokens
 
+    def goes_on(self, launched: Launched) -> None:
+        """Count on from what was counted before."""
+        self.launched = launched
+        self.enter(False)
+
+    def repeat(self, recorded: Kernels) -> None:
+        """Count the launch of a graph, and the kernels in it."""
+        self.add(Kernel("graph", 0))
+        self.launched.recorded.update(recorded)
+
     def taken(self) -> Launched:
         """Return what was counted since the last call."""
-        taken, self.launched = self.launched, Launched(Counter(), Counter())
+        taken, self.launched = self.launched, Launched(Counter(), Counter(), Counter())
         self.enter(False)
         return taken
 

@@ -4,7 +4,7 @@ A step takes what its kernels take, unless the processor cannot launch them as f
 simulated batches time follows the tokens, and that of the tower the images. No torch here.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from vlmtune.plan.types import RunPlan
 
 if TYPE_CHECKING:
     from vlmtune.estimate.simulate.record import Log
-    from vlmtune.estimate.timing.kernels import Kernels
+    from vlmtune.estimate.timing.kernels import Kernels, Launched
 
 COPIES = ("bus", "copy")
 """What the driver does, and no kernel."""
@@ -69,10 +69,16 @@ def spent_by(log: "Log", sizes: Sizes, card: Card) -> tuple[tuple[BatchSpent, ..
         return (), Spent()
     rates, known = Rates(card), zip(sizes.tokens, sizes.image_tokens, log.batches, strict=True)
     batches = [
-        BatchSpent(int(tokens), int(images), spent(launched.images, rates), spent(launched.tokens, rates))
+        BatchSpent(int(tokens), int(images), spent(launched.images, rates), _with_graphs(launched, rates))
         for tokens, images, launched in known
     ]
     return tuple(batches), spent(log.updates[-1], rates)
+
+
+def _with_graphs(launched: "Launched", rates: Rates) -> Spent:
+    """Return what all but the images' kernels take; the processor launches graphs, and not what they have recorded."""
+    own, recorded = spent(launched.tokens, rates), spent(launched.recorded, rates)
+    return replace(own, kernels_s=own.kernels_s + recorded.kernels_s)
 
 
 def of_largest(report: MemoryReport, plan: RunPlan) -> RunSizes:

@@ -48,6 +48,7 @@ KINDS = {
     "bicubic backward": Kind(1.5e-6, 0.7, 1050),
     "depthwise": Kind(1.5e-6, 0.7, 36.5),
     "solve": Kind(60e-6, 0.7, 150),
+    "graph": Kind(0.0, 1.0, 0),
     "lists": Kind(14e-6, 0.7, 45),
     "optimizer": Kind(4.5e-6, 0.7, 1850),
 }

@@ -79,7 +79,7 @@ def _attend(
         return ATTENTION_FUNCTIONS.get()["sdpa"](module, query, key, value, attention_mask, **kwargs)
     # SDPA knows autocast, this kernel does not: a query that was turned in fp32 goes back to the format of products.
     q_THD, k_THD, v_THD = (tensor.squeeze(0).transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
-    longest, window = kwargs.get("max_length_q") or _longest(starts), CAUSAL if in_pack else BOTH_WAYS
+    longest, window = kwargs.get("max_length_q") or longest_of(starts), CAUSAL if in_pack else BOTH_WAYS
     starts = starts.flatten()
     settings: dict[str, Any] = {"scale": kwargs.get("scaling"), "window_size": window}
     if SAYS_GROUPED:
@@ -88,7 +88,7 @@ def _attend(
     return out_THD[None], None
 
 
-def _longest(starts: Tensor) -> int:
+def longest_of(starts: Tensor) -> int:
     """Return the tokens of the longest row; known after the first layer, because asking makes the card wait."""
     if not hasattr(starts, "longest"):
         starts.longest = int(starts.flatten().diff().max())

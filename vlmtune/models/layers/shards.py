@@ -131,7 +131,7 @@ class ShardedLayers(LayerStream):
         self._begin(has_backward=has_backward)
         self.settle()
 
-    def _need(self, layer: int) -> None:
+    def need(self, layer: int) -> None:
         self._is_turned |= _in_backward()
         if layer == self.current:
             return

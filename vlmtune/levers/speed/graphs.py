@@ -1,0 +1,69 @@
+"""CUDA graphs: what a layer launches is recorded once for each length of packs, and then launched in one.
+
+What records is models/speed/graphs.py, which imports torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from vlmtune.config.schema import TrainingConfig
+from vlmtune.families.base import Family
+from vlmtune.families.facts import ModelFacts
+from vlmtune.levers.base import Choice, Decision, Lever, OnResume
+from vlmtune.levers.speed.packing import packs_rows
+from vlmtune.levers.speed.varlen import VARLEN
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vlmtune.plan.types import Device, RunPlan
+
+KEY = "hardware.cuda_graphs"
+AUTO = False
+"""What `auto` is: it pays where the processor is slower than the card, and takes memory."""
+
+
+def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:
+    wish = config.hardware.cuda_graphs
+    if not (AUTO if wish == "auto" else wish):
+        return Decision({"cuda_graphs": False})
+    if reason := _why_not(config, model, device):
+        choices = (Choice(KEY, "false", f"{reason}: layers launch one kernel after the other"),) if wish is True else ()
+        return Decision({"cuda_graphs": False}, choices)
+    return Decision({"cuda_graphs": True})
+
+
+def _why_not(config: TrainingConfig, model: ModelFacts, device: "Device") -> str | None:
+    hardware, training = config.hardware, config.training
+    if device.kind == "cpu":
+        return "training runs on the CPU, for which nothing is launched"
+    if not packs_rows(config, model):
+        return "without training.packing: true batches have too many lengths"
+    if not VARLEN.decide(config, model, device).values["varlen_attention"]:
+        return "rows of a pack need hardware.varlen_attention, which is not to be had here"
+    if not hardware.gradient_checkpointing or hardware.offload_activations:
+        return "recorded layers recompute from what stays on the card"
+    if training.method == "full" or training.lora.dropout:
+        return "adapters without dropout alone are recorded"
+    if hardware.num_gpus not in (None, 1):
+        return "a run on several GPUs is not recorded"
+    return None
+
+
+def _apply(model: "nn.Module", plan: "RunPlan", family: Family) -> None:
+    if plan.cuda_graphs:
+        from vlmtune.models.speed.graphs import graph_layers
+
+        graph_layers(model, family)
+
+
+GRAPHS = Lever(
+    name="Layers as CUDA graphs",
+    keys=(KEY,),
+    costs="memory for one layer's work, which nothing else may use, and up to a 16th more tokens in packs",
+    decide=_decide,
+    fields=("cuda_graphs",),
+    # A checkpoint holds a place in one order of the rows, and no graphs; packs of another length round otherwise.
+    on_resume=OnResume.FREE,
+    rounds=True,
+    apply=_apply,
+)

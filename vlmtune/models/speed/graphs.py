@@ -1,0 +1,345 @@
+"""Decoder layers as CUDA graphs: all that one launches in the forward pass is one launch, and so in the backward pass.
+
+A graph repeats the same kernels at the same addresses. So a layer reads its input, positions and mask from buffers that
+all layers share, and leaves what it computes in one, from where it is copied; packs are filled up to a few lengths
+(data/batches/packs.py), each of which has graphs of its own. What is recorded is the layer as it runs without graphs,
+recomputation included: the same kernels in the same order. The first batch of a length runs without graphs, which makes
+what libraries make at first use; the second is recorded.
+
+All graphs share one pool of memory, which is no one else's: one layer's work is there, of the longest packs. Gradients
+of adapters are added up within the graphs, so their memory stays from step to step.
+
+Layers that keep their activations run without graphs beside the others.
+
+Shapes: T tokens of a pack, R rows in it, H hidden size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from vlmtune.compat.torch import FOREACH_COPY, FOREACH_ZERO
+from vlmtune.compat.transformers import CHECKPOINTING_FUNCTION, LAYER_CHECKPOINTING
+from vlmtune.families.base import Family
+from vlmtune.levers.recompute import layers_of
+from vlmtune.models.attention.varlen import longest_of
+from vlmtune.models.streaming import stream_of
+
+foreach_copy_, foreach_zero_ = FOREACH_COPY.get(), FOREACH_ZERO.get()
+MASK = "attention_mask"
+ROWS_STEP = 8
+"""Graphs know a multiple of so many rows of a pack; those that a pack lacks are empty."""
+Library = Callable[..., Any]
+"""transformers' checkpointing: (layer with its keywords, hidden states) -> hidden states."""
+Replay = Callable[[], None]
+
+
+class Card(Protocol):
+    """What records and repeats."""
+
+    def begin(self) -> None:
+        """Give memory back that nothing holds: from now on the graphs have their own."""
+
+    def recorded(self, work: Callable[[], None]) -> Replay:
+        """Record what `work` launches, and return what launches it again; it has not run yet."""
+
+
+class Cuda:
+    """CUDA's graphs, of one pool."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream()
+
+    def begin(self) -> None:
+        """Give cached memory back to the card."""
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+    def recorded(self, work: Callable[[], None]) -> Replay:
+        """Record on a stream of its own; other threads, which fetch rows, may do what a recording may not."""
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        current.wait_stream(self.stream)
+        return graph.replay
+
+
+class Repeated:
+    """Runs the work itself each time: for CPUs, whose tests compare what graphs compute."""
+
+    def begin(self) -> None:
+        """Nothing is cached."""
+
+    def recorded(self, work: Callable[[], None]) -> Replay:
+        """Return the work."""
+        return work
+
+
+class _Given(NamedTuple):
+    """What a layer is called with beside hidden states, by name."""
+
+    starts: Tensor
+    """Where the rows of the pack begin, [1, 1, R + 1, 1]: its mask."""
+    tensors: dict[str, tuple[Tensor, ...]]
+    constants: tuple[tuple[str, Any], ...]
+
+
+def _given(keywords: dict[str, Any]) -> _Given | None:
+    """Return what graphs can be made of; None where a layer takes something else, or a mask of pairs of tokens."""
+    starts, tensors, constants = keywords.get(MASK), {}, []
+    if not isinstance(starts, Tensor) or starts.dtype != torch.int32:
+        return None
+    for name, value in keywords.items():
+        parts = value if isinstance(value, tuple) else (value,)
+        if name == MASK:
+            continue
+        if parts and all(isinstance(part, Tensor) for part in parts):
+            tensors[name] = parts
+        elif value is None or isinstance(value, bool | int | float | str):
+            constants.append((name, value))
+        else:
+            return None
+    return _Given(starts, tensors, tuple(constants))
+
+
+class _Shape(NamedTuple):
+    """What graphs depend on."""
+
+    hidden: torch.Size
+    dtype: torch.dtype
+    starts: int
+    longest: int
+    """A bound of the longest row."""
+    tensors: tuple
+    constants: tuple[tuple[str, Any], ...]
+
+
+def _shape(x: Tensor, given: _Given) -> _Shape:
+    rows = given.starts.shape[2] - 1
+    longest = 1 << (longest_of(given.starts) - 1).bit_length()  # one bound for many packs: the next power of two
+    tensors = tuple((name, *((one.shape, one.dtype) for one in ones)) for name, ones in given.tensors.items())
+    return _Shape(x.shape, x.dtype, -(-rows // ROWS_STEP) * ROWS_STEP + 1, longest, tensors, given.constants)
+
+
+class _Buffers:
+    """What graphs of one shape read and write: hidden states in `x`, gradients and results in `y`; what is given."""
+
+    def __init__(self, shape: _Shape, x: Tensor, y: Tensor, given: _Given) -> None:
+        self.x, self.y = x, y
+        self.given = {name: tuple(torch.empty_like(one) for one in ones) for name, ones in given.tensors.items()}
+        self.starts = given.starts.new_empty(1, 1, shape.starts, 1)
+        self.starts.longest = shape.longest
+        self._from: _Given | None = None
+
+    def fill(self, x: Tensor, given: _Given) -> None:
+        """Copy a layer's input; what is given to many layers is copied once."""
+        self.x.copy_(x)
+        if self._from is None or self._from.starts is not given.starts:
+            rows = given.starts.shape[2]
+            self.starts[:, :, :rows].copy_(given.starts)
+            self.starts[:, :, rows:] = given.starts[:, :, -1:]  # no tokens in those
+        for name, ones in given.tensors.items():
+            if self._from is None or not _are_same(ones, self._from.tensors[name]):
+                for own, one in zip(self.given[name], ones, strict=True):
+                    own.copy_(one)
+        self._from = given
+
+    def keywords(self) -> dict[str, Any]:
+        """Return what a layer is called with in place of what it was given."""
+        return {MASK: self.starts} | {name: own if len(own) > 1 else own[0] for name, own in self.given.items()}
+
+    def forget(self) -> None:
+        """Let go of what was copied last."""
+        self._from = None
+
+
+def _are_same(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(ones) == len(others) and all(one is other for one, other in zip(ones, others, strict=True))
+
+
+class LayerGraphs:
+    """The graphs of a model's layers: their card, and the buffers that they share."""
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+        self.anchor = torch.empty(0, requires_grad=True)
+        """By it autograd knows of layers whose input needs no gradient."""
+        self._most_numbers = 0
+        self.of_shape: dict[_Shape, _Buffers] = {}
+        self._memory: tuple[Tensor, Tensor] | None = None
+
+    def saw(self, x: Tensor) -> None:
+        """Note what a layer was given without graphs."""
+        self._most_numbers = max(self._most_numbers, x.numel())
+
+    def buffers(self, shape: _Shape, x: Tensor, given: _Given) -> _Buffers:
+        """Return those of a shape; hidden states of all shapes lie in the same memory."""
+        if shape not in self.of_shape:
+            if not self.of_shape:
+                self.card.begin()
+            if self._memory is None or self._memory[0].numel() < x.numel() or self._memory[0].dtype != x.dtype:
+                numbers = max(self._most_numbers, x.numel())
+                self._memory = x.new_empty(numbers), x.new_empty(numbers)
+            own = (memory[: x.numel()].view(x.shape) for memory in self._memory)
+            self.of_shape[shape] = _Buffers(shape, *own, given)
+        return self.of_shape[shape]
+
+    def forget(self, *_: object) -> None:
+        """Let go of what the last batch has left."""
+        for buffers in self.of_shape.values():
+            buffers.forget()
+
+
+@dataclass
+class _Graphs:
+    """Those of one layer and shape."""
+
+    buffers: _Buffers | None = None
+    forward: Replay | None = None
+    backward: Replay | None = None
+    recorded: tuple[Tensor, GradientEdge] | None = None
+    """The input of what was recorded, and where its backward pass begins."""
+
+
+class _Layer:
+    """A layer that runs by graphs."""
+
+    def __init__(self, shared: LayerGraphs, layer: nn.Module, library: Library, bring: Callable[[], None]) -> None:
+        """`bring` lets weights that travel be there for what is launched next."""
+        self.shared, self.library, self.bring = shared, library, bring
+        self.weights = [one for one in layer.parameters() if one.requires_grad]
+        self.gradients: list[Tensor] = []
+        self.graphs: dict[tuple[_Shape, bool], _Graphs] = {}
+
+    def __call__(self, function: partial, *args: Tensor) -> Any:
+        """Run in place of transformers' checkpointing: (layer with its keywords, hidden states) -> hidden states."""
+        given = _given(function.keywords) if len(args) == 1 and torch.is_grad_enabled() else None
+        if given is None:
+            return self.library(function, *args)
+        [x] = args
+        shape = _shape(x, given)
+        kind = shape, x.requires_grad
+        if kind not in self.graphs:
+            self.graphs[kind] = _Graphs()
+            self.shared.saw(x)
+            return self.library(function, x)
+        graphs = self.graphs[kind]
+        graphs.buffers = graphs.buffers or self.shared.buffers(shape, x, given)
+        return _Graphed.apply(_Pass(self, graphs, graphs.buffers, function, given), x, self.shared.anchor)
+
+    def give_gradients(self) -> None:
+        """Let the weights have the gradients that graphs add to: zeros in a step that begins."""
+        if not self.gradients:
+            self.gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in self.weights]
+        pairs = [(own, one.grad) for own, one in zip(self.gradients, self.weights, strict=True) if one.grad is not own]
+        if fresh := [own for own, gradient in pairs if gradient is None]:
+            foreach_zero_(fresh)
+        if others := [(own, gradient) for own, gradient in pairs if gradient is not None]:
+            foreach_copy_([own for own, _ in others], [gradient for _, gradient in others])
+        for own, one in zip(self.gradients, self.weights, strict=True):
+            one.grad = own
+
+
+@dataclass
+class _Pass:
+    """One pass of a layer, forth and back."""
+
+    layer: _Layer
+    graphs: _Graphs
+    buffers: _Buffers
+    function: partial
+    given: _Given
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the layer makes of hidden states [1, T, H]."""
+        self.buffers.fill(x, self.given)
+        self.layer.bring()
+        if self.graphs.forward is None:
+            self.graphs.forward = self.layer.shared.card.recorded(partial(self._forward, x.requires_grad))
+        self.graphs.forward()
+        return self.buffers.y.clone()
+
+    def backward(self, x: Tensor, gradient: Tensor) -> Tensor | None:
+        """Return the gradient of x; those of the weights are added to theirs."""
+        self.buffers.fill(x, self.given)
+        self.buffers.y.copy_(gradient)
+        self.layer.give_gradients()
+        self.layer.bring()
+        if self.graphs.backward is None:
+            self.graphs.backward = self.layer.shared.card.recorded(self._backward)
+        self.graphs.backward()
+        return self.buffers.y.clone() if x.requires_grad else None
+
+    def _forward(self, learns: bool) -> None:
+        function = partial(
+            self.function.func, *self.function.args, **(self.function.keywords | self.buffers.keywords())
+        )
+        x = self.buffers.x.data.requires_grad_(learns)  # not `detach`: autograd is not to see that others write there
+        with torch.enable_grad():
+            y = self.layer.library(function, x)
+        self.buffers.y.copy_(y.detach())
+        self.graphs.recorded = x, get_gradient_edge(y)
+
+    def _backward(self) -> None:
+        x, edge = self.graphs.recorded
+        self.graphs.recorded = None
+        torch.autograd.backward([edge], [self.buffers.y])
+        if x.requires_grad:
+            self.buffers.y.copy_(x.grad)
+
+
+class _Graphed(torch.autograd.Function):
+    """One pass as autograd sees it."""
+
+    @staticmethod
+    def forward(ctx, one: _Pass, x: Tensor, anchor: Tensor) -> Tensor:
+        ctx.one = one
+        ctx.save_for_backward(x)
+        return one.forward(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor | None, None]:
+        [x] = ctx.saved_tensors
+        return None, ctx.one.backward(x, gradient), None
+
+
+def graph_layers(model: nn.Module, family: Family) -> None:
+    """Let the layers of a base model that recompute run by graphs."""
+    layers = layers_of(model, family)
+    device = next(layers[0].parameters()).device
+    shared = model.layer_graphs = LayerGraphs(Cuda() if device.type == "cuda" else Repeated())
+    model.register_forward_pre_hook(shared.forget)
+    for layer in layers:
+        if LAYER_CHECKPOINTING.read(layer):
+            library = CHECKPOINTING_FUNCTION.read(layer)
+            CHECKPOINTING_FUNCTION.write(layer, _Layer(shared, layer, library, _bringing(model, layer)))
+
+
+def _bringing(model: nn.Module, layer: nn.Module) -> Callable[[], None]:
+    """Return what brings a layer's weights to their place on the card, before what reads them is recorded or repeated.
+
+    What the stream does by itself, when a linear layer runs, is nothing then.
+    """
+    stream = stream_of(model)
+    places = [stream.places[module].layer for module in layer.modules() if module in stream.places] if stream else []
+    return partial(stream.need, places[0]) if places else _nothing
+
+
+def _nothing() -> None:
+    pass
+
+
+def graphs_of(model: nn.Module) -> LayerGraphs | None:
+    """Return the graphs of a base model's layers; None where they run without."""
+    return getattr(model, "layer_graphs", None)
