@@ -64,9 +64,9 @@ how many rows at a time peers are, from what may fit to what must; and for `vlmt
 wait in main memory, so that by the estimate three quarters of the best peer's memory suffice."""
 
 FAST = {
-    ("qwen3-4b", "docs"): {"training.pack_tokens": 12_288, STREAMED: 12, GRAPHS: True},
+    ("qwen3-4b", "docs"): {"training.pack_tokens": 12_288, STREAMED: 4, GRAPHS: True},
     ("qwen3-4b", "short"): {"training.pack_tokens": 8192, GRAPHS: True},
-    ("llava-7b", "docs"): {"training.pack_tokens": 8192, STREAMED: 20, GRAPHS: True},
+    ("llava-7b", "docs"): {"training.pack_tokens": 8192, STREAMED: 14, GRAPHS: True},
     ("llava-7b", "short"): {"training.pack_tokens": 12_288, STREAMED: 20},
 }
 """`vlmtune-fast`: all rows of a step in one pack, for which layers wait in main memory where 7 GiB would not do by the

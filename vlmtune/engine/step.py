@@ -33,7 +33,7 @@ def forward_loss(
         num_items: labelled tokens of all batches that make one optimizer step.
     """
     base = base_of(model)
-    inputs = placed(base, {key: value for key, value in batch.items() if key != "labels"})
+    inputs = {key: value for key, value in placed(base, batch).items() if key not in ("labels", PACKED)}
     device_type = batch["labels"].device.type
     autocast_dtype = DTYPES[plan.autocast_dtype] if plan.autocast_dtype else None
     with torch.autocast(device_type, dtype=autocast_dtype, enabled=autocast_dtype is not None):

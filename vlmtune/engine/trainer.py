@@ -39,6 +39,7 @@ from vlmtune.engine.step import forward_loss
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import is_disk_full
 from vlmtune.levers.optimizer import build_optimizer
+from vlmtune.models.attention.packs import placed
 from vlmtune.models.build import base_of
 from vlmtune.models.layers.shards import end_pass, pass_by
 from vlmtune.models.verify import refuse_other_base
@@ -171,6 +172,7 @@ class TuneTrainer(Trainer):
         return [batches] if self.plan.pack_tokens and batches else batches, num_items
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        inputs = placed(base_of(self.model), inputs)
         return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}
 
     def training_step(self, model, inputs: dict[str, Any] | list[dict], num_items_in_batch=None) -> Tensor:

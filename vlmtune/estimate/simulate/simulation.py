@@ -35,7 +35,7 @@ from vlmtune.estimate.simulate.weights import Load, loading_of
 from vlmtune.estimate.timing.kernels import Kernel
 from vlmtune.estimate.timing.operations import updates_of
 from vlmtune.levers.optimizer import build_optimizer
-from vlmtune.models.attention.packs import num_rows
+from vlmtune.models.attention.packs import num_rows, placed
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.models.embeddings import tensors_in_main_memory
 from vlmtune.models.features import serve_features
@@ -96,9 +96,10 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
     """Return what optimizer steps of `model` allocate, whether its tensors have storage or not."""
     recorder = loaded(model, plan, run)
     _first_step_check(model, recorder)
+    steps = [[placed(base_of(model), batch) for batch in step] for step in run.steps]
     with named_modules(model, recorder), recorder:
         training = _Training(model, plan, recorder)
-        training.run(run.steps, run.repeat and not plan.cuda_graphs)
+        training.run(steps, run.repeat and not plan.cuda_graphs)
         training.evaluate(run.evaluated)
     if run.answered is not None:
         recorder.log.answers_at_once = run.answered(model, plan, recorder)

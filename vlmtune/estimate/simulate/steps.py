@@ -67,7 +67,7 @@ def telling_steps(
         return run.all_of_it() + others
     behind = [np.where(run.is_first, 0, measure) for measure in run.measures]
     places = {0, *(_first_longest_later(measure, run.firsts) for measure in (*run.measures, *behind))}
-    most = _recorded_too([run.thinned(place) for place in sorted(places)] + (others or _fewest([run])), plan)
+    most = [run.thinned(place) for place in sorted(places)] + (others or _fewest([run]))
     return most if expandable_segments else [*run.beginning(FIRST_BATCHES), *most]
 
 
@@ -81,6 +81,11 @@ def fewest_steps(
     has one batch, as many steps.
     """
     return _recorded_too(_fewest(_runs(plan, lengths, takes, learned)), plan)
+
+
+def _recorded_too(steps: RowBatches, plan: RunPlan) -> RowBatches:
+    """Return steps that stand for a run, twice where layers are CUDA graphs: the first batch runs without them."""
+    return [*steps, *steps] if plan.cuda_graphs else steps
 
 
 def _fewest(runs: "list[_Run]") -> RowBatches:
@@ -129,7 +134,7 @@ def made_up_packs(plan: RunPlan, lengths: list[int], fast: bool) -> RowBatches:
     steps = [[long, short, one]] if fast else [[long, short, [2]], [middle, short, one], [long, long, one]]
     if len(short) >= plan.rows_per_step:  # one pack is a step
         steps = [[pack] for pack in ([long, short, one] if fast else [long, short, one, long])]
-    return _recorded_too(steps, plan)
+    return _recorded_too(steps, plan) if fast else steps
 
 
 def collated(steps: RowBatches, rows: Sequence, collator: Collate) -> Steps:
@@ -141,11 +146,6 @@ def collated(steps: RowBatches, rows: Sequence, collator: Collate) -> Steps:
         return {name: tensor for name, tensor in made.items() if name != WHERE}
 
     return [[tensors(batch) for batch in step] for step in steps]
-
-
-def _recorded_too(steps: RowBatches, plan: RunPlan) -> RowBatches:
-    """Return steps of a longer run, twice where layers are CUDA graphs: a length's first batch runs without them."""
-    return [*steps, *steps] if plan.cuda_graphs else steps
 
 
 def sizes_of(steps: RowBatches, plan: RunPlan, lengths: Sequence[int], image_tokens: Sequence[int]) -> Sizes:

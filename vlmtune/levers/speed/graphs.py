@@ -1,4 +1,4 @@
-"""CUDA graphs: what a layer launches is recorded once for each length of packs, and then launched in one.
+"""CUDA graphs: what a layer launches is recorded once for each length of packs, and launched in one from then on.
 
 What records is models/speed/graphs.py, which imports torch.
 """

@@ -28,19 +28,21 @@ def num_rows(batch: dict[str, Tensor]) -> int:
 
 
 def placed(base: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what a model takes of a pack, every row's positions from its own start; of another batch all."""
-    if PACKED not in inputs:
-        return inputs
-    rest = {key: value for key, value in inputs.items() if key != PACKED}
+    """Return a batch in which every row of a pack has the model's own positions, from its own start.
+
+    Best asked for before the batch comes to the card: the model's code looks at single numbers, for each of which the
+    processor would wait.
+    """
     by_grid = getattr(base.base_model, "get_rope_index", None)
-    if by_grid is None or "image_grid_thw" not in inputs:
-        return rest
+    is_placed = PACKED not in inputs or inputs["position_ids"].dim() == 3
+    if is_placed or by_grid is None or "image_grid_thw" not in inputs:
+        return inputs
     ids_1T, kinds_1T, rows_1T = inputs["input_ids"], inputs["mm_token_type_ids"], inputs[PACKED]
     lengths = torch.bincount(rows_1T[0]).tolist()
     mask_RT = _by_row(torch.ones_like(ids_1T), lengths)
     grids = {"image_grid_thw": inputs["image_grid_thw"], "attention_mask": mask_RT}
     positions_3RT, _ = by_grid(_by_row(ids_1T, lengths), mm_token_type_ids=_by_row(kinds_1T, lengths), **grids)
-    return {**rest, "position_ids": positions_3RT[:, mask_RT.bool()][:, None]}
+    return {**inputs, "position_ids": positions_3RT[:, mask_RT.bool()][:, None]}
 
 
 def _by_row(tensor_1T: Tensor, lengths: list[int]) -> Tensor:

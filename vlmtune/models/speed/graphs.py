@@ -3,8 +3,8 @@
 A graph repeats the same kernels at the same addresses. So a layer reads its input, positions and mask from buffers that
 all layers share, and leaves what it computes in one, from where it is copied; packs are filled up to a few lengths
 (data/batches/packs.py), each of which has graphs of its own. What is recorded is the layer as it runs without graphs,
-recomputation included: the same kernels in the same order. The first batch of a length runs without graphs, which makes
-what libraries make at first use; the second is recorded.
+recomputation included: the same kernels in the same order. A run's first batch, its largest, runs without graphs, which
+makes what libraries make at first use; from then on each length is recorded when it is met.
 
 All graphs share one pool of memory, which is no one else's: one layer's work is there, of the longest packs. Gradients
 of adapters are added up within the graphs, so their memory stays from step to step.
@@ -14,6 +14,7 @@ Layers that keep their activations run without graphs beside the others.
 Shapes: T tokens of a pack, R rows in it, H hidden size.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -175,13 +176,10 @@ class LayerGraphs:
         self.card = card
         self.anchor = torch.empty(0, requires_grad=True)
         """By it autograd knows of layers whose input needs no gradient."""
-        self._most_numbers = 0
+        self.most_numbers = 0
+        """Of hidden states of the first batch."""
         self.of_shape: dict[_Shape, _Buffers] = {}
         self._memory: tuple[Tensor, Tensor] | None = None
-
-    def saw(self, x: Tensor) -> None:
-        """Note what a layer was given without graphs."""
-        self._most_numbers = max(self._most_numbers, x.numel())
 
     def buffers(self, shape: _Shape, x: Tensor, given: _Given) -> _Buffers:
         """Return those of a shape; hidden states of all shapes lie in the same memory."""
@@ -189,7 +187,7 @@ class LayerGraphs:
             if not self.of_shape:
                 self.card.begin()
             if self._memory is None or self._memory[0].numel() < x.numel() or self._memory[0].dtype != x.dtype:
-                numbers = max(self._most_numbers, x.numel())
+                numbers = max(self.most_numbers, x.numel())
                 self._memory = x.new_empty(numbers), x.new_empty(numbers)
             own = (memory[: x.numel()].view(x.shape) for memory in self._memory)
             self.of_shape[shape] = _Buffers(shape, *own, given)
@@ -220,7 +218,8 @@ class _Layer:
         self.shared, self.library, self.bring = shared, library, bring
         self.weights = [one for one in layer.parameters() if one.requires_grad]
         self.gradients: list[Tensor] = []
-        self.graphs: dict[tuple[_Shape, bool], _Graphs] = {}
+        self.graphs: dict[tuple[_Shape, bool], _Graphs] = defaultdict(_Graphs)
+        self.has_run = False
 
     def __call__(self, function: partial, *args: Tensor) -> Any:
         """Run in place of transformers' checkpointing: (layer with its keywords, hidden states) -> hidden states."""
@@ -228,13 +227,11 @@ class _Layer:
         if given is None:
             return self.library(function, *args)
         [x] = args
-        shape = _shape(x, given)
-        kind = shape, x.requires_grad
-        if kind not in self.graphs:
-            self.graphs[kind] = _Graphs()
-            self.shared.saw(x)
+        if not self.has_run:
+            self.has_run, self.shared.most_numbers = True, x.numel()
             return self.library(function, x)
-        graphs = self.graphs[kind]
+        shape = _shape(x, given)
+        graphs = self.graphs[shape, x.requires_grad]
         graphs.buffers = graphs.buffers or self.shared.buffers(shape, x, given)
         return _Graphed.apply(_Pass(self, graphs, graphs.buffers, function, given), x, self.shared.anchor)
 

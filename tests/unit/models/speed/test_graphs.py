@@ -112,7 +112,7 @@ def test_what_is_recorded_is_simulated_in_a_pool_of_its_own(models, tmp_path, mo
     steps = [[batch], [batch], [batch]]
     log, without = (simulate(one, Run(steps, load=None)) for one in (plan, plain))
     marks = [event for event in log.events if event in (EMPTY_CACHE, ENTER_POOL, LEAVE_POOL)]
-    # Beside what loading gives back: once, then two layers forth and back; the third batch repeats them.
+    # Beside what loading gives back: once, then two layers forth and back; the third batch repeats what the second was.
     assert marks == [EMPTY_CACHE, EMPTY_CACHE, *[ENTER_POOL, LEAVE_POOL] * 4]
     assert log.flops == without.flops > 0
     of_first, _, of_third = log.batches
