@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import LLAVA_7B, QWEN3_4B, QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
 from gpu.features import write_rows  # noqa: E402
-from gpu.peers import PROFILED, STEPS, Offer, Run, plan_of  # noqa: E402
+from gpu.peers import STEPS, Offer, Run, plan_of  # noqa: E402
 
 from vlmtune.levers.speed.graphs import KEY as GRAPHS  # noqa: E402
 from vlmtune.levers.streaming import KEY as STREAMED  # noqa: E402
@@ -104,11 +104,11 @@ def kind_of(run: dict) -> tuple[str, str, str]:
     return run["model"], run["rows"], run["tool"]
 
 
-def prepared(folder: Path, models: list[str], sets: list[str]) -> None:
-    """Write the rows of the sets, and each model's config and processor into a folder of its own."""
+def prepared(folder: Path, models: list[str], sets: list[str], steps: int = STEPS) -> None:
+    """Write the rows of the sets for so many steps, and each model's config and processor into a folder of its own."""
     for name in sets:
         rows = SETS[name]
-        write_rows(folder / f"{name}.jsonl", STEPS * rows.per_step, rows.picture_px, rows.chars)
+        write_rows(folder / f"{name}.jsonl", steps * rows.per_step, rows.picture_px, rows.chars)
     for model in models:
         prepare(Case("bench", MODELS[model]), CATALOGUE, folder / model)
 
@@ -212,16 +212,17 @@ def add_costs(out: Path) -> None:
     results = Results(out)
     for run in results.runs:
         if run["tool"] == "vlmtune" and "offer" in run:
+            steps = len(run["step_seconds"])
             with tempfile.TemporaryDirectory() as name:
-                prepared(Path(name), [run["model"]], [run["rows"]])
+                prepared(Path(name), [run["model"]], [run["rows"]], steps)
                 asked = Run("vlmtune", f"{name}/{run['model']}", run["rows"], run["rows_per_step"], ())
-                run |= costs_of(asked, run["offer"], run["gpu"])
+                run |= costs_of(asked, run["offer"], run["gpu"], steps)
             results.write()
             print(*kind_of(run), f"{run['flops_per_row'] / 1e12:.1f} TFLOP", run["predicted_ms_per_row"], flush=True)
 
 
-def costs_of(asked: Run, offer: Offer, card: str) -> dict[str, float]:
-    """Return operations, recomputed ones too, kernel time and launches of a row in the step that is profiled."""
+def costs_of(asked: Run, offer: Offer, card: str, steps: int) -> dict[str, float]:
+    """Return operations, recomputed ones too, kernel time and launches of a row in the last step, which is profiled."""
     from gpu.compare import H100_SMS, HOPPER
 
     from vlmtune.data.batches.packs import collate_of
@@ -246,7 +247,7 @@ def costs_of(asked: Run, offer: Offer, card: str) -> dict[str, float]:
     processor, family = load_processor(plan), family_of(plan)
     lengths = MeasuredRows(samples).lengths(processor, family, plan, source).total.tolist()
     rows, collate = TuneDataset(samples, processor, family, plan), collate_of(plan, Collator(processor))
-    batches = collated([steps_of_run(plan, lengths)[PROFILED]], rows, collate)
+    batches = collated([steps_of_run(plan, lengths)[steps - 1]], rows, collate)
     log = simulate(plan, Simulated(batches, hidden_of(HOPPER, H100_SMS), loading_of(plan)))
     launched = sum((batch.images + batch.tokens for batch in log.batches), start=Counter()) + log.updates[0]
     took = spent(launched, Rates(find_card(card)))

@@ -108,7 +108,7 @@ PAGES_IN_PACKS = tuple(
     for title, variant in (("the library's code", "varlen"), ("norms and elementwise work in one kernel", "fused"))
 )
 PAGES_BESIDE = tuple(
-    Profile(f"{model}, {tool}", "bench.json", of_bench(key, tool), rows=8)
+    Profile(f"{model}, {tool}", "bench.json" if tool == "vlmtune" else "graphs.json", of_bench(key, tool), rows=8)
     for model, key in (("Qwen3-VL-4B", "qwen3-4b"), ("LLaVA 1.5 7B", "llava-7b"))
     for tool in ("vlmtune", "vlmtune-fast", "unsloth")
 )

@@ -194,17 +194,19 @@ def beside_table() -> str:
         "| Reserved, GiB | HFU | Card |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
-    found = _beside()
+    found, elsewhere = _beside(), _beside("graphs.json")
     for pair, name in BESIDE.items():
         for tool in (OURS, *WITH_LEVERS, *PEERS):
+            if (*pair, tool) in elsewhere and (*pair, tool) not in found:
+                continue
             run = found.get((*pair, tool))
             if run or bench.offers_of(tool, *pair, {}):
                 lines.append(f"| {name} | {tool} | {_figures_of(run) if run else 'not measured' + ' |' * 7} |")
     return "\n".join(lines) + "\n"
 
 
-def _beside() -> dict[tuple[str, str, str], dict]:
-    return {(run["model"], run["rows"], run["tool"]): run for run in _runs("bench.json") if "offer" in run}
+def _beside(file: str = "bench.json") -> dict[tuple[str, str, str], dict]:
+    return {(run["model"], run["rows"], run["tool"]): run for run in _runs(file) if "offer" in run}
 
 
 def _figures_of(run: dict) -> str:
@@ -214,8 +216,8 @@ def _figures_of(run: dict) -> str:
     at_once = f"packs of {tokens:,} tokens" if tokens else f"{offer['batch']} rows"
     if streamed := offer.get(bench.STREAMED):
         at_once += f", {streamed} layers away"
-    if recomputed := offer.get(bench.RECOMPUTED):
-        at_once += f", {recomputed} recompute"
+    if offer.get(bench.GRAPHS):
+        at_once += ", CUDA graphs"
     if offer.get("data.cache_features"):
         at_once += f", features kept (once: {run['encoding_ms_per_row']:.1f} ms a row)"
     peaks = [card.bf16_tflops for card in cards() if card.name == run["gpu"]]
@@ -271,6 +273,21 @@ def ratios_table() -> str:
             losses = ", ".join(f"{run['tool']} {run['losses'][0]:.2f}" for run in (one.ours, *one.peers))
             figures = " | ".join(f"{figure:.2f}" for figure in one[2:])
             lines.append(f"| {name} | {one.ours['tool']} | {figures} | {losses} |")
+    return "\n".join(lines) + "\n"
+
+
+def graphs_table() -> str:
+    """Return layers as CUDA graphs beside the best peer, each pair on one card in one call."""
+    lines = [
+        "| Model, rows | Tool | At once | Kernels, ms a row | Rows a second | Times unsloth's | Reserved, GiB | Card |",
+        "|---|---|---|--:|--:|--:|--:|---|",
+    ]
+    found = _beside("graphs.json")
+    for (model, rows, tool), run in found.items():
+        at_once, kernels, _, _, per_s, reserved, _, card = _figures_of(run).split(" | ")
+        times = run["rows_per_s"] / found[model, rows, "unsloth"]["rows_per_s"]
+        cells = (BESIDE[model, rows], tool, at_once, kernels, per_s, f"{times:.2f}", reserved, card)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

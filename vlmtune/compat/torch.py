@@ -121,6 +121,12 @@ FOREACH_NORM = Name(TORCH, "torch.ops.aten._foreach_norm.Scalar", "its kernel ta
 FOREACH_COPY = Name(
     TORCH, "torch._foreach_copy_", "weights of a layer's adapters change their format in one operation."
 )
+GRADIENT_EDGE = Name(
+    TORCH,
+    "torch.autograd.graph.get_gradient_edge",
+    "documented, its module is not: what a graph's backward pass begins with, without the memory of a result.",
+    takes="tensor",
+)
 FOREACH_ZERO = Name(TORCH, "torch._foreach_zero_", "gradients that stay from step to step begin anew in one operation.")
 FOREACH_ADD = Name(TORCH, "torch._foreach_add_", "gradients of a layer's adapters are added up in one operation.")
 IS_ALL_TRUE = Name(TORCH, "torch.ops.aten._is_all_true", "by it models check their inputs.", takes="self")

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from functools import cache
 
-from vlmtune.config.schema import RUN_NAME, TrainingConfig
+from vlmtune.config.schema import TrainingConfig
 from vlmtune.config.sections import HUB_ID, NOT_BLANK, SPLIT_NAME, Section
+from vlmtune.config.text import RUN_NAME
 
 PATTERNS = {
     RUN_NAME: "letters, digits, '.', '_', '-'",

@@ -9,12 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from vlmtune.config.sections import AugmentSection, Question, Section, Sources
-from vlmtune.config.text import MAX_NAME_CHARS
+from vlmtune.config.text import MAX_NAME_CHARS, RUN_NAME
 
 MAX_RANK, MAX_ALPHA = 1024, 10_000
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Fraction, Count = Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[int, Field(ge=1, le=1_000_000)]
 MetricName = Literal["exact", "contains", "cer", "wer", "anls", "token_f1", "json_valid", "json_fields", "iou"]
 """Those of `vlmtune.metrics.table`."""
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 MAX_SHOWN_CHARS = 60
-MAX_NAME_CHARS = 100
+MAX_NAME_CHARS, RUN_NAME = 100, r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Of a run's name: `experiment_name`."""
 
 

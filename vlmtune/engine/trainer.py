@@ -86,9 +86,7 @@ class TuneTrainer(Trainer):
         MODEL_ACCEPTS_LOSS_KWARGS.write(self, True)
         # Batches go to the device one at a time: a step's batches are fetched together, and images are large.
         DEVICE_PLACEMENT.write(self.accelerator, False)
-        self.plan = plan
-        self.folder = folder
-        self.collator = collator
+        self.plan, self.folder, self.collator = plan, folder, collator
         self.work = Work()
         """Since the recorder last asked."""
         self.losses: list[tuple[Tensor, list[str]]] = []

@@ -93,7 +93,7 @@ def build_model(
 
 def build_tower(plan: RunPlan, *, weights: Literal["checkpoint", "none"] = "checkpoint") -> PreTrainedModel:
     """Return vision tower and projector on the plan's device, as the whole model has them, and nothing else of it."""
-    off = {"offload_embeddings": False, "streamed_layers": 0, "head_8bit": False, "sharded": False}
+    off = dict.fromkeys(("offload_embeddings", "streamed_layers", "head_8bit", "sharded", "cuda_graphs"), False)
     plan = replace(plan, **off, cache_quantized=False)  # of parts that are not there; what it makes is kept
     model = load_base(plan, parts=SEES) if weights == "checkpoint" else weightless_base(plan, SEES)
     make_faster(model, plan, family_of(plan))

@@ -30,7 +30,7 @@ def repeat_step(recorder: Recorder, start: int, end: int) -> None:
 
 
 class SimulatedGraphs:
-    """Stands for a card that records CUDA graphs (`models.speed.graphs.Card`): they have a pool of memory."""
+    """Stands for a card that records CUDA graphs (`models.graphs.recording.Card`): they have a pool of memory."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder

@@ -39,7 +39,7 @@ from vlmtune.models.attention.packs import num_rows, placed
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.models.embeddings import tensors_in_main_memory
 from vlmtune.models.features import serve_features
-from vlmtune.models.speed.graphs import graphs_of
+from vlmtune.models.graphs.layers import graphs_of
 from vlmtune.models.streaming import stream_of
 from vlmtune.plan.types import RunPlan
 

@@ -1,21 +1,18 @@
 """CUDA graphs: what a layer launches is recorded once for each length of packs, and launched in one from then on.
 
-What records is models/speed/graphs.py, which imports torch.
+What records is models/graphs, which imports torch.
 """
 
 from typing import TYPE_CHECKING
 
 from vlmtune.config.schema import TrainingConfig
-from vlmtune.families.base import Family
 from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Choice, Decision, Lever, OnResume
 from vlmtune.levers.speed.packing import packs_rows
 from vlmtune.levers.speed.varlen import VARLEN
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from vlmtune.plan.types import Device, RunPlan
+    from vlmtune.plan.types import Device
 
 KEY = "hardware.cuda_graphs"
 AUTO = False
@@ -44,16 +41,11 @@ def _why_not(config: TrainingConfig, model: ModelFacts, device: "Device") -> str
         return "recorded layers recompute from what stays on the card"
     if training.method == "full" or training.lora.dropout:
         return "adapters without dropout alone are recorded"
+    if hardware.lean_lora is False:
+        return "hardware.lean_lora alone adds gradients up where they are"
     if hardware.num_gpus not in (None, 1):
         return "a run on several GPUs is not recorded"
     return None
-
-
-def _apply(model: "nn.Module", plan: "RunPlan", family: Family) -> None:
-    if plan.cuda_graphs:
-        from vlmtune.models.speed.graphs import graph_layers
-
-        graph_layers(model, family)
 
 
 GRAPHS = Lever(
@@ -65,5 +57,4 @@ GRAPHS = Lever(
     # A checkpoint holds a place in one order of the rows, and no graphs; packs of another length round otherwise.
     on_resume=OnResume.FREE,
     rounds=True,
-    apply=_apply,
 )

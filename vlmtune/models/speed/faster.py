@@ -4,6 +4,7 @@ from torch import nn
 
 from vlmtune.families.base import Family
 from vlmtune.models.attention.varlen import attend_by_rows
+from vlmtune.models.graphs.layers import graph_layers
 from vlmtune.models.speed.constants import join_constants
 from vlmtune.models.speed.gated import fuse_gates
 from vlmtune.models.speed.norms import fuse_norms
@@ -20,3 +21,5 @@ def make_faster(model: nn.Module, plan: RunPlan, family: Family) -> None:
     fuse_norms(model, plan)
     fuse_gates(model, plan)
     fuse_rotary(model, plan)
+    if plan.cuda_graphs:
+        graph_layers(model, family)

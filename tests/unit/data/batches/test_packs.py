@@ -106,3 +106,16 @@ def test_rows_longer_than_a_pack_are_told():
         "longer than training.pack_tokens: 100: 2 rows of 3; each is a pack of its own"
     ]
     assert told([90, 100], 100) == told([130], 0) == []
+
+
+def test_a_pack_is_filled_up_behind_its_last_row_with_tokens_that_mean_nothing():
+    rows = [row([7, 8, 9], [7, 8, 9], pixels=2), row([5, 6], [IGNORED, 6])]
+    pack, filled = packed(rows), packed(rows, step=4)
+    assert filled["labels"].tolist() == [[*pack["labels"][0].tolist(), IGNORED, IGNORED, IGNORED]]
+    assert filled["input_ids"].tolist() == [[7, 8, 9, 5, 6, 0, 0, 0]]
+    assert filled["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
+    assert filled[PACKED].tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]] and filled[WHERE] == pack[WHERE]
+    assert torch.equal(filled["pixel_values"], pack["pixel_values"])
+    [collated, *_] = PackCollator(5, step=4)(rows)
+    assert collated["labels"].shape == (1, 8)
+    assert packed(rows, step=5)["labels"].shape == (1, 5), "a pack that fits is left as it is"

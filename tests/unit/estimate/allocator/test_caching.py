@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmtune.estimate.allocator.addresses import DriverAddresses
-from vlmtune.estimate.allocator.caching import EMPTY_CACHE, RESET_PEAK, AllocatorSettings, CachingAllocator, replay
+from vlmtune.estimate.allocator.caching import (
+    EMPTY_CACHE,
+    ENTER_POOL,
+    LEAVE_POOL,
+    RESET_PEAK,
+    AllocatorSettings,
+    CachingAllocator,
+    replay,
+)
 from vlmtune.units import MIB
 
 NATIVE = AllocatorSettings()
@@ -331,3 +339,21 @@ def test_the_same_log_gives_the_same_answer(sizes, settings):
     events = [(handle, size) for handle, size in enumerate(sizes, 1)]
     events += [(-handle, 0) for handle in range(1, len(sizes), 2)] + [EMPTY_CACHE]
     assert replay(events, settings) == replay(iter(events), settings)
+
+
+@BOTH
+def test_what_cuda_graphs_free_is_theirs_alone_and_is_never_given_back(settings):
+    """A pool of 40 MiB is used by the next graph again; neither others nor `empty_cache` get any of it."""
+    one, another = [(1, 40 * MIB), (-1, 0)], [(2, 30 * MIB), (3, 10 * MIB), (-2, 0), (-3, 0)]
+    recorded = [ENTER_POOL, *one, LEAVE_POOL, ENTER_POOL, *another, LEAVE_POOL]
+    assert _reserved_mib(recorded, settings) == 40
+    assert _reserved_mib([*recorded, (4, 20 * MIB)], settings) == 60
+    assert _reserved_mib([*recorded, (4, 20 * MIB), (-4, 0), EMPTY_CACHE], settings) == 40
+    assert _reserved_mib([(4, 20 * MIB), *recorded, (-4, 0), (5, 20 * MIB)], settings) == 60
+
+
+@BOTH
+def test_what_lies_in_the_pool_of_graphs_goes_back_there(settings):
+    begun = [ENTER_POOL, (1, 20 * MIB), LEAVE_POOL, (-1, 0)]
+    assert _reserved_mib([*begun, (2, 20 * MIB)], settings) == 40
+    assert _reserved_mib([*begun, ENTER_POOL, (2, 20 * MIB), LEAVE_POOL], settings) == 20

@@ -15,158 +15,26 @@ Shapes: T tokens of a pack, R rows in it, H hidden size.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from vlmtune.compat.torch import FOREACH_COPY, FOREACH_ZERO
+from vlmtune.compat.torch import FOREACH_COPY, FOREACH_ZERO, GRADIENT_EDGE
 from vlmtune.compat.transformers import CHECKPOINTING_FUNCTION, LAYER_CHECKPOINTING
 from vlmtune.families.base import Family
 from vlmtune.levers.recompute import layers_of
-from vlmtune.models.attention.varlen import longest_of
+from vlmtune.models.graphs.buffers import Buffers, Given, Shape, given_of, shape_of
+from vlmtune.models.graphs.recording import Card, Cuda, Repeated, Replay
 from vlmtune.models.streaming import stream_of
 
 foreach_copy_, foreach_zero_ = FOREACH_COPY.get(), FOREACH_ZERO.get()
-MASK = "attention_mask"
-ROWS_STEP = 8
-"""Graphs know a multiple of so many rows of a pack; those that a pack lacks are empty."""
+gradient_edge_of = GRADIENT_EDGE.get()
 Library = Callable[..., Any]
 """transformers' checkpointing: (layer with its keywords, hidden states) -> hidden states."""
-Replay = Callable[[], None]
-
-
-class Card(Protocol):
-    """What records and repeats."""
-
-    def begin(self) -> None:
-        """Give memory back that nothing holds: from now on the graphs have their own."""
-
-    def recorded(self, work: Callable[[], None]) -> Replay:
-        """Record what `work` launches, and return what launches it again; it has not run yet."""
-
-
-class Cuda:
-    """CUDA's graphs, of one pool."""
-
-    def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream()
-
-    def begin(self) -> None:
-        """Give cached memory back to the card."""
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-
-    def recorded(self, work: Callable[[], None]) -> Replay:
-        """Record on a stream of its own; other threads, which fetch rows, may do what a recording may not."""
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            try:
-                work()
-            finally:
-                graph.capture_end()
-        current.wait_stream(self.stream)
-        return graph.replay
-
-
-class Repeated:
-    """Runs the work itself each time: for CPUs, whose tests compare what graphs compute."""
-
-    def begin(self) -> None:
-        """Nothing is cached."""
-
-    def recorded(self, work: Callable[[], None]) -> Replay:
-        """Return the work."""
-        return work
-
-
-class _Given(NamedTuple):
-    """What a layer is called with beside hidden states, by name."""
-
-    starts: Tensor
-    """Where the rows of the pack begin, [1, 1, R + 1, 1]: its mask."""
-    tensors: dict[str, tuple[Tensor, ...]]
-    constants: tuple[tuple[str, Any], ...]
-
-
-def _given(keywords: dict[str, Any]) -> _Given | None:
-    """Return what graphs can be made of; None where a layer takes something else, or a mask of pairs of tokens."""
-    starts, tensors, constants = keywords.get(MASK), {}, []
-    if not isinstance(starts, Tensor) or starts.dtype != torch.int32:
-        return None
-    for name, value in keywords.items():
-        parts = value if isinstance(value, tuple) else (value,)
-        if name == MASK:
-            continue
-        if parts and all(isinstance(part, Tensor) for part in parts):
-            tensors[name] = parts
-        elif value is None or isinstance(value, bool | int | float | str):
-            constants.append((name, value))
-        else:
-            return None
-    return _Given(starts, tensors, tuple(constants))
-
-
-class _Shape(NamedTuple):
-    """What graphs depend on."""
-
-    hidden: torch.Size
-    dtype: torch.dtype
-    starts: int
-    longest: int
-    """A bound of the longest row."""
-    tensors: tuple
-    constants: tuple[tuple[str, Any], ...]
-
-
-def _shape(x: Tensor, given: _Given) -> _Shape:
-    rows = given.starts.shape[2] - 1
-    longest = 1 << (longest_of(given.starts) - 1).bit_length()  # one bound for many packs: the next power of two
-    tensors = tuple((name, *((one.shape, one.dtype) for one in ones)) for name, ones in given.tensors.items())
-    return _Shape(x.shape, x.dtype, -(-rows // ROWS_STEP) * ROWS_STEP + 1, longest, tensors, given.constants)
-
-
-class _Buffers:
-    """What graphs of one shape read and write: hidden states in `x`, gradients and results in `y`; what is given."""
-
-    def __init__(self, shape: _Shape, x: Tensor, y: Tensor, given: _Given) -> None:
-        self.x, self.y = x, y
-        self.given = {name: tuple(torch.empty_like(one) for one in ones) for name, ones in given.tensors.items()}
-        self.starts = given.starts.new_empty(1, 1, shape.starts, 1)
-        self.starts.longest = shape.longest
-        self._from: _Given | None = None
-
-    def fill(self, x: Tensor, given: _Given) -> None:
-        """Copy a layer's input; what is given to many layers is copied once."""
-        self.x.copy_(x)
-        if self._from is None or self._from.starts is not given.starts:
-            rows = given.starts.shape[2]
-            self.starts[:, :, :rows].copy_(given.starts)
-            self.starts[:, :, rows:] = given.starts[:, :, -1:]  # no tokens in those
-        for name, ones in given.tensors.items():
-            if self._from is None or not _are_same(ones, self._from.tensors[name]):
-                for own, one in zip(self.given[name], ones, strict=True):
-                    own.copy_(one)
-        self._from = given
-
-    def keywords(self) -> dict[str, Any]:
-        """Return what a layer is called with in place of what it was given."""
-        return {MASK: self.starts} | {name: own if len(own) > 1 else own[0] for name, own in self.given.items()}
-
-    def forget(self) -> None:
-        """Let go of what was copied last."""
-        self._from = None
-
-
-def _are_same(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return len(ones) == len(others) and all(one is other for one, other in zip(ones, others, strict=True))
 
 
 class LayerGraphs:
@@ -178,10 +46,10 @@ class LayerGraphs:
         """By it autograd knows of layers whose input needs no gradient."""
         self.most_numbers = 0
         """Of hidden states of the first batch."""
-        self.of_shape: dict[_Shape, _Buffers] = {}
+        self.of_shape: dict[Shape, Buffers] = {}
         self._memory: tuple[Tensor, Tensor] | None = None
 
-    def buffers(self, shape: _Shape, x: Tensor, given: _Given) -> _Buffers:
+    def buffers(self, shape: Shape, x: Tensor, given: Given) -> Buffers:
         """Return those of a shape; hidden states of all shapes lie in the same memory."""
         if shape not in self.of_shape:
             if not self.of_shape:
@@ -190,7 +58,7 @@ class LayerGraphs:
                 numbers = max(self.most_numbers, x.numel())
                 self._memory = x.new_empty(numbers), x.new_empty(numbers)
             own = (memory[: x.numel()].view(x.shape) for memory in self._memory)
-            self.of_shape[shape] = _Buffers(shape, *own, given)
+            self.of_shape[shape] = Buffers(shape, *own, given)
         return self.of_shape[shape]
 
     def forget(self, *_: object) -> None:
@@ -203,10 +71,10 @@ class LayerGraphs:
 class _Graphs:
     """Those of one layer and shape."""
 
-    buffers: _Buffers | None = None
+    buffers: Buffers | None = None
     forward: Replay | None = None
     backward: Replay | None = None
-    recorded: tuple[Tensor, GradientEdge] | None = None
+    recorded: tuple[Tensor, Any] | None = None
     """The input of what was recorded, and where its backward pass begins."""
 
 
@@ -218,19 +86,19 @@ class _Layer:
         self.shared, self.library, self.bring = shared, library, bring
         self.weights = [one for one in layer.parameters() if one.requires_grad]
         self.gradients: list[Tensor] = []
-        self.graphs: dict[tuple[_Shape, bool], _Graphs] = defaultdict(_Graphs)
+        self.graphs: dict[tuple[Shape, bool], _Graphs] = defaultdict(_Graphs)
         self.has_run = False
 
     def __call__(self, function: partial, *args: Tensor) -> Any:
         """Run in place of transformers' checkpointing: (layer with its keywords, hidden states) -> hidden states."""
-        given = _given(function.keywords) if len(args) == 1 and torch.is_grad_enabled() else None
+        given = given_of(function.keywords) if len(args) == 1 and torch.is_grad_enabled() else None
         if given is None:
             return self.library(function, *args)
         [x] = args
         if not self.has_run:
             self.has_run, self.shared.most_numbers = True, x.numel()
             return self.library(function, x)
-        shape = _shape(x, given)
+        shape = shape_of(x, given)
         graphs = self.graphs[shape, x.requires_grad]
         graphs.buffers = graphs.buffers or self.shared.buffers(shape, x, given)
         return _Graphed.apply(_Pass(self, graphs, graphs.buffers, function, given), x, self.shared.anchor)
@@ -254,9 +122,9 @@ class _Pass:
 
     layer: _Layer
     graphs: _Graphs
-    buffers: _Buffers
+    buffers: Buffers
     function: partial
-    given: _Given
+    given: Given
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the layer makes of hidden states [1, T, H]."""
@@ -286,7 +154,7 @@ class _Pass:
         with torch.enable_grad():
             y = self.layer.library(function, x)
         self.buffers.y.copy_(y.detach())
-        self.graphs.recorded = x, get_gradient_edge(y)
+        self.graphs.recorded = x, gradient_edge_of(y)
 
     def _backward(self) -> None:
         x, edge = self.graphs.recorded
@@ -313,14 +181,15 @@ class _Graphed(torch.autograd.Function):
 
 def graph_layers(model: nn.Module, family: Family) -> None:
     """Let the layers of a base model that recompute run by graphs."""
-    layers = layers_of(model, family)
+    layers = [layer for layer in layers_of(model, family) if LAYER_CHECKPOINTING.read(layer)]
+    if not layers:  # a model that is asked, and does not learn
+        return
     device = next(layers[0].parameters()).device
     shared = model.layer_graphs = LayerGraphs(Cuda() if device.type == "cuda" else Repeated())
     model.register_forward_pre_hook(shared.forget)
     for layer in layers:
-        if LAYER_CHECKPOINTING.read(layer):
-            library = CHECKPOINTING_FUNCTION.read(layer)
-            CHECKPOINTING_FUNCTION.write(layer, _Layer(shared, layer, library, _bringing(model, layer)))
+        library = CHECKPOINTING_FUNCTION.read(layer)
+        CHECKPOINTING_FUNCTION.write(layer, _Layer(shared, layer, library, _bringing(model, layer)))
 
 
 def _bringing(model: nn.Module, layer: nn.Module) -> Callable[[], None]:

@@ -16,7 +16,8 @@ from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.allocator.caching import EMPTY_CACHE, ENTER_POOL, LEAVE_POOL
 from vlmtune.estimate.simulate.simulation import Run, simulate
 from vlmtune.models.build import base_of
-from vlmtune.models.speed import graphs
+from vlmtune.models.graphs import buffers
+from vlmtune.models.graphs.recording import Repeated
 from vlmtune.plan.types import RunPlan
 
 LEAN = {"lean_lora": True, "joined_constants": True, "mixed_precision": "no"}
@@ -86,9 +87,9 @@ def test_a_layer_without_a_mask_of_rows_runs_as_ever(models, tmp_path, monkeypat
 
 def test_the_card_is_asked_for_the_longest_row_once_a_pack_and_never_by_what_is_recorded(models, tmp_path, monkeypatch):
     kernel = VarlenKernel(monkeypatch)
-    monkeypatch.setattr(graphs, "longest_of", kernel.longest_of)
+    monkeypatch.setattr(buffers, "longest_of", kernel.longest_of)
     tiny, recording, asked = models("llava"), [], []
-    real = graphs.Repeated.recorded
+    real = Repeated.recorded
 
     def recorded(self, work):
         def noted() -> None:
@@ -99,7 +100,7 @@ def test_the_card_is_asked_for_the_longest_row_once_a_pack_and_never_by_what_is_
 
         return real(self, noted)
 
-    monkeypatch.setattr(graphs.Repeated, "recorded", recorded)
+    monkeypatch.setattr(Repeated, "recorded", recorded)
     learned(tiny, plan_of(tiny, True), tmp_path)
     assert recording and not asked
 
