@@ -1,5 +1,7 @@
 """Layers as CUDA graphs: as the user says, where packs, card and adapters allow it; else one line says why not."""
 
+from dataclasses import replace
+
 import pytest
 
 from vlmtune.config.load import preset_config
@@ -42,6 +44,7 @@ def test_it_is_as_the_user_says(auto, wish, decided, monkeypatch):
         (("training.method=full", "training.quantization.load_in_4bit=false"), CARD, "adapters without dropout alone"),
         (("hardware.num_gpus=2",), CARD, "several GPUs"),
         (("hardware.num_gpus=auto",), CARD, "several GPUs"),
+        ((), replace(CARD, launched=True, num_gpus=2), "several GPUs"),
     ],
 )
 def test_where_it_cannot_be_one_line_says_why(values, device, reason):

@@ -43,7 +43,7 @@ def _why_not(config: TrainingConfig, model: ModelFacts, device: "Device") -> str
         return "adapters without dropout alone are recorded"
     if hardware.lean_lora is False:
         return "hardware.lean_lora alone adds gradients up where they are"
-    if hardware.num_gpus not in (None, 1):
+    if hardware.num_gpus not in (None, 1) or device.launched:
         return "a run on several GPUs is not recorded"
     return None
 

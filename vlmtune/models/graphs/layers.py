@@ -96,8 +96,9 @@ class _Layer:
             return self.library(function, *args)
         [x] = args
         if not self.has_run:
-            self.has_run, self.shared.most_numbers = True, x.numel()
-            return self.library(function, x)
+            y = self.library(function, x)
+            self.has_run, self.shared.most_numbers = isinstance(y, Tensor), x.numel()  # others return more than that
+            return y
         shape = shape_of(x, given)
         graphs = self.graphs[shape, x.requires_grad]
         graphs.buffers = graphs.buffers or self.shared.buffers(shape, x, given)

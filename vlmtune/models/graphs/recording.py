@@ -1,6 +1,7 @@
 """What records the launches of some work, to repeat them in one: a card, or on a CPU the work itself."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -38,8 +39,11 @@ class Cuda:
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             try:
                 work()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # that it is cut short says less than why
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         current.wait_stream(self.stream)
         return graph.replay
 

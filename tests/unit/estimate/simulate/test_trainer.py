@@ -205,6 +205,7 @@ class Case:
         monkeypatch.setattr(TuneDataset, "__getitem__", device.in_main_memory(TuneDataset.__getitem__))
         for collator in (Collator, PackCollator):
             monkeypatch.setattr(collator, "__call__", device.in_main_memory(collator.__call__))
+        monkeypatch.setattr(trainer, "placed", device.in_main_memory(trainer.placed))
         rows, run = RunRows(rows, val, self.lengths, self.collator), RunFolder.create(self.folder / "run")
         run.plan.touch()  # a folder without one counts as removed
         with (self.folder / "shown").open("w") as shown, LiveView("run", Console(file=shown)) as view:

@@ -1,5 +1,6 @@
 """A run's seconds from simulated batches and the sizes of its own."""
 
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from vlmtune.estimate.report import BatchSpent, MemoryReport, PeakAt, Spent, StepTime
-from vlmtune.estimate.timing.predict import RunSizes, Sizes, of_largest, step_time
+from vlmtune.estimate.timing.kernels import Kernel, Launched
+from vlmtune.estimate.timing.predict import RunSizes, Sizes, of_largest, spent_by, step_time
 from vlmtune.hardware.cards import find_card
 
 NOTHING = Spent()
@@ -93,3 +95,18 @@ def test_train_says_the_pace_in_its_line():
     line = Expected(timed, SimpleNamespace(target=SimpleNamespace(budget_bytes=0))).line
     assert line.endswith("; predicted 0.15 s a step, 13.3 rows a second, 3.8 h for 90,000 steps")
     assert Expected(report(), SimpleNamespace(target=SimpleNamespace(budget_bytes=0))).line.count("predicted") == 0
+
+
+def test_the_processor_launches_a_graph_and_not_what_it_has_recorded():
+    card = find_card("rtx-4090")
+    kernel = Kernel("pass", 10**8, 10**7)
+    plain, graphed = (
+        Launched(Counter(), Counter({kernel: 50}), Counter()),
+        Launched(Counter(), Counter({Kernel("graph", 0): 2}), Counter({kernel: 50})),
+    )
+    log = SimpleNamespace(batches=[plain, graphed], updates=[Counter()])
+    sizes = Sizes(np.array([100, 100]), np.array([0, 0]))
+    (one, other), _ = spent_by(log, sizes, card)
+    assert one.of_tokens.kernels_s == pytest.approx(other.of_tokens.kernels_s) and one.of_tokens.kernels_s > 0
+    assert (one.of_tokens.launches, other.of_tokens.launches) == (50, 2)
+    assert (one.of_tokens.plain_launches, other.of_tokens.plain_launches) == (50, 2)
