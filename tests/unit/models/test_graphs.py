@@ -74,6 +74,9 @@ def test_models_learn_the_same_bits(kind, hardware, models, tmp_path, monkeypatc
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
     lengths = {shape.hidden[1] for shape in base_of(model).layer_graphs.of_shape}
     assert len(lengths) >= 2 and all(length % 32 == 0 for length in lengths)
+    # Rows a pack and the longest row only ever grow: their bounds make no shapes of their own, but when they do.
+    bounds = {(shape.starts, shape.longest) for shape in base_of(model).layer_graphs.of_shape}
+    assert len(base_of(model).layer_graphs.of_shape) < len(lengths) + len(bounds)
 
 
 def test_a_layer_without_a_mask_of_rows_runs_as_ever(models, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from vlmtune.models.attention.varlen import longest_of
 
 MASK = "attention_mask"
 ROWS_STEP = 8
-"""Graphs know a multiple of so many rows of a pack; those that a pack lacks are empty."""
+"""Graphs know a multiple of so many rows of a pack."""
 
 
 class Given(NamedTuple):
@@ -49,17 +49,26 @@ class Shape(NamedTuple):
     hidden: torch.Size
     dtype: torch.dtype
     starts: int
+    """Where rows begin, and the last one ends; those that a pack lacks are empty."""
     longest: int
     """A bound of the longest row."""
     tensors: tuple
     constants: tuple[tuple[str, Any], ...]
 
 
-def shape_of(x: Tensor, given: Given) -> Shape:
-    rows = given.starts.shape[2] - 1
-    longest = 1 << (longest_of(given.starts) - 1).bit_length()  # one bound for many packs: the next power of two
-    tensors = tuple((name, *((one.shape, one.dtype) for one in ones)) for name, ones in given.tensors.items())
-    return Shape(x.shape, x.dtype, -(-rows // ROWS_STEP) * ROWS_STEP + 1, longest, tensors, given.constants)
+class Bounds:
+    """How many rows the packs had so far, and how long: graphs know no more, so that their shapes differ by T alone."""
+
+    def __init__(self) -> None:
+        self.rows = self.longest = 1
+
+    def shape_of(self, x: Tensor, given: Given) -> Shape:
+        """Return what the graphs of hidden states [1, T, H] depend on."""
+        rows = given.starts.shape[2] - 1
+        self.rows = max(self.rows, -(-rows // ROWS_STEP) * ROWS_STEP)
+        self.longest = max(self.longest, 1 << (longest_of(given.starts) - 1).bit_length())  # the next power of two
+        tensors = tuple((name, *((one.shape, one.dtype) for one in ones)) for name, ones in given.tensors.items())
+        return Shape(x.shape, x.dtype, self.rows + 1, self.longest, tensors, given.constants)
 
 
 class Buffers:

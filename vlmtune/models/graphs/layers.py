@@ -27,7 +27,7 @@ from vlmtune.compat.torch import FOREACH_COPY, FOREACH_ZERO, GRADIENT_EDGE
 from vlmtune.compat.transformers import CHECKPOINTING_FUNCTION, LAYER_CHECKPOINTING
 from vlmtune.families.base import Family
 from vlmtune.levers.recompute import layers_of
-from vlmtune.models.graphs.buffers import Buffers, Given, Shape, given_of, shape_of
+from vlmtune.models.graphs.buffers import Bounds, Buffers, Given, Shape, given_of
 from vlmtune.models.graphs.recording import Card, Cuda, Repeated, Replay
 from vlmtune.models.streaming import stream_of
 
@@ -44,6 +44,7 @@ class LayerGraphs:
         self.card = card
         self.anchor = torch.empty(0, requires_grad=True)
         """By it autograd knows of layers whose input needs no gradient."""
+        self.bounds = Bounds()
         self.most_numbers = 0
         """Of hidden states of the first batch."""
         self.of_shape: dict[Shape, Buffers] = {}
@@ -95,11 +96,11 @@ class _Layer:
         if given is None:
             return self.library(function, *args)
         [x] = args
+        shape = self.shared.bounds.shape_of(x, given)
         if not self.has_run:
             y = self.library(function, x)
             self.has_run, self.shared.most_numbers = isinstance(y, Tensor), x.numel()  # others return more than that
             return y
-        shape = shape_of(x, given)
         graphs = self.graphs[shape, x.requires_grad]
         graphs.buffers = graphs.buffers or self.shared.buffers(shape, x, given)
         return _Graphed.apply(_Pass(self, graphs, graphs.buffers, function, given), x, self.shared.anchor)
