@@ -67,6 +67,8 @@ class Family:
     """Used when the checkpoint has no template, or one that never ends the assistant's turn."""
     prefix_lm: bool = False
     """Prompt seen with full attention, answer with causal attention: one question and one answer a row, no roles."""
+    sees_both_ways: bool = False
+    """Tokens of an image or a prompt see those behind them, so that the language model has a mask of token pairs."""
     needs_image: bool = False
     """A row without an image cannot be processed."""
     part_types: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)

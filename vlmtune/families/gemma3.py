@@ -17,6 +17,7 @@ def image_settings(config: Json, preprocessor: Json, image_size: int | None) -> 
 
 FAMILY = Family(
     name="gemma3",
+    sees_both_ways=True,
     model_types=("gemma3",),
     text="model.language_model",
     vision="model.vision_tower",

@@ -29,6 +29,7 @@ FAMILY = Family(
     image_tokens=image_tokens,
     image_settings=image_settings,
     prefix_lm=True,
+    sees_both_ways=True,
     needs_image=True,
     boxes={"paligemma": PALIGEMMA},
 )

@@ -53,3 +53,16 @@ def test_where_it_cannot_be_one_line_says_why(values, device, reason):
     assert not plan.cuda_graphs and choice.value == "false" and reason in choice.reason
     quiet = plan_with("hardware.cuda_graphs=auto", *values, device=device)
     assert not quiet.cuda_graphs and not [choice for choice in quiet.choices if choice.key == graphs.KEY]
+
+
+def test_masks_of_pairs_of_tokens_are_not_recorded():
+    config = {
+        "model_type": "gemma3",
+        "vision_config": {"image_size": 896},
+        "text_config": {},
+        "mm_tokens_per_image": 256,
+    }
+    loaded = preset_config("org/model", "8gb", [*PACKS, "hardware.cuda_graphs=true"])
+    plan = make_plan(loaded.config, ModelSource("org/model", config, {}), CARD)
+    [choice] = [choice for choice in plan.choices if choice.key == graphs.KEY]
+    assert "images or prompts that see both ways" in choice.reason and plan.pack_step == 1

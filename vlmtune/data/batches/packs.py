@@ -4,12 +4,10 @@ Shapes: S optimizer steps of R rows each, P packs of a step, T tokens of a pack.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlmtune.data.collate import WHERE, Collate, Collator, collate, join_images, token_tensor, without_rows
@@ -96,12 +94,12 @@ def filled_up(tokens: np.ndarray | int, step: int) -> np.ndarray | int:
 def packed(rows: list[Encoded], step: int = 1) -> dict[str, Tensor | list[str]]:
     """Return the batch of one pack, [1, T]: rows behind each other, each with its own positions.
 
-    The first token of a row is not learned: it would be predicted from the last one of the row before it. Behind the
-    last row, and as if they were its own, come as many tokens as make T a multiple of `step`: attention is causal then,
-    so that no other token sees them, and nothing is learned of them.
+    The first token of a row is not learned: it would be predicted from the last one of the row before it. As many
+    tokens as make T a multiple of `step` come behind the last row, as one that nobody sees and nothing is learned of.
     """
-    tokens = sum(row.labels.shape[1] for row in rows)
-    rows = [*rows[:-1], _longer(rows[-1], filled_up(tokens, step) - tokens)]
+    where, tokens = [row.where for row in rows], sum(row.labels.shape[1] for row in rows)
+    missing = filled_up(tokens, step) - tokens
+    rows = [*rows, *([_nothing_like(rows[0], missing)] if missing else [])]
     lengths = [row.labels.shape[1] for row in rows]
     tensors: dict[str, Tensor] = {}
     for key in {key: None for row in rows for key in row.tensors}:
@@ -116,19 +114,14 @@ def packed(rows: list[Encoded], step: int = 1) -> dict[str, Tensor | list[str]]:
     tensors[PACKED] = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))[None]
     labels = torch.cat([row.labels.index_fill(1, torch.tensor([0]), IGNORED) for row in rows], dim=1)
     pack = Encoded(tensors, labels, torch.cat([row.is_image for row in rows]), rows[0].where)
-    return {**collate([pack], 0), WHERE: [row.where for row in rows]}
+    return {**collate([pack], 0), WHERE: where}
 
 
-def _longer(row: Encoded, more: int) -> Encoded:
-    """Return a row with so many tokens more that mean nothing."""
+def _nothing_like(row: Encoded, tokens: int) -> Encoded:
+    """Return a row of so many tokens that mean nothing, with what every row has for each of its tokens."""
     length = row.labels.shape[1]
     tensors = {
-        key: F.pad(tensor, (0, more)) if is_token_tensor(key, tensor, length) else tensor
-        for key, tensor in row.tensors.items()
+        key: tensor.new_zeros(1, tokens) for key, tensor in row.tensors.items() if is_token_tensor(key, tensor, length)
     }
-    return replace(
-        row,
-        tensors=tensors,
-        labels=F.pad(row.labels, (0, more), value=IGNORED),
-        is_image=F.pad(row.is_image, (0, more)),
-    )
+    labels = torch.full((1, tokens), IGNORED)
+    return Encoded(tensors, labels, torch.zeros(tokens, dtype=torch.bool), row.where)

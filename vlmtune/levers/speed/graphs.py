@@ -37,6 +37,8 @@ def _why_not(config: TrainingConfig, model: ModelFacts, device: "Device") -> str
         return "without training.packing: true batches have too many lengths"
     if not VARLEN.decide(config, model, device).values["varlen_attention"]:
         return "rows of a pack need hardware.varlen_attention, which is not to be had here"
+    if model.family.sees_both_ways:
+        return "images or prompts that see both ways have a mask of pairs of tokens"
     if not hardware.gradient_checkpointing or hardware.offload_activations:
         return "recorded layers recompute from what stays on the card"
     if training.method == "full" or training.lora.dropout:

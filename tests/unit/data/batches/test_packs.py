@@ -113,8 +113,9 @@ def test_a_pack_is_filled_up_behind_its_last_row_with_tokens_that_mean_nothing()
     pack, filled = packed(rows), packed(rows, step=4)
     assert filled["labels"].tolist() == [[*pack["labels"][0].tolist(), IGNORED, IGNORED, IGNORED]]
     assert filled["input_ids"].tolist() == [[7, 8, 9, 5, 6, 0, 0, 0]]
-    assert filled["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
-    assert filled[PACKED].tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]] and filled[WHERE] == pack[WHERE]
+    assert filled["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
+    assert filled[PACKED].tolist() == [[0, 0, 0, 1, 1, 2, 2, 2]] and filled[WHERE] == pack[WHERE]
+    assert num_rows(filled) == num_rows(pack) == 2
     assert torch.equal(filled["pixel_values"], pack["pixel_values"])
     [collated, *_] = PackCollator(5, step=4)(rows)
     assert collated["labels"].shape == (1, 8)
