@@ -2,8 +2,9 @@
 
 Qwen2.5-VL-3B at its real size with random weights, three seeds, 50 steps of 8 short rows whose answers can be learned.
 Each seed trains with PEFT's forward twice (two equal runs differ too: a card adds in any order), with lean adapters,
-and with all that saves kernels, in packs. A seed decides the base's weights, the adapters' first ones and the order of
-rows. Nothing is timed, so several processes share a card. `docs/renew.py` makes the table in docs/speed.md.
+with all that saves kernels, in packs, and with these as CUDA graphs. A seed decides the base's weights, the adapters'
+first ones and the order of rows. Nothing is timed, so several processes share a card. docs/renew.py makes the table of
+docs/speed.md.
 """
 
 import argparse
