@@ -211,7 +211,7 @@ def _estimate(work: Work, target: Target) -> MemoryReport:
         peak_allocated_bytes=peaks.allocated_bytes,
         device_total_bytes=peaks.reserved_bytes + target.card.context_bytes + communication,
         budget_bytes=0,
-        breakdown=_breakdown(peaks, target.card, communication),
+        breakdown=_breakdown(peaks, target.card, communication, plan),
         parts=peaks.parts,
         peak_at=peaks.at[peaks.highest],
         phases=(*peaks.phases.values(), *([] if fast else [_answering(work, target)])),
@@ -277,13 +277,14 @@ def _hidden_of(card: Card) -> "Hidden":
     return hidden_of(card.sm, card.num_sms, None if None in measured else measured)
 
 
-def _breakdown(peaks: "Peaks", card: Card, communication: int) -> tuple[Share, ...]:
+def _breakdown(peaks: "Peaks", card: Card, communication: int, plan: RunPlan) -> tuple[Share, ...]:
     """Return what was allocated at the peak by kind, largest first, then what lies between and around it."""
     kinds = sorted(peaks.held[peaks.highest].items(), key=lambda item: -item[1])
     large = [Share(name, num_bytes) for name, num_bytes in kinds if num_bytes >= SMALLEST_SHARE_BYTES]
     named = sum(share.bytes for share in large)
     other = peaks.phases[peaks.highest].peak_allocated_bytes - named
-    free = Share("reserved but free (fragmentation)", peaks.reserved_bytes - named - other)
+    why = "graphs' own pool" if plan.cuda_graphs else "fragmentation"
+    free = Share(f"reserved but free ({why})", peaks.reserved_bytes - named - other)
     shares = (*large, Share("other", other), free, Share("CUDA context", card.context_bytes))
     return (*shares, Share("NCCL", communication)) if communication else shares
 

@@ -14,7 +14,9 @@ from vlmtune.data.collate import WHERE
 from vlmtune.data.dataset import TuneDataset
 from vlmtune.engine.step import forward_loss
 from vlmtune.estimate.allocator.caching import EMPTY_CACHE, ENTER_POOL, LEAVE_POOL
+from vlmtune.estimate.run import estimate_largest
 from vlmtune.estimate.simulate.simulation import Run, simulate
+from vlmtune.hardware.cards import Target, find_card
 from vlmtune.models.build import base_of
 from vlmtune.models.graphs import buffers
 from vlmtune.models.graphs.recording import Repeated
@@ -134,3 +136,16 @@ def test_what_is_recorded_is_simulated_in_a_pool_of_its_own(models, tmp_path, mo
         n for k, n in without.batches[2].tokens.items() if k.kind == "product"
     )
     assert of_third.recorded == log.batches[1].recorded
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_an_estimate_knows_their_pool_and_their_launches(fast, models):
+    tiny, target = models("qwen3_vl", layers=4), Target(find_card("rtx-4090"), 20 * 2**30, expandable_segments=True)
+    plans = [replace(plan_of(tiny, on), device="cuda", gradient_accumulation_steps=4) for on in (False, True)]
+    plain, graphed = (estimate_largest(plan, tiny.source, target, fast=fast) for plan in plans)
+    assert [share.name for share in graphed.breakdown if "reserved but free" in share.name] == [
+        "reserved but free (graphs' own pool)"
+    ]
+    assert graphed.peak_reserved_bytes > plain.peak_reserved_bytes
+    assert graphed.time.launches < plain.time.launches / 2
+    assert graphed.time.kernels_s == pytest.approx(plain.time.kernels_s, rel=0.35)
