@@ -58,7 +58,8 @@ numbers that a warp takes lie in as many lines of memory. A picture is stretched
 blocks: 29 ms for the 5,760 channels of Qwen-VL-Chat's tables, on one, each of a number's 16 places in another line;
 backward reads one place. Of depthwise convolutions each tap of a window counts as a number, 18 instructions of torch's
 kernel: two numbers are loaded, widened and multiplied, and their places worked out. The optimizer looks for the nearest
-of 256 values for both states of each number: full tuning of 1.5 billion took 44 ms on an H100."""
+of 256 values for both states of each number: full tuning of 1.5 billion took 44 ms on an H100. A CUDA graph takes what
+its kernels take, which are counted beside it."""
 
 
 @dataclass(frozen=True)
