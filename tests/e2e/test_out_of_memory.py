@@ -272,6 +272,7 @@ def test_other_savings_than_those_that_keep_adapters_and_rows_are_never_taken():
         "hardware.fused_norms",
         "hardware.fused_elementwise",
         "hardware.joined_constants",
+        "hardware.cuda_graphs",
         "data.cache_features",
         "data.cache_features_gib",
         "model.cache_quantized",

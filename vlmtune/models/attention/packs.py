@@ -23,10 +23,8 @@ PACKED = "row_ids"
 
 
 def num_rows(batch: dict[str, Tensor]) -> int:
-    """Return the rows of a batch, packed or not; what fills a pack up is none, and the mask leaves it out."""
-    if PACKED not in batch:
-        return len(batch["labels"])
-    return int((batch[PACKED] * batch.get("attention_mask", 1)).max()) + 1
+    """Return the rows of a batch, packed or not; what fills a pack up is none, and has zeros in the mask."""
+    return int(batch[PACKED].max()) + int(batch["attention_mask"].min()) if PACKED in batch else len(batch["labels"])
 
 
 def placed(base: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ from vlmtune.estimate.simulate.record import ACTIVATIONS, GRADIENTS, WORKSPACES,
 from vlmtune.estimate.simulate.simulation import Run, add_residents, recorder_of, simulate
 from vlmtune.estimate.simulate.steps import collated, steps_of_run
 from vlmtune.levers.optimizer import build_optimizer
+from vlmtune.models.attention.packs import PACKED as PACK
 from vlmtune.models.build import base_of, build_model
 from vlmtune.models.features import serve_features
 from vlmtune.plan.types import RunPlan
@@ -205,7 +206,8 @@ class Case:
         monkeypatch.setattr(TuneDataset, "__getitem__", device.in_main_memory(TuneDataset.__getitem__))
         for collator in (Collator, PackCollator):
             monkeypatch.setattr(collator, "__call__", device.in_main_memory(collator.__call__))
-        monkeypatch.setattr(trainer, "placed", device.in_main_memory(trainer.placed))
+        placing = device.in_main_memory(trainer.placed)
+        monkeypatch.setattr(trainer, "placed", lambda base, batch: placing(base, batch) if PACK in batch else batch)
         rows, run = RunRows(rows, val, self.lengths, self.collator), RunFolder.create(self.folder / "run")
         run.plan.touch()  # a folder without one counts as removed
         with (self.folder / "shown").open("w") as shown, LiveView("run", Console(file=shown)) as view:
