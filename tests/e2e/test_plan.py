@@ -40,8 +40,8 @@ def test_with_room_it_buys_speed_and_writes_a_config_that_validates(run_cli, qwe
     loaded = load_config(out)
     assert loaded.config.hardware.gradient_checkpointing is False
     training = loaded.config.training
-    assert training.batch_size * (training.gradient_accumulation_steps or 32) == 32
-    assert training.batch_size > 1 or training.packing is True
+    assert training.packing is True and training.pack_tokens == 16_384  # of the default's 32 rows a step
+    assert training.batch_size == 1 and training.gradient_accumulation_steps is None
     assert loaded.resolve_path(loaded.config.model.name).resolve() == qwen.resolve()
     (tmp_path / "train.jsonl").write_text('{"question": "q", "answer": "a"}\n')
     assert run_cli("validate", out).code == 0
