@@ -6,13 +6,6 @@ from vlmtune.compat.libraries import ACCELERATE, TORCH, TRANSFORMERS
 TRAINER = "transformers.Trainer"
 TUNE_TRAINER = ("vlmtune.engine.trainer.TuneTrainer",)
 
-MODEL_ACCEPTS_LOSS_KWARGS = Attribute(
-    TRANSFORMERS,
-    TRAINER,
-    "model_accepts_loss_kwargs",
-    "the loss is divided by the labelled tokens of the whole step: where this is false, Trainer divides once more.",
-    read_by="transformers.Trainer.training_step",
-)
 ACCELERATOR = Attribute(
     TRANSFORMERS, TRAINER, "accelerator", "the object that takes batches to the device.", plain=True
 )
@@ -91,25 +84,17 @@ CREATE_SCHEDULER = Override(
     TUNE_TRAINER,
     "the first step has a learning rate above 0.",
 )
-COMPUTE_LOSS = Override(
-    TRANSFORMERS,
-    "transformers.Trainer.compute_loss",
-    TUNE_TRAINER,
-    "vlmtune's loss.",
-    read_by="transformers.Trainer.training_step",
-)
 TRAINING_STEP = Override(
     TRANSFORMERS,
     "transformers.Trainer.training_step",
     TUNE_TRAINER,
-    "a loss that is no number, or no memory, stops the run and names the rows.",
+    "it computes vlmtune's loss, and no memory, or a loss that is no number, stops the run and names the rows.",
 )
-PREPARE_INPUTS = Override(
+CLIP_GRAD_NORM = Override(
     TRANSFORMERS,
-    "transformers.Trainer._prepare_inputs",
+    "transformers.Trainer._clip_grad_norm",
     TUNE_TRAINER,
-    "pinned batches come to the card without the host waiting for each of their tensors.",
-    read_by="transformers.Trainer.training_step",
+    "it looks for what has gradients among all parameters of the model, which takes time at each step.",
 )
 GET_BATCH_SAMPLES = Override(
     TRANSFORMERS,

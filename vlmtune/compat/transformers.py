@@ -84,6 +84,13 @@ CHECKPOINTING_FUNCTION = Attribute(
     "_gradient_checkpointing_func",
     "what runs a layer that recomputes: one whose launches are recorded runs by another.",
 )
+DEEPSTACK = Attribute(
+    TRANSFORMERS,
+    "transformers.Qwen3VLTextModel",
+    "_deepstack_process",
+    "it adds features to what the first layers return, and waits for the card to find their places.",
+    read_by="transformers.Qwen3VLTextModel.forward",
+)
 
 # Loading.
 SET_PARAM_FOR_MODULE = Name(

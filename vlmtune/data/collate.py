@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens of the longest row; image tensors are joined along dimension 0, features along dimension 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -111,3 +111,11 @@ def _joined(tensors: list[Tensor]) -> Tensor:
         most = max(tensor.shape[1] for tensor in tensors)
         tensors = [F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, most - tensor.shape[1])) for tensor in tensors]
     return torch.cat(tensors)
+
+
+def raising(batches: Iterable) -> Iterator:
+    """Raise what a worker returned in place of a batch: raised there, it would come out as the text of a traceback."""
+    for batch in batches:
+        if isinstance(batch, VlmtuneError):
+            raise batch
+        yield batch

@@ -17,6 +17,8 @@ from vlmtune.models.build import DTYPES, base_of
 from vlmtune.plan.types import RunPlan
 
 IGNORED = -100
+LABELLED = "labelled"
+"""Key under which a batch carries the places [N], among its B * T, that labelled tokens are predicted from."""
 Head = Callable[[Tensor], Tensor]
 
 
@@ -29,22 +31,35 @@ def forward_loss(
     library's own loss and gradients up to rounding (held by a test for each family).
 
     Args:
-        batch: what the collator made; `labels` [B, T] with -100 where nothing is learned.
+        batch: what the collator made, best with what `ready` adds; `labels` [B, T] with -100 where nothing is learned.
         num_items: labelled tokens of all batches that make one optimizer step.
     """
     base = base_of(model)
-    inputs = {key: value for key, value in placed(base, batch).items() if key not in ("labels", PACKED)}
+    batch = ready(base, batch)
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", PACKED, LABELLED)}
     device_type = batch["labels"].device.type
     autocast_dtype = DTYPES[plan.autocast_dtype] if plan.autocast_dtype else None
     with torch.autocast(device_type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
         with rows_apart(batch.get(PACKED)):
             hidden_BTH, head = hidden_states(base, inputs)
-        # The token at t is predicted from the hidden state at t - 1.
-        labels_BT = batch["labels"][:, 1:]
-        labelled_BT = labels_BT != IGNORED
-        hidden_NH, labels_N = hidden_BTH[:, :-1][labelled_BT], labels_BT[labelled_BT]
+        hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, batch[LABELLED])
+        labels_N = batch["labels"].flatten().index_select(0, batch[LABELLED] + 1)
         loss = _chunked_sum(head, hidden_NH, labels_N, plan.loss_chunk_tokens)
     return loss / (num_items if num_items is not None else labels_N.numel())
+
+
+def ready(base: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a batch with what can be worked out before it comes to the card: positions, and where labels are.
+
+    How many there are is a number that the processor would have to read there: it would wait for all that goes before,
+    and have nothing handed over in advance for what comes behind.
+    """
+    batch = placed(base, batch)
+    if LABELLED in batch:
+        return batch
+    # The token at t is predicted from the hidden state at t - 1.
+    labelled_BT = F.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
+    return {**batch, LABELLED: labelled_BT.flatten().nonzero()[:, 0]}
 
 
 def hidden_states(base: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:

@@ -3,8 +3,8 @@
 import math
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 
-from vlmtune.compat.trainer import BASE_DATALOADER, DEVICE_PLACEMENT, MODEL_ACCEPTS_LOSS_KWARGS
+from vlmtune.compat.trainer import BASE_DATALOADER, DEVICE_PLACEMENT
 from vlmtune.data.batches.order import DealtRows, LengthGroupedOrder
 from vlmtune.data.batches.packs import PackCollator
-from vlmtune.data.collate import WHERE, Collator
+from vlmtune.data.collate import WHERE, Collator, raising
 from vlmtune.data.progress import Progress, silent
 from vlmtune.data.workers import READERS
 from vlmtune.engine.answers.held_out import HeldOutAnswers
@@ -35,11 +35,10 @@ from vlmtune.engine.ranks import group
 from vlmtune.engine.ranks.checkpoints import load_random_state, save_random_states
 from vlmtune.engine.ranks.gradients import sum_gradients
 from vlmtune.engine.ranks.pace import Waiting, keep_pace
-from vlmtune.engine.step import forward_loss
+from vlmtune.engine.step import LABELLED, forward_loss, ready
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import is_disk_full
 from vlmtune.levers.optimizer import build_optimizer
-from vlmtune.models.attention.packs import placed
 from vlmtune.models.build import base_of
 from vlmtune.models.layers.shards import end_pass, pass_by
 from vlmtune.models.verify import refuse_other_base
@@ -82,11 +81,11 @@ class TuneTrainer(Trainer):
         """
         data_collator = PackCollator(plan.pack_tokens, plan.pack_step) if plan.pack_tokens else collator
         super().__init__(model=model, args=training_arguments(plan, folder), data_collator=data_collator, **kwargs)
-        # The loss is divided by the labelled tokens of the whole step, so Trainer must not average again.
-        MODEL_ACCEPTS_LOSS_KWARGS.write(self, True)
         # Batches go to the device one at a time: a step's batches are fetched together, and images are large.
         DEVICE_PLACEMENT.write(self.accelerator, False)
         self.plan, self.folder, self.collator = plan, folder, collator
+        model.train()  # not before each batch, as Trainer does: thousands of modules are told
+        self.trained = [one for one in model.parameters() if one.requires_grad]
         self.work = Work()
         """Since the recorder last asked."""
         self.losses: list[tuple[Tensor, list[str]]] = []
@@ -134,25 +133,21 @@ class TuneTrainer(Trainer):
             self.lr_scheduler = Schedule(optimizer or self.optimizer, self.args, num_training_steps)
         return self.lr_scheduler
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
-        """Return vlmtune's loss: the model's own makes logits of every token."""
-        return forward_loss(model, inputs, self.plan, num_items_in_batch)
-
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Fetch the batches of one step, and note how long that took and what they hold."""
+        """Fetch the batches of one step, and note how long that took and what they hold.
+
+        They are made ready where they are, and counted: to read a number back from the card would be to wait for it.
+        """
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             # Resumed from the last step's checkpoint, or where an evaluation ends the run: Trainer would take one step
             # more before it looks.
             self.control.should_training_stop = True
             return [], None
         started = time.perf_counter()
-        batches = _raising(epoch_iterator)
-        if self.plan.pack_tokens:
-            packs = next(batches, [])
-            batches, num_batches = iter(packs), len(packs)
-        # Counted where the batches are: to read the number back from the card would be to wait for it.
-        batches, num_items = super().get_batch_samples(batches, num_batches, torch.device("cpu"))
+        batches = raising(epoch_iterator)
+        batches = next(batches, []) if self.plan.pack_tokens else list(islice(batches, num_batches))
         waited_s = time.perf_counter() - started
+        batches = [ready(base_of(self.model), batch) for batch in batches]
         tokens, rows, images, trained_tokens = map(
             int,
             group.total(
@@ -160,7 +155,7 @@ class TuneTrainer(Trainer):
                     sum(int(batch["attention_mask"].sum()) for batch in batches if batch[WHERE]),
                     sum(len(batch[WHERE]) for batch in batches),
                     any("pixel_values" in batch for batch in batches),
-                    int(num_items or 0),
+                    sum(len(batch[LABELLED]) for batch in batches),
                 ]
             ),
         )
@@ -168,10 +163,6 @@ class TuneTrainer(Trainer):
         self.step_has_images = images > 0
         num_items = torch.tensor(trained_tokens).to(device, non_blocking=True) if batches else None
         return [batches] if self.plan.pack_tokens and batches else batches, num_items
-
-    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        inputs = placed(base_of(self.model), inputs)
-        return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}
 
     def training_step(self, model, inputs: dict[str, Any] | list[dict], num_items_in_batch=None) -> Tensor:
         """Run forward and backward, and note the loss; no memory stops the run and names the rows.
@@ -191,7 +182,7 @@ class TuneTrainer(Trainer):
             self.losses.append((torch.zeros((), device=self.args.device), where))
             return self.losses[-1][0]
         try:
-            loss = super().training_step(model, inputs, num_items)
+            loss = self._forward_and_backward(model, inputs, num_items)
         except torch.OutOfMemoryError as error:
             tokens = "×".join(str(size) for size in inputs["labels"].shape)
             rows = where[0] + (f" and {len(where) - 1} more" if len(where) > 1 else "")
@@ -200,12 +191,24 @@ class TuneTrainer(Trainer):
         self.losses.append((loss, where))
         return loss
 
+    def _forward_and_backward(self, model, batch: dict[str, Tensor], num_items: Tensor) -> Tensor:
+        """Return vlmtune's loss, which the model's own is not: that makes logits of every token."""
+        batch = {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in batch.items()}
+        loss = forward_loss(model, batch, self.plan, num_items)
+        del batch
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _clip_grad_norm(self, model) -> Tensor:
+        # Trainer looks for them among all parameters of the model.
+        return self.accelerator.clip_grad_norm_(self.trained, self.plan.max_grad_norm)
+
     def _add_up(self) -> Tensor | float:
         """Add the gradients of all processes up, at the end of a step; return the others' losses."""
         if group.size() == 1:
             return 0.0
         with self.waiting.noted():
-            sum_gradients([one for one in self.model.parameters() if one.requires_grad], group.total, group.add_up)
+            sum_gradients(self.trained, group.total, group.add_up)
         own = torch.stack([loss for loss, _ in self.losses]).sum()
         everyone = own.clone()
         group.add_up(everyone)
@@ -290,11 +293,3 @@ class TuneTrainer(Trainer):
     def floating_point_ops(self, inputs) -> int:
         """Return 0: counting parameters at each step costs time, and nobody reads the sum."""
         return 0
-
-
-def _raising(batches: Iterator) -> Iterator:
-    """Raise what a worker returned in place of a batch: raised there, it would come out as the text of a traceback."""
-    for batch in batches:
-        if isinstance(batch, VlmtuneError):
-            raise batch
-        yield batch

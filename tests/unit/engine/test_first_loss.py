@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import Trainer
 
 from vlmtune.data.collate import WHERE
 from vlmtune.engine.trainer import TuneTrainer
@@ -13,7 +12,7 @@ from vlmtune.errors import VlmtuneError
 
 @pytest.fixture
 def step(monkeypatch):
-    """A function that makes a training step, of which the library returns this loss, and looks at it."""
+    """A function that makes a training step, whose loss is this, and looks at it."""
 
     def run(loss: float, after: int = 0) -> float:
         trainer = object.__new__(TuneTrainer)
@@ -21,8 +20,8 @@ def step(monkeypatch):
         trainer.accelerator = SimpleNamespace(sync_gradients=False)
         trainer.plan = SimpleNamespace(base_dtype="bf16", loss_scaling=False, sharded=False)
         trainer.model = torch.nn.Identity()
-        monkeypatch.setattr(Trainer, "training_step", lambda *_: torch.tensor(loss))
-        made = trainer.training_step(None, {WHERE: ["rows.jsonl:3"]})
+        monkeypatch.setattr(TuneTrainer, "_forward_and_backward", lambda *_: torch.tensor(loss))
+        made = trainer.training_step(trainer.model, {WHERE: ["rows.jsonl:3"]})
         trainer.refuse_no_number()
         return made
 

@@ -13,7 +13,7 @@ from vlmtune.compat import bitsandbytes as bnb
 from vlmtune.engine import callbacks
 from vlmtune.engine.ranks.gradients import sum_gradients
 from vlmtune.engine.runtime import collector_paused, freeze_libraries
-from vlmtune.engine.step import forward_loss
+from vlmtune.engine.step import LABELLED, forward_loss, ready
 from vlmtune.estimate.allocator.caching import EMPTY_CACHE, RESET_PEAK
 from vlmtune.estimate.main_memory import weights_of
 from vlmtune.estimate.simulate.device import as_on_device
@@ -35,7 +35,7 @@ from vlmtune.estimate.simulate.weights import Load, loading_of
 from vlmtune.estimate.timing.kernels import Kernel
 from vlmtune.estimate.timing.operations import updates_of
 from vlmtune.levers.optimizer import build_optimizer
-from vlmtune.models.attention.packs import num_rows, placed
+from vlmtune.models.attention.packs import num_rows
 from vlmtune.models.build import base_of, build_model, family_of
 from vlmtune.models.embeddings import tensors_in_main_memory
 from vlmtune.models.features import serve_features
@@ -96,7 +96,7 @@ def record_steps(model: nn.Module, plan: RunPlan, run: Run) -> Log:
     """Return what optimizer steps of `model` allocate, whether its tensors have storage or not."""
     recorder = loaded(model, plan, run)
     _first_step_check(model, recorder)
-    steps = [[placed(base_of(model), batch) for batch in step] for step in run.steps]
+    steps = [[ready(base_of(model), batch) for batch in step] for step in run.steps]
     with named_modules(model, recorder), recorder:
         training = _Training(model, plan, recorder)
         training.run(steps, run.repeat and not plan.cuda_graphs)
@@ -232,7 +232,7 @@ def _without_repeats(batches: list[Batch]) -> list[tuple[Batch, int]]:
     kept: list[Batch] = []
     times: list[int] = []
     for batch in batches:
-        shapes = [{key: value.shape for key, value in other.items()} for other in (batch, *kept[-2:])]
+        shapes = [{key: other[key].shape for key in other if key != LABELLED} for other in (batch, *kept[-2:])]
         if len(shapes) < 3 or shapes[0] != shapes[1] or shapes[0] != shapes[2]:
             kept.append(batch)
             times.append(0)

@@ -6,6 +6,7 @@ from vlmtune.families.base import Family
 from vlmtune.models.attention.varlen import attend_by_rows
 from vlmtune.models.graphs.layers import graph_layers
 from vlmtune.models.speed.constants import join_constants
+from vlmtune.models.speed.deepstack import add_deep_features
 from vlmtune.models.speed.gated import fuse_gates
 from vlmtune.models.speed.norms import fuse_norms
 from vlmtune.models.speed.rotary import fuse_rotary
@@ -18,6 +19,7 @@ def make_faster(model: nn.Module, plan: RunPlan, family: Family) -> None:
     attend_by_rows(model, plan, family)
     align_widths(model, plan)
     join_constants(model, plan)
+    add_deep_features(model)
     fuse_norms(model, plan)
     fuse_gates(model, plan)
     fuse_rotary(model, plan)

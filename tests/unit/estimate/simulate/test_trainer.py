@@ -43,7 +43,6 @@ from vlmtune.estimate.simulate.record import ACTIVATIONS, GRADIENTS, WORKSPACES,
 from vlmtune.estimate.simulate.simulation import Run, add_residents, recorder_of, simulate
 from vlmtune.estimate.simulate.steps import collated, steps_of_run
 from vlmtune.levers.optimizer import build_optimizer
-from vlmtune.models.attention.packs import PACKED as PACK
 from vlmtune.models.build import base_of, build_model
 from vlmtune.models.features import serve_features
 from vlmtune.plan.types import RunPlan
@@ -129,11 +128,12 @@ class Device(TorchFunctionMode):
         """Return `make` in a thread of its own, whose work is not recorded, as if a worker of the loader did it."""
 
         def made(*args):
+            given = [value for one in args if isinstance(one, dict) for value in one.values()]
             with ThreadPoolExecutor(1) as thread:
                 out = thread.submit(make, *args).result()
             for batch in out if isinstance(out, list) else [out]:
                 for value in batch.values() if isinstance(batch, dict) else ():
-                    if isinstance(value, Tensor):
+                    if isinstance(value, Tensor) and not any(value is one for one in given):
                         value.in_main_memory = True
                         self.recorder.add(value, MAIN_MEMORY)
             return out
@@ -206,8 +206,7 @@ class Case:
         monkeypatch.setattr(TuneDataset, "__getitem__", device.in_main_memory(TuneDataset.__getitem__))
         for collator in (Collator, PackCollator):
             monkeypatch.setattr(collator, "__call__", device.in_main_memory(collator.__call__))
-        placing = device.in_main_memory(trainer.placed)
-        monkeypatch.setattr(trainer, "placed", lambda base, batch: placing(base, batch) if PACK in batch else batch)
+        monkeypatch.setattr(trainer, "ready", device.in_main_memory(trainer.ready))
         rows, run = RunRows(rows, val, self.lengths, self.collator), RunFolder.create(self.folder / "run")
         run.plan.touch()  # a folder without one counts as removed
         with (self.folder / "shown").open("w") as shown, LiveView("run", Console(file=shown)) as view:
@@ -309,13 +308,13 @@ def test_the_trainer_allocates_what_is_simulated(name, layers, sections, models,
 
 def keep_graphs(monkeypatch) -> None:
     """Each loss stays, with all that its backward pass reads."""
-    losses, real = [], trainer.TuneTrainer.compute_loss
+    losses, real = [], trainer.forward_loss
 
     def kept(*args, **kwargs) -> Tensor:
         losses.append(real(*args, **kwargs))
         return losses[-1]
 
-    monkeypatch.setattr(trainer.TuneTrainer, "compute_loss", kept)
+    monkeypatch.setattr(trainer, "forward_loss", kept)
     monkeypatch.setattr(Accelerator, "backward", lambda self, loss: loss.backward(retain_graph=True))
 
 
