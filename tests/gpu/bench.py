@@ -64,10 +64,10 @@ how many rows at a time peers are, from what may fit to what must; and for `vlmt
 wait in main memory, so that by the estimate three quarters of the best peer's memory suffice."""
 
 FAST = {
-    ("qwen3-4b", "docs"): {"training.pack_tokens": 12_288, STREAMED: 4, GRAPHS: True},
-    ("qwen3-4b", "short"): {"training.pack_tokens": 8192, GRAPHS: True},
-    ("llava-7b", "docs"): {"training.pack_tokens": 8192, STREAMED: 14, GRAPHS: True},
-    ("llava-7b", "short"): {"training.pack_tokens": 12_288, STREAMED: 20},
+    ("qwen3-4b", "docs"): {"training.pack_tokens": 10_496, GRAPHS: True},
+    ("qwen3-4b", "short"): {"training.pack_tokens": 4608, GRAPHS: True},
+    ("llava-7b", "docs"): {"training.pack_tokens": 7936, STREAMED: 12, GRAPHS: True},
+    ("llava-7b", "short"): {"training.pack_tokens": 11_520, STREAMED: 30, GRAPHS: True},
 }
 """`vlmtune-fast`: all rows of a step in one pack, for which layers wait in main memory where 7 GiB would not do by the
 estimate; layers are CUDA graphs where the card would wait for their launches."""
@@ -212,17 +212,17 @@ def add_costs(out: Path) -> None:
     results = Results(out)
     for run in results.runs:
         if run["tool"] == "vlmtune" and "offer" in run:
-            steps = len(run["step_seconds"])
+            steps, profiled = len(run["step_seconds"]), run.get("profiled_steps", 1)
             with tempfile.TemporaryDirectory() as name:
                 prepared(Path(name), [run["model"]], [run["rows"]], steps)
                 asked = Run("vlmtune", f"{name}/{run['model']}", run["rows"], run["rows_per_step"], ())
-                run |= costs_of(asked, run["offer"], run["gpu"], steps)
+                run |= costs_of(asked, run["offer"], run["gpu"], range(steps - profiled, steps))
             results.write()
             print(*kind_of(run), f"{run['flops_per_row'] / 1e12:.1f} TFLOP", run["predicted_ms_per_row"], flush=True)
 
 
-def costs_of(asked: Run, offer: Offer, card: str, steps: int) -> dict[str, float]:
-    """Return operations, recomputed ones too, kernel time and launches of a row in the last step, which is profiled."""
+def costs_of(asked: Run, offer: Offer, card: str, steps: range) -> dict[str, float]:
+    """Return operations, recomputed ones too, kernel time and launches of a row in the steps that were profiled."""
     from gpu.compare import H100_SMS, HOPPER
 
     from vlmtune.data.batches.packs import collate_of
@@ -247,9 +247,9 @@ def costs_of(asked: Run, offer: Offer, card: str, steps: int) -> dict[str, float
     processor, family = load_processor(plan), family_of(plan)
     lengths = MeasuredRows(samples).lengths(processor, family, plan, source).total.tolist()
     rows, collate = TuneDataset(samples, processor, family, plan), collate_of(plan, Collator(processor))
-    batches = collated([steps_of_run(plan, lengths)[steps - 1]], rows, collate)
+    batches = collated(steps_of_run(plan, lengths)[steps.start : steps.stop], rows, collate)
     log = simulate(plan, Simulated(batches, hidden_of(HOPPER, H100_SMS), loading_of(plan)))
-    launched = sum((batch.images + batch.tokens for batch in log.batches), start=Counter()) + log.updates[0]
+    launched = sum((batch.images + batch.tokens for batch in log.batches), start=sum(log.updates, start=Counter()))
     took = spent(launched, Rates(find_card(card)))
     return {
         "flops_per_row": log.flops / log.num_rows,

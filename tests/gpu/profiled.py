@@ -118,12 +118,12 @@ def seconds_of(spans: Iterable[Span]) -> float:
     return sum(span.end_ns - span.start_ns for span in spans) / 1e9
 
 
-def most_of(kernels: Iterable[Span]) -> list[tuple[str, float, int]]:
-    """Return the kernels that took most in all: name, milliseconds, launches."""
+def most_of(kernels: Iterable[Span], steps: int = 1) -> list[tuple[str, float, float]]:
+    """Return the kernels that took most in all: name, milliseconds and launches of one of so many steps."""
     by_name: dict[str, list[Span]] = {}
     for span in kernels:
         by_name.setdefault(span.name[:100], []).append(span)
-    found = [(name, round(seconds_of(spans) * 1e3, 2), len(spans)) for name, spans in by_name.items()]
+    found = [(name, round(seconds_of(some) * 1e3 / steps, 2), len(some) / steps) for name, some in by_name.items()]
     return sorted(found, key=lambda one: -one[1])[:TOP_KERNELS]
 
 

@@ -38,6 +38,11 @@ class Card:
         self.info = torch.cuda.mem_get_info
         self.total_bytes = torch.cuda.get_device_properties(0).total_memory
 
+    def driver_bytes(self) -> int:
+        """Return what the process takes of the card beside the allocator's memory; nobody else is on it."""
+        free_bytes, total_bytes = self.info()
+        return total_bytes - free_bytes - torch.cuda.memory_reserved()
+
     def hold_to(self, num_bytes: int | None) -> None:
         """Let the process reserve no more; None: all there is. Peaks begin anew."""
         gc.collect()
@@ -54,7 +59,7 @@ def run(asked: Run) -> dict:
     began, card, tool = time.perf_counter(), Card(), TOOLS[asked.tool](asked)
     failed: list = []
     for offer, cap_bytes in [*((offer, CAP_BYTES) for offer in asked.offers), (asked.offers[-1], None)]:
-        clock = Clock((PROFILED,), warm_up=WARM_UP)
+        clock = Clock(PROFILED, warm_up=WARM_UP)
         trained = attempt(tool, offer, clock, lambda cap=cap_bytes: card.hold_to(cap), failed)
         if trained:
             return {
@@ -63,9 +68,11 @@ def run(asked: Run) -> dict:
                 "failed": failed,
                 **clock.figures(asked.rows_per_step),
                 "step_seconds": clock.seconds,
-                "most_of_a_step": most_of(clock.spans),
+                "profiled_steps": len(PROFILED),
+                "most_of_a_step": most_of(clock.spans, len(PROFILED)),
                 "reserved_bytes": torch.cuda.max_memory_reserved(),
                 "allocated_bytes": torch.cuda.max_memory_allocated(),
+                "driver_bytes": card.driver_bytes(),
                 **trained,
                 "gpu": torch.cuda.get_device_name(0),
                 "versions": versions(),

@@ -25,6 +25,7 @@ def test_what_runs_at_once_is_counted_once():
 def test_kernels_are_told_by_name_the_longest_in_all_first():
     spans = [Span(0, 3_000_000, "norm"), Span(3_000_000, 5_000_000, "gemm"), Span(5_000_000, 7_000_000, "gemm")]
     assert most_of(spans) == [("gemm", 4.0, 2), ("norm", 3.0, 1)]
+    assert most_of(spans, steps=2) == [("gemm", 2.0, 1), ("norm", 1.5, 0.5)]
 
 
 class FakeProfile:

@@ -64,7 +64,7 @@ GET_STATE_BUFFER = Name(
 SYNC_GPU = Name(
     BITSANDBYTES,
     "bitsandbytes.optim.optimizer.sync_gpu",
-    "its optimizers wait for the card after every parameter, and once is enough.",
+    "its optimizers wait for the card after every parameter, and only who reads their states has to.",
     takes="t",
     read_by="bitsandbytes.optim.optimizer.Optimizer8bit.step",
 )

@@ -84,8 +84,10 @@ class TuneTrainer(Trainer):
         # Batches go to the device one at a time: a step's batches are fetched together, and images are large.
         DEVICE_PLACEMENT.write(self.accelerator, False)
         self.plan, self.folder, self.collator = plan, folder, collator
-        model.train()  # not before each batch, as Trainer does: thousands of modules are told
+        # Trainer goes through thousands of modules for these, at each batch or step.
+        model.train()
         self.trained = [one for one in model.parameters() if one.requires_grad]
+        model.zero_grad = self._drop_gradients
         self.work = Work()
         """Since the recorder last asked."""
         self.losses: list[tuple[Tensor, list[str]]] = []
@@ -199,8 +201,11 @@ class TuneTrainer(Trainer):
         self.accelerator.backward(loss)
         return loss.detach()
 
+    def _drop_gradients(self) -> None:
+        for parameter in self.trained:
+            parameter.grad = None
+
     def _clip_grad_norm(self, model) -> Tensor:
-        # Trainer looks for them among all parameters of the model.
         return self.accelerator.clip_grad_norm_(self.trained, self.plan.max_grad_norm)
 
     def _add_up(self) -> Tensor | float:

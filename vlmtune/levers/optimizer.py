@@ -53,24 +53,26 @@ def build_optimizer(model: "nn.Module", plan: "RunPlan") -> "torch.optim.Optimiz
     import bitsandbytes
 
     kinds = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}
-    return _waiting_once(kinds[plan.optimizer])(groups, lr=plan.learning_rate)
+    return _not_waiting(kinds[plan.optimizer])(groups, lr=plan.learning_rate)
 
 
-def _waiting_once(kind: type) -> type:
-    """Return an optimizer of bitsandbytes that waits for the card once a step, and not at each parameter.
+def _not_waiting(kind: type) -> type:
+    """Return an optimizer of bitsandbytes that waits for the card when its states are asked for, not at each parameter.
 
     Its kernels follow each other; only who reads paged states from main memory, as a checkpoint does, has to wait.
     """
 
-    class WaitingOnce(kind):
+    class NotWaiting(kind):
         def step(self, closure: Callable | None = None) -> float | None:
             with SYNC_GPU.replaced(lambda parameter: None):
-                loss = super().step(closure)
+                return super().step(closure)
+
+        def state_dict(self) -> dict:
             if IS_PAGED.read(self):
                 SYNC_GPU(self.param_groups[0]["params"][0])
-            return loss
+            return super().state_dict()
 
-    return WaitingOnce
+    return NotWaiting
 
 
 OPTIMIZER = Lever(
