@@ -120,6 +120,6 @@ def test_vlmtune_at_its_quickest_is_asked_for_where_it_was_worked_out(monkeypatc
 
     words = ["--models", "qwen25-3b,qwen3-4b", "--sets", "short", "--tools", "vlmtune-fast"]
     measured(monkeypatch, tmp_path, words, run)
-    packed = {"training.pack_tokens": 8192, "training.packing": True, "hardware.varlen_attention": True}
+    packed = {"training.pack_tokens": 4608, "training.packing": True, "hardware.varlen_attention": True}
     levers = {"hardware.cuda_graphs": True, "data.cache_features": True}
     assert asked_for == [("qwen3-4b", [packed | levers])]

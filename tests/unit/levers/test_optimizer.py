@@ -13,9 +13,7 @@ from vlmtune.levers.optimizer import build_optimizer
 
 
 @pytest.mark.parametrize(("name", "waits"), [("adamw_8bit", 0), ("paged_adamw_8bit", 1)])
-def test_no_step_waits_for_the_card_and_who_reads_states_does_where_these_are_in_main_memory(
-    name, waits, models, monkeypatch
-):
+def test_no_step_waits_for_the_card_and_who_reads_states_in_main_memory_does(name, waits, models, monkeypatch):
     """bitsandbytes' own waits at each parameter: five times here."""
     waited = []
     monkeypatch.setattr(library, "sync_gpu", waited.append)
