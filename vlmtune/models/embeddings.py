@@ -3,16 +3,22 @@
 A table is never on the card, not while the model loads either. It is not pinned, for no card reads it: where the
 processor can map the file, rows that no batch asks for are never read.
 
-The lookup waits for the ids, which are on the card by then, and this costs nothing: when a batch comes, the card has
-finished the one before (its loss was read), the ids were copied a moment ago (Trainer waits for that), and models look
-up rows before they compute anything.
+A row travels once, however often a batch has its token: most tokens of images are one and the same. Of packs of 11,000
+tokens, each row for itself took 42 ms to be looked up and 11 ms to travel, while the card waited (LLaVA on one H200).
+
+The lookup waits for the ids, which are on the card by then. For the first batch of a step this costs nothing: the card
+has finished the one before, whose loss was read, and models look up rows before they compute anything.
+
+Shapes: U different tokens of a batch [B, T], H numbers of a row.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -59,8 +65,7 @@ def keep_in_main_memory(model: PreTrainedModel, plan: RunPlan) -> None:
     for table in tables_of(model).values():
         if table.weight.is_meta:
             _to_cpu_without_storage(table)
-        table.register_forward_pre_hook(_to_cpu)
-        table.register_forward_hook(partial(_to_card, head))
+        table.forward = partial(_looked_up, table.forward, head)
 
 
 def where_it_computes(model: PreTrainedModel) -> AbstractContextManager:
@@ -76,13 +81,12 @@ def tensors_in_main_memory(model: PreTrainedModel, plan: RunPlan) -> list[Tensor
     return [tensor for table in tables_of(model).values() for tensor in (*table.parameters(), *table.buffers())]
 
 
-def _to_cpu(table: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(ids.to("cpu") for ids in args)
-
-
-def _to_card(head: nn.Module, table: nn.Module, args: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+def _looked_up(library: Callable[[Tensor], Tensor], head: nn.Module, ids_BT: Tensor) -> Tensor:
+    """Return the rows [B, T, H] on the card; `library` looks up what is asked for in main memory."""
+    card, different_U = head.weight.device, torch.from_numpy(np.unique(ids_BT.cpu().numpy()))
     # A copy also where both are one device: what a run on a CPU allocates is then what one on a GPU would.
-    return rows.to(head.weight.device, copy=True)
+    rows_UH = library(different_U).to(card, copy=True)
+    return F.embedding(torch.searchsorted(different_U.to(card), ids_BT.to(card)), rows_UH)
 
 
 def _to_cpu_without_storage(table: nn.Module) -> None:
