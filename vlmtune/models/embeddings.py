@@ -83,7 +83,10 @@ def tensors_in_main_memory(model: PreTrainedModel, plan: RunPlan) -> list[Tensor
 
 def _looked_up(library: Callable[[Tensor], Tensor], head: nn.Module, ids_BT: Tensor) -> Tensor:
     """Return the rows [B, T, H] on the card; `library` looks up what is asked for in main memory."""
-    card, different_U = head.weight.device, torch.from_numpy(np.unique(ids_BT.cpu().numpy()))
+    card, asked_BT = head.weight.device, ids_BT.cpu()
+    if asked_BT.is_meta:  # tokens of an answer that is simulated
+        return library(asked_BT).to(card, copy=True)
+    different_U = torch.from_numpy(np.unique(asked_BT.numpy()))
     # A copy also where both are one device: what a run on a CPU allocates is then what one on a GPU would.
     rows_UH = library(different_U).to(card, copy=True)
     return F.embedding(torch.searchsorted(different_U.to(card), ids_BT.to(card)), rows_UH)
