@@ -510,6 +510,37 @@ LONG_TOGETHER = (
 )
 """The same over many lengths. Like the former predicted before they were measured."""
 
+GRAPHED = {**FUSED, "hardware.cuda_graphs": True}
+WITH_GRAPHS = (
+    Case("qwen3-2b-graphs", QWEN3_2B, rows=8, settings={**GRAPHED, **PACKS}),
+    Case("qwen3-4b-graphs-native", QWEN3_4B, rows=8, expandable=False, settings={**GRAPHED, **PACKS_3072}),
+    Case("qwen25-3b-graphs-features", QWEN25_3B, rows=8, settings={**GRAPHED, **PACKS, **CACHED}, from_checkpoint=True),
+    Case("qwen25-7b-graphs-streamed", QWEN25_7B, rows=8, settings={**GRAPHED, **PACKS, **_streamed(20)}),
+    Case(
+        "llava-7b-graphs-some", LLAVA_7B, rows=8, settings={**GRAPHED, **PACKS_3072, "hardware.checkpointed_layers": 24}
+    ),
+    Case("smol-2b-graphs-embeddings", SMOL_2B, rows=8, settings={**GRAPHED, **PACKS, **EMBEDDINGS_AWAY, **ONE_TILE}),
+    Case(
+        "internvl3-2b-graphs-rank64-native",
+        UNSEEN["internvl3-2b"],
+        rows=8,
+        expandable=False,
+        settings={**GRAPHED, **PACKS, **RANK_64},
+    ),
+    Case("granite-2b-graphs-head8", UNSEEN["granite-2b"], rows=8, settings={**GRAPHED, **PACKS_3072, **HEAD_8BIT}),
+)
+"""Layers as CUDA graphs. Like those below predicted before they were measured."""
+LONG_WITH_GRAPHS = (
+    Case("qwen3-4b-epochs-graphs", QWEN3_4B, settings={**GRAPHED, **PACKS_3072}),
+    Case(
+        "llava-7b-epochs-graphs-streamed-native",
+        LLAVA_7B,
+        expandable=False,
+        settings={**GRAPHED, **PACKS_3072, **_streamed(16)},
+    ),
+)
+"""The same over many lengths."""
+
 LEVERS = (
     *ONE_MEMORY_LEVER,
     *SEVERAL_MEMORY_LEVERS,
@@ -520,6 +551,8 @@ LEVERS = (
     *VARLEN_ATTENTION,
     *TOGETHER,
     *(_uneven(case, EPOCHS) for case in LONG_TOGETHER),
+    *WITH_GRAPHS,
+    *(_uneven(case, EPOCHS) for case in LONG_WITH_GRAPHS),
 )
 """Measured first after the rules for them were there, and none was changed for these."""
 
@@ -580,36 +613,6 @@ CASES = (
     *(_uneven(case, TWELVE_STEPS) for case in (*UNEVEN, *BLIND_UNEVEN)),
     *LEVERS,
 )
-GRAPHED = {**FUSED, "hardware.cuda_graphs": True}
-UNMEASURED = (
-    Case("qwen3-2b-graphs", QWEN3_2B, rows=8, settings={**GRAPHED, **PACKS}),
-    Case("qwen3-4b-graphs-native", QWEN3_4B, rows=8, expandable=False, settings={**GRAPHED, **PACKS_3072}),
-    Case("qwen25-3b-graphs-features", QWEN25_3B, rows=8, settings={**GRAPHED, **PACKS, **CACHED}, from_checkpoint=True),
-    Case("qwen25-7b-graphs-streamed", QWEN25_7B, rows=8, settings={**GRAPHED, **PACKS, **_streamed(20)}),
-    Case(
-        "llava-7b-graphs-some", LLAVA_7B, rows=8, settings={**GRAPHED, **PACKS_3072, "hardware.checkpointed_layers": 24}
-    ),
-    Case("smol-2b-graphs-embeddings", SMOL_2B, rows=8, settings={**GRAPHED, **PACKS, **EMBEDDINGS_AWAY, **ONE_TILE}),
-    Case(
-        "internvl3-2b-graphs-rank64-native",
-        UNSEEN["internvl3-2b"],
-        rows=8,
-        expandable=False,
-        settings={**GRAPHED, **PACKS, **RANK_64},
-    ),
-    Case("granite-2b-graphs-head8", UNSEEN["granite-2b"], rows=8, settings={**GRAPHED, **PACKS_3072, **HEAD_8BIT}),
-    _uneven(Case("qwen3-4b-epochs-graphs", QWEN3_4B, settings={**GRAPHED, **PACKS_3072}), EPOCHS),
-    _uneven(
-        Case(
-            "llava-7b-epochs-graphs-streamed-native",
-            LLAVA_7B,
-            expandable=False,
-            settings={**GRAPHED, **PACKS_3072, **_streamed(16)},
-        ),
-        EPOCHS,
-    ),
-)
-"""Layers as CUDA graphs; asked for by name (`measure.py`) until they are measured."""
 
 TWENTY_STEPS = {"training.max_steps": 20, "training.gradient_accumulation_steps": 1, "training.lora.rank": 8}
 SMALL_CARD = (
