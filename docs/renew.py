@@ -101,7 +101,7 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "docs/speed.md": {
         "beside": tables.beside_table,
         "ratios": tables.ratios_table,
-        "graphs": tables.graphs_table,
+        "fast": tables.fast_table,
         "equal": lambda: losses_table("equal.json"),
         "demo": lambda: losses_table("demo-equal.json"),
     },

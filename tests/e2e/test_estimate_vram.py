@@ -9,6 +9,7 @@ from PIL import Image
 from tiny import TINY, save_tiny
 
 from vlmtune.hardware import sensors
+from vlmtune.levers.speed.graphs import RECORDED_LAUNCH_BYTES
 
 pytestmark = pytest.mark.usefixtures("kept_estimates")
 KEYS = {
@@ -306,3 +307,19 @@ def test_shared_layers_are_estimated_where_one_card_does_not_hold_all(run_cli, m
     assert parts["NCCL"] > whole_parts["NCCL"] > 0
     assert shared["peak_allocated_bytes"] < whole["peak_allocated_bytes"]
     assert "Layers in main memory" not in [one["name"] for one in shared["main_memory"]["parts"]]
+
+
+def test_recorded_graphs_are_counted_beside_pytorchs_memory(run_cli, models):
+    def estimate(graphs: str) -> dict:
+        words = ("--fast", "--json", "--set", "training.packing=true", "--set", f"hardware.cuda_graphs={graphs}")
+        folder = models("qwen3_vl").folder
+        return json.loads(run_cli("estimate-vram", "--model", folder, "--gpu", "rtx-4090", *words).stdout)
+
+    without, recorded = estimate("false"), estimate("true")
+    parts = {one["name"]: one["bytes"] for one in recorded["breakdown"]}
+    assert without["recorded_bytes"] == without["recorded_launches"] == 0
+    assert recorded["recorded_launches"] > 100
+    # No rows are known yet: packs may have all of the 16 lengths.
+    kept_bytes = 16 * recorded["recorded_launches"] * RECORDED_LAUNCH_BYTES
+    assert parts["recorded CUDA graphs"] == recorded["recorded_bytes"] == kept_bytes
+    assert sum(parts.values()) == recorded["device_total_bytes"]

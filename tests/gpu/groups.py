@@ -80,7 +80,7 @@ def table_of(profiles: Iterable[Profile]) -> str:
 
 
 def of_bench(model: str, tool: str) -> Callable[[dict], bool]:
-    """Return whether a run of bench.json is this one, on pages."""
+    """Return whether a run of bench.json or fast.json is this one, on pages."""
     return lambda run: (run["model"], run["rows"], run["tool"]) == (model, "docs", tool)
 
 
@@ -108,7 +108,7 @@ PAGES_IN_PACKS = tuple(
     for title, variant in (("the library's code", "varlen"), ("norms and elementwise work in one kernel", "fused"))
 )
 PAGES_BESIDE = tuple(
-    Profile(f"{model}, {tool}", "bench.json" if tool == "vlmtune" else "graphs.json", of_bench(key, tool), rows=8)
+    Profile(f"{model}, {tool}", "bench.json" if tool == "vlmtune" else "fast.json", of_bench(key, tool), rows=8)
     for model, key in (("Qwen3-VL-4B", "qwen3-4b"), ("LLaVA 1.5 7B", "llava-7b"))
     for tool in ("vlmtune", "vlmtune-fast", "unsloth")
 )

@@ -194,7 +194,7 @@ def beside_table() -> str:
         "| Reserved, GiB | HFU | Card |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
-    found, elsewhere = _beside(), _beside("graphs.json")
+    found, elsewhere = _beside(), _beside("fast.json")
     for pair, name in BESIDE.items():
         for tool in (OURS, *WITH_LEVERS, *PEERS):
             if (*pair, tool) in elsewhere and (*pair, tool) not in found:
@@ -219,7 +219,8 @@ def _figures_of(run: dict) -> str:
     if offer.get(bench.GRAPHS):
         at_once += ", CUDA graphs"
     if offer.get("data.cache_features"):
-        at_once += f", features kept (once: {run['encoding_ms_per_row']:.1f} ms a row)"
+        once = f" (once: {run['encoding_ms_per_row']:.1f} ms a row)" if "encoding_ms_per_row" in run else ""
+        at_once += f", features kept{once}"
     peaks = [card.bf16_tflops for card in cards() if card.name == run["gpu"]]
     per_s = run["flops_per_row"] / run["kernel_ms_per_row"] / 1e9 if "flops_per_row" in run else None
     cells = (
@@ -276,18 +277,22 @@ def ratios_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def graphs_table() -> str:
-    """Return layers as CUDA graphs beside the best peer, each pair on one card in one call."""
+def fast_table() -> str:
+    """Return vlmtune at its quickest beside unsloth; runs of one call were made on one machine, side by side."""
     lines = [
-        "| Model, rows | Tool | At once | Kernels, ms a row | Rows a second | Times unsloth's | Reserved, GiB | Card |",
-        "|---|---|---|--:|--:|--:|--:|---|",
+        "| Call | Model, rows | Tool | At once | Kernels, ms a row | Rows a second | Times unsloth's | Reserved, GiB "
+        "| Driver, GiB | Card |",
+        "|--:|---|---|---|--:|--:|--:|--:|--:|---|",
     ]
-    found = _beside("graphs.json")
-    for (model, rows, tool), run in found.items():
+    runs = _runs("fast.json")
+    unsloth = {(run["call"], run["model"], run["rows"]): run["rows_per_s"] for run in runs if run["tool"] == "unsloth"}
+    for run in runs:
         at_once, kernels, _, _, per_s, reserved, _, card = _figures_of(run).split(" | ")
-        times = run["rows_per_s"] / found[model, rows, "unsloth"]["rows_per_s"]
-        cells = (BESIDE[model, rows], tool, at_once, kernels, per_s, f"{times:.2f}", reserved, card)
-        lines.append(f"| {' | '.join(cells)} |")
+        peer = unsloth.get((run["call"], run["model"], run["rows"]))
+        times = f"{run['rows_per_s'] / peer:.2f}" if peer else "–"
+        driver, name = f"{run['driver_bytes'] / GIB:.2f}", BESIDE[run["model"], run["rows"]]
+        cells = (run["call"], name, run["tool"], at_once, kernels, per_s, times, reserved, driver, card)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 

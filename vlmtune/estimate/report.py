@@ -1,7 +1,8 @@
 """What an estimate says: shapes shared by the simulation, the commands and the run's own report. No torch here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from vlmtune.levers.speed.graphs import RECORDED_LAUNCH_BYTES
 from vlmtune.units import rate
 
 
@@ -172,6 +173,10 @@ class MemoryReport:
     """Held-out rows that are answered at once at evaluations in training; None where none are."""
     communication_bytes: int = 0
     """What sums over several GPUs take of each, outside of PyTorch's allocator."""
+    recorded_launches: int = 0
+    """Of the largest pack, in CUDA graphs of layers; each length of packs has as many."""
+    recorded_bytes: int = 0
+    """What the driver keeps of recorded launches, outside of PyTorch's allocator."""
     batches: tuple[BatchSpent, ...] = ()
     """What each simulated batch takes; empty for a card whose rates nobody knows."""
     update: Spent = Spent()
@@ -181,9 +186,26 @@ class MemoryReport:
 
     @property
     def most_bytes(self) -> int:
-        """What must fit: training, loading, and encoding before; and what NCCL holds beside each of them."""
+        """What must fit: training, loading, and encoding before; and what lies beside each of them."""
         load = next((phase.peak_allocated_bytes for phase in self.phases if phase.name == "load"), 0)
-        return max(self.peak_reserved_bytes, load, self.encoding_reserved_bytes) + self.communication_bytes
+        return max(self.peak_reserved_bytes, load, self.encoding_reserved_bytes) + self.beside_bytes
+
+    def with_graphs(self, pack_lengths: int) -> "MemoryReport":
+        """Return the report with what the driver keeps of graphs that are recorded for so many lengths of packs."""
+        if not self.recorded_launches:
+            return self
+        kept_bytes = pack_lengths * self.recorded_launches * RECORDED_LAUNCH_BYTES
+        return replace(
+            self,
+            recorded_bytes=kept_bytes,
+            device_total_bytes=self.device_total_bytes + kept_bytes,
+            breakdown=(*self.breakdown, Share("recorded CUDA graphs", kept_bytes)),
+        )
+
+    @property
+    def beside_bytes(self) -> int:
+        """What NCCL and recorded graphs hold, outside of PyTorch's allocator."""
+        return self.communication_bytes + self.recorded_bytes
 
     @property
     def swaps(self) -> bool:

@@ -56,7 +56,7 @@ def estimate_largest(plan: RunPlan, source: ModelSource, target: Target, *, fast
             work = Work(plan, source, steps, sizes, served[0], [served[0]], fast, encoding, held_out)
             return _estimate(work, target)
 
-    report = cached([*_decided_by(plan, source, target), fast], made)
+    report = cached([*_decided_by(plan, source, target), fast], made).with_graphs(plan.pack_tokens // plan.pack_step)
     return _timed(_held_to(report, target), target, plan, None)
 
 
@@ -110,6 +110,7 @@ class _Rows:
             work = self._work(kept, target, fast)
             decided_by = [*_decided_by(self.plan, self.source, target), work.digest()]
             report = cached(decided_by, lambda: _estimate(work, target))
+            report = report.with_graphs(len({*self.sizes(kept).sizes.tokens.tolist()}))
             return _timed(_held_to(report, target), target, self.plan, partial(self.sizes, kept))
 
     def sizes(self, kept: list[int] | None = None) -> "RunSizes":
@@ -231,6 +232,7 @@ def _estimate(work: Work, target: Target) -> MemoryReport:
         encoding_reserved_bytes=_encoding_bytes(work, target),
         communication_bytes=communication,
         summed_bytes_per_step=log.weights.trained_bytes * (plan.num_gpus > 1),
+        recorded_launches=max(sum(batch.recorded.values()) for batch in log.batches),
         batches=batches,
         update=update,
     )

@@ -204,7 +204,7 @@ def left_bytes(before: MemoryReport, chosen: Sequence[Settled]) -> int:
     spared = {part for one in chosen for part in (one.saving.spares if one.saving else PARTS)}
     left = tuple(part for part in PARTS if part not in spared)
     held = sum(share.bytes for share in before.breakdown if share.name.startswith(left))
-    return held + before.communication_bytes
+    return held + before.beside_bytes
 
 
 def first_that_holds(numbers: range, holds: Callable[[int], bool]) -> int:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 KEY = "hardware.cuda_graphs"
 AUTO = False
 """What `auto` is: it pays where the processor is slower than the card, and takes memory."""
+RECORDED_LAUNCH_BYTES = 9200
+"""What the driver keeps of a launch in a graph, at most: on an H200 5200 (LLaVA) to 9100 (Qwen3-VL), by `driver_bytes`
+of runs with and without (tests/gpu/measured/fast.json)."""
 
 
 def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Decision:
