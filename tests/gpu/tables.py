@@ -86,6 +86,7 @@ def measured_table() -> str:
         f"| `make gpu-cap` | {_setup('cap.json')} |",
         _time_line(),
         _beside_line(),
+        _fast_line(),
         *BY_OTHER_COMMANDS,
     ]
     return "\n".join(lines) + "\n"
@@ -115,6 +116,18 @@ def _beside_line() -> str:
         f"| Speed beside the quicker one of TRL and unsloth, {len(found)} sets of rows and models, 7 GiB "
         f"| kernel time of a row {least[0]} to {most[0]} of its; {least[1]} to {most[1]} times as many rows a second "
         f"| `make gpu-bench` (yours) | {', '.join(cards)}, torch 2.11, transformers 5.17 |"
+    )
+
+
+def _fast_line() -> str:
+    """Return how fast rows are at vlmtune's quickest beside unsloth, each pair of one call."""
+    times = sorted(
+        _times_unsloths(run) for run in _runs("fast.json") if run["tool"] == "vlmtune-fast" and run["call"] == 1
+    )
+    return (
+        f"| The same at its quickest beside unsloth, {len(times)} sets of one call "
+        f"| {times[0]:.2f} to {times[-1]:.2f} times as many rows a second "
+        "| `make gpu-bench` (yours), [how](docs/speed.md) | H200, torch 2.11, transformers 5.17 |"
     )
 
 
@@ -277,6 +290,15 @@ def ratios_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _times_unsloths(run: dict) -> float | None:
+    """Return a run's rows a second as a multiple of unsloth's in the same call; None where it has none there."""
+    keys = ("call", "model", "rows")
+    peers = [
+        one for one in _runs("fast.json") if one["tool"] == "unsloth" and all(one[key] == run[key] for key in keys)
+    ]
+    return run["rows_per_s"] / peers[0]["rows_per_s"] if peers else None
+
+
 def fast_table() -> str:
     """Return vlmtune at its quickest beside unsloth; runs of one call were made on one machine, side by side."""
     lines = [
@@ -284,12 +306,9 @@ def fast_table() -> str:
         "| Driver, GiB | Card |",
         "|--:|---|---|---|--:|--:|--:|--:|--:|---|",
     ]
-    runs = _runs("fast.json")
-    unsloth = {(run["call"], run["model"], run["rows"]): run["rows_per_s"] for run in runs if run["tool"] == "unsloth"}
-    for run in runs:
+    for run in _runs("fast.json"):
         at_once, kernels, _, _, per_s, reserved, _, card = _figures_of(run).split(" | ")
-        peer = unsloth.get((run["call"], run["model"], run["rows"]))
-        times = f"{run['rows_per_s'] / peer:.2f}" if peer else "–"
+        times = f"{ratio:.2f}" if (ratio := _times_unsloths(run)) else "–"
         driver, name = f"{run['driver_bytes'] / GIB:.2f}", BESIDE[run["model"], run["rows"]]
         cells = (run["call"], name, run["tool"], at_once, kernels, per_s, times, reserved, driver, card)
         lines.append(f"| {' | '.join(map(str, cells))} |")
