@@ -48,6 +48,7 @@ def a_report(needed_gib: float, target: Target) -> MemoryReport:
         "phases": (),
         "encoding_reserved_bytes": 0,
         "communication_bytes": 0,
+        "recorded_bytes": 0,
     }
     return MemoryReport(**values)
 

@@ -71,7 +71,7 @@ def test_no_saving_takes_from_a_peak_what_it_is_said_to_leave(models, monkeypatc
             except VlmtuneError:
                 continue
             left = left_bytes(before, [Settled(saving.reason, (values,), 0, saving)])
-            assert left <= after.peak_allocated_bytes + after.communication_bytes, values
+            assert left <= after.peak_allocated_bytes + after.beside_bytes, values
             held = {share.name: share.bytes for share in after.breakdown}
             for share in before.breakdown:
                 if share.name.startswith(RESIDENT) and not share.name.startswith(saving.spares):
