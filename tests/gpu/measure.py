@@ -24,7 +24,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.ballast import beside_ballast  # noqa: E402
-from gpu.cases import CASES, SMALL, Case, prepare  # noqa: E402
+from gpu.cases import CASES, GRAPHS, SMALL, Case, prepare  # noqa: E402
 from gpu.history import Marks, archive, packed, record  # noqa: E402
 
 from vlmtune.plan.types import RunPlan  # noqa: E402
@@ -215,7 +215,8 @@ def write_packed(folder: str) -> None:
 def main() -> int:
     """Measure cases and write after each what is known; return 0 when all are measured."""
     asked = _arguments()
-    cases = [case for case in CASES if re.search(asked.names, case.name)]
+    known = (*CASES, *GRAPHS)
+    cases = [case for case in known if re.search(asked.names, case.name)] if asked.names else CASES
     results = []
     places: SimpleQueue[str] = SimpleQueue()
     for number in range(asked.at_a_time * torch.cuda.device_count()):
@@ -282,7 +283,7 @@ if __name__ == "__main__":
     elif sys.argv[1] == "--one":
         name, catalogue, out, *options = sys.argv[2:]
         cap = next((int(option) for option in options if option.isdigit()), None)
-        chosen = next(case for case in (*CASES, *SMALL) if case.name == name)
+        chosen = next(case for case in (*CASES, *GRAPHS, *SMALL) if case.name == name)
         run(chosen, Path(catalogue), Path(out), cap, history="--history" in options)
     else:
         sys.exit(main())

@@ -7,7 +7,7 @@ The bounds over all runs are in tests/gpu/measured/errors.md. All are held with 
 import json
 
 import pytest
-from gpu.cases import CASES, Case
+from gpu.cases import CASES, GRAPHS, Case
 from gpu.compare import MEASURED, errors_of
 from gpu.ranks_memory import error_of
 
@@ -40,7 +40,7 @@ def marked(case: Case):
     return pytest.param(case, id=case.name, marks=marks)
 
 
-@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+@pytest.mark.parametrize("case", [marked(case) for case in (*CASES, *GRAPHS)])
 def test_estimate_of_a_measured_run(case):
     errors = errors_of(case, fast=False)
     assert RESERVED_PERCENT[0] <= errors.reserved <= RESERVED_PERCENT[1]
