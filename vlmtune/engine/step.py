@@ -3,7 +3,7 @@
 Shapes: B batch rows, T tokens, H hidden size, V vocabulary, N labelled positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from unittest.mock import patch
 
@@ -60,6 +60,12 @@ def ready(base: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     # The token at t is predicted from the hidden state at t - 1.
     labelled_BT = F.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
     return {**batch, LABELLED: labelled_BT.flatten().nonzero()[:, 0]}
+
+
+def drop_gradients(parameters: Iterable[Tensor]) -> None:
+    """Let parameters have no gradients: a model's own `zero_grad` looks for them in all of its modules."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def hidden_states(base: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:

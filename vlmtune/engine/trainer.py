@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from vlmtune.engine.ranks import group
 from vlmtune.engine.ranks.checkpoints import load_random_state, save_random_states
 from vlmtune.engine.ranks.gradients import sum_gradients
 from vlmtune.engine.ranks.pace import Waiting, keep_pace
-from vlmtune.engine.step import LABELLED, forward_loss, ready
+from vlmtune.engine.step import LABELLED, drop_gradients, forward_loss, ready
 from vlmtune.errors import VlmtuneError
 from vlmtune.files import is_disk_full
 from vlmtune.levers.optimizer import build_optimizer
@@ -87,7 +88,7 @@ class TuneTrainer(Trainer):
         # Trainer goes through thousands of modules for these, at each batch or step.
         model.train()
         self.trained = [one for one in model.parameters() if one.requires_grad]
-        model.zero_grad = self._drop_gradients
+        model.zero_grad = partial(drop_gradients, self.trained)
         self.work = Work()
         """Since the recorder last asked."""
         self.losses: list[tuple[Tensor, list[str]]] = []
@@ -200,10 +201,6 @@ class TuneTrainer(Trainer):
         del batch
         self.accelerator.backward(loss)
         return loss.detach()
-
-    def _drop_gradients(self) -> None:
-        for parameter in self.trained:
-            parameter.grad = None
 
     def _clip_grad_norm(self, model) -> Tensor:
         return self.accelerator.clip_grad_norm_(self.trained, self.plan.max_grad_norm)

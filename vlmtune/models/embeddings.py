@@ -3,8 +3,8 @@
 A table is never on the card, not while the model loads either. It is not pinned, for no card reads it: where the
 processor can map the file, rows that no batch asks for are never read.
 
-A row travels once, however often a batch has its token: most tokens of images are one and the same. Of packs of 11,000
-tokens, each row for itself took 42 ms to be looked up and 11 ms to travel, while the card waited (LLaVA on one H200).
+A row travels once, however often a batch has its token: tokens of images are one and the same, four fifths of a pack of
+LLaVA's, and the card waits meanwhile.
 
 The lookup waits for the ids, which are on the card by then. For the first batch of a step this costs nothing: the card
 has finished the one before, whose loss was read, and models look up rows before they compute anything.

@@ -25,7 +25,7 @@ class OnGpus:
         """Return what each card gives, NCCL's part included, and how fast they are together."""
         report = self.report
         cards = f"{self.num_gpus} GPU{'s' * (self.num_gpus > 1)}{', layers shared' * self.shared}"
-        needed, budget = report.peak_reserved_bytes + report.communication_bytes, report.budget_bytes
+        needed, budget = report.peak_reserved_bytes + report.beside_bytes, report.budget_bytes
         pace = f", {rate(report.time.rows_per_s)} rows a second" if report.time else ""
         verdict = "fits" if report.fits else "does not fit"
         return f"{cards}: {verdict}, {needed / GIB:.2f} of {budget / GIB:.2f} GiB a card{pace}"
