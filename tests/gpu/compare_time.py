@@ -143,7 +143,10 @@ def _steps_s(run: dict, made: dict) -> dict[str, float]:
     if "plain_launch_s" not in run:
         return by_mean
     known = f"{of}, by who calls" + (": seen" if by_mean else "")
-    return by_mean | {known: _step_s(card, "plain_launches", run["plain_launch_s"])}
+    found = by_mean | {known: _step_s(card, "plain_launches", run["plain_launch_s"])}
+    if beside := [launch_s for launch_s in run.get("launches_beside_s", ()) if launch_s]:
+        found[f"{known}, beside the run"] = _step_s(card, "plain_launches", statistics.mean(beside))
+    return found
 
 
 def _seconds_off(run: dict, made: dict) -> dict[str, float]:

@@ -4,7 +4,8 @@ Cases of `cases.py`, all rows of one length, weights made on the card. Of each: 
 that take most of one profiled step; the seconds of the others, and of these without waiting for rows (`computing_s`,
 what is predicted). What the plan predicts is held against it by compare_time.py, without a GPU. Results are written
 after each run. With `--calibrate` each process measures its card first, by `vlmtune calibrate`, and its runs have the
-speeds beside them, from which seconds of a step are predicted.
+speeds beside them, from which seconds of a step are predicted. On machines that others use the processor is a fifth
+slower one minute than the next, so calibrate's own steps are trained again before each run and after the last.
 """
 
 import argparse
@@ -91,13 +92,49 @@ def calibrate(folder: Path) -> None:
     (folder / CALIBRATION).write_text(json.dumps(found), encoding="utf-8")
 
 
+class LaunchNow:
+    """What a plain launch takes at the time of asking, by the small run that `vlmtune calibrate` trains."""
+
+    def __init__(self, folder: Path) -> None:
+        from vlmtune.estimate.given_rows import GivenRows
+        from vlmtune.estimate.run import estimate_plan
+        from vlmtune.hardware.at_hand import target_at_hand
+        from vlmtune.workflow.calibrate import small_run
+
+        folder.mkdir()
+        self.small = small_run(folder)
+        rows = GivenRows(self.small.rows)
+        self.predicted = estimate_plan(self.small.plan, self.small.source, rows, target_at_hand()).time
+
+    def measured_s(self) -> float | None:
+        """Return the seconds; None where the card was busy."""
+        from vlmtune.estimate.timing.measured import measured_plain_launch_s
+        from vlmtune.workflow.calibrate import trained
+
+        with tempfile.TemporaryDirectory() as folder:
+            *_, steps_s = trained(self.small, Path(folder))
+        free_card()
+        return measured_plain_launch_s(steps_s, self.predicted)
+
+
 def run_all(names: list[str], folder: Path) -> None:
     """Train these cases in this process, one after another: the libraries are imported once."""
-    if CALIBRATE in os.environ and not (folder / CALIBRATION).exists():
-        calibrate(folder)
+    launch = None
+    if CALIBRATE in os.environ:
+        if not (folder / CALIBRATION).exists():
+            calibrate(folder)
+        launch = LaunchNow(folder / f"small-{names[0]}")
+    before_s = launch and launch.measured_s()
     for name in names:
-        run(timed(next(case for case in CASES if case.name == name)), folder / f"{name}.json")
+        out, part = (folder / f"{name}{end}" for end in (".json", ".beside"))
+        run(timed(next(case for case in CASES if case.name == name)), out)
         free_card()
+        if launch:
+            after_s = launch.measured_s()
+            found = json.loads(out.read_text(encoding="utf-8")) | {"launches_beside_s": [before_s, after_s]}
+            part.write_text(json.dumps(found), encoding="utf-8")
+            part.rename(out)
+            before_s = after_s
 
 
 def main() -> int:

@@ -88,7 +88,7 @@ def calibrate(say: Callable[[str], None]) -> Calibration:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         say("training a small model with random weights")
         run = small_run(Path(folder))
-        reserved_bytes, allocated_bytes, steps_s = _train(run, Path(folder))
+        reserved_bytes, allocated_bytes, steps_s = trained(run, Path(folder))
         figures = Figures(_context_bytes(before, reading_at_hand()), cublas_bytes)
         say("measuring how fast the card is")
         speeds = measured_speeds("cuda")
@@ -188,7 +188,7 @@ def _write_rows(folder: Path) -> None:
     (folder / "rows.jsonl").write_text((json.dumps(row) + "\n") * NUM_ROWS, encoding="utf-8")
 
 
-def _train(run: SmallRun, folder: Path) -> tuple[int, int, list[float]]:
+def trained(run: SmallRun, folder: Path) -> tuple[int, int, list[float]]:
     """Train; return the peaks of reserved and of allocated memory, and the seconds of each step but the first.
 
     Without those that went by until rows were read, which no launch takes and no prediction has.

@@ -86,7 +86,7 @@ def card_here(monkeypatch):
 
 
 def test_the_run_is_estimated_with_what_was_measured(card_here, monkeypatch):
-    monkeypatch.setattr(calibrate, "_train", lambda run, folder: (300 * MIB, 200 * MIB, [0.5, 0.2, 0.1]))
+    monkeypatch.setattr(calibrate, "trained", lambda run, folder: (300 * MIB, 200 * MIB, [0.5, 0.2, 0.1]))
     monkeypatch.setattr(calibrate, "measured_speeds", lambda device: Speeds(83e12, 75e11, 88e9, 8.5e9))
     targets = []
 
@@ -118,7 +118,7 @@ def test_the_small_run_trains_and_is_estimated(card_here, monkeypatch, tmp_path)
     on_cpu = dataclasses.replace(run.plan, device="cpu", max_steps=2, gradient_accumulation_steps=1)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1)
-    reserved_bytes, allocated_bytes, steps_s = calibrate._train(dataclasses.replace(run, plan=on_cpu), tmp_path)
+    reserved_bytes, allocated_bytes, steps_s = calibrate.trained(dataclasses.replace(run, plan=on_cpu), tmp_path)
     assert (reserved_bytes, allocated_bytes) == (2, 1)
     first, last = RunFolder(tmp_path / "runs" / "calibration").read_log()
     assert 0 < last.data_wait_share < 1
