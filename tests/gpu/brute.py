@@ -18,12 +18,11 @@ from math import inf
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu import cases, measure, timed  # noqa: E402
 from gpu.cases import Case  # noqa: E402
 from gpu.compare import CATALOGUE, MEASURED  # noqa: E402
+from gpu.profiled import in_a_fork  # noqa: E402
 
 from vlmtune.config.keys import all_keys  # noqa: E402
 from vlmtune.config.load import LoadedConfig  # noqa: E402
@@ -139,8 +138,9 @@ def _seconds(plans: list[dict]) -> float:
 
 
 def run(plan: dict, out: Path) -> None:
-    """Time one plan in this process."""
-    torch.cuda.set_per_process_memory_fraction(1.0)  # the one before may have had less
+    """Time one plan; nothing else in this process."""
+    measure.beside_ballast = lambda cap_bytes: nullcontext(0)  # a process that starts anew would take as long as a run
+    timed.PROFILED = STEPS - 2
     timed.run(case_of(plan, out.stem), out, cap_bytes=LEFT_BYTES)
     found = json.loads(out.read_text(encoding="utf-8"))
     found.pop("most_of_a_step", None)
@@ -155,12 +155,9 @@ def case_of(plan: dict, name: str) -> Case:
 
 def run_all(names: list[str], folder: Path) -> None:
     """Time these one after another."""
-    measure.beside_ballast = lambda cap_bytes: nullcontext(0)  # a process that starts anew would take as long as a run
-    timed.PROFILED = STEPS - 2
     plans = {name_of(plan): plan for plan in json.loads(PLANS.read_text(encoding="utf-8"))}
     for name in names:
-        run(plans[name], folder / f"{name}.json")
-        timed.free_card()
+        in_a_fork(run, plans[name], folder / f"{name}.json")
 
 
 def verdicts(plans: list[dict], runs: list[dict]) -> list[dict]:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import LLAVA_7B, QWEN3_4B, QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
 from gpu.compare import CATALOGUE, prepared, replay_of  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
-from gpu.profiled import Clock, free_card, milliseconds, most_of  # noqa: E402
+from gpu.profiled import Clock, in_a_fork, milliseconds, most_of  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
 from vlmtune.units import GIB  # noqa: E402
@@ -90,7 +90,6 @@ def trained(prepared_run: tuple, variant: str, limit_bytes: float) -> dict:
     from vlmtune.plan.file import save_plan
     from vlmtune.runs.folder import RunFolder
 
-    torch.cuda.set_per_process_memory_fraction(1.0)
     _, total_bytes = torch.cuda.mem_get_info()
 
     def build_model(plan, **how):
@@ -99,7 +98,7 @@ def trained(prepared_run: tuple, variant: str, limit_bytes: float) -> dict:
         torch.cuda.set_per_process_memory_fraction(min(1, limit_bytes / total_bytes))
         return model
 
-    clock, services, real = Clock((PROFILED,), WATCHED, WARM_UP), engine._services, engine.build_model
+    clock, services = Clock((PROFILED,), WATCHED, WARM_UP), engine._services
     engine._services = lambda plan, run_folder: [*services(plan, run_folder), clock]
     engine.build_model = build_model
     config, source, samples = prepared_run
@@ -108,10 +107,8 @@ def trained(prepared_run: tuple, variant: str, limit_bytes: float) -> dict:
     plan = make_plan(config, source, probe_device())
     runs = RunFolder.create(config.run_dir)
     save_plan(plan, runs.plan)
-    torch.cuda.reset_peak_memory_stats()
     with LiveView("lean", Console(file=open(os.devnull, "w"))) as view:  # noqa: SIM115
         report = engine.train(plan, source, RunData(MeasuredRows(samples), MeasuredRows([])), runs, view)
-    engine._services, engine.build_model = services, real
     return {
         "variant": variant,
         **{key: getattr(plan, key) for key in VARIANTS[variant]},
@@ -212,7 +209,8 @@ def main() -> None:
     from vlmtune.models import build
 
     quiet_libraries()
-    found = {"gpu": torch.cuda.get_device_name(0), "versions": library_versions(), "product": products(), "runs": []}
+    gpu, product = in_a_fork(torch.cuda.get_device_name), in_a_fork(products)
+    found = {"gpu": gpu, "versions": library_versions(), "product": product, "runs": []}
 
     def write() -> None:
         asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -227,8 +225,8 @@ def main() -> None:
         for case in cases:
             run = prepare(case, CATALOGUE, Path(folder) / case.name)  # the same pictures for all
             for variant in asked.variants:
-                found["runs"].append({"case": case.name, **trained(run, variant, asked.limit_gib * GIB)})
-                free_card()
+                took = in_a_fork(trained, run, variant, asked.limit_gib * GIB)
+                found["runs"].append({"case": case.name, **took})
                 write()
                 print(*(found["runs"][-1][key] for key in SHOWN), flush=True)
         build.load_base, engine.check_checkpoint = load_base, check

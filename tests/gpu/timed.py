@@ -1,10 +1,10 @@
-"""Times training steps on every visible GPU, in one process on each: `make gpu-time`.
+"""Times training steps on every visible GPU, one run after another on each: `make gpu-time`.
 
 Cases of `cases.py`, all rows of one length, weights made on the card. Of each: kernel time, launches and the kernels
 that take most of one profiled step; the seconds of the others, and of these without waiting for rows (`computing_s`,
 what is predicted). What the plan predicts is held against it by compare_time.py, without a GPU. Results are written
-after each run. With `--calibrate` each process measures its card first, by `vlmtune calibrate`, and its runs have the
-speeds beside them, from which seconds of a step are predicted. On machines that others use the processor is a fifth
+after each run. With `--calibrate` each card is measured first, by `vlmtune calibrate`, and its runs have the speeds
+beside them, from which seconds of a step are predicted. On machines that others use the processor is a fifth
 slower one minute than the next, so calibrate's own steps are trained again before each run and after the last.
 """
 
@@ -20,15 +20,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu import measure  # noqa: E402
 from gpu.cases import CASES, Case  # noqa: E402
-from gpu.profiled import Clock, free_card, most_of, seconds_of  # noqa: E402
+from gpu.profiled import Clock, in_a_fork, most_of, seconds_of  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
+
+if TYPE_CHECKING:
+    from vlmtune.estimate.report import StepTime
+    from vlmtune.workflow.calibrate import SmallRun
 
 CATALOGUE = Path(__file__).parents[2] / "vlmtune" / "catalog"
 OWN = Path(__file__)
@@ -59,24 +64,15 @@ def figures_of(clock: Clock) -> dict:
 
 
 def run(case: Case, out: Path, cap_bytes: int | None = None) -> None:
-    """Train one case in this process, with no more of the card than a cap, and write what it took."""
-    from vlmtune.data.features import prepare as features
+    """Train one case with no more of the card than a cap, and write what it took; nothing else in this process."""
     from vlmtune.engine import train as engine
-    from vlmtune.models import build
 
     clock = Clock((PROFILED,))
-    of_engine = ("_services", "build_model", "check_checkpoint", "save_tuned", "write_card")
-    changed = [*((engine, name) for name in of_engine), (engine.TuneTrainer, "_save_checkpoint"), (build, "load_base")]
-    before = [(module, name, getattr(module, name)) for module, name in (*changed, (features, "free_card"))]
     services = engine._services
     engine._services = lambda plan, folder: [*services(plan, folder), clock]
     measure.run(case, CATALOGUE, part := out.with_suffix(".part"), cap_bytes)
-    for module, name, real in before:
-        setattr(module, name, real)
     found = json.loads(part.read_text(encoding="utf-8"))
     found |= {} if "out_of_memory" in found else figures_of(clock)
-    peaks = ("allocated_bytes", "reserved_bytes", "load_peak_bytes", "parts")  # of a process with several cases
-    found = {key: value for key, value in found.items() if key not in peaks}
     if (measured := out.with_name(CALIBRATION)).exists():
         found["calibration"] = json.loads(measured.read_text(encoding="utf-8"))
     part.write_text(json.dumps(found), encoding="utf-8")
@@ -92,45 +88,40 @@ def calibrate(folder: Path) -> None:
     (folder / CALIBRATION).write_text(json.dumps(found), encoding="utf-8")
 
 
-class LaunchNow:
-    """What a plain launch takes at the time of asking, by the small run that `vlmtune calibrate` trains."""
+def small_run(folder: Path) -> tuple["SmallRun", "StepTime"]:
+    """Return the run that `vlmtune calibrate` trains, and what its step is predicted to launch."""
+    from vlmtune.estimate.given_rows import GivenRows
+    from vlmtune.estimate.run import estimate_plan
+    from vlmtune.hardware.at_hand import target_at_hand
+    from vlmtune.workflow import calibrate
 
-    def __init__(self, folder: Path) -> None:
-        from vlmtune.estimate.given_rows import GivenRows
-        from vlmtune.estimate.run import estimate_plan
-        from vlmtune.hardware.at_hand import target_at_hand
-        from vlmtune.workflow.calibrate import small_run
+    folder.mkdir()
+    small = calibrate.small_run(folder)
+    return small, estimate_plan(small.plan, small.source, GivenRows(small.rows), target_at_hand()).time
 
-        folder.mkdir()
-        self.small = small_run(folder)
-        rows = GivenRows(self.small.rows)
-        self.predicted = estimate_plan(self.small.plan, self.small.source, rows, target_at_hand()).time
 
-    def measured_s(self) -> float | None:
-        """Return the seconds; None where the card was busy."""
-        from vlmtune.estimate.timing.measured import measured_plain_launch_s
-        from vlmtune.workflow.calibrate import trained
+def launch_now_s(small: "SmallRun", predicted: "StepTime") -> float | None:
+    """Return what a plain launch takes at the time of asking; None where the card was busy."""
+    from vlmtune.estimate.timing.measured import measured_plain_launch_s
+    from vlmtune.workflow.calibrate import trained
 
-        with tempfile.TemporaryDirectory() as folder:
-            *_, steps_s = trained(self.small, Path(folder))
-        free_card()
-        return measured_plain_launch_s(steps_s, self.predicted)
+    with tempfile.TemporaryDirectory() as folder:
+        *_, steps_s = trained(small, Path(folder))
+    return measured_plain_launch_s(steps_s, predicted)
 
 
 def run_all(names: list[str], folder: Path) -> None:
-    """Train these cases in this process, one after another: the libraries are imported once."""
-    launch = None
-    if CALIBRATE in os.environ:
-        if not (folder / CALIBRATION).exists():
-            calibrate(folder)
-        launch = LaunchNow(folder / f"small-{names[0]}")
-    before_s = launch and launch.measured_s()
+    """Train these cases one after another."""
+    asked = CALIBRATE in os.environ
+    if asked and not (folder / CALIBRATION).exists():
+        calibrate(folder)
+    small = in_a_fork(small_run, folder / f"small-{names[0]}") if asked else ()
+    before_s = in_a_fork(launch_now_s, *small) if asked else None
     for name in names:
         out, part = (folder / f"{name}{end}" for end in (".json", ".beside"))
-        run(timed(next(case for case in CASES if case.name == name)), out)
-        free_card()
-        if launch:
-            after_s = launch.measured_s()
+        in_a_fork(run, timed(next(case for case in CASES if case.name == name)), out)
+        if asked:
+            after_s = in_a_fork(launch_now_s, *small)
             found = json.loads(out.read_text(encoding="utf-8")) | {"launches_beside_s": [before_s, after_s]}
             part.write_text(json.dumps(found), encoding="utf-8")
             part.rename(out)
@@ -195,7 +186,7 @@ def written(folder: Path, out: Path) -> int:
 
 
 class OnCard:
-    """The cases of one card, or of a share of it: in one process, and behind one that fails in another."""
+    """The cases of one card, or of a share of it: by one process, and behind one that fails by another."""
 
     def __init__(self, card: str, names: list[str], folder: Path, script: Path) -> None:
         self.card, self.left, self.folder, self.script = card, names, folder, script
