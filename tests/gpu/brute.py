@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu import cases, measure, timed  # noqa: E402
 from gpu.cases import Case  # noqa: E402
 from gpu.compare import CATALOGUE, MEASURED  # noqa: E402
-from gpu.profiled import in_a_fork  # noqa: E402
+from gpu.profiled import each_in_its_own  # noqa: E402
 
 from vlmtune.config.keys import all_keys  # noqa: E402
 from vlmtune.config.load import LoadedConfig  # noqa: E402
@@ -156,8 +156,8 @@ def case_of(plan: dict, name: str) -> Case:
 def run_all(names: list[str], folder: Path) -> None:
     """Time these one after another."""
     plans = {name_of(plan): plan for plan in json.loads(PLANS.read_text(encoding="utf-8"))}
-    for name in names:
-        in_a_fork(run, plans[name], folder / f"{name}.json")
+    for _ in each_in_its_own(run, [(plans[name], folder / f"{name}.json") for name in names]):
+        pass
 
 
 def verdicts(plans: list[dict], runs: list[dict]) -> list[dict]:

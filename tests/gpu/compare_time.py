@@ -144,8 +144,8 @@ def _steps_s(run: dict, made: dict) -> dict[str, float]:
         return by_mean
     known = f"{of}, by who calls" + (": seen" if by_mean else "")
     found = by_mean | {known: _step_s(card, "plain_launches", run["plain_launch_s"])}
-    if beside := [launch_s for launch_s in run.get("launches_beside_s", ()) if launch_s]:
-        found[f"{known}, beside the run"] = _step_s(card, "plain_launches", statistics.mean(beside))
+    if beside_s := run.get("plain_launch_beside_s"):
+        found[f"{known}, just before the run"] = _step_s(card, "plain_launches", beside_s)
     return found
 
 

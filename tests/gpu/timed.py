@@ -5,7 +5,7 @@ that take most of one profiled step; the seconds of the others, and of these wit
 what is predicted). What the plan predicts is held against it by compare_time.py, without a GPU. Results are written
 after each run. With `--calibrate` each card is measured first, by `vlmtune calibrate`, and its runs have the speeds
 beside them, from which seconds of a step are predicted. On machines that others use the processor is a fifth
-slower one minute than the next, so calibrate's own steps are trained again before each run and after the last.
+slower one minute than the next, so calibrate's own steps are trained again before each run.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu import measure  # noqa: E402
 from gpu.cases import CASES, Case  # noqa: E402
-from gpu.profiled import Clock, in_a_fork, most_of, seconds_of  # noqa: E402
+from gpu.profiled import Clock, each_in_its_own, free_card, most_of, seconds_of  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
 
@@ -63,8 +63,11 @@ def figures_of(clock: Clock) -> dict:
     }
 
 
-def run(case: Case, out: Path, cap_bytes: int | None = None) -> None:
-    """Train one case with no more of the card than a cap, and write what it took; nothing else in this process."""
+def run(case: Case, out: Path, cap_bytes: int | None = None, **more) -> None:
+    """Train one case with no more of the card than a cap, and write what it took, and more that is known.
+
+    No other run may have been profiled in this process.
+    """
     from vlmtune.engine import train as engine
 
     clock = Clock((PROFILED,))
@@ -72,7 +75,7 @@ def run(case: Case, out: Path, cap_bytes: int | None = None) -> None:
     engine._services = lambda plan, folder: [*services(plan, folder), clock]
     measure.run(case, CATALOGUE, part := out.with_suffix(".part"), cap_bytes)
     found = json.loads(part.read_text(encoding="utf-8"))
-    found |= {} if "out_of_memory" in found else figures_of(clock)
+    found |= ({} if "out_of_memory" in found else figures_of(clock)) | more
     if (measured := out.with_name(CALIBRATION)).exists():
         found["calibration"] = json.loads(measured.read_text(encoding="utf-8"))
     part.write_text(json.dumps(found), encoding="utf-8")
@@ -107,25 +110,26 @@ def launch_now_s(small: "SmallRun", predicted: "StepTime") -> float | None:
 
     with tempfile.TemporaryDirectory() as folder:
         *_, steps_s = trained(small, Path(folder))
+    free_card()
     return measured_plain_launch_s(steps_s, predicted)
 
 
 def run_all(names: list[str], folder: Path) -> None:
     """Train these cases one after another."""
-    asked = CALIBRATE in os.environ
-    if asked and not (folder / CALIBRATION).exists():
-        calibrate(folder)
-    small = in_a_fork(small_run, folder / f"small-{names[0]}") if asked else ()
-    before_s = in_a_fork(launch_now_s, *small) if asked else None
-    for name in names:
-        out, part = (folder / f"{name}{end}" for end in (".json", ".beside"))
-        in_a_fork(run, timed(next(case for case in CASES if case.name == name)), out)
-        if asked:
-            after_s = in_a_fork(launch_now_s, *small)
-            found = json.loads(out.read_text(encoding="utf-8")) | {"launches_beside_s": [before_s, after_s]}
-            part.write_text(json.dumps(found), encoding="utf-8")
-            part.rename(out)
-            before_s = after_s
+    cases = [timed(next(case for case in CASES if case.name == name)) for name in names]
+    small = None
+    if CALIBRATE in os.environ:
+        if not (folder / CALIBRATION).exists():
+            calibrate(folder)
+        [small] = each_in_its_own(small_run, [(folder / f"small-{names[0]}",)])
+    for _ in each_in_its_own(run_beside, [(small, case, folder / f"{case.name}.json") for case in cases]):
+        pass
+
+
+def run_beside(small: "tuple[SmallRun, StepTime] | None", case: Case, out: Path) -> None:
+    """Train a case, and before it the small run; nothing else in this process."""
+    launch_s = launch_now_s(*small) if small else None
+    run(case, out, plain_launch_beside_s=launch_s)
 
 
 def main() -> int:
