@@ -188,7 +188,10 @@ def pace(
     plan: RunPlan, source: ModelSource, rows: GivenRows | None, target: Target, known: "Sequence[MemoryReport]"
 ) -> StepTime | None:
     """Return what a step takes, predicted from estimates of plans that divide its rows otherwise."""
-    one = dataclasses.replace(known[0], batches=sum((report.batches for report in known), ()))
+    from vlmtune.estimate.timing.predict import as_graphs
+
+    batches = sum((report.batches for report in known), ())
+    one = dataclasses.replace(known[0], batches=as_graphs(batches) if plan.cuda_graphs else batches)
     return _timed(one, target, plan, _Rows(plan, source, rows).sizes if rows else None).time
 
 

@@ -132,6 +132,8 @@ class Spending:
     is_division: bool
     """Whether a level says how the rows of a step are divided: each is a way of its own, filled with what else memory
     buys. Else the last level is tried first, and those between are looked for."""
+    is_alone: bool = False
+    """Of a division: whether nothing else is bought beside it, and it takes memory of which its tokens do not tell."""
 
 
 def _nothing(config: TrainingConfig, model: ModelFacts | None) -> list:

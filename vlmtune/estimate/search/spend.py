@@ -38,6 +38,8 @@ class Way:
     changes: tuple[Settled, ...]
     at_once: int
     """Tokens that are computed at once."""
+    alone: bool = False
+    """As its lever's spending."""
 
     @property
     def values(self) -> Values:
@@ -72,7 +74,7 @@ class Ways:
             left.remove(way)
             filled = self._filled(way)
             if filled is None:
-                left = [other for other in left if other.at_once < way.at_once]
+                left = [one for one in left if one.at_once < way.at_once or (way.alone and not one.alone)]
             elif (step_s := self._time(self.search.report(merged(filled)), way)) < best_s:
                 best, best_s = filled, step_s
         return best
@@ -85,6 +87,8 @@ class Ways:
 
     def share(self, way: Way) -> float:
         """Return how much of all else that memory can buy should fit beside a way."""
+        if way.alone:
+            return 0.0
         left_bytes = max(0.0, self.search.base.budget_bytes - self._peak_bytes(way))
         whole_bytes = self._bought[1] * way.at_once
         return min(1.0, left_bytes / whole_bytes) if whole_bytes > 0 else 1.0
@@ -97,14 +101,16 @@ class Ways:
 
     def _divided(self, spending: Spending, level: Values) -> Way:
         settled = Settled(spending.reason(level), (level,), 0)
-        return Way((*self.as_it_is.changes, settled), _at_once(self.search, self.as_it_is.values | level))
+        at_once = _at_once(self.search, self.as_it_is.values | level)
+        return Way((*self.as_it_is.changes, settled), at_once, spending.is_alone)
 
     @cached_property
     def _simulated(self) -> dict[int, MemoryReport]:
         """The estimates by which those of all divisions are predicted, by the tokens at once."""
         known = {self.as_it_is.at_once: self.search.report(self.as_it_is.values)}
         # Those of one lever: what is padded takes longer for each token than what is not.
-        left = sorted(self.alike[0] if self.alike else [], key=lambda way: way.at_once)
+        alike = self.alike[0] if self.alike else []
+        left = sorted((way for way in alike if not way.alone), key=lambda way: way.at_once)
         while left:
             way = left.pop()
             report = self.search.report(way.values)
@@ -158,7 +164,8 @@ class Ways:
         whole_bytes = self._bought[1] * way.at_once
         for lever in _buying():
             config = changed(self.search.config, merged(changes))
-            levels = lever.spending.levels(config, self.search.model, self.search.base.tokens["total"])
+            row = self.search.base.tokens["total"]
+            levels = [] if way.alone else lever.spending.levels(config, self.search.model, row)
             place = last_that_fits(self.search, merged(changes), levels, peak_bytes, whole_bytes)
             if place is None:
                 return None

@@ -81,6 +81,12 @@ def _with_graphs(launched: "Launched", rates: Rates) -> Spent:
     return replace(own, kernels_s=own.kernels_s + recorded.kernels_s)
 
 
+def as_graphs(batches: tuple[BatchSpent, ...]) -> tuple[BatchSpent, ...]:
+    """Return what batches take at least where their layers are graphs: nothing is launched but the images' kernels."""
+    tokens = [replace(batch.of_tokens, launches=0, plain_launches=0) for batch in batches]
+    return tuple(replace(batch, of_tokens=of_tokens) for batch, of_tokens in zip(batches, tokens, strict=True))
+
+
 def of_largest(report: MemoryReport, plan: RunPlan) -> RunSizes:
     """Return the sizes of a step of nothing but the largest rows."""
     row, images = report.tokens["total"], report.tokens["image"]

@@ -6,9 +6,10 @@ What records is models/graphs, which imports torch.
 from typing import TYPE_CHECKING
 
 from vlmtune.config.schema import TrainingConfig
+from vlmtune.config.values import Values, changed
 from vlmtune.families.facts import ModelFacts
-from vlmtune.levers.base import Choice, Decision, Lever, OnResume
-from vlmtune.levers.speed.packing import packs_rows
+from vlmtune.levers.base import Choice, Decision, Lever, OnResume, Spending
+from vlmtune.levers.speed.packing import PACKING, packs_rows
 from vlmtune.levers.speed.varlen import VARLEN
 
 if TYPE_CHECKING:
@@ -33,13 +34,22 @@ def _decide(config: TrainingConfig, model: ModelFacts, device: "Device") -> Deci
 
 
 def _why_not(config: TrainingConfig, model: ModelFacts, device: "Device") -> str | None:
-    hardware, training = config.hardware, config.training
     if device.kind == "cpu":
         return "training runs on the CPU, for which nothing is launched"
-    if not packs_rows(config, model):
-        return "without training.packing: true batches have too many lengths"
+    if reason := _why_never(config, model):
+        return reason
     if not VARLEN.decide(config, model, device).values["varlen_attention"]:
         return "rows of a pack need hardware.varlen_attention, which is not to be had here"
+    return "a run on several GPUs is not recorded" if device.launched else None
+
+
+def _why_never(config: TrainingConfig, model: ModelFacts) -> str | None:
+    """Return why no card records the layers."""
+    hardware, training = config.hardware, config.training
+    if not packs_rows(config, model):
+        return "without training.packing: true batches have too many lengths"
+    if hardware.varlen_attention is False:
+        return "rows of a pack need hardware.varlen_attention"
     if model.family.sees_both_ways:
         return "images or prompts that see both ways have a mask of pairs of tokens"
     if not hardware.gradient_checkpointing or hardware.offload_activations:
@@ -48,9 +58,17 @@ def _why_not(config: TrainingConfig, model: ModelFacts, device: "Device") -> str
         return "adapters without dropout alone are recorded"
     if hardware.lean_lora is False:
         return "hardware.lean_lora alone adds gradients up where they are"
-    if hardware.num_gpus not in (None, 1) or device.launched:
+    if hardware.num_gpus not in (None, 1):
         return "a run on several GPUs is not recorded"
     return None
+
+
+def _recorded_packs(config: TrainingConfig, model: ModelFacts, tokens: int) -> list[Values]:
+    """The packs that memory buys, or those that the config has, as graphs."""
+    if config.hardware.cuda_graphs != "auto":
+        return []
+    packs = PACKING.spending.levels(config, model, tokens) or [{}]
+    return [values | {KEY: True} for values in packs if not _why_never(changed(config, values), model)]
 
 
 GRAPHS = Lever(
@@ -59,6 +77,15 @@ GRAPHS = Lever(
     costs="memory for one layer's work, which nothing else may use, and up to a 16th more tokens in packs",
     decide=_decide,
     fields=("cuda_graphs",),
+    spending=Spending(
+        _recorded_packs,
+        lambda values: (
+            "memory is left: rows in packs, whose layers are recorded and launched as one; the processor is "
+            "slower than the card"
+        ),
+        is_division=True,
+        is_alone=True,
+    ),
     # A checkpoint holds a place in one order of the rows, and no graphs; packs of another length round otherwise.
     on_resume=OnResume.FREE,
     rounds=True,

@@ -21,12 +21,14 @@ from vlmtune.levers.batch import batch_of, rows_per_step
 from vlmtune.levers.recompute import RECOMPUTE, keep_all, recompute_first
 from vlmtune.units import MIB
 
-CACHING = SimpleNamespace(name="toy", not_cacheable="", not_packable="", most_pack_tokens=None)
+CACHING = SimpleNamespace(
+    name="toy", not_cacheable="", not_packable="", most_pack_tokens=None, sees_both_ways=False
+)
 FACTS = {"num_layers": 36, "family": CACHING, "prequantised": None, "adapter": None, "layers_with_state": ()}
 FACTS["config"] = {"model_type": "toy"}
 MODEL = SimpleNamespace(shares_embedding=False, fixed_images=False, **FACTS)
 QUALITY = ("data.max_length", "data.image_size", "training.lora.rank")
-LAYERS, A_PASS_S = 36, 0.01
+LAYERS, A_PASS_S, GRAPHS_MIB = 36, 0.01, 300
 
 
 def config_with(preset: str, words=()) -> TrainingConfig:
@@ -54,7 +56,7 @@ def parts_mib(config: TrainingConfig, billions: float = 4.0) -> dict[str, float]
     kept = LAYERS if not hardware.gradient_checkpointing else LAYERS - (hardware.checkpointed_layers or LAYERS)
     started_from = 0 if hardware.offload_activations else 0.01 * (LAYERS - kept)
     return {
-        "other": 200,
+        "other": 200 + GRAPHS_MIB * (hardware.cuda_graphs is True),
         "weights: text 4-bit": weights,
         "weights: vision 4-bit": tower if config.data.cache_features is not True else 0,
         "weights: head bfloat16": head,
@@ -64,13 +66,13 @@ def parts_mib(config: TrainingConfig, billions: float = 4.0) -> dict[str, float]
 
 
 def step_s(config: TrainingConfig) -> float:
-    """A third more where all layers recompute, and something for each pass over the weights."""
+    """A third more where all layers recompute, and something for each pass over the weights that is no graph."""
     training, hardware = config.training, config.hardware
     recomputing = (hardware.checkpointed_layers or LAYERS) / LAYERS if hardware.gradient_checkpointing else 0
     rows, tokens = rows_per_step(config), config.data.max_length + 100
     passes = rows / training.batch_size
     if training.packing is True:
-        passes = rows * tokens / training.pack_tokens
+        passes = 0 if hardware.cuda_graphs is True else rows * tokens / training.pack_tokens
     return rows * tokens * 1e-4 * (2 + recomputing) + A_PASS_S * passes
 
 
@@ -102,6 +104,10 @@ def report_of(config: TrainingConfig, budget_mib: float, billions: float = 4.0) 
 
 def pace_of(config: TrainingConfig) -> StepTime:
     return StepTime(step_s(config), 1.0, None, None, 0.0, 0, 0.0, 0.0, False, 0.0, True)
+
+
+def values_of(fit) -> Values:
+    return {key: value for change in fit.changes for key, value in change.values.items()}
 
 
 def paced_from(config: TrainingConfig):
@@ -136,6 +142,7 @@ def least_mib(preset: str, billions: float = 4.0) -> float:
     return needed_mib(config, billions)
 
 
+PACKED = ("training.packing=true", "training.pack_tokens=2048")
 PRESETS = ["6gb", "8gb", "12gb", "16gb", "24gb", "48gb"]
 
 
@@ -219,12 +226,41 @@ def test_the_way_that_is_predicted_quickest_is_taken(room, a_pass_s, monkeypatch
     divisions = [
         batch_of(size, rows) for size in (1, 2, 4, 8, 16, 32) if rows % size == 0 and (size / 2) * tokens < 8192
     ]
-    divisions += [{"training.packing": True, "training.pack_tokens": size} for size in (2048, 4096, 8192, 16_384)]
+    packs = [{"training.packing": True, "training.pack_tokens": size} for size in (2048, 4096, 8192, 16_384)]
+    divisions += packs
     kept = [recompute_first(number) for number in range(1, LAYERS + 1)] + [keep_all()]
     every = [changed(config, division | layers) for division in divisions for layers in kept]
+    every += [changed(config, division | {"hardware.cuda_graphs": True}) for division in packs]
     best_s = min(step_s(one) for one in every if needed_mib(one) <= budget)
     fit = Simulator("8gb", budget).fit()
     assert fit.fits and fit.report.time.step_s <= 1.1 * best_s
+
+
+@pytest.mark.parametrize(("a_pass_s", "preset", "words"), [(2.0, "8gb", ()), (2.0, "8gb", PACKED)])
+def test_where_the_processor_is_slower_than_the_card_packs_become_graphs(a_pass_s, preset, words, monkeypatch):
+    """Of packs that the config leaves open, and of those that it has; nothing else is bought beside them."""
+    monkeypatch.setattr(f"{__name__}.A_PASS_S", a_pass_s)
+    config = config_with(preset, words)
+    fits, tight = (
+        find_fit(config, MODEL, *2 * (lambda values: report_of(changed(config, values), budget),), paced_from(config))
+        for budget in (room * needed_mib(config) + GRAPHS_MIB / 2 for room in (2, 1))
+    )
+    after = changed(config, values_of(fits))
+    assert after.hardware.cuda_graphs is True and after.training.packing is True
+    assert after.hardware.gradient_checkpointing and after.hardware.checkpointed_layers is None
+    assert "slower than the card" in fits.changes[-1].reason
+    assert changed(config, values_of(tight)).hardware.cuda_graphs == "auto"
+
+
+@pytest.mark.parametrize(
+    "wish", ["hardware.cuda_graphs=false", "training.lora.dropout=0.1", "hardware.varlen_attention=false"]
+)
+def test_what_no_card_records_is_no_graph(wish, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.A_PASS_S", 2.0)
+    config = config_with("8gb", (wish,))
+    estimate = lambda values: report_of(changed(config, values), 4 * needed_mib(config))  # noqa: E731
+    fit = find_fit(config, MODEL, estimate, estimate, paced_from(config))
+    assert fit.fits and changed(config, values_of(fit)).hardware.cuda_graphs is not True
 
 
 def test_on_a_card_whose_rates_nobody_knows_more_rows_come_after_kept_activations():
