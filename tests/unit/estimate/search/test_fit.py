@@ -21,9 +21,7 @@ from vlmtune.levers.batch import batch_of, rows_per_step
 from vlmtune.levers.recompute import RECOMPUTE, keep_all, recompute_first
 from vlmtune.units import MIB
 
-CACHING = SimpleNamespace(
-    name="toy", not_cacheable="", not_packable="", most_pack_tokens=None, sees_both_ways=False
-)
+CACHING = SimpleNamespace(name="toy", not_cacheable="", not_packable="", most_pack_tokens=None, sees_both_ways=False)
 FACTS = {"num_layers": 36, "family": CACHING, "prequantised": None, "adapter": None, "layers_with_state": ()}
 FACTS["config"] = {"model_type": "toy"}
 MODEL = SimpleNamespace(shares_embedding=False, fixed_images=False, **FACTS)
@@ -108,6 +106,10 @@ def pace_of(config: TrainingConfig) -> StepTime:
 
 def values_of(fit) -> Values:
     return {key: value for change in fit.changes for key, value in change.values.items()}
+
+
+def estimated_within(config: TrainingConfig, budget_mib: float):
+    return lambda values: report_of(changed(config, values), budget_mib)
 
 
 def paced_from(config: TrainingConfig):
@@ -236,15 +238,18 @@ def test_the_way_that_is_predicted_quickest_is_taken(room, a_pass_s, monkeypatch
     assert fit.fits and fit.report.time.step_s <= 1.1 * best_s
 
 
-@pytest.mark.parametrize(("a_pass_s", "preset", "words"), [(2.0, "8gb", ()), (2.0, "8gb", PACKED)])
-def test_where_the_processor_is_slower_than_the_card_packs_become_graphs(a_pass_s, preset, words, monkeypatch):
+@pytest.mark.parametrize("words", [(), PACKED])
+def test_where_the_processor_is_slower_than_the_card_packs_become_graphs(words, monkeypatch):
     """Of packs that the config leaves open, and of those that it has; nothing else is bought beside them."""
-    monkeypatch.setattr(f"{__name__}.A_PASS_S", a_pass_s)
-    config = config_with(preset, words)
-    fits, tight = (
-        find_fit(config, MODEL, *2 * (lambda values: report_of(changed(config, values), budget),), paced_from(config))
-        for budget in (room * needed_mib(config) + GRAPHS_MIB / 2 for room in (2, 1))
-    )
+    monkeypatch.setattr(f"{__name__}.A_PASS_S", 2.0)
+    config = config_with("8gb", words)
+
+    def fit(room: float):
+        budget = room * needed_mib(config) + GRAPHS_MIB / 2
+        estimate = estimated_within(config, budget)
+        return find_fit(config, MODEL, estimate, estimate, paced_from(config))
+
+    fits, tight = fit(2), fit(1)
     after = changed(config, values_of(fits))
     assert after.hardware.cuda_graphs is True and after.training.packing is True
     assert after.hardware.gradient_checkpointing and after.hardware.checkpointed_layers is None
@@ -258,7 +263,7 @@ def test_where_the_processor_is_slower_than_the_card_packs_become_graphs(a_pass_
 def test_what_no_card_records_is_no_graph(wish, monkeypatch):
     monkeypatch.setattr(f"{__name__}.A_PASS_S", 2.0)
     config = config_with("8gb", (wish,))
-    estimate = lambda values: report_of(changed(config, values), 4 * needed_mib(config))  # noqa: E731
+    estimate = estimated_within(config, 4 * needed_mib(config))
     fit = find_fit(config, MODEL, estimate, estimate, paced_from(config))
     assert fit.fits and changed(config, values_of(fit)).hardware.cuda_graphs is not True
 
