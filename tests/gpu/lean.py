@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu.cases import LLAVA_7B, QWEN3_4B, QWEN25_3B, QWEN25_7B, Case, prepare  # noqa: E402
 from gpu.compare import CATALOGUE, prepared, replay_of  # noqa: E402
 from gpu.measure import made_on_the_card  # noqa: E402
-from gpu.profiled import Clock, in_a_fork, milliseconds, most_of  # noqa: E402
+from gpu.profiled import Clock, each_in_its_own, milliseconds, most_of  # noqa: E402
 
 from vlmtune.runs.versions import library_versions  # noqa: E402
 from vlmtune.units import GIB  # noqa: E402
@@ -78,18 +78,19 @@ VARIANTS = {
 
 
 def trained(prepared_run: tuple, variant: str, limit_bytes: float) -> dict:
-    """Train in this process, held to a limit once the model is there, and return what it took."""
+    """Train, held to a limit once the model is there, and return what it took; nothing else in this process."""
     from rich.console import Console
 
     from vlmtune.data.run_data import MeasuredRows, RunData
     from vlmtune.engine import train as engine
     from vlmtune.engine.monitor import LiveView
-    from vlmtune.engine.runtime import probe_device
+    from vlmtune.engine.runtime import probe_device, quiet_libraries
     from vlmtune.models import build
     from vlmtune.plan.decide import make_plan
     from vlmtune.plan.file import save_plan
     from vlmtune.runs.folder import RunFolder
 
+    quiet_libraries()
     _, total_bytes = torch.cuda.mem_get_info()
 
     def build_model(plan, **how):
@@ -101,6 +102,7 @@ def trained(prepared_run: tuple, variant: str, limit_bytes: float) -> dict:
     clock, services = Clock((PROFILED,), WATCHED, WARM_UP), engine._services
     engine._services = lambda plan, run_folder: [*services(plan, run_folder), clock]
     engine.build_model = build_model
+    build.load_base, engine.check_checkpoint = lambda plan, **how: made_on_the_card(plan), lambda plan: {}
     config, source, samples = prepared_run
     hardware = config.hardware.model_copy(update=VARIANTS[variant])
     config = config.model_copy(update={"experiment_name": variant, "hardware": hardware})
@@ -204,32 +206,24 @@ def main() -> None:
     parser.add_argument("--limit-gib", type=float, default=7.0, help="what a run may reserve")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run")
     asked = parser.parse_args()
-    from vlmtune.engine import train as engine
-    from vlmtune.engine.runtime import quiet_libraries
-    from vlmtune.models import build
-
-    quiet_libraries()
-    gpu, product = in_a_fork(torch.cuda.get_device_name), in_a_fork(products)
-    found = {"gpu": gpu, "versions": library_versions(), "product": product, "runs": []}
+    [product] = each_in_its_own(products, [()])
+    found = {"gpu": torch.cuda.get_device_name(), "versions": library_versions(), "product": product, "runs": []}
 
     def write() -> None:
         asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
     write()
     print(json.dumps(found["product"]), flush=True)
-    load_base, check = build.load_base, engine.check_checkpoint
-    build.load_base, engine.check_checkpoint = lambda plan, **how: made_on_the_card(plan), lambda plan: {}
     last = {"training.max_steps": asked.steps}
     cases = [replace(case, settings=case.settings | last) for case in SETS if re.search(asked.names, case.name)]
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
             run = prepare(case, CATALOGUE, Path(folder) / case.name)  # the same pictures for all
-            for variant in asked.variants:
-                took = in_a_fork(trained, run, variant, asked.limit_gib * GIB)
+            tasks = [(run, variant, asked.limit_gib * GIB) for variant in asked.variants]
+            for took in each_in_its_own(trained, tasks):
                 found["runs"].append({"case": case.name, **took})
                 write()
                 print(*(found["runs"][-1][key] for key in SHOWN), flush=True)
-        build.load_base, engine.check_checkpoint = load_base, check
         for number, run in enumerate(found["runs"] if not asked.no_estimates else ()):
             case = cases[number // len(asked.variants)]
             run |= estimated(case, run["variant"], Path(folder) / f"estimate-{number}")

@@ -24,6 +24,8 @@ from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES
 
 NOT_KERNELS = ("Memcpy", "Memset")
 TOP_KERNELS = 100
+LIBRARIES = "vlmtune.engine.train"
+"""Imports all that a run needs."""
 QUEUE_CYCLES = 20_000_000
 """What the card waits for before it begins, so that launching is not what is timed."""
 
@@ -169,7 +171,7 @@ def each_in_its_own(function: Callable, tasks: Sequence[tuple]) -> Iterator:
 
 def _process() -> ProcessPoolExecutor:
     process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-    process.submit(importlib.import_module, "vlmtune.engine.train")
+    process.submit(importlib.import_module, LIBRARIES)
     return process
 
 

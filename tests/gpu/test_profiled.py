@@ -1,10 +1,11 @@
 """What is read of a profile."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
 from gpu import profiled
-from gpu.profiled import Clock, Span, kernels_of, most_of, seconds_of, seconds_of_both
+from gpu.profiled import Clock, Span, each_in_its_own, kernels_of, most_of, seconds_of, seconds_of_both
 
 SPANS = [Span(0, 10, "gemm"), Span(5, 7, "Memcpy HtoD"), Span(8, 22, "norm"), Span(20, 30, "Memcpy HtoD")]
 
@@ -68,3 +69,11 @@ def test_steps_that_warm_up_or_are_looked_at_are_not_timed(monkeypatch):
 def test_several_steps_are_profiled_as_one(monkeypatch):
     clock = clocked(monkeypatch, [9.0, 1.0, 1.0, 1.0, 1.0], Clock(profiled=range(3, 5), warm_up=1))
     assert clock.figures(rows_per_step=1)["launches_per_row"] == 1  # 2 kernels of 2 rows
+
+
+def test_each_run_has_a_process_of_its_own_and_what_fails_there_fails_here(monkeypatch):
+    monkeypatch.setattr(profiled, "LIBRARIES", "json")
+    processes = list(each_in_its_own(os.getpid, [(), ()]))
+    assert len({os.getpid(), *processes}) == 3
+    with pytest.raises(ZeroDivisionError):
+        list(each_in_its_own(divmod, [(1, 0)]))
