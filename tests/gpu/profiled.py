@@ -159,8 +159,8 @@ def _joined(spans: list[Span]) -> list[Span]:
 def each_in_its_own(function: Callable, tasks: Sequence[tuple]) -> Iterator:
     """Call with each of the arguments in a process of its own, in turn; the next one imports the libraries meanwhile.
 
-    Of one process only the first run may be timed: where a profiler has been on, launches are a fifth slower for as
-    long as the process lives (H200, torch 2.11: 12.1 µs before, 14.6 after).
+    Of one process only the first run is timed: behind it, and behind its profiler, launches take up to a fifth longer
+    for as long as the process lives (H200, torch 2.11: 12.2 µs before, 14.6 after).
     """
     following = _process()
     for number, task in enumerate(tasks, 1):
