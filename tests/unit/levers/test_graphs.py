@@ -55,6 +55,23 @@ def test_where_it_cannot_be_one_line_says_why(values, device, reason):
     assert not quiet.cuda_graphs and not [choice for choice in quiet.choices if choice.key == graphs.KEY]
 
 
+@pytest.mark.parametrize(
+    ("values", "priced"),
+    [
+        ((), [{graphs.KEY: True}]),
+        (("hardware.cuda_graphs=true",), []),
+        (("hardware.cuda_graphs=false",), []),
+        (("training.packing=false", "training.pack_tokens=null"), []),
+        (("hardware.varlen_attention=false",), []),
+        (("training.lora.dropout=0.1",), []),
+    ],
+)
+def test_price_lists_have_it_where_packs_could_be_recorded(values, priced):
+    config = preset_config("org/model", "8gb", [*PACKS, *values]).config
+    assert graphs.GRAPHS.more(config, SOURCE.facts("org/model")) == priced
+    assert graphs.GRAPHS.more(config, None) == []
+
+
 def test_masks_of_pairs_of_tokens_are_not_recorded():
     config = {
         "model_type": "gemma3",

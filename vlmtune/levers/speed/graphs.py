@@ -65,10 +65,14 @@ def _why_never(config: TrainingConfig, model: ModelFacts) -> str | None:
 
 def _recorded_packs(config: TrainingConfig, model: ModelFacts, tokens: int) -> list[Values]:
     """The packs that memory buys, or those that the config has, as graphs."""
-    if config.hardware.cuda_graphs != "auto":
-        return []
     packs = PACKING.spending.levels(config, model, tokens) or [{}]
-    return [values | {KEY: True} for values in packs if not _why_never(changed(config, values), model)]
+    return [values | recorded for values in packs for recorded in _recorded(changed(config, values), model)]
+
+
+def _recorded(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
+    if model is None or config.hardware.cuda_graphs != "auto" or _why_never(config, model):
+        return []
+    return [{KEY: True}]
 
 
 GRAPHS = Lever(
@@ -77,6 +81,7 @@ GRAPHS = Lever(
     costs="memory for one layer's work, which nothing else may use, and up to a 16th more tokens in packs",
     decide=_decide,
     fields=("cuda_graphs",),
+    more=_recorded,
     spending=Spending(
         _recorded_packs,
         lambda values: (
