@@ -1,6 +1,6 @@
 """Times training with PEFT's forward, with lean adapters and with what else saves kernels: `make gpu-lean`.
 
-Real trainer, real sizes, random weights, one process. Of each run: seconds a row (median of the steps), what the
+Real trainer, real sizes, random weights, a process for each run. Of each: seconds a row (median of the steps), what the
 profiler sees of one step (kernel time and launches a row, by kernel), where the host waits for the card in another,
 the losses, and the peaks beside their estimate. Rows are those of a page (1120×840 px, 100 to 400 characters), one by
 one or in packs, and short ones (448×336 px, 30 to 120 characters). First one product alone: how far from exact it is,

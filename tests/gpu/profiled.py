@@ -5,7 +5,6 @@ minutes.
 """
 
 import gc
-import importlib
 import statistics
 import time
 import warnings
@@ -24,8 +23,6 @@ from vlmtune.compat.torch import CLEAR_CUBLAS_WORKSPACES
 
 NOT_KERNELS = ("Memcpy", "Memset")
 TOP_KERNELS = 100
-LIBRARIES = "vlmtune.engine.train"
-"""Imports all that a run needs."""
 QUEUE_CYCLES = 20_000_000
 """What the card waits for before it begins, so that launching is not what is timed."""
 
@@ -157,22 +154,14 @@ def _joined(spans: list[Span]) -> list[Span]:
 
 
 def each_in_its_own(function: Callable, tasks: Sequence[tuple]) -> Iterator:
-    """Call with each of the arguments in a process of its own, in turn; the next one imports the libraries meanwhile.
+    """Call with each of the arguments in a process of its own, in turn.
 
-    Of one process only the first run is timed: behind it, and behind its profiler, launches take up to a fifth longer
-    for as long as the process lives (H200, torch 2.11: 12.2 µs before, 14.6 after).
+    Behind a run that was profiled launches take up to a fifth longer for as long as its process lives (H200, torch
+    2.11: 12.2 µs before, 14.6 after).
     """
-    following = _process()
-    for number, task in enumerate(tasks, 1):
-        process, following = following, _process() if number < len(tasks) else None
-        with process:
+    for task in tasks:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             yield process.submit(function, *task).result()
-
-
-def _process() -> ProcessPoolExecutor:
-    process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-    process.submit(importlib.import_module, LIBRARIES)
-    return process
 
 
 def free_card() -> None:

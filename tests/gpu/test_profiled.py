@@ -71,8 +71,7 @@ def test_several_steps_are_profiled_as_one(monkeypatch):
     assert clock.figures(rows_per_step=1)["launches_per_row"] == 1  # 2 kernels of 2 rows
 
 
-def test_each_run_has_a_process_of_its_own_and_what_fails_there_fails_here(monkeypatch):
-    monkeypatch.setattr(profiled, "LIBRARIES", "json")
+def test_each_run_has_a_process_of_its_own_and_what_fails_there_fails_here():
     processes = list(each_in_its_own(os.getpid, [(), ()]))
     assert len({os.getpid(), *processes}) == 3
     with pytest.raises(ZeroDivisionError):

@@ -11,6 +11,7 @@ slower one minute than the next, so calibrate's own steps are trained again befo
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def figures_of(clock: Clock) -> dict:
 def run(case: Case, out: Path, cap_bytes: int | None = None, **more) -> None:
     """Train one case with no more of the card than a cap, and write what it took, and more that is known.
 
-    No other run may have been profiled in this process.
+    No other run may have been profiled in this process (`each_in_its_own`).
     """
     from vlmtune.engine import train as engine
 
@@ -119,15 +120,16 @@ def run_all(names: list[str], folder: Path) -> None:
     cases = [timed(next(case for case in CASES if case.name == name)) for name in names]
     small = None
     if CALIBRATE in os.environ:
-        if not (folder / CALIBRATION).exists():
+        if not (measured := folder / CALIBRATION).exists():
             calibrate(folder)
-        [small] = each_in_its_own(small_run, [(folder / f"small-{names[0]}",)])
+        if "error" not in json.loads(measured.read_text(encoding="utf-8")):
+            [small] = each_in_its_own(small_run, [(folder / f"small-{names[0]}",)])
     for _ in each_in_its_own(run_beside, [(small, case, folder / f"{case.name}.json") for case in cases]):
         pass
 
 
 def run_beside(small: "tuple[SmallRun, StepTime] | None", case: Case, out: Path) -> None:
-    """Train a case, and before it the small run; nothing else in this process."""
+    """Train a case, and before it the small run, which is not profiled; nothing else in this process."""
     launch_s = launch_now_s(*small) if small else None
     run(case, out, plain_launch_beside_s=launch_s)
 
@@ -168,11 +170,13 @@ def on_every_card(
         folder = Path(name)
         shared = enumerate(zip(cards, shares(len(cards)), strict=True))
         on_cards = [OnCard(card, names, folder / str(number), script) for number, (card, names) in shared]
-        while any([one.goes_on() for one in on_cards]) and time.monotonic() - began < within_s:  # noqa: C419  all
-            time.sleep(1)
-            written(folder, out)
-        for one in on_cards:
-            one.end()
+        try:
+            while any([one.goes_on() for one in on_cards]) and time.monotonic() - began < within_s:  # noqa: C419  all
+                time.sleep(1)
+                written(folder, out)
+        finally:
+            for one in on_cards:
+                one.end()
         return written(folder, out)
 
 
@@ -216,12 +220,12 @@ class OnCard:
         env = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True", "CUDA_VISIBLE_DEVICES": self.card}
         command = [sys.executable, str(self.script), "--these", str(self.folder), *self.left]
         with self.said.open("w") as said:
-            self.process = subprocess.Popen(command, env=env, stdout=said, stderr=said)
+            self.process = subprocess.Popen(command, env=env, stdout=said, stderr=said, start_new_session=True)
 
     def end(self) -> None:
-        """End what runs still."""
-        if self.process:
-            self.process.kill()
+        """End what runs still, with the processes that it has started: they would keep the card."""
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

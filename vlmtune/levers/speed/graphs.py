@@ -10,7 +10,7 @@ from vlmtune.config.values import Values, changed
 from vlmtune.families.facts import ModelFacts
 from vlmtune.levers.base import Choice, Decision, Lever, OnResume, Spending
 from vlmtune.levers.speed.packing import PACKING, packs_rows
-from vlmtune.levers.speed.varlen import VARLEN
+from vlmtune.levers.speed.varlen import VARLEN, why_never
 
 if TYPE_CHECKING:
     from vlmtune.plan.types import Device
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 KEY = "hardware.cuda_graphs"
 AUTO = False
 """What `auto` is: it pays where the processor is slower than the card, and takes memory."""
+WITHOUT_VARLEN = "rows of a pack need hardware.varlen_attention, which is not to be had here"
 RECORDED_LAUNCH_BYTES = 9200
 """What the driver keeps of a launch in a graph, at most: on an H200 5200 (LLaVA) to 9100 (Qwen3-VL), by `driver_bytes`
 of runs with and without (tests/gpu/measured/fast.json)."""
@@ -39,7 +40,7 @@ def _why_not(config: TrainingConfig, model: ModelFacts, device: "Device") -> str
     if reason := _why_never(config, model):
         return reason
     if not VARLEN.decide(config, model, device).values["varlen_attention"]:
-        return "rows of a pack need hardware.varlen_attention, which is not to be had here"
+        return WITHOUT_VARLEN
     return "a run on several GPUs is not recorded" if device.launched else None
 
 
@@ -48,8 +49,8 @@ def _why_never(config: TrainingConfig, model: ModelFacts) -> str | None:
     hardware, training = config.hardware, config.training
     if not packs_rows(config, model):
         return "without training.packing: true batches have too many lengths"
-    if hardware.varlen_attention is False:
-        return "rows of a pack need hardware.varlen_attention"
+    if hardware.varlen_attention is False or why_never(config, model):
+        return WITHOUT_VARLEN
     if model.family.sees_both_ways:
         return "images or prompts that see both ways have a mask of pairs of tokens"
     if not hardware.gradient_checkpointing or hardware.offload_activations:

@@ -33,6 +33,11 @@ def _why_not(config: TrainingConfig, model: ModelFacts, device: "Device") -> str
         return "training runs on the CPU, which has no such kernel"
     if not device.bf16:
         return f"{device.name} has no such kernel, which Ampere and newer cards have"
+    return why_never(config, model)
+
+
+def why_never(config: TrainingConfig, model: ModelFacts) -> str | None:
+    """Return why no card's kernel can be used; None where some can."""
     if config.hardware.mixed_precision == "no":
         return "the kernel computes in 16 bits"
     if model.caps_attention:

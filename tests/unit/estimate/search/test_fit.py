@@ -16,13 +16,30 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.estimate.report import MemoryReport, PeakAt, Share, StepTime
 from vlmtune.estimate.search.candidates import Search
 from vlmtune.estimate.search.fit import MOST_CHANGES, cheapest_changes, find_fit
+from vlmtune.estimate.search.spend import Ways
 from vlmtune.levers.base import GivesUp
 from vlmtune.levers.batch import batch_of, rows_per_step
 from vlmtune.levers.recompute import RECOMPUTE, keep_all, recompute_first
 from vlmtune.units import MIB
 
-CACHING = SimpleNamespace(name="toy", not_cacheable="", not_packable="", most_pack_tokens=None, sees_both_ways=False)
-FACTS = {"num_layers": 36, "family": CACHING, "prequantised": None, "adapter": None, "layers_with_state": ()}
+CACHING = SimpleNamespace(
+    name="toy",
+    not_cacheable="",
+    not_packable="",
+    most_pack_tokens=None,
+    sees_both_ways=False,
+    text="text",
+    eager=(),
+    tower_loops=True,
+)
+FACTS = {
+    "num_layers": 36,
+    "family": CACHING,
+    "prequantised": None,
+    "adapter": None,
+    "layers_with_state": (),
+    "caps_attention": False,
+}
 FACTS["config"] = {"model_type": "toy"}
 MODEL = SimpleNamespace(shares_embedding=False, fixed_images=False, **FACTS)
 QUALITY = ("data.max_length", "data.image_size", "training.lora.rank")
@@ -255,6 +272,30 @@ def test_where_the_processor_is_slower_than_the_card_packs_become_graphs(words, 
     assert after.hardware.gradient_checkpointing and after.hardware.checkpointed_layers is None
     assert "slower than the card" in fits.changes[-1].reason
     assert changed(config, values_of(tight)).hardware.cuda_graphs == "auto"
+
+
+def test_graphs_that_do_not_fit_say_nothing_of_packs_without_them(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.GRAPHS_MIB", 10**6)
+    monkeypatch.setattr(f"{__name__}.A_PASS_S", 2.0)
+    config = config_with("8gb")
+    found = []
+    for words in ((), ("hardware.cuda_graphs=false",)):
+        begun = config_with("8gb", words)
+        estimate = estimated_within(begun, 9 * needed_mib(config))
+        found.append(values_of(find_fit(begun, MODEL, estimate, estimate, paced_from(begun))))
+    assert found[0] == found[1] and found[0]["training.pack_tokens"] == 16_384
+
+
+@pytest.mark.parametrize("words", [(), PACKED, (*PACKED, "training.gradient_accumulation_steps=5")])
+def test_of_graphs_a_step_is_predicted_without_simulating_any_or_buying_more(words):
+    config = config_with("8gb", words)
+    search, pace = Search(config, MODEL, estimated_within(config, 99 * needed_mib(config))), paced_from(config)
+    ways = Ways(search, [], pace)
+    alone = [way for way in ways.every if way.alone]
+    assert alone
+    for way in alone:
+        assert ways.predicted(way) == pace(way.values, []).step_s
+    assert not any("hardware.cuda_graphs=true" in changes for changes in search.reports)
 
 
 @pytest.mark.parametrize(
