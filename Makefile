@@ -109,7 +109,7 @@ gpu-ranks-memory: install  ## peaks of every GPU in 24 plans on two and four of 
 gpu-ranks-peers: install  ## vlmtune and TRL (in TRL=FOLDER) under accelerate on 2 and 4 GPUs; two minutes
 	$(BIN)/python tests/gpu/ranks_peers.py tests/gpu/measured/ranks-peers-here.json --trl $(TRL)
 
-gpu-time: install  ## time a step of every case on the GPUs at hand, one process on each; about forty seconds a case
+gpu-time: install  ## time a step of every case on the GPUs at hand, one run on each at a time; about a minute a case
 	$(BIN)/python tests/gpu/timed.py tests/gpu/measured/time-here.json
 
 gpu-plan: install  ## time what `plan` chooses for six models beside what it might have chosen; six minutes on four GPUs

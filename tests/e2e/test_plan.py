@@ -33,9 +33,8 @@ def test_with_room_it_buys_speed_and_writes_a_config_that_validates(run_cli, qwe
     out = tmp_path / "run.yaml"
     done = run_cli("plan", "--model", qwen, "--gpu", "8gb", "-o", out)
     assert done.code == 0, done.stderr
-    assert (
-        "fits: " in done.stdout and "hardware.cuda_graphs: true" in done.stdout
-    )  # so small that launches are what counts
+    # So small a model waits for launches.
+    assert "fits: " in done.stdout and "hardware.cuda_graphs: true" in done.stdout
     text = out.read_text()
     assert "preset: 8gb" in text and "# auto by default: memory is left: rows in packs" in text
     assert re.search(r"# Estimated, not measured: a peak of \d\.\d\d of \d\.\d\d GiB", text)
@@ -48,6 +47,15 @@ def test_with_room_it_buys_speed_and_writes_a_config_that_validates(run_cli, qwe
     (tmp_path / "train.jsonl").write_text('{"question": "q", "answer": "a"}\n')
     assert run_cli("validate", out).code == 0
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_with_room_a_model_that_no_card_records_keeps_its_activations(run_cli, tmp_path):
+    gemma, out = save_tiny("gemma3", tmp_path / "gemma3"), tmp_path / "run.yaml"
+    done = run_cli("plan", "--model", gemma, "--gpu", "8gb", "-o", out)
+    assert done.code == 0, done.stderr
+    assert "hardware.gradient_checkpointing: false" in done.stdout and "cuda_graphs" not in done.stdout
+    assert "# true in preset 8gb: memory is left: every activation is kept" in out.read_text()
+    assert load_config(out).config.hardware.gradient_checkpointing is False
 
 
 def test_with_little_room_it_gives_up_what_it_must_and_says_so(run_cli, qwen):
