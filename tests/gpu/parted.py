@@ -11,8 +11,8 @@ NAMES = {
     "peft": "PEFT's forward",
     "again": "PEFT's forward, once more",
     "lean": "lean adapters",
-    "norms": "lean adapters, widths filled up, varlen, norms in one kernel",
     "packs": "all that saves kernels, in packs",
+    "graphs": "the same packs as CUDA graphs",
     "peft-packs": "PEFT's forward, in packs",
     "lean-packs": "lean adapters, in packs",
 }

@@ -3,13 +3,18 @@
 import json
 
 import pytest
-from gpu import parted
+from gpu import equal, parted
 
 FIRST = {"run": "peft", "seed": 1, "losses": [3.0, 2.0, 1.0]}
 
 
 def test_losses_are_apart_by_the_mean_and_by_the_worst_step():
     assert parted.parted({"losses": [3.0, 2.5, 0.9]}, FIRST) == pytest.approx((0.2, 0.5))
+
+
+def test_every_kind_of_run_has_a_name_in_the_tables():
+    demo = json.loads((parted.MEASURED / "demo-equal.json").read_text(encoding="utf-8"))["runs"]
+    assert {*equal.RUNS, *(run["run"] for run in demo)} == {*parted.NAMES}
 
 
 def test_every_seed_is_held_against_its_own_first_run(monkeypatch, tmp_path):
