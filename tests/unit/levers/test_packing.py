@@ -5,6 +5,7 @@ import pytest
 from vlmtune.config.schema import TrainingConfig
 from vlmtune.errors import VlmtuneError
 from vlmtune.hub.source import ModelSource
+from vlmtune.levers.batch import BATCH
 from vlmtune.levers.speed import varlen
 from vlmtune.levers.speed.packing import DEFAULT_TOKENS, PACKING
 from vlmtune.plan.decide import make_plan
@@ -16,7 +17,7 @@ CARD, OLD_CARD, CPU = (
     Device("cpu", "CPU", bf16=False),
 )
 LLAVA = {"model_type": "llava", "vision_config": {"image_size": 336}, "text_config": {}}
-QWEN_VL = {"model_type": "qwen", "visual": {"image_size": 448}}
+QWEN_VL = {"model_type": "qwen", "visual": {"image_size": 448}, "vocab_size": 100}
 QWEN2_5_VL = {
     "model_type": "qwen2_5_vl",
     "vision_config": {},
@@ -24,10 +25,13 @@ QWEN2_5_VL = {
 }
 
 
-def plan_of(config=LLAVA, device=CARD, hardware=(), **training):
+def config_of(hardware=(), **training):
     values = {"model": {"name": "org/model"}, "data": {"train_path": "rows.jsonl"}}
-    made = TrainingConfig.model_validate(values | {"training": training, "hardware": dict(hardware)})
-    return make_plan(made, ModelSource("org/model", config, {}), device)
+    return TrainingConfig.model_validate(values | {"training": training, "hardware": dict(hardware)})
+
+
+def plan_of(config=LLAVA, device=CARD, hardware=(), **training):
+    return make_plan(config_of(hardware, **training), ModelSource("org/model", config, {}), device)
 
 
 def test_rows_are_packed_where_it_is_asked_for_and_the_rows_of_a_step_stay():
@@ -35,6 +39,16 @@ def test_rows_are_packed_where_it_is_asked_for_and_the_rows_of_a_step_stay():
     plan = plan_of(packing=True, gradient_accumulation_steps=12)
     assert (plan.pack_tokens, plan.rows_per_step) == (DEFAULT_TOKENS, 12)
     assert plan_of(packing=True, pack_tokens=640).pack_tokens == 640
+
+
+def test_packs_are_offered_no_batches():
+    def offered(**training):
+        config = config_of(gradient_accumulation_steps=16, **training)
+        return BATCH.spending.levels(config, None, 300), BATCH.more(config, None)
+
+    levels, more = offered()
+    assert [level["training.batch_size"] for level in levels] == [2, 4, 8, 16] and len(more) == 1
+    assert offered(packing=True) == ([], [])
 
 
 @pytest.mark.parametrize(
