@@ -17,7 +17,12 @@ CARD, OLD_CARD, CPU = (
     Device("cpu", "CPU", bf16=False),
 )
 LLAVA = {"model_type": "llava", "vision_config": {"image_size": 336}, "text_config": {}}
-QWEN_VL = {"model_type": "qwen", "visual": {"image_size": 448}, "vocab_size": 100}
+QWEN_VL = {
+    "model_type": "qwen",
+    "visual": {"image_size": 448},
+    "vocab_size": 100,
+    "num_hidden_layers": 2,
+}
 QWEN2_5_VL = {
     "model_type": "qwen2_5_vl",
     "vision_config": {},
