@@ -22,10 +22,11 @@ FILLED_IN = {"CONFIG": "configs/smoke.yaml"}
 SLOW = {
     "make test": "every test: ten minutes and more",
     "make bench": "three minutes",
-    "make gpu-errors": "installs the oldest libraries beside, then ten minutes",
+    "make gpu-errors": "installs the oldest libraries beside, then forty minutes",
+    "make gpu-time-errors": "installs the oldest libraries beside",
 }
 """Commands that `--all` runs too."""
-NEEDS_GPU = ("make gpu", "make gpu-cap", "make gpu-train")
+GPU, WITHOUT = "make gpu", ("make gpu-errors", "make gpu-time-errors")
 MENTIONED = ("vlmtune train", "vlmtune guide")
 """Names of commands in a sentence, not the commands."""
 ITSELF = "make readme"
@@ -55,7 +56,7 @@ def why_not(command: str, *, slow: bool) -> str | None:
         return "this walk"
     if command in MENTIONED:
         return "its name in a sentence"
-    if command in NEEDS_GPU:
+    if command.startswith(GPU) and command not in WITHOUT:
         return "needs a GPU"
     return None if slow else SLOW.get(command)
 

@@ -100,3 +100,13 @@ def test_the_walk_leaves_nothing_of_the_page_out():
 )
 def test_commands_are_found_in_blocks_and_in_sentences_once(page, found):
     assert list(walk().commands(page)) == found
+
+
+def test_no_command_that_needs_a_gpu_is_tried_without_one():
+    measuring = [command for command in walk().commands(walk().readme()) if command.startswith("make gpu")]
+    needs_gpu = {command: walk().why_not(command, slow=True) for command in measuring}
+    assert len(needs_gpu) >= 6
+    assert [command for command, reason in needs_gpu.items() if reason is None] == [
+        "make gpu-errors",
+        "make gpu-time-errors",
+    ]
