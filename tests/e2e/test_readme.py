@@ -76,7 +76,7 @@ def test_the_start_block_runs_as_it_is_written(folder, run_cli):
 def test_the_walk_leaves_nothing_of_the_page_out():
     found = list(walk().commands(walk().readme()))
     assert found[:2] == ["make demo", "make test"]
-    known = {*walk().SLOW, *walk().NEEDS_GPU, *walk().MENTIONED, walk().ITSELF}
+    known = {*walk().SLOW, *walk().WITHOUT, *walk().MENTIONED, walk().ITSELF}
     assert known <= set(found), "what is left out is on the page"
     is_run = [command for command in found if walk().why_not(command, slow=True) is None]
     assert [walk().as_run(command).split()[0] for command in is_run if not command.startswith("make")] == (
