@@ -62,18 +62,23 @@ def _fewer_rows(config: TrainingConfig, model: ModelFacts | None, text_tokens: i
 
 
 def _more_rows(config: TrainingConfig, model: ModelFacts, tokens: int) -> list[Values]:
-    """Twice, four times ... as many rows, as long as they divide those of a step; of packs there are no batches."""
+    """Twice, four times ... as many rows, as long as they divide those of a step."""
     rows, batch_size = rows_per_step(config), config.training.batch_size
     levels = []
-    while config.training.packing is not True and rows % (2 * batch_size) == 0 and batch_size * tokens < ENOUGH_TOKENS:
+    while _doubles(config, batch_size) and batch_size * tokens < ENOUGH_TOKENS:
         batch_size *= 2
         levels.append(batch_of(batch_size, rows))
     return levels
 
 
 def _more(config: TrainingConfig, model: ModelFacts | None) -> list[Values]:
-    doubles = config.training.packing is not True and _accumulation(config) % 2 == 0
-    return [batch_of(2 * config.training.batch_size, rows_per_step(config))] if doubles else []
+    batch_size = config.training.batch_size
+    return [batch_of(2 * batch_size, rows_per_step(config))] if _doubles(config, batch_size) else []
+
+
+def _doubles(config: TrainingConfig, batch_size: int) -> bool:
+    """Return whether twice as many rows at a time divide those of a step; of packs there are no batches."""
+    return config.training.packing is not True and rows_per_step(config) % (2 * batch_size) == 0
 
 
 def _same_rows(begun: "RunPlan", now: "RunPlan") -> bool:
